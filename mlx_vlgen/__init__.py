@@ -1,0 +1,63 @@
+"""Vision-language models on Apple silicon with MLX: pictures, video and text in, text out, streamed and batched."""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that has it, imported when it is first asked for: `import mlx_vlgen` must stay instant.
+_WHERE = {
+    "BatchResponse": "results",
+    "BatchStats": "results",
+    "GenerationResult": "results",
+    "MediaInputs": "inputs.prompt",
+    "Request": "engine.request",
+    "SamplingParams": "engine.request",
+    "TokenIterator": "engine.iterator",
+    "apply_chat_template": "prompt_utils",
+    "batch_generate": "generate",
+    "generate": "generate",
+    "load": "loading",
+    "load_image": "inputs.media",
+    "stream_generate": "generate",
+}
+
+__all__ = ["__version__", *_WHERE]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from .engine.iterator import TokenIterator
+    from .engine.request import Request, SamplingParams
+    from .generate import batch_generate, generate, stream_generate
+    from .inputs.media import load_image
+    from .inputs.prompt import MediaInputs
+    from .loading import load
+    from .prompt_utils import apply_chat_template
+    from .results import BatchResponse, BatchStats, GenerationResult
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
+
+
+class _Package(ModuleType):
+    """`generate` is a function and a module of this package. The import system binds the module to the name; here
+    the name stays the function's, whatever was imported, and `python -m mlx_vlgen.generate` runs the module."""
+
+    @property
+    def generate(self) -> Any:
+        return __getattr__("generate")
+
+    @generate.setter
+    def generate(self, module: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,79 @@
+"""All that we use of mlx-lm, by name. Its internals are promised to nobody: they come in here, and its minor
+version is pinned in pyproject.toml."""
+
+import resource
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import _runtime as _runtime  # before MLX: it chooses the BLAS
+
+# Importing mlx_lm lowers how many files this process may open, the hard limit too, which nobody but root could raise
+# again. Other threads see the stand-in for the length of that import only.
+_setrlimit = resource.setrlimit
+resource.setrlimit = lambda *_: None
+
+from mlx_lm.models import qwen3, qwen3_moe  # noqa: E402
+from mlx_lm.models.base import create_attention_mask  # noqa: E402
+from mlx_lm.models.cache import (  # noqa: E402
+    ArraysCache,
+    BatchKVCache,
+    BatchRotatingKVCache,
+    KVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear  # noqa: E402
+from mlx_lm.tokenizer_utils import (  # noqa: E402
+    BPEStreamingDetokenizer,
+    NaiveStreamingDetokenizer,
+    SPMStreamingDetokenizer,
+    StreamingDetokenizer,
+)
+from mlx_lm.tuner.dora import DoRALinear  # noqa: E402
+from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear  # noqa: E402
+from mlx_lm.utils import MODEL_REMAPPING, _get_classes, infer_quant_config  # noqa: E402
+from mlx_lm.utils import _transform_awq_weights as unpack_awq  # noqa: E402
+
+resource.setrlimit = _setrlimit
+
+
+def models_folder() -> Path:
+    """Where mlx-lm keeps one file a model type."""
+    return Path(qwen3.__file__).parent
+
+
+def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """mlx-lm's `Model` and `ModelArgs` for a config.json. ValueError when it has none, or that needs more installed."""
+    try:
+        return _get_classes(dict(config))
+    except SystemExit:  # olmo's answer to a missing package
+        raise ValueError(f"mlx-lm's {config['model_type']} needs a package that is not installed") from None
+
+
+__all__ = [
+    "ArraysCache",
+    "BPEStreamingDetokenizer",
+    "BatchKVCache",
+    "BatchRotatingKVCache",
+    "DoRALinear",
+    "KVCache",
+    "LoRAEmbedding",
+    "LoRALinear",
+    "LoRASwitchLinear",
+    "MODEL_REMAPPING",
+    "NaiveStreamingDetokenizer",
+    "QuantizedSwitchLinear",
+    "RotatingKVCache",
+    "SPMStreamingDetokenizer",
+    "StreamingDetokenizer",
+    "SwitchLinear",
+    "create_attention_mask",
+    "infer_quant_config",
+    "make_prompt_cache",
+    "models_folder",
+    "qwen3",
+    "qwen3_moe",
+    "text_decoder",
+    "unpack_awq",
+]

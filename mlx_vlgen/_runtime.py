@@ -1,0 +1,98 @@
+"""The only door to MLX: every other module takes `mx` and `nn` from here.
+
+MLX's CPU wheel for Linux carries the reference BLAS, which is about twenty times slower at matrix products than
+OpenBLAS or MKL. A library that exports `cblas_sgemm` and is loaded globally before MLX takes its place, since the
+dynamic linker binds a symbol to the first library that has it; so this module looks for one and then imports MLX.
+
+`MLX_VLGEN_BLAS=off` leaves MLX's own in place; `MLX_VLGEN_BLAS=/path/to/lib.so` chooses one.
+"""
+
+import ctypes
+import os
+import sys
+
+_SETTING = "MLX_VLGEN_BLAS"
+
+# Threaded builds first: on Fedora libopenblas.so.0 is the serial one. Those with 64-bit integers are other libraries.
+_LIBRARIES = (
+    "libopenblasp.so.0",
+    "libopenblas.so.0",
+    "libopenblaso.so.0",
+    "libopenblas.so",
+    "libmkl_rt.so.3",
+    "libmkl_rt.so.2",
+    "libmkl_rt.so.1",
+    "libblis.so.4",
+)
+
+_NO_BACKEND = """MLX cannot be imported: {reason}
+On Linux MLX needs a backend beside it. Install the extra for this machine:
+  pip install "mlx-vlgen[cpu]"     no GPU
+  pip install "mlx-vlgen[cuda12]"  NVIDIA, CUDA 12
+  pip install "mlx-vlgen[cuda13]"  NVIDIA, CUDA 13"""
+
+
+def _load_globally(library: str) -> str | None:
+    """Make `library`'s symbols the first found, if it is a BLAS for C; why not, otherwise."""
+    try:
+        candidate = ctypes.CDLL(library, mode=ctypes.RTLD_LOCAL)
+    except OSError as error:
+        return str(error)
+    if not hasattr(candidate, "cblas_sgemm"):
+        return "it does not export cblas_sgemm"
+    ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+    return None
+
+
+def _preload_blas() -> str | None:
+    """Load the BLAS that `MLX_VLGEN_BLAS` names, or else the first that is installed; its name."""
+    setting = os.environ.get(_SETTING, "")
+    if sys.platform != "linux" or "mlx.core" in sys.modules or setting == "off":
+        return None
+    if setting:
+        if reason := _load_globally(setting):
+            raise ImportError(
+                f"{_SETTING}={setting}: cannot be used as MLX's BLAS: {reason}. "
+                "Give the path of a shared library that exports cblas_sgemm, or 'off', or unset it."
+            )
+        return setting
+    # pip and conda install MKL and OpenBLAS into the environment, where the dynamic linker does not look.
+    in_environment = [os.path.join(sys.prefix, "lib", name) for name in _LIBRARIES]
+    for library in [*filter(os.path.exists, in_environment), *_LIBRARIES]:
+        if _load_globally(library) is None:
+            return library
+    return None
+
+
+_mlx_came_first = "mlx.core" in sys.modules
+_blas = _preload_blas()
+
+try:
+    import mlx.core as mx
+    from mlx import nn
+    from mlx.utils import tree_flatten, tree_unflatten
+except ImportError as error:
+    if sys.platform != "linux":
+        raise
+    raise ImportError(_NO_BACKEND.format(reason=error)) from None
+
+
+def blas() -> str | None:
+    """The BLAS library that was loaded in the place of MLX's own; None when MLX keeps its own."""
+    return _blas
+
+
+def blas_hint() -> str | None:
+    """One line for a person whose CPU runs are slower than they need be; None when there is nothing to gain."""
+    off = os.environ.get(_SETTING) == "off"
+    if sys.platform != "linux" or _blas is not None or off or mx.default_device().type != mx.DeviceType.cpu:
+        return None
+    if _mlx_came_first:
+        return "MLX was imported before mlx_vlgen and keeps its own slow BLAS: import from mlx_vlgen first."
+    return (
+        "MLX runs on the CPU with its own slow BLAS; OpenBLAS makes reading prompts about twenty times faster: "
+        f"apt-get install libopenblas0-pthread, or set {_SETTING} to the path of one."
+    )
+
+
+__all__ = ["blas", "blas_hint", "mx", "nn", "tree_flatten", "tree_unflatten"]

@@ -1,0 +1,179 @@
+"""LoRA and DoRA adapters, in mlx-lm's layout and in PEFT's.
+
+An adapter changes a linear layer W to W + scale * B A (LoRA, arXiv 2106.09685), or sets the length of each of its rows
+too (DoRA, arXiv 2402.09353). The layers that compute it are mlx-lm's; they wrap float and quantized layers alike.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._mlx_lm import DoRALinear, LoRAEmbedding, LoRALinear, LoRASwitchLinear, QuantizedSwitchLinear, SwitchLinear
+from ._runtime import mx, nn, tree_flatten, tree_unflatten
+from .checkpoint import few, read_json, read_weights
+from .errors import LoadError
+from .models.base import Model
+
+
+@dataclass
+class _Change:
+    """What an adapter does to one layer; arrays in mlx-lm's orientation: a (in, r), b (r, out), m (out,)."""
+
+    scale: float
+    a: mx.array | None = None
+    b: mx.array | None = None
+    m: mx.array | None = None
+
+
+def apply_adapter(model: Model, folder: Path) -> None:
+    """Put the adapter in `folder` on `model`, in place.
+
+    LoadError when it is of a kind that is not understood, or any of its tensors finds no layer.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise LoadError(f"{folder} holds no adapter_config.json, so it is not an adapter.")
+    config = read_json(path)
+    if "peft_type" in config:
+        _wrap(model, _peft_changes(model, config, _read(folder, "adapter_model.safetensors")), folder)
+    elif config.get("fine_tune_type", "lora") == "full":
+        _replace(model, _read(folder, "adapters.safetensors"), folder)
+    elif "lora_parameters" in config:
+        _wrap(model, _mlx_changes(model, config, _read(folder, "adapters.safetensors")), folder)
+    else:
+        raise LoadError(
+            f"{path} is neither mlx-lm's (lora_parameters) nor PEFT's (peft_type): adapters of other tools are not read."
+        )
+
+
+def _read(folder: Path, name: str) -> dict[str, mx.array]:
+    if not (folder / name).is_file():
+        raise LoadError(f"{folder} holds no {name}. Pickled adapters (.bin) are never opened: save it as safetensors.")
+    weights = read_weights([folder / name])
+    if mx.default_device().type == mx.DeviceType.cpu:
+        weights = {
+            key: w.astype(mx.float32) if mx.issubdtype(w.dtype, mx.floating) else w for key, w in weights.items()
+        }
+    return weights
+
+
+def _mlx_changes(model: Model, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> dict[str, _Change]:
+    """From mlx-lm's layout: `<layer>.lora_a`, `<layer>.lora_b` and, for DoRA, `<layer>.m`."""
+    scale = config["lora_parameters"].get("scale")
+    if scale is None:
+        raise LoadError("adapter_config.json has no lora_parameters.scale (mlx-lm's name; it has no alpha).")
+    changes: dict[str, _Change] = {}
+    for name, value in weights.items():
+        layer, _, part = name.rpartition(".")
+        if part not in ("lora_a", "lora_b", "m"):
+            raise LoadError(f"The adapter has a tensor {name!r}; expected …lora_a, …lora_b or …m.")
+        setattr(changes.setdefault(_layer(model, layer), _Change(float(scale))), part.removeprefix("lora_"), value)
+    return changes
+
+
+# What PEFT's LoraConfig says that needs no work here: it is about training, or the tensors' names and shapes tell it.
+_PEFT_MOOT = {
+    "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type",
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
+    "layers_pattern", "layers_to_transform", "lora_dropout", "use_dora", "init_lora_weights", "bias", "loftq_config",
+    "eva_config", "runtime_config", "ensure_weight_tying", "qalora_group_size",
+}  # fmt: skip
+# Initialisations after which the base weights are still the checkpoint's; PiSSA and others change them.
+_PEFT_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga_keep")
+
+
+def _peft_changes(model: Model, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> dict[str, _Change]:
+    """From PEFT's layout: `base_model.model.<Hub name>.lora_A.weight` (r, in), `.lora_B.weight` (out, r), and for DoRA
+    `.lora_magnitude_vector` (out,). Source: PEFT's LoraConfig and LoraLayer."""
+    if config["peft_type"] != "LORA":
+        raise LoadError(f"The adapter is of PEFT's type {config['peft_type']!r}; only LORA is supported.")
+    unknown = sorted(key for key, value in config.items() if value and key not in _PEFT_MOOT)
+    if config.get("init_lora_weights", True) not in _PEFT_STARTS:
+        unknown.append(f"init_lora_weights={config['init_lora_weights']!r}")
+    if config.get("bias", "none") != "none":
+        unknown.append(f"bias={config['bias']!r}")
+    if unknown:
+        raise LoadError(
+            f"The adapter uses {few(unknown, 8)}, which is not supported. Merge it into its base model with PEFT's "
+            "merge_and_unload and load the result."
+        )
+    changes: dict[str, _Change] = {}
+    pattern = re.compile(r"base_model\.model\.(.+)\.lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")
+    for name, value in weights.items():
+        if not (found := pattern.fullmatch(name)):
+            raise LoadError(
+                f"The adapter has a tensor {name!r}, which is not supported: expected LoRA of linear layers, "
+                "named base_model.model.….lora_A.weight and .lora_B.weight."
+            )
+        hub, part = found.groups()
+        change = changes.setdefault(_layer(model, hub), _Change(0.0))
+        if part == "A":
+            change.scale = _peft_scale(config, hub, rank=value.shape[0])
+            change.a = value.T
+        elif part == "B":
+            change.b = value.T
+        else:
+            change.m = value
+    return changes
+
+
+def _peft_scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
+    alpha = config.get("lora_alpha", 8)
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            alpha = own
+            break
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _layer(model: Model, name: str) -> str:
+    """A layer's path in `model`, from its name in any published layout."""
+    return model.rename(f"{name}.weight").removesuffix(".weight")
+
+
+def _wrap(model: Model, changes: Mapping[str, _Change], folder: Path) -> None:
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if lost := sorted(path for path in changes if not hasattr(modules.get(path), "weight")):
+        raise LoadError(
+            f"{len(lost)} of the {len(changes)} layers that the adapter in {folder} changes are not in this "
+            f"{model.config['model_type']}: {few(lost)}. It was made for another model, or for experts one by one."
+        )
+    model.update_modules(
+        tree_unflatten([(path, _wrapped(path, modules[path], change)) for path, change in changes.items()])
+    )
+
+
+def _wrapped(path: str, layer: nn.Module, change: _Change) -> nn.Module:
+    if change.a is None or change.b is None:
+        raise LoadError(f"The adapter has one of lora_a and lora_b for {path}; expected both.")
+    kinds: list[tuple[tuple[type, ...], Any]] = [
+        ((nn.Linear, nn.QuantizedLinear), LoRALinear if change.m is None else DoRALinear),
+        ((SwitchLinear, QuantizedSwitchLinear), LoRASwitchLinear),
+        ((nn.Embedding, nn.QuantizedEmbedding), LoRAEmbedding),
+    ]
+    kind = next((wrapper for types, wrapper in kinds if isinstance(layer, types)), None)
+    if kind is None or (change.m is not None and kind is not DoRALinear):
+        raise LoadError(f"The adapter changes {path}, a {type(layer).__name__}, in a way that is not supported.")
+    rank = change.a.shape[1]  # also of a stack of experts, whose lora_a is (experts, r, in)
+    wrapped: nn.Module = kind.from_base(layer, r=rank, dropout=0.0, scale=change.scale)
+    for name, value in (("lora_a", change.a), ("lora_b", change.b), ("m", change.m)):
+        if value is None:
+            continue
+        if value.shape != wrapped[name].shape:
+            raise LoadError(f"{path}.{name} of the adapter is {value.shape}; this model wants {wrapped[name].shape}.")
+        wrapped[name] = value
+    return wrapped
+
+
+def _replace(model: Model, weights: Mapping[str, mx.array], folder: Path) -> None:
+    """A full fine-tune in mlx-lm's layout: whole parameters in the place of the checkpoint's."""
+    renamed = {model.rename(name): value for name, value in weights.items()}
+    current = dict(tree_flatten(model.parameters()))
+    if lost := sorted(
+        name for name, value in renamed.items() if name not in current or current[name].shape != value.shape
+    ):
+        raise LoadError(f"{folder} changes parameters that this model has not, or of other shapes: {few(lost)}.")
+    model.load_weights(list(renamed.items()), strict=False)

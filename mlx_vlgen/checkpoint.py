@@ -1,0 +1,166 @@
+"""A checkpoint's folder: its configuration, what is refused, and the tensors in its safetensors files."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ._runtime import mx
+from .errors import LoadError
+from .models import find
+
+INDEX = "model.safetensors.index.json"
+
+# How transformers marks a number that JSON cannot hold.
+_TAGGED_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+
+# `quant_method`s whose tensors mlx-lm's decoders take; those that are not MLX's own are converted while loading.
+_QUANTIZED_BY = {"mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. LoadError when it holds anything else."""
+
+    def untag(value: dict[str, Any]) -> Any:
+        return _TAGGED_FLOATS.get(value["__float__"], value) if value.keys() == {"__float__"} else value
+
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_hook=untag)
+    except (ValueError, OSError) as error:
+        raise LoadError(f"{path} cannot be read as JSON ({error}). Download the checkpoint again.") from None
+    if not isinstance(value, dict):
+        raise LoadError(f"{path} holds a JSON {type(value).__name__}; expected an object.")
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, after `check_config`. LoadError when there is none, or it is refused."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise LoadError(f"{folder} holds no config.json, so it is not a checkpoint. {_found_instead(folder)}")
+    config = read_json(path)
+    check_config(config)
+    return config
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json; empty when there is none."""
+    path = folder / "generation_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """LoadError for a checkpoint that this package cannot run, or will not: remote code, foreign formats."""
+    if config.get("is_encoder_decoder"):
+        raise LoadError(
+            "This is an encoder-decoder checkpoint; only decoders (and vision-language models) are supported."
+        )
+    if code := config.get("model_file"):
+        raise LoadError(
+            f"config.json asks to run the Python file {code!r} from the checkpoint. Remote code is never run: "
+            "choose a checkpoint of a supported model_type."
+        )
+    if config.get("quantize_activations"):
+        raise LoadError("config.json asks for quantized activations, which are not supported.")
+    method = (quantization_config(config) or {}).get("quant_method")
+    if method == "bitsandbytes":
+        raise LoadError(
+            "The weights are stored in bitsandbytes' format, which needs CUDA and torch. Load the original checkpoint "
+            'with quantization={"bits": 4} (on the command line --quantize 4), or one converted for MLX.'
+        )
+    if method is not None and method not in _QUANTIZED_BY:
+        raise LoadError(
+            f"The weights are stored in the format of {method!r}, which cannot be read. "
+            "Load the original checkpoint with quantization=…, or one converted for MLX."
+        )
+    find(config)
+
+
+def quantization_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the weights were quantized, wherever config.json says it; None when they were not."""
+    text = config.get("text_config") or {}
+    return config.get("quantization") or config.get("quantization_config") or text.get("quantization_config")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the model. LoadError when one is missing or would lie outside the folder.
+
+    model.safetensors alone where it exists, as transformers has it; with an index, the files it names; else
+    model*.safetensors; else all others that are not an adapter's or a second copy (consolidated*) of the same weights.
+    """
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    if (index := folder / INDEX).is_file():
+        return _indexed(folder, index)
+    files = sorted(folder.glob("model*.safetensors")) or [
+        path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(("adapter", "consolidated"))
+    ]
+    if not files:
+        raise LoadError(f"{folder} holds no safetensors weights. {_found_instead(folder)}")
+    return files
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise LoadError(f"{index} has no weight_map. Download the checkpoint again.")
+    names = sorted({str(name) for name in named.values()})
+    for name in names:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
+            raise LoadError(f"{index} names {name!r}; expected a safetensors file inside the folder.")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise LoadError(
+            f"{folder} lacks {len(missing)} of the {len(names)} weight files that its index names: "
+            f"{few(missing)}. Finish the download."
+        )
+    return [folder / name for name in names]
+
+
+def read_weights(files: Sequence[Path]) -> dict[str, mx.array]:
+    """All tensors by the names the files give them, not evaluated yet. LoadError for a damaged file."""
+    weights: dict[str, mx.array] = {}
+    for path in files:
+        _check_whole(path)
+        try:
+            weights |= mx.load(str(path))  # type: ignore[arg-type]
+        except (RuntimeError, ValueError) as error:
+            raise LoadError(f"{path} cannot be read as safetensors: {error}") from None
+    return weights
+
+
+def _check_whole(path: Path) -> None:
+    """LoadError for a file that is shorter than its header says: MLX would notice only when it reads the tensor."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if 8 + length <= size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise LoadError(f"{path} is not a whole safetensors file ({size:,} bytes). Download it again.")
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if size < (expected := 8 + length + max(ends, default=0)):
+        raise LoadError(f"{path} is cut short: {size:,} bytes of {expected:,}. Download it again.")
+
+
+def _found_instead(folder: Path) -> str:
+    """What a folder without a loadable checkpoint holds, and what to do."""
+    names = {path.name for path in folder.iterdir()}
+    if any(name.endswith(".gguf") for name in names):
+        return "It holds GGUF files, which are not read: choose the safetensors checkpoint of this model."
+    if "adapter_config.json" in names:
+        return "It is an adapter: load its base model and give this folder as adapter_path."
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return (
+            "It holds pickled weights (.bin, .pt), which could run code and are never opened: "
+            "choose a checkpoint with safetensors, or save it again with transformers' save_pretrained."
+        )
+    return "Give the folder that holds config.json, *.safetensors and the tokenizer's files."
+
+
+def few(names: Sequence[str], count: int = 4) -> str:
+    """The first names, and how many more there are."""
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")

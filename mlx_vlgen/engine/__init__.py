@@ -1,0 +1,1 @@
+"""The token iterator and what plugs into it. Knows no family."""

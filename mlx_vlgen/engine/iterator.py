@@ -1,0 +1,447 @@
+"""The one loop: requests in, tokens out, for one request and for many.
+
+    while rows or queue:
+        admit       take queued requests while there is room; read their media; encode equal shapes together
+        prefill     at most one chunk's worth of tokens; rows that are through join the batch
+        decode      start the next step of all rows, then read and hand out the tokens of this one
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from .._runtime import mx
+from ..errors import PromptError
+from ..inputs.prompt import Media, MediaInputs
+from ..models.base import Embedded, Features, Model
+from ..results import FinishReason, GenerationResult
+from . import cache as kv
+from . import prefill
+from .request import Request, Row, fresh_seed
+from .sampling import BatchSampler, draw_with_user_code, log_softmax, top
+from .text import TextStream
+
+_stream = mx.new_thread_local_stream(mx.default_device())
+
+
+@dataclass
+class _Batch:
+    """Rows that decode together: their caches, and the token each has drawn but nobody has read yet."""
+
+    rows: list[Row]
+    cache: kv.Cache
+    sampler: BatchSampler
+    tokens: mx.array  # (B,), being computed
+    logits: mx.array  # (B, V), what they were drawn from
+
+    @property
+    def delta(self) -> int | mx.array:
+        """How far each row's rotary position is ahead of its cache."""
+        return self.rows[0].delta if len(self.rows) == 1 else mx.array([row.delta for row in self.rows])
+
+    def lengths(self) -> list[int]:
+        return [row.length + len(row.tokens) for row in self.rows]
+
+    def join(self, other: "_Batch") -> "_Batch":
+        rows = self.rows + other.rows
+        return _Batch(
+            rows,
+            kv.join(self.cache, other.cache, self.lengths() + other.lengths()),
+            BatchSampler(rows),
+            mx.concatenate([self.tokens, other.tokens]),
+            mx.concatenate([self.logits, other.logits]),
+        )
+
+    def select(self, places: Sequence[int]) -> "_Batch":
+        if len(places) == len(self.rows):
+            return self
+        rows, index = [self.rows[i] for i in places], mx.array(places)
+        lengths = [row.length + len(row.tokens) for row in rows]
+        cache = kv.select(self.cache, places, lengths)
+        return _Batch(rows, cache, BatchSampler(rows), self.tokens[index], self.logits[index])
+
+
+class TokenIterator:
+    """Continuous batching: rows join and leave while others decode. Iterating yields (id, GenerationResult), one
+    for each token of each row, in the order in which they come; it stops when there is nothing left to do, and may
+    be iterated again after more was added.
+
+    max_batch_size: rows that run together. kv_token_budget: cache positions that the rows inside may come to need
+    together (prompt and max_tokens); None is no bound but the batch size. prefill_step_size: prompt tokens a step.
+    vision_batch_pixels: pixel values (3 a pixel and frame) that go through the vision tower at once.
+    group_by_shape: whether pictures of equal processed shape are encoded together.
+
+    One thread iterates; `add` and `cancel` may be called from any.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        processor: Any,
+        *,
+        max_batch_size: int = 32,
+        kv_token_budget: int | None = None,
+        prefill_step_size: int = 2048,
+        vision_batch_pixels: int = 3 * 4096 * 1024,
+        group_by_shape: bool = True,
+    ):
+        for name, value in (("max_batch_size", max_batch_size), ("prefill_step_size", prefill_step_size)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        self._model, self._processor = model, processor
+        self._layout = model.cache_layout()
+        self._end_tokens = end_tokens(model, processor)
+        self._slots = max_batch_size if kv.can_batch(self._layout) else 1
+        self._budget, self._step_size = kv_token_budget, prefill_step_size
+        self._vision_batch, self._group = vision_batch_pixels, group_by_shape
+        self._lock = threading.Lock()
+        self._queue: deque[Row] = deque()
+        self._rows: dict[int, Row] = {}  # every row that has not ended
+        self._ready: deque[Row] = deque()  # encoded, waiting for prefill
+        self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
+        self._batch: _Batch | None = None
+        self._out: deque[tuple[int, GenerationResult]] = deque()
+        self._next_id = 0
+        self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
+        mx.reset_peak_memory()
+
+    # -- from any thread
+
+    def add(self, request: Request) -> int:
+        """Queue a request; its id. Its faults come out of the iteration, as a result with finish_reason "error"."""
+        text = TextStream(
+            self._processor.tokenizer, request.sampling.stop, skip_special_tokens=request.sampling.skip_special_tokens
+        )
+        with self._lock:
+            row = Row(self._next_id, request, text, fresh_seed(request.sampling))
+            self._next_id += 1
+            self._rows[row.id] = row
+            self._queue.append(row)
+        return row.id
+
+    def cancel(self, id: int) -> None:
+        """End a row at the next step, with finish_reason "cancelled". A row that has ended is left alone."""
+        with self._lock:
+            if row := self._rows.get(id):
+                row.cancelled = True
+
+    # -- from the iterating thread
+
+    def __enter__(self) -> "TokenIterator":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget all rows and free their caches."""
+        with self._lock:
+            self._rows.clear()
+            self._queue.clear()
+        self._ready.clear()
+        self._out.clear()
+        self._partial = self._batch = None
+
+    def __iter__(self) -> Iterator[tuple[int, GenerationResult]]:
+        return self
+
+    def __next__(self) -> tuple[int, GenerationResult]:
+        with mx.stream(_stream):
+            while not self._out:
+                if not self._rows:
+                    raise StopIteration
+                self._drop_cancelled()
+                self._admit()
+                begun = time.perf_counter()
+                self._prefill()
+                between = time.perf_counter()
+                self._decode()
+                self.prompt_time += between - begun
+                self.generation_time += time.perf_counter() - between
+        return self._out.popleft()
+
+    # -- admit
+
+    def _inside(self) -> list[Row]:
+        rows = list(self._ready) + (self._batch.rows if self._batch else [])
+        return rows + [self._partial[0]] if self._partial else rows
+
+    def _admit(self) -> None:
+        """Bring in as many rows as there is room for, but no more at once than one prefill step takes."""
+        came = []
+        waiting = sum(row.length for row in self._ready)
+        while waiting < self._step_size:
+            inside = [*self._inside(), *came]
+            with self._lock:
+                row = self._queue.popleft() if self._queue else None
+            if row is None:
+                break
+            if not row.prompt and not self._read(row):
+                continue
+            taken = sum(other.reserve for other in inside)
+            if not prefill.admissible([row.reserve], taken, self._slots - len(inside), self._budget):
+                with self._lock:
+                    self._queue.appendleft(row)
+                break
+            waiting += row.length
+            came.append(row)
+        if came:
+            self._encode(came)
+            self._ready.extend(came)
+
+    def _read(self, row: Row) -> bool:
+        """The row's prompt and media; False when the row has ended already."""
+        request = row.request
+        try:
+            media = request.media
+            assert isinstance(media, MediaInputs)
+            row.prompt = self._processor.prepare(
+                request.prompt, media, enable_thinking=request.enable_thinking, **request.template_kwargs
+            )
+            self._check_length(row)
+            row.end_tokens = self._end_tokens | self._token_ids(request.sampling.eos_tokens)
+        except Exception as error:  # whatever is wrong with one row's input is that row's own
+            self._end(row, "error", error)
+            return False
+        if request.sampling.max_tokens == 0:
+            self._end(row, "length")
+            return False
+        return True
+
+    def _token_ids(self, tokens: Sequence[str | int]) -> frozenset[int]:
+        """Ids of `eos_tokens`; a string must be one token of the vocabulary."""
+        ids = set()
+        for token in tokens:
+            pieces = [token] if isinstance(token, int) else self._processor.tokenizer.encode(token, add_special_tokens=False)
+            if len(pieces) != 1:
+                raise PromptError(f"eos_tokens: {token!r} is {len(pieces)} tokens of this model, not one: give it as stop=")
+            ids |= set(pieces)
+        return frozenset(ids)
+
+    def _check_length(self, row: Row) -> None:
+        config = self._model.config
+        most = config.get("text_config", config).get("max_position_embeddings")
+        if row.length == 0:
+            raise PromptError("the prompt is empty: give some text or a picture")
+        if most and row.length > most:
+            raise PromptError(
+                f"the prompt has {row.length} tokens and the model has {most} positions: "
+                "shorten it, give fewer or smaller pictures (max_pixels), or fewer frames (max_frames)"
+            )
+
+    def _encode(self, rows: Sequence[Row]) -> None:
+        """Features of all media of these rows, equal shapes together; then each row's embeddings."""
+        owners: list[Row] = []
+        media: list[Media] = []
+        for row in rows:
+            assert row.prompt
+            owners += [row] * len(row.prompt.media)
+            media += row.prompt.media
+        features: dict[int, Features] = {}
+        for group in prefill.encoding_groups(media, self._vision_batch, self._group):
+            begun = time.perf_counter()
+            made = self._model.encode([media[i] for i in group])
+            mx.eval([[f.embeds, *f.deepstack] for f in made])
+            features |= zip(group, made, strict=True)
+            for i in group:
+                owners[i].encode_time += (time.perf_counter() - begun) / len(group)
+        own = iter(features[i] for i in range(len(media)))
+        for row in rows:
+            assert row.prompt
+            row.inputs = self._model.embed(row.prompt, [next(own) for _ in row.prompt.media])
+            row.delta = int(row.inputs.delta)
+
+    # -- prefill
+
+    def _prefill(self) -> None:
+        """One step: a chunk of a long prompt, or several whole short ones."""
+        if self._partial is None and self._ready:
+            count = prefill.pack_size([row.length for row in self._ready], self._step_size)
+            rows = [self._ready.popleft() for _ in range(count)]
+            for row in rows:
+                row.prefill_started = time.perf_counter()
+            if count > 1:
+                self._prefill_pack(rows)
+                return
+            self._partial = rows[0], kv.make_cache(self._layout), 0
+        if self._partial is None:
+            return
+        row, cache, start = self._partial
+        assert row.prompt and row.inputs
+        end = prefill.chunk_end(start, row.length, self._step_size, row.prompt.two_way)
+        logits = self._model(row.inputs[start:end], cache, at=mx.array([end - start - 1]))
+        if end < row.length:
+            kv.evaluate(cache)
+            mx.clear_cache()
+            self._partial = row, cache, end
+        else:
+            self._partial = None
+            self._arrive([row], cache, logits)
+
+    def _prefill_pack(self, rows: list[Row]) -> None:
+        lengths = [row.length for row in rows]
+        cache = kv.make_pack(self._layout, lengths)
+        inputs = Embedded.stack([row.inputs for row in rows if row.inputs])
+        logits = self._model(inputs, cache, at=mx.array(lengths) - 1)
+        kv.finalize(cache, lengths)
+        self._arrive(rows, cache, logits)
+
+    def _arrive(self, rows: list[Row], cache: kv.Cache, logits: mx.array) -> None:
+        """Rows whose prompt is through: draw their first token and let them decode with the others."""
+        for row in rows:
+            row.inputs = None
+        new = self._draw(rows, cache, BatchSampler(rows), logits, ahead=0)
+        kv.evaluate(cache, new.tokens)
+        self._batch = self._batch.join(new) if self._batch else new
+
+    def _drop_cancelled(self) -> None:
+        """Rows that wait for something. Those that decode end when their next token comes."""
+        with self._lock:
+            gone = [row for row in self._queue if row.cancelled]
+            for row in gone:
+                self._queue.remove(row)
+        for row in [row for row in self._ready if row.cancelled]:
+            self._ready.remove(row)
+            gone.append(row)
+        for row in gone:
+            self._end(row, "cancelled")
+        if self._partial and self._partial[0].cancelled:
+            self._end(self._partial[0], "cancelled")
+            self._partial = None
+
+    # -- decode
+
+    def _draw(self, rows: list[Row], cache: kv.Cache, sampler: BatchSampler, logits: mx.array, ahead: int) -> _Batch:
+        """Draw one token a row from logits (B, V), and start computing it."""
+        if any(row.sampling.calls_user for row in rows):
+            tokens = draw_with_user_code(rows, logits, sampler)
+        else:
+            tokens = sampler(logits, ahead)
+        batch = _Batch(rows, cache, sampler, tokens, logits)
+        mx.async_eval(batch.tokens, batch.logits)
+        return batch
+
+    def _advance(self, batch: _Batch, ahead: int) -> _Batch:
+        """One forward for all rows of a batch, on the tokens they have drawn."""
+        logits = self._model(Embedded(batch.tokens[:, None], delta=batch.delta), batch.cache)[:, 0]
+        return self._draw(batch.rows, batch.cache, batch.sampler, logits, ahead)
+
+    def _decode(self) -> None:
+        """Hand out the tokens that are drawn, with the next step already under way.
+
+        A row that ends by its length is known before and computes nothing more. One that its token ends (end
+        token, stop string) has one token drawn in vain, which nobody sees. Rows that run the user's code wait.
+        """
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        going = [i for i, row in enumerate(batch.rows) if not row.last_token_due]
+        following = None
+        tokens, logits, rows = batch.tokens, batch.logits, batch.rows
+        if going and not any(row.sampling.calls_user for row in rows):
+            following = self._advance(batch.select(going), ahead=1)
+        for i, token in enumerate(tokens.tolist()):
+            self._emit(rows[i], token, logits, i)
+        left = [i for i in going if rows[i].finish_reason is None]
+        if not left:
+            return
+        if following is None:
+            self._batch = self._advance(batch.select(left), ahead=0)
+        else:
+            self._batch = following.select([place for place, i in enumerate(going) if i in left])
+
+    # -- emit
+
+    def _emit(self, row: Row, token: int, logits: mx.array, place: int) -> None:
+        """Record a row's token and hand out its result."""
+        if row.cancelled or row.error:
+            self._end(row, "error" if row.error else "cancelled", row.error)
+            return
+        row.tokens.append(token)
+        now = time.perf_counter()
+        if len(row.tokens) == 1:
+            row.first_token = now
+        sampling = row.sampling
+        reason: FinishReason | None = None
+        is_end = token in row.end_tokens
+        text = "" if is_end and not sampling.include_eos else row.text.add(token)
+        if is_end or row.text.stopped:
+            reason = "stop"
+        elif len(row.tokens) >= sampling.max_tokens or (
+            sampling.max_time is not None and now - row.started >= sampling.max_time
+        ):
+            reason = "length"
+        elif sampling.stopping_criteria:
+            try:
+                reason = "stop" if self._criteria_met(row, logits[place][None]) else None
+            except Exception as error:
+                self._end(row, "error", error, text)
+                return
+        if reason is not None:
+            self._end(row, reason, None, text, logits, place)
+        else:
+            self._out.append((row.id, self._result(row, text, logits, place)))
+
+    def _criteria_met(self, row: Row, scores: mx.array) -> bool:
+        assert row.prompt
+        so_far = mx.array([*row.prompt.tokens.tolist(), *row.tokens])
+        return any(bool(criterion(so_far, scores)) for criterion in row.sampling.stopping_criteria)
+
+    def _end(
+        self,
+        row: Row,
+        reason: FinishReason,
+        error: Exception | None = None,
+        text: str = "",
+        logits: mx.array | None = None,
+        place: int = 0,
+    ) -> None:
+        """Retire a row, with all the text it still holds back."""
+        row.finish_reason, row.error = reason, error
+        with self._lock:
+            self._rows.pop(row.id, None)
+        self._out.append((row.id, self._result(row, text + row.text.finish(), logits, place)))
+
+    def _result(self, row: Row, text: str, logits: mx.array | None, place: int) -> GenerationResult:
+        now, made = time.perf_counter(), len(row.tokens)
+        prompt_time = row.first_token - row.prefill_started if made else 0.0
+        generation_time = now - row.first_token if made > 1 else 0.0
+        result = GenerationResult(
+            text=text,
+            token=row.tokens[-1] if made and logits is not None else None,
+            prompt_tokens=row.length,
+            generation_tokens=made,
+            total_tokens=row.length + made,
+            prompt_tps=row.length / prompt_time if prompt_time > 0 else 0.0,
+            generation_tps=(made - 1) / generation_time if generation_time > 0 else 0.0,
+            peak_memory=mx.get_peak_memory() / 1e9,
+            finish_reason=row.finish_reason,
+            tokens=row.tokens,
+            encode_time=row.encode_time,
+            image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
+            error=row.error,
+        )
+        if result.token is not None and logits is not None:
+            if row.sampling.logprobs:
+                result.logprobs = lambda: log_softmax(logits[place])
+            if count := row.sampling.top_logprobs:
+                result.top_logprobs = lambda: top(logits[place], count)
+            if row.latest:  # only the newest result of a stream holds the vocabulary
+                row.latest.logprobs = row.latest.top_logprobs = None
+            row.latest = result
+        return result
+
+
+def end_tokens(model: Model, processor: Any) -> frozenset[int]:
+    """The model's own end tokens: of generation_config.json, else of config.json, and the tokenizer's."""
+    ids: set[int] = set()
+    for named in (
+        model.generation_config.get("eos_token_id", model.config.get("eos_token_id")),
+        processor.tokenizer.eos_token_id,
+    ):
+        ids |= set() if named is None else {named} if isinstance(named, int) else set(named)
+    return frozenset(ids)

@@ -1,0 +1,56 @@
+"""Pure deciders of the loop: who is admitted, and what one prefill step holds."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from ..inputs.prompt import Media, Span
+
+
+def admissible(reserves: Iterable[int], taken: int, slots: int, budget: int | None) -> int:
+    """How many of the waiting rows, in order of arrival, may come in.
+
+    reserves: cache positions that each may come to need; taken: what the rows inside reserve; slots: free places.
+    A row that is alone inside always may, however large: it could not run later either.
+    """
+    count = 0
+    for reserve in reserves:
+        if count == slots or (budget is not None and taken > 0 and taken + reserve > budget):
+            break
+        taken += reserve
+        count += 1
+    return count
+
+
+def pack_size(lengths: Sequence[int], step: int) -> int:
+    """How many of the rows at the front go through prefill whole, together, padded to the longest of them, within
+    `step` tokens. At least 1; that one is cut into chunks when it is longer."""
+    longest, count = 0, 0
+    for length in lengths:
+        longest = max(longest, length)
+        if count and longest * (count + 1) > step:
+            break
+        count += 1
+    return count
+
+
+def chunk_end(start: int, length: int, step: int, two_way: Sequence[Span]) -> int:
+    """Where the chunk that begins at `start` ends: `step` further, or later so that no two-way span is cut."""
+    end = min(start + step, length)
+    for first, last in sorted(two_way):
+        if first < end < last:
+            end = last
+    return end
+
+
+def encoding_groups(media: Sequence[Media], pixels: int, group: bool = True) -> Iterator[list[int]]:
+    """Indices of media that go through the vision tower together: equal shapes, within `pixels` values a group
+    (at least one a group). group: whether order may change to bring equal shapes together."""
+
+    def shape(index: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        return media[index].kind, media[index].grid, media[index].pixels.shape
+
+    order = sorted(range(len(media)), key=shape) if group else range(len(media))
+    for _, same in groupby(order, key=shape):
+        indices = list(same)
+        most = max(1, pixels // media[indices[0]].pixels.size)
+        yield from (indices[start : start + most] for start in range(0, len(indices), most))

@@ -1,0 +1,73 @@
+"""Tokens to text, one at a time: incremental detokenizing, and stop strings across token borders."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Detokenizer:
+    """Emits the text of each token as soon as it is settled: never half a character.
+
+    Works for every tokenizer, also where a token's text depends on the one before it: the new text is what `decode`
+    gives with the new tokens after the last settled ones, and not without them. The pieces join to `decode(tokens)`.
+    """
+
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False):
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
+        self._tokens: list[int] = []
+        self._window = self._settled = 0  # [_window, _settled): what was emitted last; all before it is done with
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(
+            self._tokenizer.decode(tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False)
+        )
+
+    def add(self, token: int) -> str:
+        self._tokens.append(token)
+        return self._emit(final=False)
+
+    def finish(self) -> str:
+        """What is still held back: an incomplete character becomes U+FFFD, as in `decode`."""
+        return self._emit(final=True)
+
+    def _emit(self, final: bool) -> str:
+        before = self._decode(self._tokens[self._window : self._settled])
+        text = self._decode(self._tokens[self._window :])
+        if not final and text.endswith("\ufffd"):
+            return ""
+        self._window, self._settled = self._settled, len(self._tokens)
+        return text[len(before) :]
+
+
+class TextStream:
+    """A row's text: detokenized, cut at the first stop string, and held back while a stop string may be under way."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), skip_special_tokens: bool = False):
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
+        self._stop = tuple(stop)
+        self._held = ""
+        self.stopped = False
+
+    def add(self, token: int) -> str:
+        """The text that is now certain. After a match `stopped` is true and nothing more comes."""
+        return self._release(self._detokenizer.add(token))
+
+    def finish(self) -> str:
+        """The rest, when no more tokens come."""
+        return self._release(self._detokenizer.finish(), final=True)
+
+    def _release(self, new: str, final: bool = False) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + new
+        matches = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if matches:
+            self.stopped, self._held = True, ""
+            return text[: min(matches)]
+        hold = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - hold :]
+        return text[: len(text) - hold]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,212 @@
+"""`generate`, `stream_generate`, `batch_generate`: three thin faces of the token iterator; `python -m mlx_vlgen.generate`."""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .engine.iterator import TokenIterator
+from .engine.request import Request, SamplingParams
+from .errors import UnsupportedError
+from .inputs.processor import Processor
+from .inputs.prompt import MediaInputs
+from .models.base import Model
+from .options import divide
+from .results import BatchResponse, BatchStats, GenerationResult
+
+FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
+
+Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+def generate(
+    model: Model,
+    processor: Processor,
+    prompt: Prompt,
+    image: Any = None,
+    audio: Any = None,
+    verbose: bool = False,
+    **kwargs: Any,
+) -> GenerationResult:
+    """The whole answer to one prompt.
+
+    prompt: a formatted string (see `apply_chat_template`), or messages. image: one picture or a list: path, URL,
+    data: URI, bytes, file, PIL picture or array. video: likewise, as a keyword. verbose: print the prompt, the text
+    as it comes and the statistics. Every field of `SamplingParams` and `MediaInputs`, `enable_thinking` and
+    `prefill_step_size` are keywords too.
+
+    Raises what is wrong with the request: PromptError, MediaError, UnsupportedError; TypeError for an unknown keyword.
+    """
+    stream = stream_generate(model, processor, prompt, image, audio, **kwargs)
+    if verbose:
+        print("=" * 10)
+        print("Prompt:", prompt, end="\n\n", flush=True)
+    pieces, last = [], GenerationResult()
+    for last in stream:
+        pieces.append(last.text)
+        if verbose:
+            print(last.text, end="", flush=True)
+    if verbose:
+        print("\n" + statistics(last), flush=True)
+    return dataclasses.replace(last, text="".join(pieces), logprobs=lambda: last.logprobs, top_logprobs=lambda: last.top_logprobs)
+
+
+def stream_generate(
+    model: Model, processor: Processor, prompt: Prompt, image: Any = None, audio: Any = None, **kwargs: Any
+) -> Iterator[GenerationResult]:
+    """One `GenerationResult` a token, as soon as it is there; `text` is the new segment, the numbers are cumulative.
+
+    Arguments as for `generate`. Closing the iterator, or leaving it, ends the request.
+    """
+    if audio is not None:
+        raise UnsupportedError("audio: this model does not hear; leave it out")
+    given = divide(kwargs, "video")
+    request = Request(
+        [prompt] if isinstance(prompt, Mapping) else prompt,
+        MediaInputs(images=_listed(image), videos=_videos(given["other"].get("video")), **given["media"]),
+        SamplingParams(**given["sampling"]),
+        **given["template"],
+    )
+    return _stream(TokenIterator(model, processor, **given["engine"]), request)
+
+
+def _stream(iterator: TokenIterator, request: Request) -> Iterator[GenerationResult]:
+    with iterator:
+        iterator.add(request)
+        for _, result in iterator:
+            if result.error is not None:
+                raise result.error
+            yield result
+
+
+def batch_generate(
+    model: Model,
+    processor: Processor,
+    images: Any = None,
+    audios: Any = None,
+    prompts: Sequence[Prompt] | None = None,
+    max_tokens: int | Sequence[int] = 128,
+    verbose: bool = False,
+    group_by_shape: bool = True,
+    track_image_sizes: bool = True,
+    **kwargs: Any,
+) -> BatchResponse:
+    """Answers to many prompts, which run together. Each is what `generate` gives for it alone.
+
+    prompts: formatted strings or messages. images: None, or one entry a prompt: a picture, a list of pictures or
+    None. videos: likewise, as a keyword. max_tokens and every sampling and stopping keyword: one value, or a list of
+    one a prompt. group_by_shape: encode pictures of equal processed shape together; the texts are the same.
+    track_image_sizes: report the pictures' original sizes. verbose: print the statistics.
+
+    A row that fails has its text so far, finish_reason "error" and its error; the others are answered.
+    ValueError for lists of different length. No prompts give an empty response.
+    """
+    if audios is not None:
+        raise UnsupportedError("audios: this model does not hear; leave it out")
+    given = divide(kwargs, "videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+    count, other = len(prompts), given["other"]
+    pictures = _per_row("images", [images] if count == 1 and not isinstance(images, list | tuple) else images, count)
+    videos = _per_row("videos", other.pop("videos", None), count)
+    rows = _rows({**given["sampling"], "max_tokens": max_tokens}, count)
+    requests = [
+        Request(
+            [prompt] if isinstance(prompt, Mapping) else prompt,
+            MediaInputs(images=_listed(picture), videos=_videos(video), **given["media"]),
+            SamplingParams(**settings),
+            **given["template"],
+        )
+        for prompt, picture, video, settings in zip(prompts, pictures, videos, rows, strict=True)
+    ]
+    texts, results = [""] * count, [GenerationResult()] * count
+    with TokenIterator(model, processor, group_by_shape=group_by_shape, **given["engine"], **other) as iterator:
+        place = {iterator.add(request): i for i, request in enumerate(requests)}
+        for id, result in iterator:
+            texts[place[id]] += result.text
+            if result.finish_reason is not None:
+                results[place[id]] = result
+        stats = _batch_stats(results, iterator)
+    for text, result in zip(texts, results, strict=True):
+        result.text = text
+    if verbose:
+        print(batch_statistics(stats), flush=True)
+    sizes: list[Any] = [result.image_sizes for result in results]
+    if all(len(own) == 1 for own in sizes):
+        sizes = [own[0] for own in sizes]
+    return BatchResponse(texts, stats, sizes if track_image_sizes else None, results)
+
+
+def _listed(image: Any) -> tuple[Any, ...]:
+    """One picture or several, as several."""
+    return () if image is None else tuple(image) if isinstance(image, list | tuple) else (image,)
+
+
+def _videos(video: Any) -> tuple[Any, ...]:
+    """One video or several, as several. A list is one video when it holds frames: pictures, or paths of pictures."""
+    if video is None:
+        return ()
+    if not isinstance(video, list | tuple):
+        return (video,)
+    return tuple(video) if any(_is_video(item) for item in video) else (video,)
+
+
+def _is_video(item: Any) -> bool:
+    """Whether an item of a list is a video by itself, and not a frame."""
+    if isinstance(item, str | os.PathLike):
+        return not os.fspath(item).lower().endswith(FRAME_SUFFIXES)
+    return isinstance(item, list | tuple) or getattr(item, "ndim", 0) == 4
+
+
+def _per_row(name: str, values: Any, count: int) -> list[Any]:
+    if values is None:
+        return [None] * count
+    values = list(values) if isinstance(values, list | tuple) else [values]
+    if len(values) != count:
+        raise ValueError(f"{name}: {len(values)} given for {count} prompts; give one for each, None where there is none")
+    return values
+
+
+def _rows(keywords: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """Each row's own keywords. A keyword that takes a list itself is one a row when it is a list of lists."""
+    rows: list[dict[str, Any]] = [{} for _ in range(count)]
+    for name, value in keywords.items():
+        listed = isinstance(value, list | tuple)
+        if listed and name in ("eos_tokens", "stop", "logits_processors", "stopping_criteria"):
+            listed = any(isinstance(own, list | tuple) or own is None for own in value)
+        for row, own in zip(rows, _per_row(name, value, count) if listed else [value] * count, strict=True):
+            row[name] = own
+    return rows
+
+
+def _batch_stats(results: Sequence[GenerationResult], iterator: TokenIterator) -> BatchStats:
+    prompt, made = (sum(getattr(r, name) for r in results) for name in ("prompt_tokens", "generation_tokens"))
+    return BatchStats(
+        prompt_tokens=prompt,
+        prompt_tps=prompt / iterator.prompt_time if iterator.prompt_time else 0.0,
+        prompt_time=iterator.prompt_time,
+        generation_tokens=made,
+        generation_tps=made / iterator.generation_time if iterator.generation_time else 0.0,
+        generation_time=iterator.generation_time,
+        peak_memory=max((r.peak_memory for r in results), default=0.0),
+    )
+
+
+def statistics(result: GenerationResult) -> str:
+    """The lines that mlx-vlm prints after an answer, which scripts parse."""
+    return (
+        f"{'=' * 10}\n"
+        f"Prompt: {result.prompt_tokens} tokens, {result.prompt_tps:.3f} tokens-per-sec\n"
+        f"Generation: {result.generation_tokens} tokens, {result.generation_tps:.3f} tokens-per-sec\n"
+        f"Peak memory: {result.peak_memory:.3f} GB"
+    )
+
+
+def batch_statistics(stats: BatchStats) -> str:
+    return statistics(GenerationResult(**{k: v for k, v in dataclasses.asdict(stats).items() if not k.endswith("_time")}))
+
+
+if __name__ == "__main__":
+    from .cli import main_generate
+
+    sys.exit(main_generate())

@@ -1,0 +1,211 @@
+"""Where a checkpoint is: the built-in one, a folder, the Hugging Face cache, or the Hub.
+
+The cache is asked without any network; the Hub only when the cache has no whole copy. `HF_HOME`, `HF_HUB_OFFLINE`,
+`HF_TOKEN` and `HF_ENDPOINT` mean what they mean to huggingface_hub, which does the work.
+"""
+
+import difflib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+
+from .checkpoint import few, read_config, weight_files
+from .demo import MODEL as DEMO
+from .errors import LoadError, UnreachableError
+from .notices import notice
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a repository must hold. first: the file that says whether the rest is wanted, checked by `accept(folder)`
+    before the rest is downloaded; complete: raises LoadError for a folder that lacks something."""
+
+    first: str
+    accept: Callable[[Path], Any]
+    complete: Callable[[Path], Any]
+
+
+def _whole_checkpoint(folder: Path) -> None:
+    read_config(folder)
+    weight_files(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise LoadError(f"{folder} holds no tokenizer.")
+
+
+def _whole_adapter(folder: Path) -> None:
+    if not any(folder.glob("adapter*.safetensors")):
+        raise LoadError(f"{folder} holds no adapter weights (adapters.safetensors or adapter_model.safetensors).")
+
+
+_CHECKPOINT = _Kind("config.json", read_config, _whole_checkpoint)
+_ADAPTER = _Kind("adapter_config.json", lambda folder: None, _whole_adapter)
+
+# Never code, and never pickles (*.bin, *.pt); no other formats in sub-folders, no second copy of the weights.
+_NEEDED: dict[str, Any] = {
+    "allow_patterns": ["*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"],
+    "ignore_patterns": ["*/*", "consolidated*"],
+}
+
+
+def locate(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint, downloaded first if need be.
+
+    In this order: the name "demo"; a folder; a whole copy in the Hugging Face cache; the Hub. LoadError, with what to
+    do, when it is in none of them.
+    """
+    if path_or_hf_repo == "demo":
+        if not Path("demo/config.json").is_file():
+            return DEMO
+        notice('loading the folder ./demo, not the built-in model "demo".')
+    return _locate(path_or_hf_repo, revision, _CHECKPOINT)
+
+
+def locate_adapter(path_or_hf_repo: str | Path) -> Path:
+    """The folder of an adapter, downloaded first if need be."""
+    return _locate(path_or_hf_repo, None, _ADAPTER)
+
+
+def _locate(given: str | Path, revision: str | None, kind: _Kind) -> Path:
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        advice = (
+            "GGUF files are not read: choose the safetensors checkpoint of this model."
+            if path.suffix == ".gguf"
+            else f"Give the folder it lies in: {path.parent}"
+        )
+        raise LoadError(f"{path} is a file; expected a folder or an id on the Hugging Face Hub. {advice}")
+    name = str(given)
+    if _looks_like_a_path(given):
+        near = _nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise LoadError(f"{name} does not exist.{near and f' Did you mean {path.parent / near}?'}")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise LoadError(
+            f"{name!r} is neither a folder nor an id on the Hugging Face Hub; ids look like owner/name."
+        ) from None
+    return _cached(name, revision, kind) or _download(name, revision, kind)
+
+
+def _looks_like_a_path(given: str | Path) -> bool:
+    text = str(given)
+    return isinstance(given, Path) or text.startswith((".", "~", "/")) or "\\" in text or text.count("/") > 1
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    return next(iter(difflib.get_close_matches(name, names, n=1)), "")
+
+
+def _cached(repo: str, revision: str | None, kind: _Kind) -> Path | None:
+    """A whole copy in the cache, without any network; None when there is none, or a part of one.
+
+    LoadError for a copy that is refused, since the Hub's would be, too.
+    """
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **_NEEDED))
+    except LocalEntryNotFoundError:
+        return None
+    if not (folder / kind.first).is_file():
+        return None
+    kind.accept(folder)
+    try:
+        kind.complete(folder)
+    except LoadError:
+        return None
+    return folder
+
+
+def _download(repo: str, revision: str | None, kind: _Kind) -> Path:
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        wanted = list(filter_repo_objects(files, **_NEEDED))
+        _check_listing(repo, list(files), wanted, kind)
+        first = hf_hub_download(repo, kind.first, revision=revision)
+        kind.accept(Path(first).parent)
+        size = sum(files[name] for name in wanted)
+        notice(f"downloading {repo} ({len(wanted)} files, {_in_words(size)}) to {constants.HF_HUB_CACHE}")
+        folder = Path(snapshot_download(repo, revision=revision, **_NEEDED))
+    except LoadError:
+        raise
+    except Exception as error:  # huggingface_hub raises its HTTP library's own, and that differs by version
+        raise _explain(error, repo, revision) from None
+    kind.complete(folder)
+    return folder
+
+
+def _check_listing(repo: str, files: list[str], wanted: list[str], kind: _Kind) -> None:
+    """LoadError for a repository that cannot be loaded, before anything is downloaded."""
+    if kind.first in wanted and any(name.endswith(".safetensors") for name in wanted):
+        return
+    formats = {".gguf": "GGUF files", ".bin": "pickled weights", ".pt": "pickled weights", ".pth": "pickled weights"}
+    instead = sorted({words for ending, words in formats.items() if any(name.endswith(ending) for name in files)})
+    raise LoadError(
+        f"{repo} on the Hub has no {kind.first} with safetensors weights"
+        f"{f'; it holds {few(instead)}, which are not read' if instead else ''}. "
+        "Choose a repository of this model with safetensors, for instance one converted for MLX."
+    )
+
+
+def _explain(error: Exception, repo: str, revision: str | None) -> LoadError:
+    """What happened at the Hub and what to do, for a person."""
+    hub = constants.ENDPOINT
+    if isinstance(error, OfflineModeIsEnabled):
+        return UnreachableError(
+            f"{repo} has no whole copy in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids a download. "
+            f"Unset it, or give a folder.{_cached_like(repo)}"
+        )
+    if isinstance(error, GatedRepoError):
+        then = "Your account has no access yet" if get_token() else "Then log in with `hf auth login`, or set HF_TOKEN"
+        return LoadError(f"{repo} is gated: its owner asks you to accept a licence at {hub}/{repo} first. {then}.")
+    if isinstance(error, RepositoryNotFoundError):
+        return LoadError(
+            f"There is no model {repo} at {hub}, or it is private. Check the spelling (owner/name); for a private one "
+            f"log in with `hf auth login`.{_cached_like(repo)}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return LoadError(
+            f"{repo} has no revision {revision!r}. Its branches and tags are listed at {hub}/{repo}/tree/main."
+        )
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, HfHubHTTPError) and status in (401, 403):
+        return LoadError(f"The Hub refused your token for {repo} (HTTP {status}). Log in again with `hf auth login`.")
+    if isinstance(error, HfHubHTTPError):
+        return UnreachableError(f"The Hub at {hub} answered HTTP {status} for {repo}. Try again later.")
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        return LoadError(
+            f"{repo} cannot be written to {constants.HF_HUB_CACHE}: {error.strerror}. HF_HOME chooses another place."
+        )
+    return UnreachableError(
+        f"{repo} has no whole copy in the cache ({constants.HF_HUB_CACHE}), and {hub} cannot be reached "
+        f"({type(error).__name__}: {error}). Check the connection, or give a folder.{_cached_like(repo)}"
+    )
+
+
+def _cached_like(repo: str) -> str:
+    """A sentence that names the cached model with the nearest id; empty when none is near."""
+    cache = Path(constants.HF_HUB_CACHE)
+    folders = os.listdir(cache) if cache.is_dir() else []
+    names = [name.removeprefix("models--").replace("--", "/") for name in folders if name.startswith("models--")]
+    near = _nearest(repo, [name for name in names if name != repo])
+    return near and f" In the cache is {near}."
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

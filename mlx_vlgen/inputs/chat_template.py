@@ -1,0 +1,148 @@
+"""Messages to prompt text, without letting a person's own words become a picture."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PromptError
+
+Message = Mapping[str, Any]
+
+_KINDS = {"image": "image", "image_url": "image", "video": "video", "video_url": "video", "audio": "audio"}
+"""Content part types of the two conventions (transformers', OpenAI's) -> what they hold."""
+
+_SOURCES = ("image", "video", "audio", "url", "path", "image_url", "video_url", "base64")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part of a formatted prompt. literal: a person's words that look like a placeholder and are none."""
+
+    text: str
+    literal: bool = False
+
+
+@dataclass(frozen=True)
+class MediaPart:
+    """A picture or video in messages; source is None where it was given beside them."""
+
+    kind: str
+    source: Any = None
+
+
+def media_parts(messages: Sequence[Message]) -> Iterator[MediaPart]:
+    """The pictures and videos in messages, in order."""
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list | tuple) else ():
+            if isinstance(part, Mapping) and (kind := _kind(part)):
+                yield MediaPart(kind, _source(part))
+
+
+def normalize(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Copies with contents that are a string or a list of {"type": "text" | "image" | "video" | "audio", …}."""
+    if isinstance(messages, Mapping):
+        messages = [messages]
+    return [_normal_message(message) for message in messages]
+
+
+def _normal_message(message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or "role" not in message:
+        raise PromptError(f'a message is a mapping like {{"role": "user", "content": "…"}}; this is {message!r:.80}')
+    content = message.get("content")
+    if isinstance(content, Mapping):
+        content = [content]
+    if isinstance(content, list | tuple):
+        content = [_normal_part(part) for part in content]
+    elif content is not None and not isinstance(content, str):
+        raise PromptError(f"a message's content is a string or a list of parts; this is {type(content).__name__}")
+    return {**message, "content": content} if "content" in message else dict(message)
+
+
+def _normal_part(part: Any) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, Mapping):
+        raise PromptError(f'a content part is a mapping like {{"type": "text", "text": "…"}}; this is {part!r:.80}')
+    if kind := _kind(part):
+        return {"type": kind, kind: _source(part)}
+    if "text" not in part:
+        raise PromptError(
+            f"a content part of type {part.get('type')!r} is not known: expected 'text', 'image', 'image_url' or 'video'"
+        )
+    return dict(part)
+
+
+def _kind(part: Mapping[str, Any]) -> str | None:
+    return _KINDS.get(part.get("type", "")) or next((kind for key, kind in _KINDS.items() if key in part), None)
+
+
+def _source(part: Mapping[str, Any]) -> Any:
+    given = next((part[key] for key in _SOURCES if part.get(key) is not None), None)
+    return given.get("url") if isinstance(given, Mapping) else given
+
+
+def place(messages: list[dict[str, Any]], images: int, videos: int) -> list[dict[str, Any]]:
+    """Messages with parts for media that were given beside them, before the text of the last message of a user;
+    unchanged when they have parts of their own for them."""
+    parts = [part.kind for part in media_parts(messages)]
+    new = [{"type": "image"}] * (images if "image" not in parts else 0)
+    new += [{"type": "video"}] * (videos if "video" not in parts else 0)
+    if not new:
+        return messages
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+    if last is None:
+        raise PromptError("pictures or video were given, and no message of role 'user' that could hold them")
+    content = messages[last].get("content") or []
+    old = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [*messages[:last], {**messages[last], "content": new + old}, *messages[last + 1 :]]
+
+
+def render(
+    tokenizer: Any, template: str | None, messages: Sequence[Message], placeholders: Sequence[str], **kwargs: Any
+) -> list[Segment]:
+    """Messages through the chat template. Where a person's own text holds a placeholder string, that is a literal
+    segment; everything else, in the order of the text, is not. kwargs: `add_generation_prompt`, `enable_thinking`, …"""
+    if template is None:
+        raise PromptError(
+            "this checkpoint has no chat template, so it takes no messages: give the prompt as a string that is "
+            "formatted already"
+        )
+    if kwargs.get("enable_thinking") and "enable_thinking" not in template and "<think>" not in template:
+        raise PromptError("enable_thinking: this checkpoint's chat template knows no thinking; leave it out")
+    marks: dict[str, str] = {}
+    protected = [_protect(message, placeholders, marks) for message in messages]
+    bare = [{**message, "content": _without_sources(message.get("content"))} for message in protected]
+    try:
+        text = tokenizer.apply_chat_template(bare, chat_template=template, tokenize=False, **kwargs)
+    except Exception as error:  # a template is the checkpoint's program, and says no in its own words
+        raise PromptError(f"the chat template refuses these messages: {error}") from None
+    if not marks:
+        return [Segment(text)]
+    pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
+    return [Segment(marks.get(piece, piece), piece in marks) for piece in pieces if piece]
+
+
+def _protect(message: Message, placeholders: Sequence[str], marks: dict[str, str]) -> dict[str, Any]:
+    """The message with each placeholder string in its text replaced by a mark, which is noted in `marks`."""
+    pattern = re.compile("|".join(map(re.escape, placeholders)) or r"(?!)")
+
+    def mark(match: re.Match[str]) -> str:
+        # Private-use characters, numbered by what they stand for; nobody's text holds them in this order.
+        name = f"\ue0ff\ue0fe{placeholders.index(match.group())}\ue0fe\ue0ff"
+        marks[name] = match.group()
+        return name
+
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": pattern.sub(mark, content)}
+    parts = content or []
+    return {**message, "content": [{**p, "text": pattern.sub(mark, p["text"])} if "text" in p else p for p in parts]}
+
+
+def _without_sources(content: Any) -> Any:
+    """A template sees that there is a picture, and never its bytes."""
+    if not isinstance(content, list):
+        return content
+    return [{"type": part["type"]} if _kind(part) else part for part in content]

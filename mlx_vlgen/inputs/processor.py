@@ -1,0 +1,191 @@
+"""Text and media to a `Prompt`: the chat template, placeholders and their expansion, token ids."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ..errors import PromptError, UnsupportedError
+from . import chat_template
+from .chat_template import Message, Segment
+from .prompt import Media, MediaInputs, Prompt
+
+Kind = Literal["image", "video"]
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What one placeholder becomes: `text`, in which the placeholder stands once a feature, in runs of `counts`."""
+
+    text: str
+    counts: tuple[int, ...]
+    pixels: np.ndarray
+    grid: tuple[int, int, int]
+    size: tuple[int, int]
+
+
+class Processor:
+    """A checkpoint's tokenizer, chat template and picture settings. Holds nothing about any request.
+
+    tokenizer: transformers' own. chat_template: Jinja source, or None.
+    """
+
+    placeholders: ClassVar[Mapping[Kind, str]] = {}
+    """The token that stands for one feature of each kind of media that the family takes."""
+
+    def __init__(self, tokenizer: Any, chat_template: str | None = None):
+        self.tokenizer, self.chat_template = tokenizer, chat_template
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> "Processor":
+        """The processor of the checkpoint in `folder`."""
+        tokenizer = load_tokenizer(folder)
+        return cls(tokenizer, load_template(folder, tokenizer))
+
+    # -- what a family says
+
+    def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
+        """Read and process one picture or video."""
+        raise UnsupportedError(f"this model takes text only, and a {_words(kind)} was given")
+
+    # -- what is the same for all
+
+    def format(self, messages: Sequence[Message], **kwargs: Any) -> list[Segment]:
+        """Messages through the chat template; `kwargs` go to it."""
+        kwargs.setdefault("add_generation_prompt", True)
+        return chat_template.render(
+            self.tokenizer, self.chat_template, messages, list(self.placeholders.values()), **kwargs
+        )
+
+    def prepare(self, prompt: str | Sequence[Message], media: MediaInputs = MediaInputs(), **kwargs: Any) -> Prompt:
+        """A formatted string, or messages, with their media -> `Prompt`.
+
+        In a string each placeholder stands for one of `media`, in order. Messages hold their own pictures and
+        videos, or bare parts for those in `media`; without any such part, those in `media` go before the text of
+        the last user message. kwargs: for the chat template (`enable_thinking`, …).
+        PromptError when placeholders and media do not match; MediaError when one cannot be read.
+        """
+        given: dict[Kind, list[Any]] = {"image": list(media.images), "video": list(media.videos)}
+        if isinstance(prompt, str):
+            segments = [Segment(prompt)]
+        else:
+            messages = chat_template.normalize(prompt)
+            messages = chat_template.place(messages, len(given["image"]), len(given["video"]))
+            given = _fill(messages, given)
+            segments = self.format(messages, **kwargs)
+        text = "".join(segment.text for segment in segments)
+        self._check_counts(segments, given)
+        expansions: list[tuple[Kind, Expansion]] = []
+        tokens = self._tokenize([self._expand(segment, given, media, expansions) for segment in segments])
+        return Prompt(tokens, tuple(self._media(tokens, expansions)), text=text)
+
+    def _check_counts(self, segments: Sequence[Segment], given: Mapping[Kind, Sequence[Any]]) -> None:
+        for kind, sources in given.items():
+            token = self.placeholders.get(kind)
+            if token is None:
+                if sources:
+                    takes = " and ".join(_words(k) + "s" for k in self.placeholders) or "text"
+                    raise UnsupportedError(f"a {_words(kind)} was given, and this model takes only {takes}")
+                continue
+            found = sum(segment.text.count(token) for segment in segments if not segment.literal)
+            if found != len(sources):
+                raise PromptError(
+                    f"the prompt has {found} placeholder{'s' * (found != 1)} {token} and {len(sources)} "
+                    f"{_words(kind)}{'s' * (len(sources) != 1)} {'were' if len(sources) != 1 else 'was'} given: "
+                    "give as many of one as of the other. `apply_chat_template(processor, config, text, "
+                    "num_images=…)` writes the placeholders, and so do messages instead of a string"
+                )
+
+    def _expand(
+        self,
+        segment: Segment,
+        given: Mapping[Kind, list[Any]],
+        media: MediaInputs,
+        expansions: list[tuple[Kind, Expansion]],
+    ) -> Segment:
+        """The segment with each placeholder expanded; takes the sources out of `given` and notes the expansions."""
+        if segment.literal or not self.placeholders:
+            return segment
+        kinds = {token: kind for kind, token in self.placeholders.items()}
+
+        def replace(match: re.Match[str]) -> str:
+            kind = kinds[match.group()]
+            expansion = self.expand(kind, given[kind].pop(0), media)
+            expansions.append((kind, expansion))
+            return expansion.text
+
+        return Segment(re.sub("|".join(map(re.escape, kinds)), replace, segment.text))
+
+    def _tokenize(self, segments: Sequence[Segment]) -> np.ndarray:
+        """Token ids (L,). Literal segments are words: no special token is read in them."""
+        ids: list[int] = []
+        bos = self.tokenizer.bos_token
+        for index, segment in enumerate(segments):
+            # A template that writes the first token itself must not get a second one.
+            special = index == 0 and not (bos and segment.text.startswith(bos))
+            ids += self.tokenizer.encode(
+                segment.text, add_special_tokens=special, split_special_tokens=segment.literal
+            )
+        return np.array(ids, dtype=np.int32)
+
+    def _media(self, tokens: np.ndarray, expansions: Sequence[tuple[Kind, Expansion]]) -> list[Media]:
+        """Each expansion with its spans: the placeholders of its kind, taken in order."""
+        places = {
+            kind: iter(np.flatnonzero(tokens == self.tokenizer.convert_tokens_to_ids(token)).tolist())
+            for kind, token in self.placeholders.items()
+        }
+        media = []
+        for kind, one in expansions:
+            runs = [[next(places[kind]) for _ in range(count)] for count in one.counts]
+            spans = tuple((run[0], run[-1] + 1) for run in runs)
+            media.append(Media(kind, one.pixels, one.grid, spans, one.size))
+        return media
+
+
+class TextProcessor(Processor):
+    """Of a text decoder: takes no media."""
+
+
+def _fill(messages: Sequence[Message], given: Mapping[Kind, list[Any]]) -> dict[Kind, list[Any]]:
+    """The sources of all media in messages, in order; bare parts take theirs from `given`."""
+    left = {kind: list(sources) for kind, sources in given.items()}
+    filled: dict[Kind, list[Any]] = {"image": [], "video": []}
+    for part in chat_template.media_parts(messages):
+        if part.kind == "audio":
+            raise UnsupportedError("audio was given, and this model does not hear")
+        kind: Kind = "video" if part.kind == "video" else "image"
+        if part.source is None and not left[kind]:
+            raise PromptError(f"the messages have more {_words(kind)} parts than {_words(kind)}s were given")
+        filled[kind].append(left[kind].pop(0) if part.source is None else part.source)
+    for kind, sources in left.items():
+        if sources:
+            raise PromptError(
+                f"{len(sources)} more {_words(kind)}{'s' * (len(sources) != 1)} given than the messages have parts for: "
+                f'add {{"type": "{kind}"}} parts, or leave all of them out'
+            )
+    return filled
+
+
+def _words(kind: Kind) -> str:
+    return "picture" if kind == "image" else kind
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a checkpoint on disk: no network, no code of the checkpoint's."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def load_template(folder: Path, tokenizer: Any) -> str | None:
+    """The chat template: chat_template.jinja, chat_template.json, or the tokenizer's own."""
+    if (path := folder / "chat_template.jinja").is_file():
+        return path.read_text(encoding="utf-8")
+    if (path := folder / "chat_template.json").is_file():
+        return str(json.loads(path.read_text(encoding="utf-8"))["chat_template"])
+    own = tokenizer.chat_template
+    return own.get("default") if isinstance(own, dict) else own

@@ -1,0 +1,69 @@
+"""What the processor hands to a model: token ids with every placeholder expanded, and the media they stand for."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+Span = tuple[int, int]
+"""Half-open range (start, end) of positions in `Prompt.tokens`."""
+
+
+@dataclass(frozen=True)
+class MediaInputs:
+    """The media of one request as a person gave them, and how to read them.
+
+    images: pictures, each anything `load_image` takes; videos: each anything `load_video` takes.
+    resize_shape: (height, width) to resize every picture to before processing; default None, no resize.
+    min_pixels, max_pixels: bounds of a processed picture's area in pixels; default None, the processor's own.
+    video_fps: rate to sample a video file at, or the rate of raw frames (default 2.0); num_frames: exactly so many frames instead; max_frames: at most so many.
+    """
+
+    images: Sequence[Any] = ()
+    videos: Sequence[Any] = ()
+    resize_shape: tuple[int, int] | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    video_fps: float | None = None
+    num_frames: int | None = None
+    max_frames: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """One processed picture or video.
+
+    pixels: what the family's tower takes; for Qwen (patches, channels * frames * size * size) float32.
+    grid: (frames, rows, columns) in patches. spans: where its features go, in order, in `Prompt.tokens`; a
+    Qwen3-VL video has one span per pair of frames. size: the original (height, width) in pixels.
+    """
+
+    kind: Literal["image", "video"]
+    pixels: np.ndarray
+    grid: tuple[int, int, int]
+    spans: tuple[Span, ...]
+    size: tuple[int, int]
+
+    @cached_property
+    def key(self) -> str:
+        """Content hash: equal pixels and grid have equal features, wherever they came from."""
+        digest = hashlib.sha256(repr((self.kind, self.grid, self.pixels.shape)).encode())
+        digest.update(np.ascontiguousarray(self.pixels))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One request's input.
+
+    tokens: (L,) int32, placeholders expanded to one id per feature. media: in order of appearance.
+    two_way: spans whose tokens all see each other; a prefill chunk never cuts one. text: the formatted prompt.
+    """
+
+    tokens: np.ndarray
+    media: tuple[Media, ...] = ()
+    two_way: tuple[Span, ...] = ()
+    text: str = field(default="", repr=False)

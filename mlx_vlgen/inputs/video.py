@@ -1,0 +1,385 @@
+"""Videos as frames and their times: files through PyAV (extra `video`), animations through Pillow, frames as given."""
+
+import contextlib
+import io
+import os
+import re
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from mlx_vlgen.errors import MediaError
+from mlx_vlgen.inputs.decode import EncodedPicture, check_size, foreign_kind, iso_kind, picture_kind
+from mlx_vlgen.inputs.fetch import Limits
+from mlx_vlgen.inputs.media import (
+    describe_source,
+    is_local,
+    is_regular,
+    load_image,
+    local_path,
+    open_path,
+    read_source,
+    read_to_end,
+)
+
+_FRAME_FILES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif"))
+# libav's names. Its other demuxers include playlists and scripts, which open further files and URLs by name.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
+_READABLE = "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, WMV, OGG, animated GIF, WebP or PNG"
+_VIDEO_STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\x01", b"FLV", b"OggS", b"\x30\x26\xb2\x75")
+_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"wide", b"free", b"skip", b"uuid", b"sidx", b"styp", b"mfra"))
+_PARTS = re.compile(r"(\d*)(\D*)")
+
+Sampler: TypeAlias = Callable[[int, float], np.ndarray]
+"""(total frames, frames per second) -> indices of the frames to keep."""
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Frames kept of one video.
+
+    Args:
+        frames: (T, H, W, 3) uint8 RGB, upright.
+        timestamps: when each kept frame is shown, in seconds from the start.
+        fps: frames kept per second of video (transformers' `VideoMetadata.sampled_fps`).
+    """
+
+    frames: np.ndarray
+    timestamps: tuple[float, ...]
+    fps: float
+
+
+def load_video(
+    source: Any,
+    *,
+    fps: float | None = None,
+    num_frames: int | None = None,
+    min_frames: int = 4,
+    max_frames: int | None = 768,
+    default_fps: float = 2.0,
+    limits: Limits = Limits(),
+) -> Video:
+    """Read a video and keep some of its frames, evenly spread.
+
+    Files and animations are sampled as `sample_indices` says, at `fps` frames a second unless `num_frames` is given.
+    A file's timestamps are frame index / average frame rate, an animation's are its own. Raw frames (a folder, a list,
+    an array) have no rate of their own: `fps` states it, and all frames are kept unless `num_frames` or `max_frames`
+    says otherwise.
+
+    Args:
+        source: a path, URL, bytes or binary file, as in `load_image`; a folder of pictures (in natural order: 2 before
+            10; other files in it are passed over); a list of pictures of one size; an array (T, H, W, 3) uint8.
+        fps: sampling rate of a file, default `default_fps`; the rate of raw frames.
+        num_frames: keep exactly so many frames, repeating some of a shorter video.
+        min_frames, max_frames: bounds for the number that follows from a rate; `max_frames` also bounds raw frames.
+            None: no upper bound.
+        limits: caps on pixels, bytes, time and addresses. A file on disk may have any size.
+
+    Raises:
+        MediaError: the source cannot be read, is not a video, or exceeds a limit.
+        ValueError: `fps` and `num_frames` for a file or animation, or a number out of its range.
+    """
+    name = describe_source(source)
+    if isinstance(source, list | tuple):
+        pictures: list[Any] | np.ndarray | None = list(source)
+    elif is_local(source) and os.path.isdir(local_path(source)):
+        pictures = _frames_in(local_path(source), name)
+    elif hasattr(source, "__array__") and not isinstance(source, Image.Image):
+        pictures = _checked_array(source, name)
+    else:
+        pictures = None
+    rate = default_fps if fps is None else fps
+    if pictures is not None:
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"fps is {rate}; expected more than 0")
+        return _from_pictures(pictures, name, rate, num_frames, max_frames, limits)
+
+    def sample(total: int, source_fps: float) -> np.ndarray:
+        wanted = rate if num_frames is None else fps
+        return sample_indices(total, source_fps, wanted, num_frames, min_frames, max_frames)
+
+    sample(1, 1.0)  # refuses bad numbers before anything is read
+    with _opened(source, name, limits) as file:
+        head = file.read(512)
+        file.seek(0)
+        if not head:
+            raise MediaError(f"{name}: is empty")
+        if picture_kind(head) in ("GIF", "WebP", "PNG"):
+            return _from_animation(read_to_end(file, name, limits), name, sample, limits)
+        if picture_kind(head) or iso_kind(head) in ("HEIC", "AVIF"):
+            raise _still(name)
+        return _from_container(file, name, sample, limits)
+
+
+def sample_indices(
+    total: int,
+    source_fps: float,
+    fps: float | None,
+    num_frames: int | None,
+    min_frames: int = 4,
+    max_frames: int | None = 768,
+) -> np.ndarray:
+    """Which of `total` frames to keep: evenly from first to last, in order (int64).
+
+    The rule of transformers' `Qwen3VLVideoProcessor.sample_frames`. By `fps`: as many as `fps` a second gives, not
+    fewer than `min_frames`, then not more than `max_frames`, then not more than there are. By `num_frames`: exactly so
+    many, whatever the bounds, with repeats if there are fewer.
+
+    Raises:
+        ValueError: `fps` and `num_frames` together or neither; a number out of its range.
+    """
+    if (fps is None) == (num_frames is None):
+        raise ValueError("give either fps or num_frames: each says how many frames of the video are kept")
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"max_frames is {max_frames}; expected 1 or more, or None")
+    if num_frames is None:
+        assert fps is not None
+        if not 0 < fps < float("inf"):
+            raise ValueError(f"fps is {fps}; expected more than 0")
+        by_rate = min(total / source_fps * fps, float(total))  # a float may be too large for int
+        num_frames = min(max(int(by_rate), min_frames, 1), max_frames or total, total)
+    elif num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}; expected 1 or more")
+    return np.linspace(0, total - 1, num_frames).round().astype(np.int64)
+
+
+# Raw frames
+
+
+def _frames_in(folder: str, name: str) -> list[Any]:
+    files = [path for path in Path(folder).iterdir() if path.suffix.lower() in _FRAME_FILES and path.name[0] != "."]
+    if not files:
+        raise MediaError(f"{name}: the folder holds no pictures ({', '.join(sorted(_FRAME_FILES))})")
+    return sorted(files, key=lambda path: [(int(digits or -1), text) for digits, text in _PARTS.findall(path.name)])
+
+
+def _checked_array(source: Any, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(source)
+    except Exception:
+        raise MediaError(f"{name}: numpy cannot convert it; give uint8") from None
+    if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or array.size == 0:
+        raise MediaError(f"{name}: {array.dtype} of shape {array.shape}; expected frames (T, H, W, 3) of uint8")
+    return array
+
+
+def _from_pictures(
+    pictures: list[Any] | np.ndarray,
+    name: str,
+    rate: float,
+    num_frames: int | None,
+    max_frames: int | None,
+    limits: Limits,
+) -> Video:
+    total = len(pictures)
+    if total == 0:
+        raise MediaError(f"{name}: a video needs one frame at least")
+    count = num_frames if num_frames is not None else min(total, max_frames or total)
+    indices = sample_indices(total, rate, None, count, max_frames=max_frames)
+    if isinstance(pictures, np.ndarray):
+        frames = pictures[indices]
+    else:
+        frames = _stack(
+            (
+                (f"frame {at} ({describe_source(pictures[at])})", load_image(pictures[at], limits=limits))
+                for at in indices
+            ),
+            len(indices),
+            name,
+            limits,
+        )
+    return Video(frames, tuple((indices / rate).tolist()), len(indices) / total * rate)
+
+
+# Encoded videos
+
+
+@contextlib.contextmanager
+def _opened(source: Any, name: str, limits: Limits) -> Iterator[BinaryIO]:
+    """A seekable file that starts with the video, in memory only where it must be."""
+    if is_local(source):
+        with open_path(source) as file:
+            yield file if is_regular(file) else io.BytesIO(read_to_end(file, name, limits))
+    elif hasattr(source, "read") and not isinstance(source, Image.Image) and _at_start(source):
+        yield source
+    else:
+        yield io.BytesIO(read_source(source, limits))
+
+
+def _at_start(file: Any) -> bool:
+    try:
+        return bool(file.seekable()) and file.tell() == 0 and not isinstance(file, io.TextIOBase)
+    except Exception:  # not a whole file object; read_source says what is wrong, if anything is
+        return False
+
+
+def _still(name: str) -> MediaError:
+    return MediaError(f"{name}: a still picture; give it as image=, or in a list for a video of one frame")
+
+
+def _from_animation(data: bytes, name: str, sample: Sampler, limits: Limits) -> Video:
+    picture = EncodedPicture(data, name, limits)
+    numbers = picture.frames
+    if len(numbers) < 2:
+        raise _still(name)
+    durations = picture.durations()
+    starts = np.concatenate([[0.0], np.cumsum(durations)])  # the last one is the end
+    indices = sample(len(numbers), len(numbers) / starts[-1])
+    pictures = ((f"frame {at}", picture.frame(numbers[at])) for at in indices)
+    frames = _stack(pictures, len(indices), name, limits)
+    return Video(frames, tuple(starts[indices].tolist()), len(indices) / float(starts[-1]))
+
+
+def _stack(pictures: Iterable[tuple[str, Any]], count: int, name: str, limits: Limits) -> np.ndarray:
+    """(count, H, W, 3) from pictures with their labels; fewer if fewer come, one picture at a time in memory."""
+    frames = np.empty((0, 0, 0, 3), np.uint8)
+    came = 0
+    for came, (label, picture) in enumerate(pictures, 1):
+        frame = np.asarray(picture)
+        if came == 1:
+            height, width, _ = frame.shape
+            if count * height * width > limits.max_video_pixels:
+                raise MediaError(
+                    f"{name}: {count} frames of {width:,} x {height:,} are more than {limits.max_video_pixels:,} "
+                    "pixels; keep fewer (num_frames, max_frames, a lower fps) or raise Limits.max_video_pixels"
+                )
+            frames = np.empty((count, height, width, 3), np.uint8)
+        if frame.shape != frames.shape[1:]:
+            raise MediaError(
+                f"{name}: {label} is {frame.shape[1]} x {frame.shape[0]}, the first is {width} x {height}; "
+                "the frames of a video have one size"
+            )
+        frames[came - 1] = frame
+    return frames[:came]
+
+
+def _from_container(file: BinaryIO, name: str, sample: Sampler, limits: Limits) -> Video:
+    try:
+        import av
+    except ImportError:
+        raise MediaError(f'{name}: video files need an extra: pip install "mlx-vlgen[video]"') from None
+    if is_cut_short(file):
+        raise MediaError(f"{name}: the video is truncated; get a whole copy")
+    try:
+        with _av_stream(av, file, name) as stream:
+            check_size((stream.codec_context.width, stream.codec_context.height), name, limits)
+            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            total = stream.frames or sum(packet.size > 0 for packet in stream.container.demux(stream))
+        while rate > 0 and total > 0:
+            indices = sample(total, rate)
+            with _av_stream(av, file, name) as stream:
+                stream.thread_type = "AUTO"
+                stream.codec_context.options = {"max_pixels": str(limits.max_image_pixels)}
+                decoded = _Counted(stream.container.decode(stream))
+                frames = _stack(_upright_at(indices.tolist(), decoded), len(indices), name, limits)
+            if len(frames) == len(indices):
+                return Video(frames, tuple((indices / rate).tolist()), len(indices) / total * rate)
+            total = decoded.count  # fewer than the container counts: its edit list hides some
+    except MediaError:
+        raise
+    except Exception:
+        pass
+    raise MediaError(f"{name}: {_why_unreadable(file)}")
+
+
+@contextlib.contextmanager
+def _av_stream(av: Any, file: BinaryIO, name: str) -> Iterator[Any]:
+    """The main video stream of a file, opened afresh."""
+    file.seek(0)
+    with av.open(file, options={"format_whitelist": _CONTAINERS}) as container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise MediaError(f"{name}: has no video track")
+        yield stream
+
+
+class _Counted:
+    """An iterator that knows how many items it has given."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._items = iter(items)
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._items:
+            self.count += 1
+            yield item
+
+
+def _upright_at(indices: list[int], frames: Iterable[Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """The frames at `indices` (ascending, repeats allowed) with their labels; reads no further than the last."""
+    kept = 0
+    for number, frame in enumerate(frames):
+        while indices[kept] == number:
+            yield f"frame {number}", _upright(frame)
+            kept += 1
+            if kept == len(indices):
+                return
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """(H, W, 3) uint8 with the display matrix applied, as players do (phones store the sensor's rows and a matrix).
+
+    x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, 8.3.2); a quarter turn has a = d = 0.
+    """
+    rgb: np.ndarray = frame.to_ndarray(format="rgb24")
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return rgb
+    a, b, _, c, d = np.frombuffer(bytes(side_data), np.int32)[:5].tolist()
+    if abs(b) > abs(a):
+        rgb, a, d = rgb.swapaxes(0, 1), c, b
+    return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _why_unreadable(file: BinaryIO) -> str:
+    with contextlib.suppress(Exception):
+        file.seek(0)
+        head = file.read(512)
+        transport_stream = head[:1] == b"G" and head[188:189] == b"G"  # MPEG-TS: a packet every 188 bytes
+        if not (head.startswith(_VIDEO_STARTS) or head[4:8] in _BOXES or transport_stream):
+            return f"not a video that is read here ({foreign_kind(head)}); expected {_READABLE}"
+    return "the video is truncated or damaged; get a whole copy"
+
+
+def is_cut_short(file: BinaryIO) -> bool:
+    """Whether an MP4, MOV, AVI, WebM or MKV file ends before its own sizes say it does.
+
+    libav plays what there is of such a file and says nothing. Other formats have no size, or are not judged.
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(64)
+    if head[:4] == b"RIFF":
+        size = int.from_bytes(head[4:8], "little")
+        return size != 0xFFFFFFFF and 8 + size > end
+    if head[:4] == b"\x1a\x45\xdf\xa3":  # EBML header, then one segment (RFC 8794, 9596)
+        size, length = _ebml_size(head[4:12])
+        at = 4 + length + size
+        file.seek(at)
+        segment = file.read(12)
+        if segment[:4] != b"\x18\x53\x80\x67":
+            return False
+        size, length = _ebml_size(segment[4:12])
+        unknown = size == (1 << 7 * length) - 1  # a live recording
+        return not unknown and at + 4 + length + size > end
+    at = 0
+    while at + 8 <= end:  # boxes, one after the other (ISO/IEC 14496-12, 4.2)
+        file.seek(at)
+        size, kind, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        size = large if size == 1 else size
+        if kind not in _BOXES or size < 8:  # size 0: to the end of the file
+            return False
+        at += size
+    return at > end
+
+
+def _ebml_size(data: bytes) -> tuple[int, int]:
+    """Value and length of an EBML size: as many leading zero bits as there are bytes after the first."""
+    length = 9 - data[0].bit_length() if data else 1
+    return int.from_bytes(data[:length], "big") & ((1 << 7 * length) - 1), length

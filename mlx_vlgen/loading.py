@@ -1,0 +1,186 @@
+"""A path or Hub id -> the model and its processor."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._mlx_lm import unpack_awq
+from ._runtime import blas_hint, mx, tree_flatten
+from .adapters import apply_adapter
+from .checkpoint import few, quantization_config, read_config, read_generation_config, read_weights, weight_files
+from .errors import LoadError, UnsupportedError
+from .hub import locate, locate_adapter
+from .models import PROVED_TEXT, TEXT, find
+from .models.base import Model
+from .notices import notice
+from .quantization import Quantization, cast, is_quantized, quantize_as_stored, quantize_text
+
+if TYPE_CHECKING:
+    from .inputs.processor import Processor
+
+DTYPES: dict[str, mx.Dtype] = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def load(
+    path_or_hf_repo: str | Path,
+    *,
+    adapter_path: str | Path | None = None,
+    revision: str | None = None,
+    dtype: str | mx.Dtype | None = None,
+    lazy: bool = False,
+    quantization: int | Mapping[str, Any] | None = None,
+) -> tuple[Model, "Processor"]:
+    """Load a checkpoint: its network, ready to run, and the processor that makes its inputs.
+
+    path_or_hf_repo: a folder; or an id on the Hugging Face Hub, of which a whole copy in the cache is used without
+    asking the network; or "demo", the built-in model.
+    adapter_path: folder or Hub id of a LoRA or DoRA adapter in mlx-lm's or PEFT's layout. Default None.
+    revision: branch, tag or commit on the Hub. Default None, the main branch.
+    dtype: "float32", "bfloat16", "float16" or an mx.Dtype for the floating-point weights. Default None or "auto":
+    the checkpoint's own, and float32 where MLX runs on the CPU, on which the others are ten times slower.
+    lazy: leave the weights on disk until they are used. Default False.
+    quantization: bits, or {"bits", "group_size", "mode"}: quantize the text layers of a float checkpoint. Default None.
+
+    Raises LoadError for a checkpoint that is missing, gated, damaged, unknown or refused (pickled weights, remote
+    code, bitsandbytes, encoder-decoders), and UnsupportedError for an option it cannot honour.
+    """
+    recipe = None if quantization is None else Quantization.parse(quantization)
+    wanted = _dtype(dtype)
+    folder = locate(path_or_hf_repo, revision)
+    adapter = None if adapter_path is None else locate_adapter(adapter_path)
+    if hint := blas_hint():
+        notice(hint)
+    config = read_config(folder)
+    model = _build(folder, config)
+    _fill(model, folder, wanted, recipe)
+    if adapter is not None:
+        apply_adapter(model, adapter)
+    model.generation_config.update(read_generation_config(folder))
+    model.eval()
+    _warn_if_too_large(model)
+    if not lazy:
+        mx.eval(model.parameters())
+    return model, find(config).processor_class().from_folder(folder, config)
+
+
+def _dtype(given: str | mx.Dtype | None) -> mx.Dtype | None:
+    """The type that floating-point weights get; None for their own."""
+    if given is None or given == "auto":
+        return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else None
+    dtype = DTYPES.get(given) if isinstance(given, str) else given
+    if dtype not in DTYPES.values():
+        raise UnsupportedError(f"dtype={given!r}: expected auto, {', '.join(DTYPES)}, or the mx.Dtype of one of these.")
+    return dtype
+
+
+def _build(folder: Path, config: dict[str, Any]) -> Model:
+    """The network, with weights still to come."""
+    family, model_type = find(config), config["model_type"]
+    if family is TEXT and model_type not in PROVED_TEXT:
+        notice(f"{model_type} runs on mlx-lm's decoder as it is; this package's tests do not cover it.")
+    with _fitting(folder, f"config.json does not describe a {model_type}"):
+        return family.model_class()(config)
+
+
+@contextmanager
+def _fitting(folder: Path, trouble: str) -> Iterator[None]:
+    """Turns what a family's code raises for a configuration or weights that it was not made for into a LoadError."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, AssertionError) as error:
+        if isinstance(error, LoadError):
+            raise
+        raise LoadError(f"{folder}: {trouble}: {type(error).__name__}: {error}") from error
+
+
+def _fill(model: Model, folder: Path, dtype: mx.Dtype | None, recipe: Quantization | None) -> None:
+    """Put the checkpoint's weights into `model`, as `dtype`, and quantize them by `recipe` if there is one."""
+    stored = read_weights(weight_files(folder))
+    with _fitting(folder, f"the weights are not those of a {model.config['model_type']}"):
+        weights = model.sanitize(stored)
+        weights = _unpacked(model.config, weights)
+    if recipe is not None and is_quantized(weights):
+        raise UnsupportedError(
+            f"{folder} is quantized already: load it without quantization, or load the float checkpoint it was made of."
+        )
+    if dtype is not None:
+        weights = cast(weights, dtype, model)
+    quantize_as_stored(model, weights)
+    _check_complete(model, weights, folder, stored)
+    model.load_weights(list(weights.items()))
+    if recipe is not None:
+        quantize_text(model, recipe)
+
+
+def _unpacked(config: Mapping[str, Any], weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Weights that AutoAWQ or GPTQ packed, in MLX's packing; others as they are."""
+    settings = quantization_config(config) or {}
+    method = settings.get("quant_method")
+    if method not in ("awq", "gptq"):
+        return weights
+    try:
+        if (layout := settings.get("version", "gemm")) != "gemm":
+            raise ValueError(f"its {layout!r} layout is not known, only 'gemm'")
+        unpacked: dict[str, mx.array] = unpack_awq(weights, settings)[0]
+    except (ValueError, KeyError) as error:
+        raise LoadError(
+            f"The weights are packed by {method.upper()} in a way that cannot be read: {error}. "
+            "Load the original checkpoint with quantization=…, or one converted for MLX."
+        ) from None
+    return unpacked
+
+
+def _check_complete(
+    model: Model, weights: Mapping[str, mx.array], folder: Path, stored: Mapping[str, mx.array]
+) -> None:
+    """LoadError unless `weights` are the model's parameters, all of them, and no others."""
+    expected = _parameters(model)
+    wrong = [
+        f"{name} {weights[name].shape}, expected {parameter.shape}"
+        for name, parameter in expected.items()
+        if name in weights and weights[name].shape != parameter.shape
+    ]
+    troubles = {
+        "missing": sorted(expected.keys() - weights.keys()),
+        "not known": sorted(weights.keys() - expected.keys()),
+        "of another shape": wrong,
+    }
+    if any(troubles.values()):
+        listed = "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in troubles.items() if names)
+        example = next(iter(stored), "")
+        raise LoadError(
+            f"{folder}: the tensors are not those of a {model.config['model_type']} with this config.json: {listed}. "
+            f"Names were read so: {example} -> {model.rename(example)}. "
+            "The checkpoint is damaged, changed, or in a layout that is not known."
+        )
+
+
+def _parameters(model: Model) -> dict[str, mx.array]:
+    return dict(tree_flatten(model.parameters()))
+
+
+def _warn_if_too_large(model: Model) -> None:
+    needed = sum(tensor.nbytes for tensor in _parameters(model).values())
+    available = memory_available()
+    if available is not None and needed > available:
+        notice(
+            f"the weights take {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB of memory are free: this will swap or "
+            'fail. Load a smaller or quantized checkpoint, or give quantization={"bits": 4}.'
+        )
+
+
+def memory_available() -> int | None:
+    """Bytes that MLX's default device can still take; None where that cannot be told."""
+    if mx.default_device().type == mx.DeviceType.gpu:
+        info = mx.device_info()
+        if "free_memory" in info:  # CUDA
+            return int(info["free_memory"])
+        limit = info.get("max_recommended_working_set_size")  # Metal
+        return None if limit is None else int(limit) - mx.get_active_memory()
+    if sys.platform != "linux":
+        return None
+    with open("/proc/meminfo", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024

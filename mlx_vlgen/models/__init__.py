@@ -1,0 +1,111 @@
+"""The registry: which class runs a checkpoint's `model_type`, imported only when it is asked for."""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import LoadError
+
+if TYPE_CHECKING:
+    from ..inputs.processor import Processor
+    from .base import Model
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family's two classes are, each as "module:Class"."""
+
+    model: str
+    processor: str
+
+    def model_class(self) -> "type[Model]":
+        return _resolve(self.model)
+
+    def processor_class(self) -> "type[Processor]":
+        return _resolve(self.processor)
+
+
+def _resolve(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+_QWEN3_VL = Family("mlx_vlgen.models.qwen3_vl:Qwen3VL", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor")
+
+FAMILIES: dict[str, Family] = {
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_vl_moe": _QWEN3_VL,
+}
+
+TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:TextProcessor")
+"""Every text decoder that mlx-lm has."""
+
+PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
+"""The text decoders that this package's own tests compare with transformers; others load with a notice."""
+
+# Vision-language types that mlx-lm loads by dropping what sees: answering without the picture is worse than refusing.
+_MLX_LM_BLIND = {
+    "gemma3",
+    "gemma3n",
+    "gemma4",
+    "gemma4_unified",
+    "kimi_k25",
+    "kimi_k3",
+    "kimi_vl",
+    "lfm2-vl",
+    "lfm2_vl",
+    "llama4",
+    "llava",
+    "minimax_m3_vl",
+    "mistral3",
+    "muse_glimmer",
+    "muse_spark",
+    "pixtral",
+    "prism_hadamard_qwen35",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_5",
+    "qwen3_5_moe",
+}
+# What a configuration of a model that sees or hears holds, whatever its type is called.
+_TOWERS = ("vision_config", "vision_tower", "mm_vision_tower", "vision_encoder", "audio_config", "audio_encoder")
+
+
+def find(config: Mapping[str, Any]) -> Family:
+    """The family of a checkpoint with this config.json. LoadError, with the nearest name, when there is none."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise LoadError(
+            "config.json names no model_type, so it does not tell what network this is. "
+            "Give the folder of a whole checkpoint, as it is on the Hugging Face Hub."
+        )
+    if family := FAMILIES.get(model_type):
+        return family
+    if model_type in _MLX_LM_BLIND or any(config.get(key) for key in _TOWERS):
+        raise LoadError(
+            f"model_type {model_type!r} is a vision-language or audio model that is not supported yet. "
+            f"Supported are {', '.join(FAMILIES)}, and text decoders."
+        )
+    text = _text_decoders()
+    if model_type in text:
+        return TEXT
+    near = difflib.get_close_matches(model_type, [*FAMILIES, *text], n=1)
+    raise LoadError(
+        f"model_type {model_type!r} is not known{f'; the nearest known one is {near[0]!r}' if near else ''}. "
+        f"Supported are {', '.join(FAMILIES)}, and text decoders: {', '.join(PROVED_TEXT)} "
+        f"and {len(text - set(PROVED_TEXT))} others of mlx-lm."
+    )
+
+
+def _text_decoders() -> set[str]:
+    """The model types that mlx-lm has a text decoder for."""
+    from .._mlx_lm import MODEL_REMAPPING, models_folder
+
+    files = {path.stem for path in models_folder().glob("*.py") if "\nclass Model(" in path.read_text("utf-8")}
+    return (
+        (files | {name for name, target in MODEL_REMAPPING.items() if target in files})
+        - _MLX_LM_BLIND
+        - FAMILIES.keys()
+    )

@@ -1,0 +1,163 @@
+"""What every family keeps: the contract between a model and the engine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .._runtime import mx, nn
+from ..inputs.prompt import Media, Prompt
+
+
+@dataclass(frozen=True)
+class Full:
+    """A layer that attends to every earlier position."""
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """A layer that attends to the last `window` positions."""
+
+    window: int
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """A layer that keeps `size` state arrays and no positions (convolution, linear attention)."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A layer whose cache only its own model knows: `make` gives an empty one. Such rows run one at a time."""
+
+    make: Callable[[], Any]
+
+
+LayerKind = Full | Sliding | Recurrent | Opaque
+
+
+@dataclass
+class Embedded:
+    """All that a forward takes per token, for B rows of L positions, so that a chunk cannot forget a part.
+
+    tokens: (B, L) int32. embeds: (B, L, d), or None where the rows of the embedding table are all there is.
+    positions: (3, B, L) int32 rotary positions (time, row, column), or None where they run on from the cache.
+    delta: an int or (B,) int32, what a row's rotary position is ahead of its cache position once the prompt is over.
+    deepstack: for each of the first text layers a (B, L, d) to be added to its output.
+    """
+
+    tokens: mx.array
+    embeds: mx.array | None = None
+    positions: mx.array | None = None
+    delta: int | mx.array = 0
+    deepstack: Sequence[mx.array] = ()
+
+    def __len__(self) -> int:
+        return self.tokens.shape[1]
+
+    def __getitem__(self, span: slice) -> "Embedded":
+        """The positions of `span`, of every part."""
+        return Embedded(
+            tokens=self.tokens[:, span],
+            embeds=None if self.embeds is None else self.embeds[:, span],
+            positions=None if self.positions is None else self.positions[:, :, span],
+            delta=self.delta,
+            deepstack=[layer[:, span] for layer in self.deepstack],
+        )
+
+    @staticmethod
+    def stack(rows: Sequence["Embedded"]) -> "Embedded":
+        """Several single rows as one batch, padded on the right with zeros. All have embeds or none has."""
+        most = max(map(len, rows))
+
+        def pad(parts: Sequence[mx.array], axis: int) -> mx.array:
+            after = [[(0, most - p.shape[axis]) if i == axis else (0, 0) for i in range(p.ndim)] for p in parts]
+            padded = [mx.pad(p, widths) for p, widths in zip(parts, after, strict=True)]
+            return mx.concatenate(padded, axis=1 if axis == 2 else 0)
+
+        def own_positions(row: "Embedded") -> mx.array:
+            plain = mx.broadcast_to(mx.arange(len(row), dtype=mx.int32), (3, 1, len(row)))
+            return plain if row.positions is None else row.positions
+
+        embeds = [row.embeds for row in rows if row.embeds is not None]
+        depth = max(len(row.deepstack) for row in rows)
+        return Embedded(
+            tokens=pad([row.tokens for row in rows], axis=1),
+            embeds=pad(embeds, axis=1) if embeds else None,
+            positions=pad(list(map(own_positions, rows)), axis=2)
+            if any(row.positions is not None for row in rows)
+            else None,
+            deepstack=[
+                pad([row.deepstack[i] if row.deepstack else mx.zeros_like(row.embeds) for row in rows], axis=1)
+                for i in range(depth)
+            ],
+        )
+
+
+@dataclass
+class Features:
+    """What a vision tower made of one picture or video: embeds (n, d), and one (n, d) per deepstack layer."""
+
+    embeds: mx.array
+    deepstack: Sequence[mx.array] = ()
+
+
+class Model(nn.Module):
+    """A family's network. It holds weights and configuration, and nothing about any request."""
+
+    text_prefix: ClassVar[str] = "language_model."
+    """What the names of the text decoder's parameters begin with; `load(quantization=…)` quantizes these."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        # Underscores: MLX takes a module's public dictionaries and lists for parameters.
+        self._config, self._generation_config = config, dict[str, Any]()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The checkpoint's config.json."""
+        return self._config
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """The checkpoint's generation_config.json; empty where it has none."""
+        return self._generation_config
+
+    @property
+    def device(self) -> mx.Device:
+        """Where this model runs: MLX's default device."""
+        return mx.default_device()
+
+    @staticmethod
+    def rename(key: str) -> str:
+        """A parameter's name in any published layout -> its name here; other names come back as they are."""
+        return key
+
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Weights of any published layout -> this module's names and shapes."""
+        raise NotImplementedError
+
+    def text_decoder(self) -> nn.Module:
+        """mlx-lm's decoder inside: its own rules of quantizing and of dtypes hold here too."""
+        return self.language_model
+
+    def cache_layout(self) -> list[LayerKind]:
+        """What cache each text layer wants, in order; the engine makes them."""
+        raise NotImplementedError
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        """Features of media that all have one grid, computed as one batch."""
+        raise NotImplementedError
+
+    def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
+        """One row (B = 1): the prompt's embeddings with `features` (one per `prompt.media`) in their places."""
+        raise NotImplementedError
+
+    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+        """Run `inputs` after what `cache` (one per layer) holds, and add them to it.
+
+        Returns logits (B, L, V), or (B, V) at position `at[b]` of each row when `at` (B,) is given; a caller
+        that needs none drops them, and MLX never computes them.
+        """
+        raise NotImplementedError

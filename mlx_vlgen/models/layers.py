@@ -1,0 +1,86 @@
+"""What vision towers share: patch embedding as a matmul, blockwise attention, rotary in two dimensions, MLPs."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .._runtime import mx, nn
+
+FUSED_HEAD_SIZES = {"gpu": (64, 80, 128), "cpu": ()}
+"""Head sizes for which MLX computes attention without writing the scores to memory (read in MLX's source)."""
+
+SCORE_BYTES = 128 << 20
+"""Memory for attention scores where they are written out: a 1024 x 1024 picture then peaks at 0.15 GB, not 1.1."""
+
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    "gelu": nn.gelu,
+    "gelu_pytorch_tanh": nn.gelu_approx,
+    "silu": nn.silu,
+    "quick_gelu": nn.gelu_fast_approx,
+}
+"""transformers' `hidden_act` names."""
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
+    """Softmax attention of (B, H, N, D) without a mask, in blocks of queries where no fused kernel applies."""
+    batch, heads, length, size = q.shape
+    rows = max(1, SCORE_BYTES // (4 * batch * heads * k.shape[2]))
+    if rows >= length or size in FUSED_HEAD_SIZES[mx.default_device().type.name]:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    blocks = [q[:, :, start : start + rows] for start in range(0, length, rows)]
+    return mx.concatenate([mx.fast.scaled_dot_product_attention(b, k, v, scale=scale) for b in blocks], axis=2)
+
+
+def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """Rotary embedding with the two halves of the last axis as pairs; cos and sin broadcast to (..., D / 2)."""
+    a, b = mx.split(x.astype(cos.dtype), 2, axis=-1)
+    return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of each patch of a grid, in the order Qwen stores them: the merge x merge patches
+    that become one token lie together. Two arrays (rows * columns,)."""
+    grid = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
+    row, column = grid.transpose(0, 1, 3, 2, 4).reshape(2, -1)
+    return row, column
+
+
+def rotary_2d(row: np.ndarray, column: np.ndarray, head_size: int, theta: float = 10000.0) -> tuple[mx.array, mx.array]:
+    """cos and sin (N, head_size / 2): the first half of the frequencies turns with the row, the second with the column."""
+    quarter = head_size // 4
+    frequencies = theta ** -(np.arange(quarter, dtype=np.float32) / quarter)
+    angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1).astype(np.float32)
+    return mx.array(np.cos(angles)), mx.array(np.sin(angles))
+
+
+def interpolate_table(table: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
+    """A square table of learned positions (side * side, d), bilinearly resampled (corners aligned) at the given
+    rows and columns of a rows x columns grid: (N, d)."""
+    side = int(table.shape[0] ** 0.5)
+
+    def taps(index: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        source = index.astype(np.float32) * np.float32(side - 1) / np.float32(max(length - 1, 1))
+        low = np.floor(source).astype(np.int32)
+        return low, np.minimum(low + 1, side - 1), (source - low).astype(np.float32)
+
+    top, bottom, down = taps(row, rows)
+    left, right, across = taps(column, columns)
+    corners = [(top, left, (1 - down) * (1 - across)), (top, right, (1 - down) * across),
+               (bottom, left, down * (1 - across)), (bottom, right, down * across)]  # fmt: skip
+    index = np.stack([r * side + c for r, c, _ in corners])  # (4, N)
+    weight = np.stack([w for _, _, w in corners])[..., None]
+    return (table[mx.array(index)] * mx.array(weight).astype(table.dtype)).sum(axis=0)
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its kernel, computed as one matmul. Patches come flattened as (C, T, P, P)."""
+
+    def __init__(self, channels: int, frames: int, size: int, hidden: int, bias: bool = True):
+        super().__init__()
+        kernel = (frames, size, size)
+        self.proj = nn.Conv3d(channels, hidden, kernel, stride=kernel, bias=bias)  # weight (O, T, P, P, C)
+
+    def __call__(self, patches: mx.array) -> mx.array:
+        weight = self.proj.weight.transpose(0, 4, 1, 2, 3).reshape(self.proj.weight.shape[0], -1)
+        out = patches.astype(weight.dtype) @ weight.T
+        return out + self.proj.bias if "bias" in self.proj else out

@@ -1,0 +1,236 @@
+"""Qwen3-VL, dense and mixture of experts.
+
+Source: Qwen3-VL technical report (arXiv 2511.21631); transformers' Qwen3VLForConditionalGeneration and
+Qwen3VLMoeForConditionalGeneration. Parameter names are those of checkpoints converted for MLX.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._mlx_lm import qwen3, qwen3_moe
+from .._runtime import mx, nn
+from ..inputs.prompt import Media, Prompt
+from .backbone import MRope, decode, pick
+from .base import Embedded, Features, Full, LayerKind, Model
+from .layers import ACTIVATIONS, PatchEmbedding, attention, interpolate_table, merge_order, rotary_2d, rotate
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.proj = nn.Linear(hidden, hidden)
+
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        batch, length, hidden = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)  # (3, B, H, N, D)
+        q, k, v = rotate(qkv[0], cos, sin), rotate(qkv[1], cos, sin), qkv[2]
+        out = attention(q, k, v, scale=q.shape[-1] ** -0.5)
+        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, hidden: int, inner: int, activation: str):
+        super().__init__()
+        self.linear_fc1 = nn.Linear(hidden, inner)
+        self.linear_fc2 = nn.Linear(inner, hidden)
+        self._activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_fc2(self._activation(self.linear_fc1(x)))
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.norm1 = nn.LayerNorm(hidden, eps=1e-6)
+        self.norm2 = nn.LayerNorm(hidden, eps=1e-6)
+        self.attn = VisionAttention(hidden, config["num_heads"])
+        self.mlp = VisionMLP(hidden, config["intermediate_size"], config.get("hidden_act", "gelu_pytorch_tanh"))
+
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        x = x + self.attn(self.norm1(x), cos, sin)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """merge x merge neighbouring patches to one token of the text model. The deepstack mergers normalise after
+    the patches are joined, the last one before. Their GELU is the exact one, unlike the blocks'."""
+
+    def __init__(self, config: Mapping[str, Any], norm_joined: bool):
+        super().__init__()
+        self.joined = config["hidden_size"] * config["spatial_merge_size"] ** 2
+        self.norm = nn.LayerNorm(self.joined if norm_joined else config["hidden_size"], eps=1e-6)
+        self.linear_fc1 = nn.Linear(self.joined, self.joined)
+        self.linear_fc2 = nn.Linear(self.joined, config["out_hidden_size"])
+        self._norm_joined = norm_joined
+
+    def __call__(self, x: mx.array) -> mx.array:  # (B, N, d) -> (B, N / merge^2, out)
+        batch = x.shape[0]
+        if self._norm_joined:
+            x = self.norm(x.reshape(batch, -1, self.joined))
+        else:
+            x = self.norm(x).reshape(batch, -1, self.joined)
+        return self.linear_fc2(nn.gelu(self.linear_fc1(x)))
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.merge, self.head_size = config["spatial_merge_size"], hidden // config["num_heads"]
+        self._deepstack = tuple(config.get("deepstack_visual_indexes", ()))
+        self.patch_embed = PatchEmbedding(
+            config.get("in_channels", 3), config["temporal_patch_size"], config["patch_size"], hidden
+        )
+        self.pos_embed = nn.Embedding(config["num_position_embeddings"], hidden)
+        self.blocks = [VisionBlock(config) for _ in range(config["depth"])]
+        self.merger = PatchMerger(config, norm_joined=False)
+        self.deepstack_merger_list = [PatchMerger(config, norm_joined=True) for _ in self._deepstack]
+
+    def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
+        """pixels (B, N, patch): B pictures or pairs of frames of one grid, N = rows * columns, in merge order.
+
+        Returns (B, N / merge^2, d) and one of the same for each deepstack layer. Frames do not see each other.
+        """
+        row, column = merge_order(rows, columns, self.merge)
+        x = self.patch_embed(pixels)
+        x = x + interpolate_table(self.pos_embed.weight, row, column, rows, columns)
+        cos, sin = rotary_2d(row, column, self.head_size)
+        between = []
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin)
+            if index in self._deepstack:
+                between.append(self.deepstack_merger_list[self._deepstack.index(index)](x))
+        return self.merger(x), between
+
+
+def rotary_positions(prompt: Prompt, merge: int) -> tuple[np.ndarray, int]:
+    """M-RoPE positions (3, L) and how far they are ahead of the plain ones afterwards.
+
+    Text moves all three axes on together. A picture (or pair of frames: time is told by timestamps in the text)
+    stands still in time and spreads over row and column; the text after it starts past its longer side.
+    Source: transformers' Qwen3VLModel.get_rope_index.
+    """
+    positions = np.empty((3, len(prompt.tokens)), dtype=np.int32)
+    spans = sorted((span, media.grid) for media in prompt.media for span in media.spans)
+    done, position = 0, 0
+    for (start, end), (_, rows, columns) in spans:
+        positions[:, done:start] = position + np.arange(start - done)
+        position += start - done
+        rows, columns = rows // merge, columns // merge
+        positions[:, start:end] = position + np.indices((1, rows, columns)).reshape(3, -1)
+        position += max(rows, columns)
+        done = end
+    positions[:, done:] = position + np.arange(len(prompt.tokens) - done)
+    return positions, int(position + len(prompt.tokens) - done) - len(prompt.tokens)
+
+
+class Qwen3VL(Model):
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config)
+        text = text_arguments(config)
+        self.vision_tower = VisionTower(config["vision_config"])
+        moe = "moe" in config["model_type"]
+        self.language_model = (
+            qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(text)) if moe else qwen3.Model(qwen3.ModelArgs.from_dict(text))
+        )
+        self._rope = MRope(text["head_dim"], text["rope_theta"], text["rope_scaling"].get("mrope_section", [24, 20, 20]))
+        for layer in self.language_model.layers:
+            layer.self_attn.rope = self._rope
+
+    def cache_layout(self) -> list[LayerKind]:
+        return [Full()] * len(self.language_model.layers)
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        frames, rows, columns = media[0].grid
+        pixels = np.stack([m.pixels for m in media]).reshape(len(media) * frames, rows * columns, -1)
+        joined, between = self.vision_tower(mx.array(pixels), rows, columns)
+
+        def each(x: mx.array) -> mx.array:  # (media * frames, n, d) -> (media, frames * n, d)
+            return x.reshape(len(media), -1, x.shape[-1])
+
+        joined, between = each(joined), [each(x) for x in between]
+        return [Features(joined[i], [x[i] for x in between]) for i in range(len(media))]
+
+    def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
+        tokens = mx.array(prompt.tokens)[None]
+        embeds = self.language_model.model.embed_tokens(tokens)
+        if not prompt.media:
+            return Embedded(tokens, embeds)
+        deepstack = [mx.zeros_like(embeds) for _ in features[0].deepstack]
+        for media, own in zip(prompt.media, features, strict=True):
+            taken = 0
+            for start, end in media.spans:
+                part = slice(taken, taken + end - start)
+                embeds[0, start:end] = own.embeds[part].astype(embeds.dtype)
+                for layer, extra in zip(deepstack, own.deepstack, strict=True):
+                    layer[0, start:end] = extra[part].astype(embeds.dtype)
+                taken = part.stop
+        positions, delta = rotary_positions(prompt, self.vision_tower.merge)
+        return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)
+
+    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+        text = self.language_model
+        h = text.model.norm(pick(decode(text.model, self._rope, inputs, cache), at))
+        return text.model.embed_tokens.as_linear(h) if text.args.tie_word_embeddings else text.lm_head(h)
+
+    @staticmethod
+    def rename(key: str) -> str:
+        """A parameter's name in any published layout -> its name here."""
+        for old, new in (
+            ("model.visual.", "vision_tower."),
+            ("visual.", "vision_tower."),
+            ("model.language_model.", "language_model.model."),
+            ("lm_head.", "language_model.lm_head."),
+        ):
+            if key.startswith(old):
+                return new + key.removeprefix(old)
+        return key
+
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Weights of any published layout -> ours: names, convolution axes, experts."""
+        out: dict[str, mx.array] = {}
+        for key, value in weights.items():
+            key = self.rename(key)
+            if key.endswith("patch_embed.proj.weight") and value.shape[-1] != self.vision_tower.patch_embed.proj.weight.shape[-1]:
+                value = value.transpose(0, 2, 3, 4, 1)  # torch's (O, C, T, P, P)
+            out[key] = value
+        if self.language_model.args.tie_word_embeddings:
+            out = {key: value for key, value in out.items() if not key.startswith("language_model.lm_head.")}
+        for key in [k for k in out if re.search(r"mlp\.experts\.gate_up_proj$", k)]:
+            self._split_experts(out, key.removesuffix(".gate_up_proj"))
+        return out
+
+    def _split_experts(self, weights: dict[str, mx.array], prefix: str) -> None:
+        """Fused experts -> mlx-lm's three stacks (E, out, in). The Hub stores them (E, in, out), transformers 5
+        (E, out, in); the shape of the down projection tells, or, where it is square, that of the other."""
+        joined, down = weights.pop(f"{prefix}.gate_up_proj"), weights.pop(f"{prefix}.down_proj")
+        hidden, inner = self.language_model.args.hidden_size, self.language_model.args.moe_intermediate_size
+        hub = down.shape[1:] == (inner, hidden) if inner != hidden else joined.shape[1:] == (hidden, 2 * inner)
+        if hub:
+            joined, down = joined.swapaxes(1, 2), down.swapaxes(1, 2)
+        gate, up = mx.split(joined, 2, axis=1)
+        stem = prefix.removesuffix("experts") + "switch_mlp"
+        weights |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up, f"{stem}.down_proj.weight": down}
+
+
+def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The text decoder's configuration under the names of transformers 4.x, whichever version wrote it."""
+    text = dict(config["text_config"])
+    rope = text.pop("rope_parameters", None) or text.get("rope_scaling") or {}
+    text["rope_scaling"] = rope
+    text.setdefault("rope_theta", rope.get("rope_theta", 5_000_000.0))
+    text.setdefault("head_dim", text["hidden_size"] // text["num_attention_heads"])
+    text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    if "num_local_experts" in text:
+        text.setdefault("num_experts", text["num_local_experts"])
+    text.setdefault("decoder_sparse_step", 1)
+    text.setdefault("mlp_only_layers", [])
+    text["norm_topk_prob"] = True  # transformers' Qwen3VLMoe router always does
+    return text

@@ -1,0 +1,186 @@
+"""Text-only checkpoints: any text decoder of mlx-lm behind the same contract as a vision-language family."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .._mlx_lm import ArraysCache, KVCache, RotatingKVCache, make_prompt_cache, text_decoder
+from .._runtime import mx, nn
+from ..errors import LoadError, PromptError, UnsupportedError
+from ..inputs.prompt import Media, Prompt
+from . import PROVED_TEXT
+from .backbone import pick
+from .base import Embedded, Features, Full, LayerKind, Model, Opaque, Recurrent, Sliding
+
+
+class TextModel(Model):
+    """A text decoder of mlx-lm. Its parameters keep mlx-lm's names (`model.layers.0…`, `lm_head`)."""
+
+    text_prefix = ""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config)
+        decoder, arguments = text_decoder(config)
+        # Not one of MLX's children, which would put its name before all others: they hang on this module instead.
+        object.__setattr__(self, "_decoder", decoder(arguments.from_dict(text_arguments(config))))
+        self._adopt()
+
+    def _adopt(self) -> None:
+        for name in [name for name in self if not name.startswith("_") and name not in self._decoder]:
+            del self[name]
+        for name, child in self._decoder.items():
+            self[name] = child
+
+    def text_decoder(self) -> nn.Module:
+        return self._decoder
+
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        if not hasattr(self._decoder, "sanitize"):
+            return dict(weights)
+        renamed = self._decoder.sanitize(dict(weights))
+        self._adopt()  # gemma3_text drops its lm_head there when the checkpoint has none
+        return renamed
+
+    def cache_layout(self) -> list[LayerKind]:
+        return [self._layer_kind(index, cache) for index, cache in enumerate(make_prompt_cache(self._decoder))]
+
+    def _layer_kind(self, index: int, cache: Any) -> LayerKind:
+        if type(cache) is KVCache:
+            return Full()
+        if type(cache) is RotatingKVCache and cache.keep == 0:
+            return Sliding(cache.max_size)
+        if type(cache) is ArraysCache:
+            return Recurrent(len(cache.cache))
+        return Opaque(lambda: make_prompt_cache(self._decoder)[index])
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        raise UnsupportedError(
+            f"This is a text-only model ({self.config['model_type']}): it takes no pictures or videos."
+        )
+
+    def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
+        if prompt.media or features:
+            raise PromptError(
+                f"This is a text-only model ({self.config['model_type']}): leave the picture or video out, "
+                "or load a vision-language model."
+            )
+        return Embedded(mx.array(prompt.tokens)[None])
+
+    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+        model_type = self.config["model_type"]
+        if model_type not in PROVED_TEXT:
+            # Its head may scale or cap the logits: run it whole, with the layers that loading may have replaced.
+            for name in self._decoder:
+                self._decoder[name] = self[name]
+            return pick(self._decoder(inputs.tokens, cache=cache), at)
+        embeds = self._gemma_embeds(inputs.tokens) if model_type == "gemma3_text" else None
+        h = pick(self.model(inputs.tokens, cache, embeds), at)
+        return self.lm_head(h) if "lm_head" in self else self.model.embed_tokens.as_linear(h)
+
+    def _gemma_embeds(self, tokens: mx.array) -> mx.array:
+        """Embeddings which, once mlx-lm has scaled them by sqrt(d) rounded to bfloat16, are scaled by sqrt(d) in their
+        own dtype, as transformers' Gemma3TextScaledWordEmbedding does. (B, L) -> (B, L, d)"""
+        embeds = self.model.embed_tokens(tokens)
+        scale = mx.array(self.config["hidden_size"] ** 0.5)
+        rounded = scale.astype(mx.bfloat16).astype(mx.float32)
+        return embeds * (scale.astype(embeds.dtype).astype(mx.float32) / rounded).astype(embeds.dtype)
+
+
+# What transformers assumes where config.json is silent and mlx-lm assumes something else or nothing.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": False},
+    "qwen2": {"tie_word_embeddings": False},
+    "qwen3": {"tie_word_embeddings": False},
+    "qwen3_moe": {
+        "tie_word_embeddings": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": False,
+    },
+}
+
+
+def text_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """A text decoder's config.json under the names of transformers 4.x, which mlx-lm reads, whichever version wrote it.
+
+    LoadError where the configuration asks for what mlx-lm's decoder would silently leave out.
+    """
+    model_type = config["model_type"]
+    args = _DEFAULTS.get(model_type, {}) | config
+    rope = args.get("rope_parameters") or {}
+    by_layer = {"full_attention", "sliding_attention"} & rope.keys()
+    if rope and not by_layer:
+        args |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+        if rope.get("rope_type", "default") != "default":
+            args["rope_scaling"] = rope
+    if "num_local_experts" in args:
+        args.setdefault("num_experts", args["num_local_experts"])
+    if model_type == "qwen3_moe":
+        args.setdefault("head_dim", args["hidden_size"] // args["num_attention_heads"])
+    if model_type == "lfm2":
+        args.setdefault("block_dim", args["hidden_size"])
+    if model_type == "gemma3_text":
+        _gemma3_arguments(args, rope)
+    if reason := next((reason for reason in _LEFT_OUT.get(model_type, _nothing)(args) if reason), None):
+        raise LoadError(f"This {model_type} checkpoint has {reason}, which its decoder here does not compute.")
+    return args
+
+
+def _gemma3_arguments(args: dict[str, Any], rope: Mapping[str, Any]) -> None:
+    if full := rope.get("full_attention"):
+        args["rope_theta"] = full["rope_theta"]
+        if full.get("rope_type", "default") != "default":
+            args["rope_scaling"] = full
+    if sliding := rope.get("sliding_attention"):
+        args["rope_local_base_freq"] = sliding["rope_theta"]
+    kinds = args.get("layer_types")
+    if kinds and "full_attention" in kinds:
+        args["sliding_window_pattern"] = kinds.index("full_attention") + 1
+    elif "_sliding_window_pattern" in args:
+        args.setdefault("sliding_window_pattern", args["_sliding_window_pattern"])
+
+
+def _nothing(args: Mapping[str, Any]) -> list[str | None]:
+    return []
+
+
+def _left_out_of_llama(args: Mapping[str, Any]) -> list[str | None]:
+    return [_other_activation(args.get("hidden_act", "silu"), "silu", "swish")]
+
+
+def _left_out_of_qwen(args: Mapping[str, Any]) -> list[str | None]:
+    first = args.get("max_window_layers", 0)
+    sliding = args.get("use_sliding_window") and args.get("sliding_window")
+    kinds = args.get("layer_types") or ["sliding_attention"] * (args["num_hidden_layers"] - first if sliding else 0)
+    return [*_left_out_of_llama(args), "sliding-window layers" if "sliding_attention" in kinds else None]
+
+
+def _left_out_of_gemma3(args: Mapping[str, Any]) -> list[str | None]:
+    layers, pattern = args.get("num_hidden_layers", 26), args.get("sliding_window_pattern", 6)
+    regular = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
+    capped = args.get("final_logit_softcapping") or args.get("attn_logit_softcapping")
+    return [
+        _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
+        "an irregular order of sliding and full layers" if args.get("layer_types", regular) != regular else None,
+        "no full-attention layer" if layers < pattern else None,
+        "soft-capped logits" if capped else None,
+        "two-way attention" if args.get("use_bidirectional_attention") else None,
+    ]
+
+
+def _left_out_of_lfm2(args: Mapping[str, Any]) -> list[str | None]:
+    tied = args.get("tie_word_embeddings", args.get("tie_embedding", True))
+    return [None if tied else "an output layer of its own"]
+
+
+def _other_activation(name: str, *known: str) -> str | None:
+    return None if name in known else f"the activation {name!r}"
+
+
+_LEFT_OUT: dict[str, Callable[[Mapping[str, Any]], list[str | None]]] = {
+    "llama": _left_out_of_llama,
+    "qwen2": _left_out_of_qwen,
+    "qwen3": _left_out_of_qwen,
+    "qwen3_moe": _left_out_of_qwen,
+    "gemma3_text": _left_out_of_gemma3,
+    "lfm2": _left_out_of_lfm2,
+}

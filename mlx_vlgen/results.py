@@ -1,0 +1,84 @@
+"""What the faces return. Times in seconds, memory in GB (1e9 bytes), speeds in tokens a second."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class _Lazy:
+    """A field that may be set to a function of no arguments, which is called when the field is first read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = "_" + name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return None
+        value = getattr(instance, self._name)
+        if callable(value):
+            value = value()
+            setattr(instance, self._name, value)
+        return value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        setattr(instance, self._name, value)
+
+
+@dataclass
+class GenerationResult:
+    """One step of a stream, or a whole answer.
+
+    text: the new segment in a stream, the whole answer from `generate`. token: the last token's id.
+    logprobs: the float32 log-softmax of the raw logits over the whole vocabulary for `token`, (V,), computed when
+    looked at; a stream keeps it on its newest result only. top_logprobs: the k best as (id, value), best first, or None.
+    finish_reason: None while it runs. tokens: all generated ids so far. thinking, answer: the text inside and
+    after a thinking block, at the end. cached_tokens: prompt tokens that were not computed again.
+    encode_time: seconds spent on this request's pictures and video. image_sizes: their original (height, width). error: what ended a row with "error".
+    """
+
+    text: str = ""
+    token: int | None = None
+    logprobs: Any = _Lazy()
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tps: float = 0.0
+    generation_tps: float = 0.0
+    peak_memory: float = 0.0
+    finish_reason: FinishReason | None = None
+    tokens: list[int] = field(default_factory=list, repr=False)
+    thinking: str | None = None
+    answer: str | None = None
+    cached_tokens: int = 0
+    encode_time: float = 0.0
+    image_sizes: list[tuple[int, int]] = field(default_factory=list, repr=False)
+    top_logprobs: Any = _Lazy()
+    error: Exception | None = None
+
+
+@dataclass
+class BatchStats:
+    """Sums over the rows of a batch; times are wall clock, so that tps = tokens / time."""
+
+    prompt_tokens: int = 0
+    prompt_tps: float = 0.0
+    prompt_time: float = 0.0
+    generation_tokens: int = 0
+    generation_tps: float = 0.0
+    generation_time: float = 0.0
+    peak_memory: float = 0.0
+
+
+@dataclass
+class BatchResponse:
+    """texts and results in the order of the prompts.
+
+    image_sizes: the original (height, width) of each picture in order; flat when each prompt has one picture, a
+    list of lists otherwise; None when not tracked.
+    """
+
+    texts: list[str]
+    stats: BatchStats = field(default_factory=BatchStats)
+    image_sizes: list[Any] | None = None
+    results: list[GenerationResult] = field(default_factory=list, repr=False)
