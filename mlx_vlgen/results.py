@@ -31,10 +31,11 @@ class GenerationResult:
 
     text: the new segment in a stream, the whole answer from `generate`. token: the last token's id.
     logprobs: the float32 log-softmax of the raw logits over the whole vocabulary for `token`, (V,), computed when
-    looked at; a stream keeps it on its newest result only. top_logprobs: the k best as (id, value), best first, or None.
+    looked at; a stream keeps it on its newest result only. top_logprobs: the k best as (id, value), best first.
     finish_reason: None while it runs. tokens: all generated ids so far. thinking, answer: the text inside and
     after a thinking block, at the end. cached_tokens: prompt tokens that were not computed again.
-    encode_time: seconds spent on this request's pictures and video. image_sizes: their original (height, width). error: what ended a row with "error".
+    encode_time: seconds spent on this request's pictures and video. image_sizes: the pictures' original
+    (height, width). error: what ended a row with "error".
     """
 
     text: str = ""

@@ -90,7 +90,7 @@ def select(cache: Cache, rows: Sequence[int], lengths: Sequence[int]) -> Cache:
     """Only these rows of a batched cache, in this order; unbatched when there is one."""
     if len(rows) == 1:
         return [own.extract(rows[0]) for own in cache]
-    index = mx.array(rows)
+    index = mx.array(list(rows))
     for own in cache:
         own.filter(index)
     _note_padding(cache, lengths)

@@ -1,9 +1,9 @@
 """The one loop: requests in, tokens out, for one request and for many.
 
-    while rows or queue:
-        admit       take queued requests while there is room; read their media; encode equal shapes together
-        prefill     at most one chunk's worth of tokens; rows that are through join the batch
-        decode      start the next step of all rows, then read and hand out the tokens of this one
+while rows or queue:
+    admit       take queued requests while there is room; read their media; encode equal shapes together
+    prefill     at most one chunk's worth of tokens; rows that are through join the batch
+    decode      start the next step of all rows, then read and hand out the tokens of this one
 """
 
 import threading
@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from .._runtime import mx
 from ..errors import PromptError
@@ -59,7 +61,7 @@ class _Batch:
     def select(self, places: Sequence[int]) -> "_Batch":
         if len(places) == len(self.rows):
             return self
-        rows, index = [self.rows[i] for i in places], mx.array(places)
+        rows, index = [self.rows[i] for i in places], mx.array(list(places))
         lengths = [row.length + len(row.tokens) for row in rows]
         cache = kv.select(self.cache, places, lengths)
         return _Batch(rows, cache, BatchSampler(rows), self.tokens[index], self.logits[index])
@@ -134,7 +136,9 @@ class TokenIterator:
     def __enter__(self) -> "TokenIterator":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -167,12 +171,12 @@ class TokenIterator:
     # -- admit
 
     def _inside(self) -> list[Row]:
-        rows = list(self._ready) + (self._batch.rows if self._batch else [])
-        return rows + [self._partial[0]] if self._partial else rows
+        live = self._batch.rows if self._batch else []
+        return [*self._ready, *live, *([self._partial[0]] if self._partial else [])]
 
     def _admit(self) -> None:
         """Bring in as many rows as there is room for, but no more at once than one prefill step takes."""
-        came = []
+        came: list[Row] = []
         waiting = sum(row.length for row in self._ready)
         while waiting < self._step_size:
             inside = [*self._inside(), *came]
@@ -216,9 +220,13 @@ class TokenIterator:
         """Ids of `eos_tokens`; a string must be one token of the vocabulary."""
         ids = set()
         for token in tokens:
-            pieces = [token] if isinstance(token, int) else self._processor.tokenizer.encode(token, add_special_tokens=False)
+            pieces = (
+                [token] if isinstance(token, int) else self._processor.tokenizer.encode(token, add_special_tokens=False)
+            )
             if len(pieces) != 1:
-                raise PromptError(f"eos_tokens: {token!r} is {len(pieces)} tokens of this model, not one: give it as stop=")
+                raise PromptError(
+                    f"eos_tokens: {token!r} is {len(pieces)} tokens of this model, not one: give it as stop="
+                )
             ids |= set(pieces)
         return frozenset(ids)
 
@@ -344,7 +352,7 @@ class TokenIterator:
         tokens, logits, rows = batch.tokens, batch.logits, batch.rows
         if going and not any(row.sampling.calls_user for row in rows):
             following = self._advance(batch.select(going), ahead=1)
-        for i, token in enumerate(tokens.tolist()):
+        for i, token in enumerate(np.array(tokens).tolist()):
             self._emit(rows[i], token, logits, i)
         left = [i for i in going if rows[i].finish_reason is None]
         if not left:

@@ -53,7 +53,13 @@ class SamplingParams:
     top_logprobs: int = 0
 
     def __post_init__(self) -> None:
-        for name, most in (("max_tokens", None), ("temperature", None), ("top_p", 1), ("min_p", 1), ("top_logprobs", None)):
+        for name, most in (
+            ("max_tokens", None),
+            ("temperature", None),
+            ("top_p", 1),
+            ("min_p", 1),
+            ("top_logprobs", None),
+        ):
             value = getattr(self, name)
             if value < 0 or (most is not None and value > most):
                 raise ValueError(f"{name}={value}: expected {'at least 0' if most is None else f'0 to {most}'}")
@@ -89,7 +95,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if not isinstance(self.media, MediaInputs):
-            pictures = self.media if isinstance(self.media, list | tuple) else () if self.media is None else (self.media,)
+            pictures = (
+                self.media if isinstance(self.media, list | tuple) else () if self.media is None else (self.media,)
+            )
             object.__setattr__(self, "media", MediaInputs(images=tuple(pictures)))
 
 

@@ -36,7 +36,7 @@ class BatchSampler:
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         scores = self.truncate(logits.astype(mx.float32) / self._temperature)
         keys = mx.array(np.stack([draw_key(row.seed, len(row.tokens) + ahead) for row in self._rows]))
-        drawn = mx.vmap(mx.random.categorical)(scores, keys)
+        drawn = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(scores, keys)
         if any(self._greedy):
             drawn = mx.where(mx.array(self._greedy), mx.argmax(logits, axis=-1), drawn)
         return drawn.astype(mx.int32)
@@ -60,7 +60,7 @@ class BatchSampler:
 
 
 def _column(values: Sequence[float]) -> mx.array:
-    return mx.array(values, dtype=mx.float32)[:, None]
+    return mx.array(list(values), dtype=mx.float32)[:, None]
 
 
 def _kth_largest(scores: mx.array, ranks: Sequence[int]) -> mx.array:
@@ -106,5 +106,5 @@ def top(logits: mx.array, count: int) -> list[tuple[int, float]]:
     count = min(count, logits.size)
     scores = log_softmax(logits)
     index = mx.argpartition(-scores, kth=count - 1)[:count]
-    pairs = zip(index.tolist(), scores[index].tolist(), strict=True)
-    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
+    pairs = zip(np.array(index), np.array(scores[index]), strict=True)
+    return sorted(((int(i), float(value)) for i, value in pairs), key=lambda pair: (-pair[1], pair[0]))

@@ -17,9 +17,7 @@ class Detokenizer:
         self._window = self._settled = 0  # [_window, _settled): what was emitted last; all before it is done with
 
     def _decode(self, tokens: list[int]) -> str:
-        return str(
-            self._tokenizer.decode(tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False)
-        )
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False))
 
     def add(self, token: int) -> str:
         self._tokens.append(token)

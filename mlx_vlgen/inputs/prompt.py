@@ -19,7 +19,8 @@ class MediaInputs:
     images: pictures, each anything `load_image` takes; videos: each anything `load_video` takes.
     resize_shape: (height, width) to resize every picture to before processing; default None, no resize.
     min_pixels, max_pixels: bounds of a processed picture's area in pixels; default None, the processor's own.
-    video_fps: rate to sample a video file at, or the rate of raw frames (default 2.0); num_frames: exactly so many frames instead; max_frames: at most so many.
+    video_fps: rate to sample a video file at, or the rate of raw frames (default 2.0). num_frames: exactly so many
+    frames instead. max_frames: at most so many.
     """
 
     images: Sequence[Any] = ()
@@ -51,7 +52,7 @@ class Media:
     def key(self) -> str:
         """Content hash: equal pixels and grid have equal features, wherever they came from."""
         digest = hashlib.sha256(repr((self.kind, self.grid, self.pixels.shape)).encode())
-        digest.update(np.ascontiguousarray(self.pixels))
+        digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.hexdigest()
 
 

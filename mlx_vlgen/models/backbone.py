@@ -63,7 +63,7 @@ class PlacedCache:
 
 
 def decode(body: nn.Module, rope: MRope, inputs: Embedded, cache: Sequence[Any]) -> mx.array:
-    """Run the layers of an mlx-lm decoder `body` (with `embed_tokens` and `layers`): (B, L, d), before the last norm."""
+    """Run the layers of `body`, an mlx-lm decoder with `embed_tokens` and `layers`: (B, L, d), before the last norm."""
     h = body.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
     mask = create_attention_mask(h, cache[0])
     offset = rope.angles(inputs.positions) if inputs.positions is not None else cache[0].offset + inputs.delta

@@ -89,7 +89,13 @@ class Embedded:
             if any(row.positions is not None for row in rows)
             else None,
             deepstack=[
-                pad([row.deepstack[i] if row.deepstack else mx.zeros_like(row.embeds) for row in rows], axis=1)
+                pad(
+                    [
+                        row.deepstack[i] if row.deepstack else mx.zeros_like(e)
+                        for row, e in zip(rows, embeds, strict=True)
+                    ],
+                    axis=1,
+                )
                 for i in range(depth)
             ],
         )

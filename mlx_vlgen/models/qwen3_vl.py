@@ -138,9 +138,13 @@ class Qwen3VL(Model):
         self.vision_tower = VisionTower(config["vision_config"])
         moe = "moe" in config["model_type"]
         self.language_model = (
-            qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(text)) if moe else qwen3.Model(qwen3.ModelArgs.from_dict(text))
+            qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(text))
+            if moe
+            else qwen3.Model(qwen3.ModelArgs.from_dict(text))
         )
-        self._rope = MRope(text["head_dim"], text["rope_theta"], text["rope_scaling"].get("mrope_section", [24, 20, 20]))
+        self._rope = MRope(
+            text["head_dim"], text["rope_theta"], text["rope_scaling"].get("mrope_section", [24, 20, 20])
+        )
         for layer in self.language_model.layers:
             layer.self_attn.rope = self._rope
 
@@ -198,7 +202,10 @@ class Qwen3VL(Model):
         out: dict[str, mx.array] = {}
         for key, value in weights.items():
             key = self.rename(key)
-            if key.endswith("patch_embed.proj.weight") and value.shape[-1] != self.vision_tower.patch_embed.proj.weight.shape[-1]:
+            if (
+                key.endswith("patch_embed.proj.weight")
+                and value.shape[-1] != self.vision_tower.patch_embed.proj.weight.shape[-1]
+            ):
                 value = value.transpose(0, 2, 3, 4, 1)  # torch's (O, C, T, P, P)
             out[key] = value
         if self.language_model.args.tie_word_embeddings:
