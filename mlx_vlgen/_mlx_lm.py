@@ -52,6 +52,7 @@ def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 __all__ = [
+    "MODEL_REMAPPING",
     "ArraysCache",
     "BPEStreamingDetokenizer",
     "BatchKVCache",
@@ -61,7 +62,6 @@ __all__ = [
     "LoRAEmbedding",
     "LoRALinear",
     "LoRASwitchLinear",
-    "MODEL_REMAPPING",
     "NaiveStreamingDetokenizer",
     "QuantizedSwitchLinear",
     "RotatingKVCache",

@@ -79,7 +79,7 @@ _PEFT_MOOT = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type",
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
     "layers_pattern", "layers_to_transform", "lora_dropout", "use_dora", "init_lora_weights", "bias", "loftq_config",
-    "eva_config", "runtime_config", "ensure_weight_tying", "qalora_group_size",
+    "eva_config", "megatron_core", "runtime_config", "ensure_weight_tying", "qalora_group_size",
 }  # fmt: skip
 # Initialisations after which the base weights are still the checkpoint's; PiSSA and others change them.
 _PEFT_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga_keep")

@@ -70,7 +70,7 @@ def _dtype(given: str | mx.Dtype | None) -> mx.Dtype | None:
     if given is None or given == "auto":
         return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else None
     dtype = DTYPES.get(given) if isinstance(given, str) else given
-    if dtype not in DTYPES.values():
+    if not isinstance(dtype, mx.Dtype) or dtype not in DTYPES.values():
         raise UnsupportedError(f"dtype={given!r}: expected auto, {', '.join(DTYPES)}, or the mx.Dtype of one of these.")
     return dtype
 

@@ -9,12 +9,15 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 class _Lazy:
     """A field that may be set to a function of no arguments, which is called when the field is first read."""
 
+    def __init__(self, default: Any = None):
+        self._default = default
+
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = "_" + name
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
-            return None
+            return self._default
         value = getattr(instance, self._name)
         if callable(value):
             value = value()
@@ -32,7 +35,7 @@ class GenerationResult:
     text: the new segment in a stream, the whole answer from `generate`. token: the last token's id.
     logprobs: the float32 log-softmax of the raw logits over the whole vocabulary for `token`, (V,), computed when
     looked at; a stream keeps it on its newest result only. top_logprobs: the k best as (id, value), best first.
-    finish_reason: None while it runs. tokens: all generated ids so far. thinking, answer: the text inside and
+    finish_reason: None while it runs. tokens: all generated ids so far, a list. thinking, answer: the text inside and
     after a thinking block, at the end. cached_tokens: prompt tokens that were not computed again.
     encode_time: seconds spent on this request's pictures and video. image_sizes: the pictures' original
     (height, width). error: what ended a row with "error".
@@ -48,7 +51,7 @@ class GenerationResult:
     generation_tps: float = 0.0
     peak_memory: float = 0.0
     finish_reason: FinishReason | None = None
-    tokens: list[int] = field(default_factory=list, repr=False)
+    tokens: Any = _Lazy(list)
     thinking: str | None = None
     answer: str | None = None
     cached_tokens: int = 0

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -23,48 +22,14 @@ from ..models.base import Embedded, Features, Model
 from ..results import FinishReason, GenerationResult
 from . import cache as kv
 from . import prefill
+from .batch import Batch
+from .report import report
 from .request import Request, Row, fresh_seed
-from .sampling import BatchSampler, draw_with_user_code, log_softmax, top
+from .sampling import BatchSampler
 from .text import TextStream
 
+# Every thread that iterates has a stream of its own; MLX evaluates an array on the stream it was made on.
 _stream = mx.new_thread_local_stream(mx.default_device())
-
-
-@dataclass
-class _Batch:
-    """Rows that decode together: their caches, and the token each has drawn but nobody has read yet."""
-
-    rows: list[Row]
-    cache: kv.Cache
-    sampler: BatchSampler
-    tokens: mx.array  # (B,), being computed
-    logits: mx.array  # (B, V), what they were drawn from
-
-    @property
-    def delta(self) -> int | mx.array:
-        """How far each row's rotary position is ahead of its cache."""
-        return self.rows[0].delta if len(self.rows) == 1 else mx.array([row.delta for row in self.rows])
-
-    def lengths(self) -> list[int]:
-        return [row.length + len(row.tokens) for row in self.rows]
-
-    def join(self, other: "_Batch") -> "_Batch":
-        rows = self.rows + other.rows
-        return _Batch(
-            rows,
-            kv.join(self.cache, other.cache, self.lengths() + other.lengths()),
-            BatchSampler(rows),
-            mx.concatenate([self.tokens, other.tokens]),
-            mx.concatenate([self.logits, other.logits]),
-        )
-
-    def select(self, places: Sequence[int]) -> "_Batch":
-        if len(places) == len(self.rows):
-            return self
-        rows, index = [self.rows[i] for i in places], mx.array(list(places))
-        lengths = [row.length + len(row.tokens) for row in rows]
-        cache = kv.select(self.cache, places, lengths)
-        return _Batch(rows, cache, BatchSampler(rows), self.tokens[index], self.logits[index])
 
 
 class TokenIterator:
@@ -105,7 +70,7 @@ class TokenIterator:
         self._rows: dict[int, Row] = {}  # every row that has not ended
         self._ready: deque[Row] = deque()  # encoded, waiting for prefill
         self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
-        self._batch: _Batch | None = None
+        self._batch: Batch | None = None
         self._out: deque[tuple[int, GenerationResult]] = deque()
         self._next_id = 0
         self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
@@ -302,7 +267,7 @@ class TokenIterator:
         """Rows whose prompt is through: draw their first token and let them decode with the others."""
         for row in rows:
             row.inputs = None
-        new = self._draw(rows, cache, BatchSampler(rows), logits, ahead=0)
+        new = Batch.draw(rows, cache, BatchSampler(rows), logits, ahead=0)
         kv.evaluate(cache, new.tokens)
         self._batch = self._batch.join(new) if self._batch else new
 
@@ -323,21 +288,6 @@ class TokenIterator:
 
     # -- decode
 
-    def _draw(self, rows: list[Row], cache: kv.Cache, sampler: BatchSampler, logits: mx.array, ahead: int) -> _Batch:
-        """Draw one token a row from logits (B, V), and start computing it."""
-        if any(row.sampling.calls_user for row in rows):
-            tokens = draw_with_user_code(rows, logits, sampler)
-        else:
-            tokens = sampler(logits, ahead)
-        batch = _Batch(rows, cache, sampler, tokens, logits)
-        mx.async_eval(batch.tokens, batch.logits)
-        return batch
-
-    def _advance(self, batch: _Batch, ahead: int) -> _Batch:
-        """One forward for all rows of a batch, on the tokens they have drawn."""
-        logits = self._model(Embedded(batch.tokens[:, None], delta=batch.delta), batch.cache)[:, 0]
-        return self._draw(batch.rows, batch.cache, batch.sampler, logits, ahead)
-
     def _decode(self) -> None:
         """Hand out the tokens that are drawn, with the next step already under way.
 
@@ -351,14 +301,14 @@ class TokenIterator:
         following = None
         tokens, logits, rows = batch.tokens, batch.logits, batch.rows
         if going and not any(row.sampling.calls_user for row in rows):
-            following = self._advance(batch.select(going), ahead=1)
+            following = batch.select(going).advance(self._model, ahead=1)
         for i, token in enumerate(np.array(tokens).tolist()):
             self._emit(rows[i], token, logits, i)
         left = [i for i in going if rows[i].finish_reason is None]
         if not left:
             return
         if following is None:
-            self._batch = self._advance(batch.select(left), ahead=0)
+            self._batch = batch.select(left).advance(self._model, ahead=0)
         else:
             self._batch = following.select([place for place, i in enumerate(going) if i in left])
 
@@ -392,7 +342,7 @@ class TokenIterator:
         if reason is not None:
             self._end(row, reason, None, text, logits, place)
         else:
-            self._out.append((row.id, self._result(row, text, logits, place)))
+            self._out.append((row.id, report(row, text, logits, place)))
 
     def _criteria_met(self, row: Row, scores: mx.array) -> bool:
         assert row.prompt
@@ -412,36 +362,7 @@ class TokenIterator:
         row.finish_reason, row.error = reason, error
         with self._lock:
             self._rows.pop(row.id, None)
-        self._out.append((row.id, self._result(row, text + row.text.finish(), logits, place)))
-
-    def _result(self, row: Row, text: str, logits: mx.array | None, place: int) -> GenerationResult:
-        now, made = time.perf_counter(), len(row.tokens)
-        prompt_time = row.first_token - row.prefill_started if made else 0.0
-        generation_time = now - row.first_token if made > 1 else 0.0
-        result = GenerationResult(
-            text=text,
-            token=row.tokens[-1] if made and logits is not None else None,
-            prompt_tokens=row.length,
-            generation_tokens=made,
-            total_tokens=row.length + made,
-            prompt_tps=row.length / prompt_time if prompt_time > 0 else 0.0,
-            generation_tps=(made - 1) / generation_time if generation_time > 0 else 0.0,
-            peak_memory=mx.get_peak_memory() / 1e9,
-            finish_reason=row.finish_reason,
-            tokens=row.tokens,
-            encode_time=row.encode_time,
-            image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
-            error=row.error,
-        )
-        if result.token is not None and logits is not None:
-            if row.sampling.logprobs:
-                result.logprobs = lambda: log_softmax(logits[place])
-            if count := row.sampling.top_logprobs:
-                result.top_logprobs = lambda: top(logits[place], count)
-            if row.latest:  # only the newest result of a stream holds the vocabulary
-                row.latest.logprobs = row.latest.top_logprobs = None
-            row.latest = result
-        return result
+        self._out.append((row.id, report(row, text + row.text.finish(), logits, place)))
 
 
 def end_tokens(model: Model, processor: Any) -> frozenset[int]:

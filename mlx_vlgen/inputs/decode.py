@@ -149,7 +149,7 @@ class EncodedPicture:
 
 
 def _scale_transparent_value(image: Image.Image) -> None:
-    """Bring a PNG's transparent grey or colour to the 8 bits that Pillow brings its pixels to (it leaves it as stored)."""
+    """Scale a PNG's transparent grey or colour to 8 bits, as Pillow does with the pixels but not with this value."""
     value = image.info.get("transparency")
     if image.format != "PNG" or value is None or not (tiles := getattr(image, "tile", None)):
         return
@@ -184,10 +184,10 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
             rgb.paste(rgba, mask=rgba.getchannel("A"))
         else:
             rgb = image.convert("RGB")
-    except ValueError as error:
-        if isinstance(error, MediaError):
-            raise
-        raise MediaError(f"{name}: colour mode {image.mode} has no conversion; save it as RGB") from None
+    except MediaError:
+        raise
+    except Exception:  # a transparent value that does not fit the mode
+        raise MediaError(f"{name}: its colours ({image.mode}) cannot be converted; save it as RGB") from None
     rgb.info.clear()
     return rgb
 

@@ -132,15 +132,15 @@ def local_path(source: str | os.PathLike[Any]) -> str:
     if isinstance(source, str):
         scheme = _scheme(source)
         if scheme == "file":
-            parts = re.fullmatch(r"file:(//(localhost)?)?(/.*)", source.strip(), re.IGNORECASE | re.DOTALL)
+            parts = re.fullmatch(r"file:(?://(?:localhost)?)?(/(?!/).*)", source.strip(), re.IGNORECASE | re.DOTALL)
             if parts is None:
                 raise MediaError(f"{describe_source(source)}: not a file on this machine; expected file:///path")
-            return os.fsdecode(unquote_to_bytes(parts[3]))
+            return os.fsdecode(unquote_to_bytes(parts[1]))
         if scheme is not None:
             raise MediaError(
                 f"{describe_source(source)}: URLs of kind {scheme}: are not read; expected http, https, file or data"
             )
-    return os.path.expanduser(text)
+    return os.path.expanduser(text)  # noqa: PTH111  Path's raises where a user is not known
 
 
 def is_regular(file: BinaryIO) -> bool:

@@ -77,7 +77,7 @@ class Qwen3VLProcessor(Processor):
                 max_pixels=min(settings.max_pixels, count * (media.max_pixels or settings.max_pixels)),
                 min_pixels=max(settings.min_pixels, count * (media.min_pixels or 0)),
             )
-        frames = _resized(frames, video_size(len(frames), *frames.shape[1:3], settings), settings)
+        frames = _resized(frames, video_size(len(frames), frames.shape[1], frames.shape[2], settings), settings)
         pixels, grid = patchify(normalize(frames, settings.mean, settings.std), settings)
         count = grid[1] * grid[2] // settings.merge**2
         # Each pair of frames has its time before it. That the pairs' own start and end tokens stand inside those

@@ -87,7 +87,7 @@ def load_video(
     name = describe_source(source)
     if isinstance(source, list | tuple):
         pictures: list[Any] | np.ndarray | None = list(source)
-    elif is_local(source) and os.path.isdir(local_path(source)):
+    elif is_local(source) and os.path.isdir(local_path(source)):  # noqa: PTH112  Path's raises for long names
         pictures = _frames_in(local_path(source), name)
     elif hasattr(source, "__array__") and not isinstance(source, Image.Image):
         pictures = _checked_array(source, name)

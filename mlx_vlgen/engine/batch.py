@@ -1,0 +1,62 @@
+"""Rows that decode together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .._runtime import mx
+from ..models.base import Embedded, Model
+from . import cache as kv
+from .request import Row
+from .sampling import BatchSampler, draw_with_user_code
+
+
+@dataclass
+class Batch:
+    """Some rows, their caches, and the token each has drawn but nobody has read yet."""
+
+    rows: list[Row]
+    cache: kv.Cache
+    sampler: BatchSampler
+    tokens: mx.array  # (B,), being computed
+    logits: mx.array  # (B, V), what they were drawn from
+
+    @classmethod
+    def draw(cls, rows: list[Row], cache: kv.Cache, sampler: BatchSampler, logits: mx.array, ahead: int) -> "Batch":
+        """Draw one token a row from logits (B, V), and start computing it. ahead: drawn tokens not yet recorded."""
+        if any(row.sampling.calls_user for row in rows):
+            tokens = draw_with_user_code(rows, logits, sampler)
+        else:
+            tokens = sampler(logits, ahead)
+        mx.async_eval(tokens, logits)
+        return cls(rows, cache, sampler, tokens, logits)
+
+    def advance(self, model: Model, ahead: int) -> "Batch":
+        """One forward on the tokens these rows have drawn; the next ones, under way."""
+        logits = model(Embedded(self.tokens[:, None], delta=self.delta), self.cache)[:, 0]
+        return Batch.draw(self.rows, self.cache, self.sampler, logits, ahead)
+
+    @property
+    def delta(self) -> int | mx.array:
+        """How far each row's rotary position is ahead of its cache."""
+        return self.rows[0].delta if len(self.rows) == 1 else mx.array([row.delta for row in self.rows])
+
+    def lengths(self) -> list[int]:
+        return [row.length + len(row.tokens) for row in self.rows]
+
+    def join(self, other: "Batch") -> "Batch":
+        rows = self.rows + other.rows
+        return Batch(
+            rows,
+            kv.join(self.cache, other.cache, self.lengths() + other.lengths()),
+            BatchSampler(rows),
+            mx.concatenate([self.tokens, other.tokens]),
+            mx.concatenate([self.logits, other.logits]),
+        )
+
+    def select(self, places: Sequence[int]) -> "Batch":
+        if len(places) == len(self.rows):
+            return self
+        rows, index = [self.rows[i] for i in places], mx.array(list(places))
+        lengths = [row.length + len(row.tokens) for row in rows]
+        cache = kv.select(self.cache, places, lengths)
+        return Batch(rows, cache, BatchSampler(rows), self.tokens[index], self.logits[index])

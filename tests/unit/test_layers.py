@@ -1,0 +1,79 @@
+"""What towers share, against naive computation."""
+
+import numpy as np
+import pytest
+
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.models import layers
+
+
+def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
+    scores = np.einsum("bhqd,bhkd->bhqk", q, k) * scale
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhqk,bhkd->bhqd", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("budget", [1, 4 * 2 * 3 * 37 * 5, 128 << 20], ids=["one row", "blocks of 5", "whole"])
+def test_attention_in_blocks_is_attention(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    monkeypatch.setattr(layers, "SCORE_BYTES", budget)
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 37, 12)).astype(np.float32)
+    ours = layers.attention(mx.array(q), mx.array(k), mx.array(v), scale=0.3)
+    np.testing.assert_allclose(np.array(ours), naive_attention(q, k, v, 0.3), atol=1e-5)
+
+
+def test_attention_in_blocks_bounds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "FUSED_HEAD_SIZES", {"cpu": (), "gpu": ()})
+    monkeypatch.setattr(layers, "SCORE_BYTES", 1 << 20)
+    q = mx.random.normal((1, 2, 3000, 8))
+    mx.eval(q)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(layers.attention(q, q, q, scale=1.0))
+    assert mx.get_peak_memory() - before < 40 << 20  # whole scores are 72 MB, twice
+
+
+def test_merge_order_brings_neighbours_together() -> None:
+    row, column = layers.merge_order(4, 6, 2)
+    assert list(zip(row, column, strict=True))[:8] == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
+    assert sorted(zip(row, column, strict=True)) == [(r, c) for r in range(4) for c in range(6)]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(2, 2), (4, 10), (24, 6), (12, 12)])
+def test_interpolated_table_is_bilinear_with_aligned_corners(rows: int, columns: int) -> None:
+    side, width = 12, 5
+    table = np.random.default_rng(1).normal(size=(side, side, width)).astype(np.float32)
+    row, column = layers.merge_order(rows, columns, 2)
+    ours = np.array(layers.interpolate_table(mx.array(table.reshape(-1, width)), row, column, rows, columns))
+    for r, c, own in zip(row, column, ours, strict=True):
+        y, x = r * (side - 1) / (rows - 1), c * (side - 1) / (columns - 1)
+        y0, x0 = int(y), int(x)
+        y1, x1 = min(y0 + 1, side - 1), min(x0 + 1, side - 1)
+        top = table[y0, x0] * (1 - x + x0) + table[y0, x1] * (x - x0)
+        bottom = table[y1, x0] * (1 - x + x0) + table[y1, x1] * (x - x0)
+        np.testing.assert_allclose(own, top * (1 - y + y0) + bottom * (y - y0), atol=2e-5)
+
+
+def test_patch_embedding_is_the_convolution() -> None:
+    embed = layers.PatchEmbedding(3, 2, 4, 7)
+    patches = mx.random.normal((5, 3, 2, 4, 4))
+    by_convolution = embed.proj(patches.transpose(0, 2, 3, 4, 1)).reshape(5, 7)
+    np.testing.assert_allclose(np.array(embed(patches.reshape(5, -1))), np.array(by_convolution), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_12_megapixel_picture_fits_in_memory() -> None:
+    """46,875 patches: whole scores would take 8.8 GB a head; in blocks the tower stays within 2 GB."""
+    from mlx_vlgen.models.qwen3_vl import VisionTower
+
+    config = {
+        "hidden_size": 64, "num_heads": 2, "depth": 1, "intermediate_size": 128, "out_hidden_size": 64, "patch_size": 16,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 144, "deepstack_visual_indexes": [],
+    }  # fmt: skip
+    tower = VisionTower(config)
+    mx.eval(tower.parameters())
+    rows, columns = 188, 250  # 4000 x 3008 pixels
+    mx.reset_peak_memory()
+    features, _ = tower(mx.zeros((1, rows * columns, 3 * 2 * 16 * 16)), rows, columns)
+    mx.eval(features)
+    assert features.shape == (1, rows * columns // 4, 64)
+    assert mx.get_peak_memory() < 2e9
