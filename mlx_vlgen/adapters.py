@@ -82,7 +82,7 @@ _PEFT_MOOT = {
     "eva_config", "megatron_core", "runtime_config", "ensure_weight_tying", "qalora_group_size",
 }  # fmt: skip
 # Initialisations after which the base weights are still the checkpoint's; PiSSA and others change them.
-_PEFT_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "lora_ga_keep")
+_PEFT_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def _peft_changes(model: Model, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> dict[str, _Change]:

@@ -144,7 +144,7 @@ def _listed(image: Any) -> tuple[Any, ...]:
 
 def _videos(video: Any) -> tuple[Any, ...]:
     """One video or several, as several. A list is one video when it holds frames: pictures, or paths of pictures."""
-    if video is None:
+    if video is None or (isinstance(video, list | tuple) and not video):
         return ()
     if not isinstance(video, list | tuple):
         return (video,)

@@ -5,6 +5,7 @@ The cache is asked without any network; the Hub only when the cache has no whole
 """
 
 import difflib
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from .checkpoint import few, read_config, weight_files
 from .demo import MODEL as DEMO
-from .errors import LoadError, UnreachableError
+from .errors import LoadError, UnreachableError, UnsupportedError
 from .notices import notice
 
 
@@ -69,7 +70,7 @@ def locate(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:
     """
     if path_or_hf_repo == "demo":
         if not Path("demo/config.json").is_file():
-            return DEMO
+            return _locate(DEMO, revision, _CHECKPOINT)
         notice('loading the folder ./demo, not the built-in model "demo".')
     return _locate(path_or_hf_repo, revision, _CHECKPOINT)
 
@@ -81,7 +82,9 @@ def locate_adapter(path_or_hf_repo: str | Path) -> Path:
 
 def _locate(given: str | Path, revision: str | None, kind: _Kind) -> Path:
     path = Path(given).expanduser()
-    if path.is_dir():
+    if given != "" and path.is_dir():
+        if revision is not None:
+            raise UnsupportedError(f"revision={revision!r} is for ids on the Hugging Face Hub, and {path} is a folder.")
         return path
     if path.is_file():
         advice = (
@@ -163,6 +166,9 @@ def _check_listing(repo: str, files: list[str], wanted: list[str], kind: _Kind) 
     )
 
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def _explain(error: Exception, repo: str, revision: str | None) -> LoadError:
     """What happened at the Hub and what to do, for a person."""
     hub = constants.ENDPOINT
@@ -188,7 +194,7 @@ def _explain(error: Exception, repo: str, revision: str | None) -> LoadError:
         return LoadError(f"The Hub refused your token for {repo} (HTTP {status}). Log in again with `hf auth login`.")
     if isinstance(error, HfHubHTTPError):
         return UnreachableError(f"The Hub at {hub} answered HTTP {status} for {repo}. Try again later.")
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+    if isinstance(error, OSError) and error.errno in _DISK:
         return LoadError(
             f"{repo} cannot be written to {constants.HF_HUB_CACHE}: {error.strerror}. HF_HOME chooses another place."
         )

@@ -166,8 +166,8 @@ def _warn_if_too_large(model: Model) -> None:
     available = memory_available()
     if available is not None and needed > available:
         notice(
-            f"the weights take {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB of memory are free: this will swap or "
-            'fail. Load a smaller or quantized checkpoint, or give quantization={"bits": 4}.'
+            f"the weights take {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB of memory are free: this will swap "
+            'or fail. Load a smaller or quantized checkpoint, or give quantization={"bits": 4}.'
         )
 
 

@@ -8,6 +8,7 @@ while rows or queue:
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -21,7 +22,7 @@ from ..inputs.prompt import Media, MediaInputs
 from ..models.base import Embedded, Features, Model
 from ..results import FinishReason, GenerationResult
 from . import cache as kv
-from . import prefill
+from . import prefill, wired
 from .batch import Batch
 from .report import report
 from .request import Request, Row, fresh_seed
@@ -75,6 +76,8 @@ class TokenIterator:
         self._next_id = 0
         self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
         mx.reset_peak_memory()
+        wired.acquire()
+        self._unwire = weakref.finalize(self, wired.release)
 
     # -- from any thread
 
@@ -114,6 +117,10 @@ class TokenIterator:
         self._ready.clear()
         self._out.clear()
         self._partial = self._batch = None
+        if self._unwire.alive:
+            with mx.stream(_stream):
+                mx.synchronize()  # the limit must not change under a step that still runs
+            self._unwire()
 
     def __iter__(self) -> Iterator[tuple[int, GenerationResult]]:
         return self

@@ -107,7 +107,9 @@ class EncodedPicture:
         try:
             self._image = Image.open(self._file, formats=_FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise MediaError(f"{name}: more pixels than Pillow allows (PIL.Image.MAX_IMAGE_PIXELS)") from None
+            raise MediaError(
+                f"{name}: more pixels than Pillow allows (PIL.Image.MAX_IMAGE_PIXELS); make it smaller"
+            ) from None
         except Exception:
             raise MediaError(f"{name}: {_why_unreadable(data)}") from None
         check_size(self._image.size, name, limits)

@@ -48,9 +48,12 @@ def peft_adapter(folder, changes, config=None, extra=None, prefix="base_model.mo
     folder.mkdir()
     tensors = {}
     for layer, (a, b) in changes.items():
-        tensors |= {f"{prefix}{layer}.lora_A.weight": mx.contiguous(a.T), f"{prefix}{layer}.lora_B.weight": mx.contiguous(b.T)}
+        tensors |= {
+            f"{prefix}{layer}.lora_A.weight": mx.contiguous(a.T),
+            f"{prefix}{layer}.lora_B.weight": mx.contiguous(b.T),
+        }
     mx.save_safetensors(str(folder / "adapter_model.safetensors"), tensors | (extra or {}))
-    # As peft 0.18 writes it.
+    # As peft 0.21.2 writes it.
     defaults = {
         "alora_invocation_tokens": None,
         "alpha_pattern": {},
@@ -64,6 +67,7 @@ def peft_adapter(folder, changes, config=None, extra=None, prefix="base_model.mo
         "exclude_modules": None,
         "fan_in_fan_out": False,
         "inference_mode": True,
+        "kasa_config": None,
         "init_lora_weights": True,
         "layer_replication": None,
         "layers_pattern": None,
@@ -72,11 +76,13 @@ def peft_adapter(folder, changes, config=None, extra=None, prefix="base_model.mo
         "lora_alpha": 8,
         "lora_bias": False,
         "lora_dropout": 0.05,
+        "lora_ga_config": None,
         "megatron_config": None,
         "megatron_core": "megatron.core",
         "modules_to_save": None,
+        "monteclora_config": None,
         "peft_type": "LORA",
-        "peft_version": "0.18.0",
+        "peft_version": "0.21.2",
         "qalora_group_size": 16,
         "r": RANK,
         "rank_pattern": {},
@@ -85,9 +91,11 @@ def peft_adapter(folder, changes, config=None, extra=None, prefix="base_model.mo
         "target_parameters": None,
         "task_type": "CAUSAL_LM",
         "trainable_token_indices": None,
+        "use_bdlora": None,
         "use_dora": False,
         "use_qalora": False,
         "use_rslora": False,
+        "velora_config": None,
     }
     (folder / "adapter_config.json").write_text(json.dumps(defaults | (config or {})))
     return folder
@@ -170,7 +178,9 @@ def dora_merged(tensors, changes, magnitudes, scale):
 
 def test_dora(tmp_path, llama, tensors, changes):
     random = np.random.default_rng(3)
-    sizes = {layer: mx.array(random.uniform(0.5, 2, b.shape[1]).astype(np.float32)) for layer, (_, b) in changes.items()}
+    sizes = {
+        layer: mx.array(random.uniform(0.5, 2, b.shape[1]).astype(np.float32)) for layer, (_, b) in changes.items()
+    }
     expected = dora_merged(tensors, changes, sizes, 2.0)
     own = {f"{layer}.m": size for layer, size in sizes.items()}
     same(tmp_path, llama, mlx_adapter(tmp_path / "m", changes, 2.0, {"fine_tune_type": "dora"}, own), LLAMA, expected)
@@ -185,9 +195,7 @@ def test_mlx_embedding_and_experts(tmp_path):
     random = np.random.default_rng(5)
     a = mx.array(random.normal(size=(experts, RANK, width)).astype(np.float32) / 4)
     b = mx.array(random.normal(size=(experts, out, RANK)).astype(np.float32) / 4)
-    rows, columns = (
-        mx.array(random.normal(size=shape).astype(np.float32)) for shape in ((64, RANK), (RANK, 128))
-    )
+    rows, columns = (mx.array(random.normal(size=shape).astype(np.float32)) for shape in ((64, RANK), (RANK, 128)))
     expected = dict(tensors)
     expected[f"{stack}.weight"] = expected[f"{stack}.weight"] + 2.0 * (b @ a)
     expected["model.embed_tokens.weight"] = expected["model.embed_tokens.weight"] + 2.0 * (rows @ columns)
@@ -195,7 +203,9 @@ def test_mlx_embedding_and_experts(tmp_path):
     same(tmp_path, write(tmp_path / "moe", QWEN3_MOE, tensors), adapter, QWEN3_MOE, expected)
 
 
-@pytest.mark.parametrize("hub", ["model.language_model.layers.0.mlp.up_proj", "model.visual.blocks.0.attn.qkv", "lm_head"])
+@pytest.mark.parametrize(
+    "hub", ["model.language_model.layers.0.mlp.up_proj", "model.visual.blocks.0.attn.qkv", "lm_head"]
+)
 def test_peft_names_of_the_hub_find_a_vision_language_model(tmp_path, monkeypatch, hub):
     monkeypatch.setattr(Qwen3VLProcessor, "from_folder", classmethod(lambda cls, folder, config: None))
     ours = {
@@ -260,7 +270,10 @@ def test_peft_options_that_are_not_understood(tmp_path, llama, changes, config, 
 
 
 def test_peft_tensors_that_are_not_understood(tmp_path, llama, changes):
-    for name in ("base_model.model.model.embed_tokens.lora_embedding_A", "base_model.model.lm_head.modules_to_save.weight"):
+    for name in (
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        "base_model.model.lm_head.modules_to_save.weight",
+    ):
         folder = tmp_path / name.rsplit(".", 1)[0]
         assert name in refused(llama, peft_adapter(folder, changes, extra={name: mx.zeros((1, 1))}))
 

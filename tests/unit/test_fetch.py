@@ -292,6 +292,23 @@ def test_a_dead_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch
         assert fetch("http://two.example/", LOCAL) == b"here"
 
 
+def test_a_silent_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(reply(b"here")) as url:
+        port = int(url.split(":")[2])
+
+        class Silent(socket.socket):
+            def connect(self, where: Any) -> None:
+                if where[1] == port:
+                    return super().connect(where)
+                time.sleep(min(self.gettimeout() or 9, 9))
+                raise TimeoutError
+
+        answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", at)) for at in (1, port)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer)
+        monkeypatch.setattr(socket, "socket", Silent)
+        assert fetch("http://two.example/", Limits(allow_private=True, download_seconds=0.6)) == b"here"
+
+
 def test_https_does_not_fall_back_to_http(monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain:
         def wrap_socket(self, sock: socket.socket, server_hostname: str) -> socket.socket:

@@ -471,7 +471,9 @@ def test_a_vision_tower_is_left_whole(tmp_path, no_pictures):
     folder = write(tmp_path / "vl", QWEN3_VL, draw(QWEN3_VL))
     model, _ = load(folder, quantization={"bits": 4, "group_size": 32})
     quantized_layers = [
-        path for path, module in model.named_modules() if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding))
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding))
     ]
     assert quantized_layers
     assert all(path.startswith("language_model.") for path in quantized_layers)
@@ -485,7 +487,11 @@ def test_experts_router_keeps_its_own_recipe(tmp_path):
     assert model.model.layers[0].mlp.switch_mlp.up_proj.bits == 4
     recipe = quantize_text(load(folder)[0], loading.Quantization.parse(4))
     assert recipe["model.layers.0.mlp.gate"] == {"group_size": 64, "bits": 8}
-    assert {key: recipe[key] for key in ("group_size", "bits", "mode")} == {"group_size": 64, "bits": 4, "mode": "affine"}
+    assert {key: recipe[key] for key in ("group_size", "bits", "mode")} == {
+        "group_size": 64,
+        "bits": 4,
+        "mode": "affine",
+    }
 
 
 def test_layers_that_do_not_divide_stay_whole(tmp_path, capsys):

@@ -334,15 +334,19 @@ def test_a_truncated_picture_is_refused_by_name(
         assert caught.value.__suppress_context__ or caught.value.__context__ is None, "the decoder's words are chained"
 
 
-def test_a_huge_header_is_refused_before_decoding() -> None:
+@pytest.mark.parametrize("pillow_cap", [Image.MAX_IMAGE_PIXELS, None])
+def test_a_huge_header_is_refused_before_decoding(pillow_cap: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillow_cap)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("nothing may be decoded"))
     data = png(20_000, 20_000, 8, 2, b"\0" * 1000)
     tracemalloc.start()
     began = time.perf_counter()
-    with pytest.raises(MediaError, match=r"pixels|Pillow allows"):
+    with pytest.raises(MediaError, match="pixels"):
         load_image(data)
-    assert time.perf_counter() - began < 1
-    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    seconds, peak = time.perf_counter() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert seconds < 1
+    assert peak < 1_000_000
 
 
 def test_the_pixel_cap() -> None:

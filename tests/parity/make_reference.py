@@ -1,0 +1,398 @@
+"""Make the reference outputs anew, with transformers.
+
+    pip install torch==2.13.0 transformers==5.23.0 numpy pillow
+    pip install --no-deps torchvision==0.28.0
+    cd tests && python -m parity.make_reference [FAMILY ...]
+
+Without a name, all families; `demo` is the built-in model. On one machine a second run writes the same bytes. Any
+torchvision will do that transformers accepts: where its compiled operators do not fit the torch at hand, two of them
+are declared, never defined, and its pure Python part, which is all that video processing needs, loads.
+
+For each family the checkpoint is written (layouts.py) with weights drawn by rule (weights.py) and read by
+transformers in float32. The seed is the first at which every greedy step has a clear winner, so that a last-bit
+difference in the logits cannot change the tokens.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from . import media
+from .layouts import LAYOUTS, REFERENCE, Layout, assemble, read_json, write_json
+from .weights import Tensors, draw, fingerprint, projection
+
+try:
+    importlib.import_module("torchvision")
+except RuntimeError:  # its compiled operators are made for another torch
+    operators = torch.library.Library("torchvision", "DEF")  # what it declares dies with it
+    for operator in ("nms", "qnms"):
+        operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+transformers: Any = importlib.import_module("transformers")
+from .families import (  # noqa: E402  it imports transformers, which must find torchvision
+    DEMO,
+    FAMILIES,
+    PROCESSORS,
+    TOKENIZERS,
+    Case,
+    Recipe,
+    build_tokenizer,
+)
+
+MARGIN = 1e-3
+# Clips are resized by torchvision here and by Pillow in mlx_vlgen: one level apart in places, a few 1e-3 in logits.
+VIDEO_MARGIN = 5e-3
+ROUTING_MARGIN = 2e-5
+DEMO_MODEL = media.DEMO / "model"
+
+
+class Unsuitable(Exception):
+    """With these weights a case would not be a clear test; the next seed is tried."""
+
+
+# Kits
+
+
+def write_kits() -> None:
+    """Tokenizers and processors, apart from the one byte-pair model that they share."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, kit in TOKENIZERS.items():
+            folder = REFERENCE / "tokenizers" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            if kit.template:
+                (folder / "chat_template.jinja").write_text(kit.template, encoding="utf-8")
+            build_tokenizer(kit).save_pretrained(temporary)
+            tokenizer = read_json(Path(temporary, "tokenizer.json"))
+            (folder.parent / "bpe.json").write_text(json.dumps(tokenizer.pop("model"), ensure_ascii=False) + "\n")
+            write_json(folder / "tokenizer.json", tokenizer)
+            config = read_json(Path(temporary, "tokenizer_config.json"))
+            write_json(folder / "tokenizer_config.json", config)
+        for name, build in PROCESSORS.items():
+            folder = REFERENCE / "processors" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            build(build_tokenizer(TOKENIZERS["qwen"])).save_pretrained(temporary)
+            # The class is named after the backend that is installed; checkpoints name the family's.
+            text = Path(temporary, "processor_config.json").read_text().replace('ImageProcessorPil"', 'ImageProcessor"')
+            write_json(folder / "processor_config.json", json.loads(text))
+
+
+def load_processor(folder: Path) -> Any:
+    """The checkpoint's processor with pictures resized by Pillow, or its tokenizer where it has no processor."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if "vision_config" not in read_json(folder / "config.json"):
+        return tokenizer
+    return transformers.Qwen3VLProcessor(
+        transformers.Qwen2VLImageProcessorPil.from_pretrained(folder),
+        tokenizer,
+        transformers.Qwen3VLVideoProcessor.from_pretrained(folder),
+        chat_template=tokenizer.chat_template or read_json(folder / "chat_template.json")["chat_template"],
+    )
+
+
+def load_model(folder: Path) -> Any:
+    """The checkpoint in float32 with the plainest attention."""
+    vision = "vision_config" in read_json(folder / "config.json")
+    auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
+    model, report = auto.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    if any(report.values()):
+        raise RuntimeError(f"{folder} does not fit the model: {report}")
+    return model.eval()
+
+
+# Inputs
+
+
+def prompt_text(processor: Any, case: Case) -> str:
+    """The formatted prompt."""
+    if isinstance(case.prompt, str):
+        return case.prompt
+    return processor.apply_chat_template(case.prompt, tokenize=False, add_generation_prompt=True)
+
+
+def model_inputs(processor: Any, cases: list[Case]) -> dict[str, torch.Tensor]:
+    """One padded batch, or one row without padding."""
+    texts = [prompt_text(processor, case) for case in cases]
+    if not hasattr(processor, "image_processor"):
+        rows = [
+            processor(text, add_special_tokens=isinstance(case.prompt, str)).input_ids
+            for text, case in zip(texts, cases, strict=True)
+        ]
+        return dict(processor.pad({"input_ids": rows}, return_tensors="pt"))
+    given: dict[str, Any] = {}
+    if pictures := [media.picture(name) for case in cases for name in case.images]:
+        given["images"] = pictures
+    if clips := [media.clip(name) for case in cases for name in case.videos]:
+        given |= {"videos": clips, "do_sample_frames": False, "video_metadata": [_metadata(clip) for clip in clips]}
+    return dict(processor(text=texts, return_tensors="pt", padding=len(texts) > 1, **given))
+
+
+def _metadata(clip: np.ndarray) -> dict[str, Any]:
+    frames = len(clip)
+    return {
+        "fps": media.CLIP_FPS,
+        "total_num_frames": frames,
+        "frames_indices": list(range(frames)),
+        "duration": frames / media.CLIP_FPS,
+    }
+
+
+def pixel_levels(processor: Any, cases: Mapping[str, Case]) -> dict[str, np.ndarray]:
+    """Name -> (patches, channels, frames, size, size) uint8 before normalisation; grid (3,); mean and std (2, 3).
+
+    A picture is one frame twice; it is stored once.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for kind, name in sorted({entry for case in cases.values() for entry in _media(case)}):
+        if kind == "image":
+            made = processor.image_processor(images=[media.picture(name)], return_tensors="np")
+            pixels, grid, settings = made["pixel_values"], made["image_grid_thw"][0], processor.image_processor
+        else:
+            clip = media.clip(name)
+            made = processor.video_processor(
+                videos=[clip], do_sample_frames=False, video_metadata=[_metadata(clip)], return_tensors="np"
+            )
+            pixels, grid, settings = made["pixel_values_videos"], made["video_grid_thw"][0], processor.video_processor
+        size, frames = settings.patch_size, settings.temporal_patch_size
+        pixels = np.asarray(pixels).reshape(len(pixels), 3, frames, size, size)
+        normal = np.array([settings.image_mean, settings.image_std])
+        mean, std = normal[:, :, None, None, None]
+        levels = (pixels * std + mean) * 255
+        rounded = np.rint(levels)
+        assert np.abs(levels - rounded).max() < 1e-3, f"{name}: pixels are no 8-bit levels"
+        if kind == "image":
+            assert (rounded[:, :, :1] == rounded).all()
+            rounded = rounded[:, :, :1]
+        arrays |= {
+            f"{name}.levels": rounded.astype(np.uint8),
+            f"{name}.grid": np.asarray(grid, np.int32),
+            f"{name}.normal": normal,
+        }
+    return arrays
+
+
+def _media(case: Case) -> Iterator[tuple[str, str]]:
+    yield from (("image", name) for name in case.images)
+    yield from (("video", name) for name in case.videos)
+
+
+# Outputs
+
+
+def run_case(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, drawn: bool) -> dict[str, np.ndarray]:
+    """Logits of the whole prompt and greedy steps of one row. Of weights that were `drawn`, a lively text is asked."""
+    with torch.no_grad(), _RoutingMargins(model) as margins:
+        logits = model(**inputs).logits[0].double().numpy()
+        steps, tokens = _greedy(model, inputs, new_tokens)
+        if margins.smallest < ROUTING_MARGIN:
+            raise Unsuitable(f"routing margin {margins.smallest:.1e}")
+        for key in ("pixel_values", "pixel_values_videos"):
+            if key in inputs:
+                other = model(**(inputs | {key: -inputs[key].flip(0)})).logits[0, -1].double().numpy()
+                if np.abs(other - logits[-1]).max() < 0.1 * logits.std():
+                    raise Unsuitable("the picture makes no difference")
+    best = np.sort(steps[0], axis=-1)
+    margin = (best[:, -1] - best[:, -2]).min()
+    if margin < (VIDEO_MARGIN if "pixel_values_videos" in inputs else MARGIN):
+        raise Unsuitable(f"greedy margin {margin:.1e}")
+    if drawn and (tokens.shape[1] < new_tokens or len(set(tokens[0].tolist())) < 4):
+        raise Unsuitable(f"dull text {tokens[0].tolist()}")
+    onto = projection(logits.shape[-1]).astype(np.float64)
+    log_probabilities = steps[0] - np.log(np.exp(steps[0]).sum(axis=-1, keepdims=True))
+    return {
+        "ids": inputs["input_ids"][0].numpy().astype(np.uint16),
+        "last": logits[-1].astype(np.float32),
+        "projected": (logits @ onto).astype(np.float32),
+        "std": np.float32(logits.std()),
+        "tokens": tokens[0].astype(np.uint16),
+        "steps": (log_probabilities @ onto).astype(np.float32),
+    }
+
+
+def _greedy(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (B, steps, V) and tokens (B, steps), up to the end token."""
+    made = model.generate(
+        **inputs, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
+    tokens = made.sequences[:, inputs["input_ids"].shape[1] :]
+    return torch.stack(made.logits, dim=1).double().numpy(), tokens.numpy()
+
+
+class _RoutingMargins:
+    """Watches how clearly each expert that is chosen beats the first that is not."""
+
+    def __init__(self, model: Any) -> None:
+        self.smallest = np.inf
+        self.routers = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+
+    def __enter__(self) -> Self:
+        self.handles = [router.register_forward_pre_hook(self._look) for router in self.routers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _look(self, router: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        hidden = arguments[0].reshape(-1, arguments[0].shape[-1])
+        scores = torch.softmax(hidden @ router.weight.T, dim=-1).sort(descending=True).values
+        gap = scores[:, router.top_k - 1] - scores[:, router.top_k]
+        self.smallest = min(self.smallest, gap.min().item())
+
+
+def padded_difference(
+    model: Any, processor: Any, rows: list[Case], single: list[dict[str, np.ndarray]], new_tokens: int
+) -> float:
+    """How far transformers' own padded rows are, in logits, from the single runs, which are the reference."""
+    with torch.no_grad():
+        inputs = model_inputs(processor, rows)
+        logits = model(**inputs).logits[:, -1].double().numpy()
+        tokens = _greedy(model, inputs, new_tokens)[1]
+    same = all(
+        row[: len(alone["tokens"])].tolist() == alone["tokens"].tolist()
+        for row, alone in zip(tokens, single, strict=True)
+    )
+    return float(np.abs(logits - [alone["last"] for alone in single]).max()) if same else np.inf
+
+
+# Families
+
+
+def make_family(name: str, recipe: Recipe) -> None:
+    """Write reference/<name>/."""
+    folder = REFERENCE / name
+    folder.mkdir(parents=True, exist_ok=True)
+    config, shapes = saved_form(recipe)
+    for seed in range(1000):
+        tensors = draw(shapes, seed, recipe.rules)
+        with tempfile.TemporaryDirectory() as temporary:
+
+            def checkpoint(layout: Layout, tensors: Tensors = tensors, root: str = temporary) -> Path:
+                return assemble(config, tensors, recipe.tokenizer, recipe.processor, layout, Path(root, layout))
+
+            try:
+                arrays, record = run_cases(checkpoint("v5"), recipe)
+            except Unsuitable as reason:
+                print(f"{name}: seed {seed}: {reason}")
+                continue
+            check_hub_layout(checkpoint("v5"), checkpoint("hub"), recipe)
+        break
+    else:
+        raise RuntimeError(f"{name}: no seed gives clear cases")
+    write_json(folder / "config.json", config)
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(shape)}" for key, shape in sorted(shapes.items()))
+    (folder / "shapes.json").write_text(f"{{\n{lines}\n}}\n")
+    write_record(folder, arrays, record, seed, recipe, fingerprint(tensors))
+
+
+def make_demo() -> None:
+    """Write reference/demo/ from the built-in model, which is its own checkpoint folder."""
+    folder = REFERENCE / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays, record = run_cases(DEMO_MODEL, DEMO)
+    write_record(folder, arrays, record, 0, DEMO, media.file_hash(DEMO_MODEL / "model.safetensors"))
+
+
+def write_record(
+    folder: Path, arrays: dict[str, np.ndarray], record: dict[str, Any], seed: int, recipe: Recipe, mark: str
+) -> None:
+    """cases.npz and cases.json."""
+    _save(folder / "cases.npz", arrays)
+    write_json(
+        folder / "cases.json",
+        {
+            "seed": seed,
+            "rules": recipe.rules,
+            "tokenizer": recipe.tokenizer,
+            "processor": recipe.processor,
+            "fingerprint": mark,
+            "transformers": transformers.__version__,
+            **record,
+        },
+    )
+    print(f"{folder.name}: made with seed {seed}")
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def saved_form(recipe: Recipe) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """config.json, and names and shapes of the tensors, as transformers saves the family."""
+    tokenizer = build_tokenizer(TOKENIZERS[recipe.tokenizer])
+    config = recipe.config(tokenizer.convert_tokens_to_ids, len(tokenizer))
+    vision = hasattr(config, "vision_config")
+    auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
+    with tempfile.TemporaryDirectory() as temporary:
+        auto.from_config(config, dtype=torch.float32).save_pretrained(temporary)
+        saved = load_file(Path(temporary, "model.safetensors"))
+        return read_json(Path(temporary, "config.json")), {name: tensor.shape for name, tensor in saved.items()}
+
+
+def run_cases(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays for cases.npz and the record for cases.json."""
+    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    single = {
+        name: run_case(model, model_inputs(processor, [case]), recipe.new_tokens, drawn=recipe is not DEMO)
+        for name, case in recipe.cases.items()
+    }
+    if recipe.processor:
+        pixels = REFERENCE / "processors" / recipe.processor / "pixels.npz"
+        pixels.parent.mkdir(parents=True, exist_ok=True)
+        _save(pixels, pixel_levels(processor, recipe.cases))
+    record = {
+        "cases": {
+            name: {
+                "messages": None if isinstance(case.prompt, str) else case.prompt,
+                "text": prompt_text(processor, case),
+                "images": list(case.images),
+                "videos": list(case.videos),
+            }
+            for name, case in recipe.cases.items()
+        },
+        "batches": recipe.batches,
+        "new_tokens": recipe.new_tokens,
+    }
+    for name, rows in recipe.batches.items():
+        cases, alone = [recipe.cases[row] for row in rows], [single[row] for row in rows]
+        difference = padded_difference(model, processor, cases, alone, recipe.new_tokens)
+        print(f"{name}: transformers' padded rows are off by {difference:.0e}")
+    arrays = {f"{name}.{key}": value for name, made in single.items() for key, value in made.items()}
+    return arrays, record
+
+
+def check_hub_layout(v5: Path, hub: Path, recipe: Recipe) -> None:
+    """transformers must read the "hub" layout as the same model."""
+    case = list(recipe.cases.values())[-1]
+    logits = [
+        load_model(folder)(**model_inputs(load_processor(folder), [case])).logits.detach() for folder in (v5, hub)
+    ]
+    difference = (logits[0] - logits[1]).abs().max().item()
+    if difference:
+        raise RuntimeError(f'transformers reads the "hub" layout differently: {difference}')
+
+
+def main(names: list[str]) -> None:
+    """Make the families of `names`, or all."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    write_kits()
+    known = [*FAMILIES, *(["demo"] if DEMO_MODEL.exists() else [])]
+    for name in names or known:
+        if name not in known:
+            raise SystemExit(f"unknown family {name!r}; known: {', '.join(known)} (layouts: {', '.join(LAYOUTS)})")
+        make_demo() if name == "demo" else make_family(name, FAMILIES[name])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,51 @@
+"""The pictures and clips of the cases, drawn in integer arithmetic so that every machine has the same pixels."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+DEMO = Path(__file__).parents[2] / "mlx_vlgen" / "demo"
+PICTURES = {  # width, height, seed: what Qwen3-VL's limits in the fixtures do to it
+    "plain": (96, 64, 1),  # nothing
+    "upright": (64, 112, 2),  # rounded to a multiple of 32
+    "large": (150, 130, 3),  # shrunk under the upper limit
+    "small": (40, 30, 4),  # enlarged over the lower limit
+}
+CLIPS = {  # width, height, frames, seed
+    "clip": (150, 100, 6, 10),  # shrunk under the volume limit
+    "odd_clip": (128, 72, 5, 20),  # last frame repeated; its rounded-down volume needs no shrinking
+}
+CLIP_FPS = 2.0
+
+
+def picture(name: str) -> np.ndarray:
+    """(height, width, 3) uint8; `name` is one of `PICTURES`, or a file of the built-in model's pictures."""
+    if name.endswith(".png"):
+        return np.asarray(Image.open(DEMO / "pictures" / name).convert("RGB"))
+    return _shapes(*PICTURES[name])
+
+
+def clip(name: str) -> np.ndarray:
+    """(frames, height, width, 3) uint8, to be played at `CLIP_FPS`."""
+    width, height, frames, seed = CLIPS[name]
+    return np.stack([_shapes(width, height, seed, shift=5 * frame) for frame in range(frames)])
+
+
+def _shapes(width: int, height: int, seed: int, shift: int = 0) -> np.ndarray:
+    """Stepped background with discs and boxes; `shift` moves the shapes to the right, wrapping round."""
+    row, column = np.mgrid[0:height, 0:width]
+    canvas = np.stack([column * 8 // width * 30, row * 6 // height * 40, 90 + 0 * row], axis=-1).astype(np.uint8)
+    values = np.random.PCG64(seed).random_raw(7 * 6).reshape(6, 7)
+    for x, y, size, disc, *colour in values.tolist():
+        radius = 4 + size % (min(width, height) // 4)
+        dx, dy = (column - x % width - shift) % width - radius, row - y % height
+        inside = dx * dx + dy * dy <= radius * radius if disc % 2 else (abs(dx) <= radius) & (abs(dy) <= radius)
+        canvas[inside] = [channel % 256 for channel in colour]
+    return canvas
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

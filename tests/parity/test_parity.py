@@ -1,0 +1,141 @@
+"""Promise 1: the same answers as transformers, in every layout that a checkpoint is published in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from . import expected, media, ours
+from .expected import Expected
+from .layouts import LAYOUTS, REFERENCE, family_tensors, read_json, write_checkpoint
+from .weights import fingerprint, projection
+
+DEMO_MODEL = media.DEMO / "model"
+FAMILIES = expected.families()
+# The built-in model is a checkpoint folder of its own, in one layout.
+CHECKPOINTS = [(f, layout) for f in FAMILIES for layout in (("own",) if f == "demo" else LAYOUTS)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test per checkpoint and case (or batch of cases) that its family has."""
+    if "checkpoint" not in metafunc.fixturenames:
+        return
+    kind = "case" if "case" in metafunc.fixturenames else "batch"
+    parameters = []
+    for family, layout in CHECKPOINTS:
+        record = expected.record(family)
+        cases = {name: expected.case(family, name) for name in record["cases"]}
+        batches = {name: [cases[row] for row in rows] for name, rows in record["batches"].items()}
+        for name, value in (cases if kind == "case" else batches).items():
+            if metafunc.function is test_pixels and not (cases[name].images or cases[name].videos):
+                continue
+            parameters.append(pytest.param((family, layout), value, id=f"{family}-{layout}-{name}"))
+    metafunc.parametrize(("checkpoint", kind), parameters, indirect=["checkpoint"], scope="module")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ours.Loaded:
+    """Model and processor of (family, layout)."""
+    family, layout = request.param
+    if family == "demo":
+        return ours.load(DEMO_MODEL)
+    return ours.load(write_checkpoint(family, layout, tmp_path_factory.mktemp(f"{family}-{layout}")))
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest) -> str:
+    """The family of the test's checkpoint."""
+    return request.node.callspec.params["checkpoint"][0]
+
+
+@pytest.fixture
+def new_tokens(family: str) -> int:
+    """Greedy steps to take; an end token may come before."""
+    return expected.record(family)["new_tokens"]
+
+
+def reference_pixels(family: str, prompt: ours.Prompt, case: Expected) -> list[expected.Pixels]:
+    """The reference's pixels for each medium of a prompt, in the prompt's order."""
+    images, videos = iter(case.images), iter(case.videos)
+    return [expected.pixels(family, next(videos if ours.is_video(medium) else images)) for medium in prompt.media]
+
+
+def normalised_pixels(checkpoint: ours.Loaded, family: str, case: Expected) -> list[np.ndarray]:
+    """The same as vision towers take them."""
+    prompt = ours.prepare(checkpoint, case.text, case)
+    return [reference.normalised for reference in reference_pixels(family, prompt, case)]
+
+
+def test_token_ids(checkpoint: ours.Loaded, case: Expected) -> None:
+    """From the formatted text, and from messages by way of the template."""
+    assert ours.prepare(checkpoint, case.text, case).tokens.tolist() == case.ids.tolist()
+    if case.messages:
+        assert ours.format_prompt(checkpoint, case.messages) == case.text
+        assert ours.prepare(checkpoint, case.messages, case).tokens.tolist() == case.ids.tolist()
+
+
+def test_pixels(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
+    """Within one 8-bit level before normalisation."""
+    prompt = ours.prepare(checkpoint, case.text, case)
+    references = reference_pixels(family, prompt, case)
+    assert len(references) == len(case.images) + len(case.videos)
+    for medium, reference in zip(prompt.media, references, strict=True):
+        assert medium.grid == reference.grid
+        assert np.abs(reference.levels_of(medium.pixels) - reference.levels).max() < 1.001
+
+
+def test_logits(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
+    """Of the whole prompt, on the reference's own pixels."""
+    pixels = normalised_pixels(checkpoint, family, case)
+    prompt = ours.with_pixels(ours.prepare(checkpoint, case.text, case), pixels)
+    logits = ours.logits(checkpoint, prompt)
+    assert logits.shape == (len(case.ids), len(case.last))
+    assert np.abs(logits[-1] - case.last).max() < case.tolerance
+    assert np.abs(logits.astype(np.float64) @ projection(len(case.last)) - case.projected).max() < case.tolerance
+
+
+def test_greedy(checkpoint: ours.Loaded, case: Expected, family: str, new_tokens: int) -> None:
+    """Tokens and their log-probabilities through the engine, on the reference's pixels; tokens from what one gives."""
+    pixels = normalised_pixels(checkpoint, family, case)
+    tokens, log_probabilities = ours.greedy(checkpoint, case, pixels, new_tokens)
+    assert tokens == case.tokens.tolist()
+    steps = log_probabilities.astype(np.float64) @ projection(len(case.last))
+    assert np.abs(steps - case.steps).max() < case.tolerance
+    assert ours.generate(checkpoint, case, new_tokens) == case.tokens.tolist()
+
+
+def test_batch(checkpoint: ours.Loaded, batch: list[Expected], new_tokens: int) -> None:
+    """Each row answers as it does alone; video goes in by the iterator only."""
+    alone = [case.tokens.tolist() for case in batch]
+    assert ours.iterate(checkpoint, batch, new_tokens) == alone
+    if not any(case.videos for case in batch):
+        assert ours.batch_generate(checkpoint, batch, new_tokens) == alone
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "demo"])
+def test_weights_are_those_of_the_reference(family: str) -> None:
+    """Drawn here as they were drawn there, to the bit."""
+    assert fingerprint(family_tensors(family)) == expected.record(family)["fingerprint"]
+
+
+def test_every_supported_family_has_references() -> None:
+    """What is not compared here is not supported."""
+    compared = {read_json(REFERENCE / family / "config.json")["model_type"] for family in FAMILIES if family != "demo"}
+    assert ours.supported() <= compared
+
+
+def test_built_in_model_has_its_own_reference() -> None:
+    """Whenever the model changes, its reference is made again."""
+    remedy = "make it with `cd tests && python -m parity.make_reference demo`"
+    assert DEMO_MODEL.exists() == ("demo" in FAMILIES), remedy
+    if DEMO_MODEL.exists():
+        mark = media.file_hash(DEMO_MODEL / "model.safetensors")
+        assert mark == expected.record("demo")["fingerprint"], remedy
+
+
+def test_references_stay_small() -> None:
+    """120 KB a vision-language family, 25 KB a text decoder, 5 MB in all."""
+    assert sum(path.stat().st_size for path in REFERENCE.rglob("*") if path.is_file()) < 5e6
+    for family in FAMILIES:
+        limit = 120e3 if expected.record(family)["processor"] else 25e3
+        assert sum(path.stat().st_size for path in Path(REFERENCE, family).iterdir()) < limit, family
