@@ -10,6 +10,7 @@ dynamic linker binds a symbol to the first library that has it; so this module l
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 _SETTING = "MLX_VLGEN_BLAS"
 
@@ -57,8 +58,8 @@ def _preload_blas() -> str | None:
             )
         return setting
     # pip and conda install MKL and OpenBLAS into the environment, where the dynamic linker does not look.
-    in_environment = [os.path.join(sys.prefix, "lib", name) for name in _LIBRARIES]
-    for library in [*filter(os.path.exists, in_environment), *_LIBRARIES]:
+    in_environment = [Path(sys.prefix, "lib", name) for name in _LIBRARIES]
+    for library in [*(str(path) for path in in_environment if path.exists()), *_LIBRARIES]:
         if _load_globally(library) is None:
             return library
     return None

@@ -45,7 +45,7 @@ def apply_adapter(model: Model, folder: Path) -> None:
         _wrap(model, _mlx_changes(model, config, _read(folder, "adapters.safetensors")), folder)
     else:
         raise LoadError(
-            f"{path} is neither mlx-lm's (lora_parameters) nor PEFT's (peft_type): adapters of other tools are not read."
+            f"{path} is neither mlx-lm's (lora_parameters) nor PEFT's (peft_type); other adapters are not read."
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -142,8 +142,9 @@ def _download(repo: str, revision: str | None, kind: _Kind) -> Path:
         _check_listing(repo, list(files), wanted, kind)
         first = hf_hub_download(repo, kind.first, revision=revision)
         kind.accept(Path(first).parent)
-        size = sum(files[name] for name in wanted)
-        notice(f"downloading {repo} ({len(wanted)} files, {_in_words(size)}) to {constants.HF_HUB_CACHE}")
+        new = [name for name in wanted if not isinstance(try_to_load_from_cache(repo, name, revision=info.sha), str)]
+        count, size = f"{len(new)} file{'s' * (len(new) != 1)}", sum(files[name] for name in new)
+        notice(f"downloading {repo} ({count}, {_in_words(size)}) to {constants.HF_HUB_CACHE}")
         folder = Path(snapshot_download(repo, revision=revision, **_NEEDED))
     except LoadError:
         raise

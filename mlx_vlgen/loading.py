@@ -10,7 +10,7 @@ from ._mlx_lm import unpack_awq
 from ._runtime import blas_hint, mx, tree_flatten
 from .adapters import apply_adapter
 from .checkpoint import few, quantization_config, read_config, read_generation_config, read_weights, weight_files
-from .errors import LoadError, UnsupportedError
+from .errors import LoadError, UnsupportedError, VlgenError
 from .hub import locate, locate_adapter
 from .models import PROVED_TEXT, TEXT, find
 from .models.base import Model
@@ -61,7 +61,9 @@ def load(
     model.eval()
     _warn_if_too_large(model)
     if not lazy:
-        mx.eval(model.parameters())
+        # One at a time: together they would all be read before the first is narrowed or quantized.
+        for tensor in _parameters(model).values():
+            mx.eval(tensor)
     return model, find(config).processor_class().from_folder(folder, config)
 
 
@@ -90,7 +92,7 @@ def _fitting(folder: Path, trouble: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, AssertionError) as error:
-        if isinstance(error, LoadError):
+        if isinstance(error, VlgenError):
             raise
         raise LoadError(f"{folder}: {trouble}: {type(error).__name__}: {error}") from error
 
@@ -150,10 +152,11 @@ def _check_complete(
     if any(troubles.values()):
         listed = "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in troubles.items() if names)
         example = next(iter(stored), "")
+        method = (quantization_config(model.config) or {}).get("quant_method")
         raise LoadError(
             f"{folder}: the tensors are not those of a {model.config['model_type']} with this config.json: {listed}. "
-            f"Names were read so: {example} -> {model.rename(example)}. "
-            "The checkpoint is damaged, changed, or in a layout that is not known."
+            f"Names were read so: {example} -> {model.rename(example)}. The checkpoint is damaged, changed, or in a "
+            f"layout that is not known{f' (its weights are stored in the format of {method!r})' if method else ''}."
         )
 
 

@@ -46,11 +46,12 @@ class BatchSampler:
         if self._top_k is not None:
             scores = mx.where(scores < _kth_largest(scores, self._top_k), -mx.inf, scores)
         if self._top_p is not None:
-            # A token stays while the more likely ones together have not reached top_p. With top_p = 1 rounding
-            # of the sum must not exclude any.
+            # A token stays while the more likely ones together have not reached top_p; the most likely one always.
+            # With top_p = 1 rounding of the sum must not exclude any.
             order = mx.argsort(-scores, axis=-1)
             likely = mx.take_along_axis(mx.softmax(scores, axis=-1), order, axis=-1)
-            out = (mx.cumsum(likely, axis=-1) - likely >= self._top_p) & (self._top_p < 1)
+            before = mx.cumsum(likely, axis=-1) - likely
+            out = (before > 0) & (before >= self._top_p) & (self._top_p < 1)
             out = mx.put_along_axis(mx.zeros_like(out), order, out, axis=-1)
             scores = mx.where(out, -mx.inf, scores)
         if self._min_p is not None:

@@ -32,8 +32,11 @@ class Detokenizer:
         text = self._decode(self._tokens[self._window :])
         if not final and text.endswith("\ufffd"):
             return ""
-        self._window, self._settled = self._settled, len(self._tokens)
-        return text[len(before) :]
+        new = text[len(before) :]
+        if new:  # a window of skipped tokens would not show what the text before them is
+            self._window = self._settled
+        self._settled = len(self._tokens)
+        return new
 
 
 class TextStream:

@@ -1,6 +1,7 @@
 """The registry: which class runs a checkpoint's `model_type`, imported only when it is asked for."""
 
 import difflib
+import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ def find(config: Mapping[str, Any]) -> Family:
     )
 
 
+@functools.cache
 def _text_decoders() -> set[str]:
     """The model types that mlx-lm has a text decoder for."""
     from .._mlx_lm import MODEL_REMAPPING, models_folder

@@ -30,6 +30,20 @@ class TextModel(Model):
         for name, child in self._decoder.items():
             self[name] = child
 
+    def update(self, parameters: dict[str, Any], strict: bool = True) -> nn.Module:
+        super().update(parameters, strict)
+        return self._hand_down()
+
+    def update_modules(self, modules: dict[str, Any], strict: bool = True) -> nn.Module:
+        super().update_modules(modules, strict)
+        return self._hand_down()
+
+    def _hand_down(self) -> nn.Module:
+        """What was replaced here is replaced in the decoder, lest it runs the old one, or keeps it in memory."""
+        for name in self._decoder:
+            self._decoder[name] = self[name]
+        return self
+
     def text_decoder(self) -> nn.Module:
         return self._decoder
 
@@ -68,9 +82,7 @@ class TextModel(Model):
     def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         model_type = self.config["model_type"]
         if model_type not in PROVED_TEXT:
-            # Its head may scale or cap the logits: run it whole, with the layers that loading may have replaced.
-            for name in self._decoder:
-                self._decoder[name] = self[name]
+            # Its head may scale or cap the logits: run it whole.
             return pick(self._decoder(inputs.tokens, cache=cache), at)
         embeds = self._gemma_embeds(inputs.tokens) if model_type == "gemma3_text" else None
         h = pick(self.model(inputs.tokens, cache, embeds), at)

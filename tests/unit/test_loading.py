@@ -17,7 +17,7 @@ from mlx_vlgen.inputs.prompt import Media, Prompt
 from mlx_vlgen.inputs.qwen_vl import Qwen3VLProcessor
 from mlx_vlgen.loading import load
 from mlx_vlgen.models import base
-from mlx_vlgen.quantization import MODES, quantize_text
+from mlx_vlgen.quantization import MODES, Quantization, quantize_text
 
 QWEN2 = LLAMA | {"model_type": "qwen2"}
 QWEN3 = LLAMA | {"model_type": "qwen3", "head_dim": 32, "max_position_embeddings": 512}
@@ -177,15 +177,15 @@ def test_gemma3_of_transformers_5(tmp_path):
 
 
 def test_gemma3_embeddings_are_scaled_exactly(tmp_path):
-    config = GEMMA3 | {"hidden_size": 72}  # sqrt(72) is not a bfloat16
-    model, _ = load(write(tmp_path / "g", config, draw(config)))
-    tokens = mx.array([[5, 6]])
-    rounded = mx.array(72**0.5, mx.bfloat16).astype(mx.float32)  # what mlx-lm multiplies by
-    np.testing.assert_allclose(
-        np.array(model._gemma_embeds(tokens) * rounded),
-        np.array(model.model.embed_tokens(tokens)) * np.sqrt(72),
-        rtol=1e-6,
-    )
+    config = GEMMA3 | {"hidden_size": 72}  # sqrt(72) is not a bfloat16, and mlx-lm makes it one
+    tensors = draw(config)
+    rounded = mx.array(72**0.5, mx.bfloat16).item()
+    scaled = {"model.embed_tokens.weight": tensors["model.embed_tokens.weight"] * (72**0.5 / rounded)}
+    exact = load(write(tmp_path / "scaled", config, tensors | scaled))[0].text_decoder()(mx.array([[5, 6]]))
+    model, _ = load(write(tmp_path / "g", config, tensors))
+    ours = logits(model, (5, 6))
+    np.testing.assert_allclose(ours, np.array(exact)[0], atol=1e-5)
+    assert np.abs(ours - np.array(model.text_decoder()(mx.array([[5, 6]])))[0]).max() > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_shards(tmp_path, llama, indexed):
 
 def test_any_safetensors_but_copies_and_adapters(tmp_path, llama):
     expected = logits(load(llama)[0])
-    (llama / "model.safetensors").rename(llama / "weights.safetensors")
+    (llama / "model.safetensors").rename(llama / "a.safetensors")  # read first, were the others read at all
     for name in ("consolidated.safetensors", "adapters.safetensors", "adapter_model.safetensors"):
         mx.save_safetensors(str(llama / name), {"lm_head.weight": mx.zeros((VOCABULARY, 128))})
     np.testing.assert_array_equal(logits(load(llama)[0]), expected)
@@ -275,6 +275,15 @@ def test_tensors_that_do_not_fit_are_told(tmp_path):
         assert words in said
 
 
+def test_weights_in_a_foreign_format_name_it(tmp_path):
+    tensors = draw(LLAMA)
+    tensors["lm_head.weight_scale_inv"] = mx.zeros((1, 1))
+    config = LLAMA | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    said = message(write(tmp_path / "c", config, tensors))
+    assert "lm_head.weight_scale_inv" in said
+    assert "'fp8'" in said
+
+
 def test_a_configuration_that_lacks_something(tmp_path, llama):
     config = {key: value for key, value in LLAMA.items() if key != "hidden_size"}
     (llama / "config.json").write_text(json.dumps(config))
@@ -317,6 +326,20 @@ def test_lazy_weights_stay_on_disk(tmp_path):
 
     assert growth(lazy=True)[0] < 1e6
     assert growth()[0] > 8e6
+
+
+def test_loading_holds_one_float_tensor_at_a_time(tmp_path):
+    config = LLAMA | {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 8192}
+    folder = write(tmp_path / "big", config, draw(config))
+    largest, whole = 8192 * 256 * 4, (folder / "model.safetensors").stat().st_size
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    model, _ = load(folder, quantization=4)
+    held = sum(value.nbytes for value in parameters(model).values())
+    assert held < 0.16 * whole
+    assert mx.get_active_memory() - before < 1.01 * held  # nor is a replaced layer kept
+    assert mx.get_peak_memory() - before < held + 2 * largest
 
 
 def test_weights_larger_than_memory_are_told(llama, monkeypatch, capsys):
@@ -467,6 +490,15 @@ def test_quantize_while_loading(llama, given):
     np.testing.assert_allclose(logits(model), logits(plain), atol=1e-6)
 
 
+@pytest.mark.parametrize("config", [LLAMA, QWEN3_MOE, QWEN3_VL], ids=lambda config: config["model_type"])
+def test_what_was_quantized_loads_again(tmp_path, no_pictures, config):
+    model, _ = load(write(tmp_path / "float", config, draw(config)), dtype="float16")
+    recipe = quantize_text(model, Quantization.parse({"bits": 4, "group_size": 32}))
+    again, _ = load(write(tmp_path / "packed", config | {"quantization": recipe}, parameters(model)), dtype="float16")
+    assert parameters(again).keys() == parameters(model).keys()
+    np.testing.assert_array_equal(logits(again), logits(model))
+
+
 def test_a_vision_tower_is_left_whole(tmp_path, no_pictures):
     folder = write(tmp_path / "vl", QWEN3_VL, draw(QWEN3_VL))
     model, _ = load(folder, quantization={"bits": 4, "group_size": 32})
@@ -485,7 +517,7 @@ def test_experts_router_keeps_its_own_recipe(tmp_path):
     model, _ = load(folder, quantization=4)
     assert model.model.layers[0].mlp.gate.bits == 8
     assert model.model.layers[0].mlp.switch_mlp.up_proj.bits == 4
-    recipe = quantize_text(load(folder)[0], loading.Quantization.parse(4))
+    recipe = quantize_text(load(folder)[0], Quantization.parse(4))
     assert recipe["model.layers.0.mlp.gate"] == {"group_size": 64, "bits": 8}
     assert {key: recipe[key] for key in ("group_size", "bits", "mode")} == {
         "group_size": 64,

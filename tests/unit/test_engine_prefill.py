@@ -1,0 +1,85 @@
+"""The pure deciders of the loop."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_vlgen.engine.prefill import admissible, chunk_end, encoding_groups, pack_size
+from mlx_vlgen.inputs.prompt import Media
+
+counts = st.integers(1, 60)
+
+
+@given(st.lists(counts, max_size=10), st.integers(0, 100), st.integers(0, 10), st.none() | counts)
+def test_admissible(reserves: list[int], taken: int, slots: int, budget: int | None) -> None:
+    """As many as fit, in order; one that would be alone always fits."""
+    count = admissible(reserves, taken, slots, budget)
+    assert count <= min(slots, len(reserves))
+
+    def fits(n: int) -> bool:
+        alone = taken == 0 and n == 1
+        return n <= slots and (budget is None or alone or taken + sum(reserves[:n]) <= budget)
+
+    assert count == 0 or fits(count)
+    assert count == len(reserves) or not fits(count + 1)
+
+
+def test_nobody_is_overtaken() -> None:
+    assert admissible([50, 1, 1], taken=10, slots=3, budget=30) == 0
+    assert admissible([50, 1, 1], taken=0, slots=3, budget=30) == 1
+
+
+@given(st.lists(counts, min_size=1, max_size=10), counts)
+def test_pack_size(lengths: list[int], step: int) -> None:
+    """Padded to the longest, the pack is within the step, unless it is one row; and it is the largest such."""
+    count = pack_size(lengths, step)
+    assert 1 <= count <= len(lengths)
+    assert count == 1 or max(lengths[:count]) * count <= step
+    assert count == len(lengths) or max(lengths[: count + 1]) * (count + 1) > step
+
+
+spans = st.lists(st.tuples(st.integers(0, 59), counts).map(lambda s: (s[0], min(60, s[0] + s[1]))), max_size=5)
+
+
+@given(spans, counts)
+def test_chunks(two_way: list[tuple[int, int]], step: int) -> None:
+    """Chunks cover the prompt, always move on, cut no two-way span, and are longer than a step only for one."""
+    start, length = 0, 60
+    while start < length:
+        end = chunk_end(start, length, step, two_way)
+        assert start < end <= length
+        assert not any(first < end < last for first, last in two_way)
+        plain = min(start + step, length)
+        assert end == plain or any(first < plain < last for first, last in two_way)
+        start = end
+
+
+def test_chunk_grows_over_spans_that_overlap() -> None:
+    assert chunk_end(0, 100, 10, [(15, 30), (8, 16), (30, 40)]) == 30
+    assert chunk_end(0, 100, 10, [(0, 10), (10, 20)]) == 10
+
+
+def medium(kind: str, rows: int, columns: int) -> Media:
+    return Media(kind, np.zeros((rows * columns, 3), np.float32), (1, rows, columns), (), (rows, columns))  # type: ignore[arg-type]
+
+
+media = st.lists(st.builds(medium, st.sampled_from(["image", "video"]), st.integers(1, 3), st.integers(1, 3)))
+
+
+@given(media, st.integers(1, 100), st.booleans())
+def test_encoding_groups(given_media: list[Media], pixels: int, group: bool) -> None:
+    """A partition into groups of one shape, each within the limit unless it is one medium."""
+    groups = list(encoding_groups(given_media, pixels, group))
+    flat = [index for own in groups for index in own]
+    assert sorted(flat) == list(range(len(given_media)))
+    for own in groups:
+        assert len({(given_media[i].kind, given_media[i].grid) for i in own}) == 1
+        assert len(own) == 1 or sum(given_media[i].pixels.size for i in own) <= pixels
+    if not group:
+        assert flat == sorted(flat)
+
+
+def test_grouping_brings_equal_shapes_together() -> None:
+    mixed = [medium("image", 2, 2), medium("image", 1, 3), medium("image", 2, 2)]
+    assert sorted(map(len, encoding_groups(mixed, 10**6))) == [1, 2]
+    assert list(encoding_groups(mixed, 10**6, group=False)) == [[0], [1], [2]]

@@ -1,0 +1,270 @@
+"""What the token iterator hands out with each token, and what it computes for it."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from invariants.family import STEPS, Family
+from invariants.play import Row, check, play
+
+from mlx_vlgen import Request, SamplingParams, TokenIterator
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine.sampling import log_softmax
+
+
+@pytest.fixture(scope="module")
+def family(load_family: Callable[[str], Family]) -> Family:
+    return load_family("qwen3")
+
+
+class Counting:
+    """A model that notes the shape (B, L) of every forward."""
+
+    def __init__(self, model: Any):
+        self._model = model
+        self.shapes: list[tuple[int, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, inputs: Any, *given: Any, **keywords: Any) -> Any:
+        self.shapes.append(inputs.tokens.shape)
+        return self._model(inputs, *given, **keywords)
+
+
+def counted(family: Family, rows: list[Row], **settings: Any) -> list[tuple[int, int]]:
+    """Forwards that these rows cost, each of which is checked."""
+    counting = Counting(family.model)
+    heard = play(Family(family.name, family.folder, counting, family.processor), rows, **settings)
+    check(family, rows, heard)
+    return counting.shapes
+
+
+def ask_for(family: Family, name: str = "long", **sampling: Any) -> Row:
+    return Row(family.asks[name], SamplingParams(**{"max_tokens": STEPS, **sampling}))
+
+
+# What is computed
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_forwards_of_one_row(family: Family, count: int) -> None:
+    """max_tokens = N: the prompt, and N - 1 steps."""
+    assert counted(family, [ask_for(family, max_tokens=count)]) == [(1, 70)] + [(1, 1)] * (count - 1)
+
+
+def test_forwards_of_chunks(family: Family) -> None:
+    shapes = counted(family, [ask_for(family, max_tokens=1)], prefill_step_size=32)
+    assert shapes == [(1, 32), (1, 32), (1, 6)]
+
+
+def test_forwards_of_a_batch(family: Family) -> None:
+    """One pack; then a step is as wide as the rows that still need one."""
+    rows = [ask_for(family, name, max_tokens=n) for name, n in (("words5", 1), ("turned5", 3), ("words2", 6))]
+    length = len(family.processor.prepare(rows[0].ask.text).tokens)
+    assert counted(family, rows) == [(3, length), (2, 1), (2, 1), (1, 1), (1, 1), (1, 1)]
+
+
+def test_forwards_with_user_code(family: Family) -> None:
+    """Rows that run the user's code cost no more."""
+    row = ask_for(family, max_tokens=5, logits_processors=[lambda tokens, logits: logits])
+    assert counted(family, [row]) == [(1, 70)] + [(1, 1)] * 4
+
+
+def test_an_end_that_its_token_tells_costs_one_forward(family: Family) -> None:
+    tokens = family.answer(family.asks["long"]).tokens
+    end = tokens[4]
+    made = tokens.index(end) + 1
+    counting = Counting(family.model)
+    with TokenIterator(counting, family.processor) as iterator:  # type: ignore[arg-type]
+        iterator.add(ask_for(family, eos_tokens=[end]).request)
+        assert len(list(iterator)) == made
+    assert len(counting.shapes) == 1 + made
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 2048])
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_processors_see_everything_once(family: Family, chunk: int, neighbours: int) -> None:
+    """Called once for each token that comes out, with prompt and text so far, whatever the chunk."""
+    seen: list[list[int]] = []
+    shapes = set()
+
+    def processor(tokens: mx.array, logits: mx.array) -> mx.array:
+        seen.append(tokens.tolist())
+        shapes.add(logits.shape)
+        return logits
+
+    row = ask_for(family, max_tokens=6, logits_processors=processor)
+    others = [ask_for(family, name) for name in ("short", "words5")[:neighbours]]
+    heard = play(family, [*others, row], prefill_step_size=chunk)
+    check(family, [*others, row], heard)
+    prompt = family.processor.prepare(row.ask.text).tokens.tolist()
+    assert seen == [prompt + heard[-1].tokens[:count] for count in range(6)]
+    assert shapes == {(1, heard[-1].scores[0].size)}
+
+
+def test_processors_in_their_order(family: Family) -> None:
+    """Each gets what the one before gave; the last one's is what is drawn from, and logprobs stay the raw ones."""
+    one, two = 7, 9
+    row = ask_for(
+        family,
+        max_tokens=3,
+        logits_processors=[
+            lambda tokens, logits: logits + 1e4 * (mx.arange(logits.shape[-1]) == one),
+            lambda tokens, logits: logits + 1e5 * (mx.arange(logits.shape[-1]) == two) * (logits[0, one] > 5e3),
+        ],
+    )
+    [own] = play(family, [row])
+    assert own.tokens == [two] * 3
+    assert np.abs(np.stack(own.scores) - family.scores(row.ask, own.tokens)).max() < 1e-4
+
+
+def test_processor_that_writes_in_place(family: Family) -> None:
+    """Neither the logprobs of its own row nor its neighbours change."""
+
+    def processor(tokens: mx.array, logits: mx.array) -> mx.array:
+        logits[:, 7] = 1e4
+        return logits
+
+    neighbour = ask_for(family, "short")
+    first, own = play(family, [neighbour, ask_for(family, logits_processors=processor)])
+    check(family, [neighbour], [first])
+    assert own.tokens == [7] * STEPS
+    assert np.abs(own.scores[0] - family.answer(family.asks["long"]).scores[0]).max() < 1e-4
+
+
+def test_own_sampler(family: Family) -> None:
+    """It gets log-probabilities (1, V), in the place of all other settings."""
+    answer = family.answer(family.asks["long"])
+
+    def second_best(scores: mx.array) -> mx.array:
+        assert scores.shape == (1, answer.scores.shape[1]) and abs(mx.logsumexp(scores).item()) < 1e-4
+        return mx.argsort(-scores, axis=-1)[:, 1]
+
+    first, own = play(family, [ask_for(family, "short"), ask_for(family, sampler=second_best, temperature=2.0)])
+    check(family, [ask_for(family, "short")], [first])
+    assert own.tokens[0] == np.argsort(-answer.scores[0])[1]
+
+
+# What comes out
+
+
+def test_order_of_arrival(family: Family) -> None:
+    """First tokens come in the order of the requests; a small request does not overtake one that waits."""
+    names = ["long", "words5", "short", "words2", "long", "word"]
+    for settings in ({}, {"max_batch_size": 2}, {"kv_token_budget": 100}, {"prefill_step_size": 8}):
+        with TokenIterator(family.model, family.processor, **settings) as iterator:
+            ids = [iterator.add(ask_for(family, name).request) for name in names]
+            came = list(dict.fromkeys(id for id, _ in iterator))
+        assert came == ids, settings
+
+
+def test_numbers(family: Family) -> None:
+    """Cumulative, consistent, and each result's own for good."""
+    rows = [ask_for(family, max_tokens=5), ask_for(family, "words5", max_tokens=8)]
+    for row, own in zip(rows, play(family, rows), strict=True):
+        length = len(family.processor.prepare(row.ask.text).tokens)
+        for count, result in enumerate(own.results, 1):
+            assert result.prompt_tokens == length
+            assert result.generation_tokens == count == len(result.tokens)
+            assert result.total_tokens == length + count
+            assert result.tokens == own.tokens[:count] and result.token == own.tokens[count - 1]
+            assert result.prompt_tps > 0 and result.generation_tps >= 0 and result.peak_memory > 0
+            assert result.cached_tokens == 0 and result.error is None
+            assert (result.finish_reason is None) == (count < row.sampling.max_tokens)
+        assert own.results[-1].generation_tps > 0
+        assert own.text == family.processor.tokenizer.decode(own.tokens)
+
+
+def test_tokens_may_be_changed(family: Family) -> None:
+    """A result is the caller's."""
+    row = ask_for(family)
+    tokens = []
+    with TokenIterator(family.model, family.processor) as iterator:
+        iterator.add(row.request)
+        for _, result in iterator:
+            tokens.append(result.token)
+            result.tokens.clear()
+    assert tokens == family.answer(row.ask).tokens
+
+
+def test_times(family: Family) -> None:
+    with TokenIterator(family.model, family.processor) as iterator:
+        assert (iterator.prompt_time, iterator.generation_time) == (0.0, 0.0)
+        iterator.add(ask_for(family).request)
+        list(iterator)
+        assert iterator.prompt_time > 0 and iterator.generation_time > 0
+
+
+def test_media_numbers(load_family: Callable[[str], Family]) -> None:
+    """Sizes of the pictures as they were given, in order, and the time that encoding took."""
+    vision = load_family("qwen3_vl")
+    first, second = play(vision, [Row(vision.asks["img2"]), Row(vision.asks["text"])])
+    assert first.results[0].image_sizes == [(112, 64), (130, 150)] and first.results[0].encode_time > 0
+    assert second.results[0].image_sizes == [] and second.results[0].encode_time == 0
+
+
+def results(family: Family, **sampling: Any) -> list[Any]:
+    with TokenIterator(family.model, family.processor) as iterator:
+        iterator.add(ask_for(family, **sampling).request)
+        return [result for _, result in iterator]
+
+
+def test_only_the_newest_result_has_logprobs(family: Family) -> None:
+    """A list of all results holds one vocabulary, not one a token."""
+    *earlier, last = results(family, top_logprobs=3)
+    assert all(result.logprobs is None and result.top_logprobs is None for result in earlier)
+    assert last.logprobs.shape == family.answer(family.asks["long"]).scores[0].shape
+    assert last.logprobs.dtype == mx.float32 and len(last.top_logprobs) == 3
+
+
+def test_no_logprobs(family: Family) -> None:
+    last = results(family, logprobs=False)[-1]
+    assert last.logprobs is None and last.top_logprobs is None
+
+
+def test_logprobs_from_another_thread(family: Family) -> None:
+    """While the iterator goes on, and after it was closed."""
+    answer = family.answer(family.asks["long"])
+    with ThreadPoolExecutor(1) as other, TokenIterator(family.model, family.processor) as iterator:
+        iterator.add(ask_for(family, top_logprobs=2).request)
+        for step, (_, result) in enumerate(iterator):
+            scores, best = other.submit(lambda r=result: (np.array(r.logprobs), r.top_logprobs)).result()
+            assert np.abs(scores - answer.scores[step]).max() < 1e-4
+            assert best[0][0] == answer.tokens[step]
+    later = results(family)[-1]
+    with ThreadPoolExecutor(1) as other:
+        assert np.abs(other.submit(lambda: np.array(later.logprobs)).result() - answer.scores[-1]).max() < 1e-4
+
+
+@pytest.mark.parametrize("count", [1, 5, 10_000])
+def test_top_logprobs(family: Family, count: int) -> None:
+    """The sorted log-softmax."""
+    answer = family.answer(family.asks["long"])
+    with TokenIterator(family.model, family.processor) as iterator:
+        iterator.add(ask_for(family, top_logprobs=count).request)
+        for step, (_, result) in enumerate(iterator):
+            values = np.sort(answer.scores[step])[::-1][:count]
+            assert [value for _, value in result.top_logprobs] == pytest.approx(values, abs=1e-4)
+            assert result.top_logprobs[0] == (result.token, pytest.approx(values[0], abs=1e-4))
+            assert all(value == pytest.approx(answer.scores[step][id], abs=1e-4) for id, value in result.top_logprobs)
+
+
+def test_logprobs_are_of_the_raw_logits(family: Family) -> None:
+    """Whatever temperature and truncation did to them."""
+    *_, last = results(family, temperature=5.0, top_k=1)
+    answer = family.answer(family.asks["long"])
+    assert last.tokens == answer.tokens
+    assert np.abs(np.array(last.logprobs) - answer.scores[-1]).max() < 1e-4
+    assert np.array(log_softmax(last.logprobs)) == pytest.approx(np.array(last.logprobs), abs=1e-5)
+
+
+def test_messages(family: Family) -> None:
+    """Messages are formatted by the chat template."""
+    request = Request([{"role": "user", "content": "Describe the user."}], sampling=SamplingParams(max_tokens=STEPS))
+    with TokenIterator(family.model, family.processor) as iterator:
+        iterator.add(request)
+        *_, (_, last) = iterator
+    assert last.tokens == family.answer(family.asks["short"]).tokens
