@@ -24,7 +24,7 @@ _WHERE = {
     "stream_generate": "generate",
 }
 
-__all__ = ["__version__", *_WHERE]  # noqa: PLE0604
+__all__ = ["__version__", *_WHERE]
 
 if TYPE_CHECKING:
     from .engine.iterator import TokenIterator

@@ -130,15 +130,22 @@ class TokenIterator:
             while not self._out:
                 if not self._rows:
                     raise StopIteration
-                self._drop_cancelled()
-                self._admit()
-                begun = time.perf_counter()
-                self._prefill()
-                between = time.perf_counter()
-                self._decode()
-                self.prompt_time += between - begun
-                self.generation_time += time.perf_counter() - between
+                try:
+                    self._step()
+                except BaseException:  # Ctrl-C too: nothing may go on with the caches of half a step
+                    self.close()
+                    raise
         return self._out.popleft()
+
+    def _step(self) -> None:
+        self._drop_cancelled()
+        self._admit()
+        begun = time.perf_counter()
+        self._prefill()
+        between = time.perf_counter()
+        self._decode()
+        self.prompt_time += between - begun
+        self.generation_time += time.perf_counter() - between
 
     # -- admit
 
@@ -164,10 +171,11 @@ class TokenIterator:
                     self._queue.appendleft(row)
                 break
             waiting += row.length
+            row.started = time.perf_counter()
             came.append(row)
         if came:
             self._encode(came)
-            self._ready.extend(came)
+            self._ready.extend(row for row in came if row.error is None)
 
     def _read(self, row: Row) -> bool:
         """The row's prompt and media; False when the row has ended already."""
@@ -214,7 +222,8 @@ class TokenIterator:
             )
 
     def _encode(self, rows: Sequence[Row]) -> None:
-        """Features of all media of these rows, equal shapes together; then each row's embeddings."""
+        """Features of all media of these rows, equal shapes together; then each row's embeddings. A row whose media
+        fail ends."""
         owners: list[Row] = []
         media: list[Media] = []
         for row in rows:
@@ -222,17 +231,29 @@ class TokenIterator:
             owners += [row] * len(row.prompt.media)
             media += row.prompt.media
         features: dict[int, Features] = {}
-        for group in prefill.encoding_groups(media, self._vision_batch, self._group):
-            begun = time.perf_counter()
-            made = self._model.encode([media[i] for i in group])
-            mx.eval([[f.embeds, *f.deepstack] for f in made])
+        groups = deque(prefill.encoding_groups(media, self._vision_batch, self._group))
+        while groups:
+            group, begun = groups.popleft(), time.perf_counter()
+            try:
+                made = self._model.encode([media[i] for i in group])
+                mx.eval([[f.embeds, *f.deepstack] for f in made])
+            except Exception as error:
+                if len(group) > 1:  # one by one, to see whose fault it is
+                    groups.extend([i] for i in group)
+                else:
+                    owners[group[0]].error = error
+                continue
             features |= zip(group, made, strict=True)
             for i in group:
                 owners[i].encode_time += (time.perf_counter() - begun) / len(group)
-        own = iter(features[i] for i in range(len(media)))
+        places = iter(range(len(media)))
         for row in rows:
             assert row.prompt
-            row.inputs = self._model.embed(row.prompt, [next(own) for _ in row.prompt.media])
+            own = [next(places) for _ in row.prompt.media]
+            if row.error:
+                self._end(row, "error", row.error)
+                continue
+            row.inputs = self._model.embed(row.prompt, [features[i] for i in own])
             row.delta = int(row.inputs.delta)
 
     # -- prefill

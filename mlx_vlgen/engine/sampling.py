@@ -81,19 +81,40 @@ def draw_with_user_code(rows: Sequence[Row], logits: mx.array, sampler: BatchSam
     for place, row in enumerate(rows):
         own = logits[place : place + 1]
         if row.sampling.calls_user and row.error is None:
-            assert row.prompt
-            so_far = mx.array([*row.prompt.tokens.tolist(), *row.tokens])
             try:
-                for processor in row.sampling.logits_processors:
-                    own = processor(so_far, own)
-                if row.sampling.sampler is not None:
-                    chosen[place] = row.sampling.sampler(log_softmax(own)).reshape(1).astype(mx.int32)
-                mx.eval(own, chosen.get(place))
+                own, token = _apply_user_code(row, own)
+                if token is not None:
+                    chosen[place] = token
             except Exception as error:  # the user's code may raise anything, and ends its own row only
                 row.error, own = error, logits[place : place + 1]
         scores.append(own)
     drawn = sampler(mx.concatenate(scores), 0)
     return mx.concatenate([chosen.get(place, drawn[place : place + 1]) for place in range(len(rows))])
+
+
+def _apply_user_code(row: Row, logits: mx.array) -> tuple[mx.array, mx.array | None]:
+    """Logits (1, V) through the row's processors, and the token (1,) that its own sampler takes, if it has one.
+    TypeError or ValueError for what is neither: it would end other rows, or the process."""
+    assert row.prompt
+    so_far = mx.array([*row.prompt.tokens.tolist(), *row.tokens])
+    scores, token = logits, None
+    for processor in row.sampling.logits_processors:
+        scores = processor(so_far, scores)
+        if not isinstance(scores, mx.array) or scores.shape != logits.shape:
+            raise TypeError(f"a logits processor returned {_named(scores)}: expected an mlx array {logits.shape}")
+    mx.eval(scores)
+    if row.sampling.sampler is not None:
+        token = row.sampling.sampler(log_softmax(scores))
+        if not isinstance(token, mx.array) or token.size != 1:
+            raise TypeError(f"the sampler returned {_named(token)}: expected one token as an mlx array (1,)")
+        if not 0 <= token.item() < logits.shape[-1]:
+            raise ValueError(f"the sampler returned token {token.item()}: expected one of 0 to {logits.shape[-1] - 1}")
+        token = token.reshape(1).astype(mx.int32)
+    return scores, token
+
+
+def _named(value: object) -> str:
+    return f"an mlx array {value.shape}" if isinstance(value, mx.array) else repr(value)
 
 
 def log_softmax(logits: mx.array) -> mx.array:

@@ -13,6 +13,11 @@ _KINDS = {"image": "image", "image_url": "image", "video": "video", "video_url":
 """Content part types of the two conventions (transformers', OpenAI's) -> what they hold."""
 
 _SOURCES = ("image", "video", "audio", "url", "path", "image_url", "video_url", "base64")
+_NO_MATTER = ("type", "text", "detail", "cache_control")
+"""Keys of a media part that change nothing here: OpenAI's level of detail, Anthropic's caching."""
+
+_TEMPLATE_CALL = ("add_generation_prompt", "continue_final_message", "tools", "documents", "enable_thinking")
+"""Keywords of transformers' `apply_chat_template` that a template need not mention."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,13 @@ def media_parts(messages: Sequence[Message]) -> Iterator[MediaPart]:
                 yield MediaPart(kind, _source(part))
 
 
-def normalize(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def normalize(messages: Message | Sequence[Message]) -> list[dict[str, Any]]:
     """Copies with contents that are a string or a list of {"type": "text" | "image" | "video" | "audio", …}."""
     if isinstance(messages, Mapping):
         messages = [messages]
+    if not isinstance(messages, list | tuple) or not messages:
+        given = "an empty one" if messages in ([], ()) else f"a {type(messages).__name__}"
+        raise PromptError(f"a prompt is a string, a message or a list of messages; this is {given}")
     return [_normal_message(message) for message in messages]
 
 
@@ -66,21 +74,36 @@ def _normal_part(part: Any) -> dict[str, Any]:
     if not isinstance(part, Mapping):
         raise PromptError(f'a content part is a mapping like {{"type": "text", "text": "…"}}; this is {part!r:.80}')
     if kind := _kind(part):
+        if unread := [key for key in part if key not in _SOURCES + _NO_MATTER and part[key] is not None]:
+            raise PromptError(
+                f"{unread[0]!r} in a content part of type {kind!r} is not read: settings like max_pixels and video_fps "
+                "are keywords of the call"
+            )
         return {"type": kind, kind: _source(part)}
-    if "text" not in part:
-        raise PromptError(
-            f"a content part of type {part.get('type')!r} is not known: expected 'text', 'image', 'image_url' or 'video'"
-        )
-    return dict(part)
+    if isinstance(part.get("text"), str):
+        return {**part, "type": "text"}
+    raise PromptError(
+        f"a content part of type {part.get('type')!r} with {', '.join(map(repr, part)) or 'nothing'} is not known: "
+        'expected {"type": "text", "text": "…"}, {"type": "image", "image": …} or {"type": "video", "video": …}'
+    )
 
 
 def _kind(part: Mapping[str, Any]) -> str | None:
-    return _KINDS.get(part.get("type", "")) or next((kind for key, kind in _KINDS.items() if key in part), None)
+    """What a part holds by its type, or else by its keys; data sets fill the keys that a part lacks with None."""
+    if (kind := _KINDS.get(part.get("type") or "")) or part.get("text") is not None:
+        return kind
+    return next((kind for key, kind in _KINDS.items() if part.get(key) is not None), None)
 
 
 def _source(part: Mapping[str, Any]) -> Any:
-    given = next((part[key] for key in _SOURCES if part.get(key) is not None), None)
-    return given.get("url") if isinstance(given, Mapping) else given
+    sources = {key: part[key] for key in _SOURCES if part.get(key) is not None}
+    if len(sources) > 1:
+        raise PromptError(f"a content part holds one picture or video; this one has {' and '.join(sources)}")
+    for key, source in sources.items():
+        if key == "base64" and not source.startswith("data:"):
+            return f"data:;base64,{source}"
+        return source.get("url") if isinstance(source, Mapping) else source
+    return None
 
 
 def place(messages: list[dict[str, Any]], images: int, videos: int) -> list[dict[str, Any]]:
@@ -99,6 +122,16 @@ def place(messages: list[dict[str, Any]], images: int, videos: int) -> list[dict
     return [*messages[:last], {**messages[last], "content": new + old}, *messages[last + 1 :]]
 
 
+def joined(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages whose contents are strings: templates of text models are often made for nothing else."""
+    return [
+        {**message, "content": "".join(part["text"] for part in message["content"])}
+        if isinstance(message.get("content"), list)
+        else dict(message)
+        for message in messages
+    ]
+
+
 def render(
     tokenizer: Any, template: str | None, messages: Sequence[Message], placeholders: Sequence[str], **kwargs: Any
 ) -> list[Segment]:
@@ -111,6 +144,9 @@ def render(
         )
     if kwargs.get("enable_thinking") and "enable_thinking" not in template and "<think>" not in template:
         raise PromptError("enable_thinking: this checkpoint's chat template knows no thinking; leave it out")
+    for name in kwargs:
+        if name not in _TEMPLATE_CALL and not re.search(rf"\b{re.escape(name)}\b", template):
+            raise TypeError(f"unknown keyword {name!r}: this checkpoint's chat template does not use it")
     marks: dict[str, str] = {}
     protected = [_protect(message, placeholders, marks) for message in messages]
     bare = [{**message, "content": _without_sources(message.get("content"))} for message in protected]
@@ -118,6 +154,7 @@ def render(
         text = tokenizer.apply_chat_template(bare, chat_template=template, tokenize=False, **kwargs)
     except Exception as error:  # a template is the checkpoint's program, and says no in its own words
         raise PromptError(f"the chat template refuses these messages: {error}") from None
+    _check_kept(protected, text)
     if not marks:
         return [Segment(text)]
     pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
@@ -139,6 +176,19 @@ def _protect(message: Message, placeholders: Sequence[str], marks: dict[str, str
         return {**message, "content": pattern.sub(mark, content)}
     parts = content or []
     return {**message, "content": [{**p, "text": pattern.sub(mark, p["text"])} if "text" in p else p for p in parts]}
+
+
+def _check_kept(messages: Sequence[Message], text: str) -> None:
+    """PromptError when the template left a message out, as some do with a role they do not know, or a second system
+    message. What an assistant thought and what tools returned may be left out or rewritten."""
+    for number, message in enumerate(messages, 1):
+        role, content = message["role"], message.get("content") or ()
+        words = [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
+        if role not in ("assistant", "tool") and any(word.strip() not in text for word in words):
+            raise PromptError(
+                f"this checkpoint's chat template leaves out message {number}, of role {role!r}: it takes one system "
+                "message, at the start, and then roles that it knows (user, assistant)"
+            )
 
 
 def _without_sources(content: Any) -> Any:

@@ -22,8 +22,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from mlx_vlgen.errors import MediaError
-from mlx_vlgen.inputs.fetch import Limits
+from ..errors import MediaError
+from .fetch import Limits
 
 _PLUGINS = (
     JpegImagePlugin.JpegImageFile,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from mlx_vlgen.errors import MediaError
+from ..errors import MediaError
 
 ALLOW_PRIVATE_VARIABLE = "MLX_VLGEN_ALLOW_PRIVATE_URLS"
 _HEADERS = {

@@ -11,9 +11,9 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from mlx_vlgen.errors import MediaError
-from mlx_vlgen.inputs.decode import check_size, decode_picture, to_rgb, upright_rgb
-from mlx_vlgen.inputs.fetch import Limits, fetch, show_url
+from ..errors import MediaError
+from .decode import check_size, decode_picture, to_rgb, upright_rgb
+from .fetch import Limits, fetch, show_url
 
 __all__ = ["Limits", "Picture", "describe_source", "load_image", "read_source"]
 

@@ -50,13 +50,18 @@ class Processor:
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         """Read and process one picture or video."""
-        raise UnsupportedError(f"this model takes text only, and a {_words(kind)} was given")
+        raise self._takes_no(kind)
 
     # -- what is the same for all
 
     def format(self, messages: Sequence[Message], **kwargs: Any) -> list[Segment]:
-        """Messages through the chat template; `kwargs` go to it."""
+        """Messages, as `chat_template.normalize` gives them, through the chat template; `kwargs` go to it."""
         kwargs.setdefault("add_generation_prompt", True)
+        for part in chat_template.media_parts(messages):
+            if part.kind not in self.placeholders:
+                raise self._takes_no(part.kind)
+        if not self.placeholders:
+            messages = chat_template.joined(messages)
         return chat_template.render(
             self.tokenizer, self.chat_template, messages, list(self.placeholders.values()), **kwargs
         )
@@ -78,6 +83,8 @@ class Processor:
             given = _fill(messages, given)
             segments = self.format(messages, **kwargs)
         text = "".join(segment.text for segment in segments)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise PromptError("the prompt holds bytes that are not text in UTF-8: convert it, or remove them")
         self._check_counts(segments, given)
         expansions: list[tuple[Kind, Expansion]] = []
         tokens = self._tokenize([self._expand(segment, given, media, expansions) for segment in segments])
@@ -88,8 +95,7 @@ class Processor:
             token = self.placeholders.get(kind)
             if token is None:
                 if sources:
-                    takes = " and ".join(_words(k) + "s" for k in self.placeholders) or "text"
-                    raise UnsupportedError(f"a {_words(kind)} was given, and this model takes only {takes}")
+                    raise self._takes_no(kind)
                 continue
             found = sum(segment.text.count(token) for segment in segments if not segment.literal)
             if found != len(sources):
@@ -99,6 +105,10 @@ class Processor:
                     "give as many of one as of the other. `apply_chat_template(processor, config, text, "
                     "num_images=…)` writes the placeholders, and so do messages instead of a string"
                 )
+
+    def _takes_no(self, kind: str) -> UnsupportedError:
+        takes = " and ".join(["text", *(_words(own) + "s" for own in self.placeholders)])
+        return UnsupportedError(f"{_a(kind)} was given, and this model takes only {takes}")
 
     def _expand(
         self,
@@ -127,9 +137,7 @@ class Processor:
         for index, segment in enumerate(segments):
             # A template that writes the first token itself must not get a second one.
             special = index == 0 and not (bos and segment.text.startswith(bos))
-            ids += self.tokenizer.encode(
-                segment.text, add_special_tokens=special, split_special_tokens=segment.literal
-            )
+            ids += self.tokenizer.encode(segment.text, add_special_tokens=special, split_special_tokens=segment.literal)
         return np.array(ids, dtype=np.int32)
 
     def _media(self, tokens: np.ndarray, expansions: Sequence[tuple[Kind, Expansion]]) -> list[Media]:
@@ -156,7 +164,7 @@ def _fill(messages: Sequence[Message], given: Mapping[Kind, list[Any]]) -> dict[
     filled: dict[Kind, list[Any]] = {"image": [], "video": []}
     for part in chat_template.media_parts(messages):
         if part.kind == "audio":
-            raise UnsupportedError("audio was given, and this model does not hear")
+            continue  # `format` refuses it
         kind: Kind = "video" if part.kind == "video" else "image"
         if part.source is None and not left[kind]:
             raise PromptError(f"the messages have more {_words(kind)} parts than {_words(kind)}s were given")
@@ -170,8 +178,12 @@ def _fill(messages: Sequence[Message], given: Mapping[Kind, list[Any]]) -> dict[
     return filled
 
 
-def _words(kind: Kind) -> str:
+def _words(kind: str) -> str:
     return "picture" if kind == "image" else kind
+
+
+def _a(kind: str) -> str:
+    return kind if kind == "audio" else f"a {_words(kind)}"
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from ..errors import MediaError
 from ..notices import notice
 from .images import PixelSettings, normalize, patchify, picture_size, resize, video_size
-from .media import load_image
+from .media import describe_source, load_image
 from .processor import Expansion, Kind, Processor, load_template, load_tokenizer
 from .prompt import MediaInputs
 from .video import Video, load_video
@@ -51,7 +52,11 @@ class Qwen3VLProcessor(Processor):
         original = image.height, image.width
         if media.resize_shape:
             image = resize(image, media.resize_shape, settings.resample)
-        image = resize(image, picture_size(image.height, image.width, settings), settings.resample)
+        try:
+            size = picture_size(image.height, image.width, settings)
+        except MediaError as error:
+            raise MediaError(f"{describe_source(source)}: {error}") from None
+        image = resize(image, size, settings.resample)
         pixels, grid = patchify(normalize(np.asarray(image)[None], settings.mean, settings.std), settings)
         count = len(pixels) // settings.merge**2
         if count > MANY_TOKENS:
@@ -62,22 +67,18 @@ class Qwen3VLProcessor(Processor):
         return Expansion(self.placeholders["image"] * count, (count,), pixels, grid, original)
 
     def _video(self, source: Any, media: MediaInputs) -> Expansion:
-        video = load_video(
-            source, fps=media.video_fps, num_frames=media.num_frames, max_frames=media.max_frames or 768
-        )
+        most = 768 if media.max_frames is None else media.max_frames
+        video = load_video(source, fps=media.video_fps, num_frames=media.num_frames, max_frames=most)
         frames = video.frames
         original = frames.shape[1], frames.shape[2]
         if media.resize_shape:
             frames = _resized(frames, media.resize_shape, self.videos)
-        settings = self.videos
-        if media.max_pixels is not None or media.min_pixels is not None:  # these bound a picture: here, each frame
-            count = len(frames)
-            settings = dataclasses.replace(
-                settings,
-                max_pixels=min(settings.max_pixels, count * (media.max_pixels or settings.max_pixels)),
-                min_pixels=max(settings.min_pixels, count * (media.min_pixels or 0)),
-            )
-        frames = _resized(frames, video_size(len(frames), frames.shape[1], frames.shape[2], settings), settings)
+        settings = bounded(self.videos, media, len(frames))
+        try:
+            size = video_size(len(frames), frames.shape[1], frames.shape[2], settings)
+        except MediaError as error:
+            raise MediaError(f"{describe_source(source)}: {error}") from None
+        frames = _resized(frames, size, settings)
         pixels, grid = patchify(normalize(frames, settings.mean, settings.std), settings)
         count = grid[1] * grid[2] // settings.merge**2
         # Each pair of frames has its time before it. That the pairs' own start and end tokens stand inside those
@@ -96,16 +97,21 @@ def pair_times(video: Video, frames: int) -> list[float]:
     return [(times[i] + times[i + frames - 1]) / 2 for i in range(0, len(times), frames)]
 
 
-def bounded(settings: PixelSettings, media: MediaInputs) -> PixelSettings:
-    """The settings with the request's own bounds in the place of the processor's."""
-    least = settings.min_pixels if media.min_pixels is None else media.min_pixels
-    most = settings.max_pixels if media.max_pixels is None else media.max_pixels
+def bounded(settings: PixelSettings, media: MediaInputs, frames: int = 1) -> PixelSettings:
+    """The settings with the request's own bounds, which are of one picture or frame, in the place of the processor's,
+    which for a video are of all its frames: many large frames stay within that."""
+    least = settings.min_pixels if media.min_pixels is None else media.min_pixels * frames
+    most = settings.max_pixels if media.max_pixels is None else media.max_pixels * frames
     if media.min_pixels is None:
         least = min(least, most)
     if media.max_pixels is None:
         most = max(least, most)
     if not 0 < least <= most:
-        raise ValueError(f"min_pixels={least}, max_pixels={most}: expected 0 < min_pixels <= max_pixels")
+        raise ValueError(
+            f"min_pixels={media.min_pixels}, max_pixels={media.max_pixels}: expected 0 < min_pixels <= max_pixels"
+        )
+    if frames > 1:
+        most = max(least, min(most, settings.max_pixels))
     return dataclasses.replace(settings, min_pixels=least, max_pixels=most)
 
 

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image
 
-from mlx_vlgen.errors import MediaError
-from mlx_vlgen.inputs.decode import EncodedPicture, check_size, foreign_kind, iso_kind, picture_kind
-from mlx_vlgen.inputs.fetch import Limits
-from mlx_vlgen.inputs.media import (
+from ..errors import MediaError
+from .decode import EncodedPicture, check_size, foreign_kind, iso_kind, picture_kind
+from .fetch import Limits
+from .media import (
     describe_source,
     is_local,
     is_regular,

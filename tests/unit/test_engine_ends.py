@@ -378,7 +378,11 @@ def test_prompt_longer_than_the_model(family: Family) -> None:
         heard = collect(iterator)
     check(family, [long], [heard[good]])
     error = heard[bad].results[-1].error
-    assert isinstance(error, PromptError) and "4096" in str(error) and str(heard[bad].results[-1].prompt_tokens) in str(error)
+    assert (
+        isinstance(error, PromptError)
+        and "4096" in str(error)
+        and str(heard[bad].results[-1].prompt_tokens) in str(error)
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from hub_stand_in import COMMIT, Hub
 from tiny_checkpoints import LLAMA, QWEN3_VL, draw, logits, write
 
 import mlx_vlgen.demo
-from mlx_vlgen import hub
 from mlx_vlgen.errors import LoadError, UnreachableError, UnsupportedError
-from mlx_vlgen.loading import load
+from mlx_vlgen.loading import hub, load
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,7 +150,7 @@ NOT_NEEDED = [
 # Each case is a name, a revision and what becomes of it, all in one fresh interpreter: constants are read on import.
 CASES = """
 import json, sys
-from mlx_vlgen import hub
+from mlx_vlgen.loading import hub
 from mlx_vlgen.errors import LoadError
 outcomes = {}
 for name, revision in json.loads(sys.argv[1]):

@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 from tiny_checkpoints import GEMMA3, LFM2, LLAMA, QWEN3_MOE, QWEN3_VL, VOCABULARY, draw, logits, write
 
-from mlx_vlgen import loading
 from mlx_vlgen._runtime import mx, nn, tree_flatten
 from mlx_vlgen.engine.cache import make_cache
 from mlx_vlgen.errors import LoadError, PromptError, UnsupportedError
 from mlx_vlgen.inputs.processor import TextProcessor
 from mlx_vlgen.inputs.prompt import Media, Prompt
 from mlx_vlgen.inputs.qwen_vl import Qwen3VLProcessor
-from mlx_vlgen.loading import load
+from mlx_vlgen.loading import load, loader
+from mlx_vlgen.loading.quantization import MODES, Quantization, quantize_text
 from mlx_vlgen.models import base
-from mlx_vlgen.quantization import MODES, Quantization, quantize_text
 
 QWEN2 = LLAMA | {"model_type": "qwen2"}
 QWEN3 = LLAMA | {"model_type": "qwen3", "head_dim": 32, "max_position_embeddings": 512}
@@ -343,16 +342,16 @@ def test_loading_holds_one_float_tensor_at_a_time(tmp_path):
 
 
 def test_weights_larger_than_memory_are_told(llama, monkeypatch, capsys):
-    monkeypatch.setattr(loading, "memory_available", lambda: 1000)
+    monkeypatch.setattr(loader, "memory_available", lambda: 1000)
     load(llama, lazy=True)
     assert "GB of memory are free" in capsys.readouterr().err
-    monkeypatch.setattr(loading, "memory_available", lambda: None)
+    monkeypatch.setattr(loader, "memory_available", lambda: None)
     load(llama, lazy=True)
     assert capsys.readouterr().err == ""
 
 
 def test_memory_available_is_plausible():
-    available = loading.memory_available()
+    available = loader.memory_available()
     assert available is None or 1e7 < available < 1e14
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._mlx_lm import DoRALinear, LoRAEmbedding, LoRALinear, LoRASwitchLinear, QuantizedSwitchLinear, SwitchLinear
-from ._runtime import mx, nn, tree_flatten, tree_unflatten
+from .._mlx_lm import DoRALinear, LoRAEmbedding, LoRALinear, LoRASwitchLinear, QuantizedSwitchLinear, SwitchLinear
+from .._runtime import mx, nn, tree_flatten, tree_unflatten
+from ..errors import LoadError
+from ..models.base import Model
 from .checkpoint import few, read_json, read_weights
-from .errors import LoadError
-from .models.base import Model
 
 
 @dataclass

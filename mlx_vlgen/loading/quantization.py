@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ._mlx_lm import infer_quant_config
-from ._runtime import mx, nn
-from .errors import LoadError, UnsupportedError
-from .models.base import Model
-from .notices import notice
+from .._mlx_lm import infer_quant_config
+from .._runtime import mx, nn
+from ..errors import LoadError, UnsupportedError
+from ..models.base import Model
+from ..notices import notice
 
 # mode -> (bits, group sizes) that MLX's kernels know, the default first. https://ml-explore.github.io/mlx, mx.quantize
 MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {

@@ -6,19 +6,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._mlx_lm import unpack_awq
-from ._runtime import blas_hint, mx, tree_flatten
+from .._mlx_lm import unpack_awq
+from .._runtime import blas_hint, mx, tree_flatten
+from ..errors import LoadError, UnsupportedError, VlgenError
+from ..models import PROVED_TEXT, TEXT, find
+from ..models.base import Model
+from ..notices import notice
 from .adapters import apply_adapter
 from .checkpoint import few, quantization_config, read_config, read_generation_config, read_weights, weight_files
-from .errors import LoadError, UnsupportedError, VlgenError
 from .hub import locate, locate_adapter
-from .models import PROVED_TEXT, TEXT, find
-from .models.base import Model
-from .notices import notice
 from .quantization import Quantization, cast, is_quantized, quantize_as_stored, quantize_text
 
 if TYPE_CHECKING:
-    from .inputs.processor import Processor
+    from ..inputs.processor import Processor
 
 DTYPES: dict[str, mx.Dtype] = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 

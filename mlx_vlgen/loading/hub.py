@@ -24,10 +24,10 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
+from ..demo import MODEL as DEMO
+from ..errors import LoadError, UnreachableError, UnsupportedError
+from ..notices import notice
 from .checkpoint import few, read_config, weight_files
-from .demo import MODEL as DEMO
-from .errors import LoadError, UnreachableError, UnsupportedError
-from .notices import notice
 
 
 @dataclass(frozen=True)

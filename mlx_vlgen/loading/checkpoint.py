@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ._runtime import mx
-from .errors import LoadError
-from .models import find
+from .._runtime import mx
+from ..errors import LoadError
+from ..models import find
 
 INDEX = "model.safetensors.index.json"
 
