@@ -107,8 +107,8 @@ def _apply_user_code(row: Row, logits: mx.array) -> tuple[mx.array, mx.array | N
         token = row.sampling.sampler(log_softmax(scores))
         if not isinstance(token, mx.array) or token.size != 1:
             raise TypeError(f"the sampler returned {_named(token)}: expected one token as an mlx array (1,)")
-        if not 0 <= token.item() < logits.shape[-1]:
-            raise ValueError(f"the sampler returned token {token.item()}: expected one of 0 to {logits.shape[-1] - 1}")
+        if not 0 <= (drawn := int(np.array(token).item())) < logits.shape[-1]:
+            raise ValueError(f"the sampler returned token {drawn}: expected one of 0 to {logits.shape[-1] - 1}")
         token = token.reshape(1).astype(mx.int32)
     return scores, token
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from invariants.family import STEPS, Family
-from invariants.play import Row, check, play
+from invariants.play import Row, Wrapped, ask_for, check, play
 
-from mlx_vlgen import Request, SamplingParams, TokenIterator
+from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine.sampling import log_softmax
 
@@ -19,31 +19,22 @@ def family(load_family: Callable[[str], Family]) -> Family:
     return load_family("qwen3")
 
 
-class Counting:
-    """A model that notes the shape (B, L) of every forward."""
+def counting(model: Any, shapes: list[tuple[int, ...]]) -> Any:
+    """The model, noting the shape (B, L) of every forward."""
 
-    def __init__(self, model: Any):
-        self._model = model
-        self.shapes: list[tuple[int, int]] = []
+    def forward(inputs: Any, *given: Any, **keywords: Any) -> Any:
+        shapes.append(inputs.tokens.shape)
+        return model(inputs, *given, **keywords)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, inputs: Any, *given: Any, **keywords: Any) -> Any:
-        self.shapes.append(inputs.tokens.shape)
-        return self._model(inputs, *given, **keywords)
+    return Wrapped(model, forward=forward)
 
 
-def counted(family: Family, rows: list[Row], **settings: Any) -> list[tuple[int, int]]:
+def counted(family: Family, rows: list[Row], **settings: Any) -> list[tuple[int, ...]]:
     """Forwards that these rows cost, each of which is checked."""
-    counting = Counting(family.model)
-    heard = play(Family(family.name, family.folder, counting, family.processor), rows, **settings)
-    check(family, rows, heard)
-    return counting.shapes
-
-
-def ask_for(family: Family, name: str = "long", **sampling: Any) -> Row:
-    return Row(family.asks[name], SamplingParams(**{"max_tokens": STEPS, **sampling}))
+    shapes: list[tuple[int, ...]] = []
+    model = counting(family.model, shapes)
+    check(family, rows, play(Family(family.name, family.folder, model, family.processor), rows, **settings))
+    return shapes
 
 
 # What is computed
@@ -77,18 +68,18 @@ def test_an_end_that_its_token_tells_costs_one_forward(family: Family) -> None:
     tokens = family.answer(family.asks["long"]).tokens
     end = tokens[4]
     made = tokens.index(end) + 1
-    counting = Counting(family.model)
-    with TokenIterator(counting, family.processor) as iterator:  # type: ignore[arg-type]
+    shapes: list[tuple[int, ...]] = []
+    with TokenIterator(counting(family.model, shapes), family.processor) as iterator:
         iterator.add(ask_for(family, eos_tokens=[end]).request)
         assert len(list(iterator)) == made
-    assert len(counting.shapes) == 1 + made
+    assert len(shapes) == 1 + made
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 2048])
 @pytest.mark.parametrize("neighbours", [0, 2])
 def test_processors_see_everything_once(family: Family, chunk: int, neighbours: int) -> None:
     """Called once for each token that comes out, with prompt and text so far, whatever the chunk."""
-    seen: list[list[int]] = []
+    seen: list[Any] = []
     shapes = set()
 
     def processor(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -154,7 +145,8 @@ def test_own_sampler(family: Family) -> None:
 def test_order_of_arrival(family: Family) -> None:
     """First tokens come in the order of the requests; a small request does not overtake one that waits."""
     names = ["long", "words5", "short", "words2", "long", "word"]
-    for settings in ({}, {"max_batch_size": 2}, {"kv_token_budget": 100}, {"prefill_step_size": 8}):
+    every: list[dict[str, Any]] = [{}, {"max_batch_size": 2}, {"kv_token_budget": 100}, {"prefill_step_size": 8}]
+    for settings in every:
         with TokenIterator(family.model, family.processor, **settings) as iterator:
             ids = [iterator.add(ask_for(family, name).request) for name in names]
             came = list(dict.fromkeys(id for id, _ in iterator))
@@ -227,16 +219,20 @@ def test_no_logprobs(family: Family) -> None:
 
 def test_logprobs_from_another_thread(family: Family) -> None:
     """While the iterator goes on, and after it was closed."""
+
+    def look(result: GenerationResult) -> tuple[np.ndarray, list[tuple[int, float]]]:
+        return np.array(result.logprobs), result.top_logprobs
+
     answer = family.answer(family.asks["long"])
     with ThreadPoolExecutor(1) as other, TokenIterator(family.model, family.processor) as iterator:
         iterator.add(ask_for(family, top_logprobs=2).request)
         for step, (_, result) in enumerate(iterator):
-            scores, best = other.submit(lambda r=result: (np.array(r.logprobs), r.top_logprobs)).result()
+            scores, best = other.submit(look, result).result()
             assert np.abs(scores - answer.scores[step]).max() < 1e-4
             assert best[0][0] == answer.tokens[step]
-    later = results(family)[-1]
+    later = results(family, top_logprobs=2)[-1]
     with ThreadPoolExecutor(1) as other:
-        assert np.abs(other.submit(lambda: np.array(later.logprobs)).result() - answer.scores[-1]).max() < 1e-4
+        assert np.abs(other.submit(look, later).result()[0] - answer.scores[-1]).max() < 1e-4
 
 
 @pytest.mark.parametrize("count", [1, 5, 10_000])

@@ -1,5 +1,7 @@
 """Drawing: exact probabilities, keys, frequencies."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,13 +16,13 @@ from mlx_vlgen.engine.text import TextStream
 TIES = np.array([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, -1.0, -3.0], np.float32)
 
 
-def sampler(*settings: dict) -> BatchSampler:
+def sampler(*settings: dict[str, Any]) -> BatchSampler:
     """Of one row per settings; a row's seed is its place."""
     params = [SamplingParams(**own) for own in settings]
     return BatchSampler([Row(i, Request("", sampling=p), TextStream(None), seed=i) for i, p in enumerate(params)])
 
 
-def probabilities(logits: np.ndarray, *settings: dict) -> np.ndarray:
+def probabilities(logits: np.ndarray, *settings: dict[str, Any]) -> np.ndarray:
     """(B, V): what the sampler would draw from."""
     temperature = np.array([own.get("temperature", 1.0) for own in settings], np.float32)[:, None]
     return np.array(mx.softmax(sampler(*settings).truncate(mx.array(logits / temperature)), axis=-1))
@@ -49,7 +51,7 @@ def expected(
     return chances / chances.sum()
 
 
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.3},
     {"temperature": 2.0},
@@ -70,7 +72,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_probabilities(settings: dict) -> None:
+def test_probabilities(settings: dict[str, Any]) -> None:
     logits = np.random.default_rng(1).normal(size=(4, 64)).astype(np.float32) * 2
     for row in logits:
         assert probabilities(row[None], settings)[0] == pytest.approx(expected(row, **settings), abs=1e-6)
@@ -116,9 +118,9 @@ def test_ties() -> None:
 def test_greedy() -> None:
     """Temperature 0 takes the first of the best, alone and beside rows that draw; other settings change nothing."""
     logits = mx.array(np.stack([-TIES, TIES, np.roll(TIES, 3)]))
-    greedy = {"temperature": 0.0, "top_k": 2, "top_p": 0.0, "min_p": 1.0}
+    greedy: dict[str, Any] = {"temperature": 0.0, "top_k": 2, "top_p": 0.0, "min_p": 1.0}
     assert sampler(greedy, greedy, greedy)(logits, 0).tolist() == [7, 0, 3]
-    assert sampler({"temperature": 1.0}, greedy, greedy)(logits, 0).tolist()[1:] == [0, 3]
+    assert np.array(sampler({"temperature": 1.0}, greedy, greedy)(logits, 0))[1:].tolist() == [0, 3]
 
 
 def test_draw_keys_differ() -> None:
@@ -132,17 +134,17 @@ def test_draw_keys_differ() -> None:
 
 def test_draws_do_not_depend_on_neighbours() -> None:
     """A row's token for its seed and step, at any batch size, in any place."""
-    settings = {"temperature": 1.0, "top_k": 50}
+    settings: dict[str, Any] = {"temperature": 1.0, "top_k": 50}
     logits = mx.array(np.random.default_rng(3).normal(size=(9, 200)).astype(np.float32))
-    together = sampler(*[settings] * 9)(logits, 7).tolist()
+    together = np.array(sampler(*[settings] * 9)(logits, 7))
     for place in range(9):
         row = Row(0, Request("", sampling=SamplingParams(**settings)), TextStream(None), seed=place)
-        assert BatchSampler([row])(logits[place : place + 1], 7).tolist() == together[place : place + 1]
+        assert BatchSampler([row])(logits[place : place + 1], 7).tolist() == [together[place]]
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"temperature": 1.2, "top_k": 7, "top_p": 0.9}], ids=str)
 @pytest.mark.parametrize(("rows", "steps"), [(1, 2_000), (100, 200)])
-def test_frequencies(settings: dict, rows: int, steps: int) -> None:
+def test_frequencies(settings: dict[str, Any], rows: int, steps: int) -> None:
     """Draws of one row, and 20,000 of a hundred, against the probabilities: chi-square at one in ten thousand."""
     logits = np.random.default_rng(4).normal(size=12).astype(np.float32)
     draw = sampler(*[settings] * rows)
@@ -180,7 +182,7 @@ def test_log_softmax_is_float32() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"temperature": -1}, {"top_p": 1.1}, {"top_p": -0.1}, {"min_p": 2}, {"top_k": -2}, {"max_tokens": -1}]
 )
-def test_settings_out_of_range(wrong: dict) -> None:
+def test_settings_out_of_range(wrong: dict[str, Any]) -> None:
     [(name, value)] = wrong.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
         SamplingParams(**wrong)

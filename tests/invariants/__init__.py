@@ -1,0 +1,1 @@
+"""Promise 2: one request, one answer."""

@@ -1,0 +1,127 @@
+"""A tiny checkpoint, its requests, and the answers that a plain loop gives to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from parity import expected, media
+
+import mlx_vlgen
+from mlx_vlgen import SamplingParams
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine.cache import make_cache
+from mlx_vlgen.engine.iterator import end_tokens
+from mlx_vlgen.inputs.prompt import MediaInputs
+from mlx_vlgen.models.base import Embedded
+
+STEPS = 12
+"""Tokens of a reference answer, and the most that a test asks for."""
+
+MEDIA = {
+    "text": ["What can you do?"],
+    "img1": ["plain", "Describe this image."],
+    "upright": ["upright", "What is it?"],
+    "img2": ["upright", " and ", "large", "What differs?"],
+    "video": ["clip", "Describe this video."],
+    "img_video": ["small", "clip", "Compare."],
+}
+"""Requests that the tests of what sees name: pictures, clips and words in order."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A formatted prompt and its media, by their names in parity.media."""
+
+    name: str
+    text: str
+    images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+
+    @property
+    def media(self) -> MediaInputs:
+        return MediaInputs(
+            images=[media.picture(name) for name in self.images],
+            videos=[media.clip(name) for name in self.videos],
+            video_fps=media.CLIP_FPS if self.videos else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """tokens (n,), and the log-probabilities (n, V) that each was chosen from."""
+
+    tokens: list[int]
+    scores: np.ndarray
+
+
+@dataclass(eq=False)
+class Family:
+    """A loaded checkpoint. `answer` remembers what it computed; drawn: what rows that sample drew alone."""
+
+    name: str
+    folder: Path
+    model: Any
+    processor: Any
+    drawn: dict[tuple[Ask, SamplingParams], Answer] = field(default_factory=dict)
+    _answers: dict[Ask, Answer] = field(default_factory=dict)
+
+    @staticmethod
+    def load(name: str, folder: Path) -> "Family":
+        return Family(name, folder, *mlx_vlgen.load(folder, dtype="float32"))
+
+    @cached_property
+    def asks(self) -> dict[str, Ask]:
+        """The cases of the parity suite; those of `MEDIA` that it has not, for a family that sees; and short texts
+        of equal lengths and unequal ones, down to one token."""
+        asks = {name: self._ask(name, content) for name, content in MEDIA.items() if self.processor.placeholders}
+        for name, case in expected.record(self.name)["cases"].items():
+            asks[name] = Ask(name, case["text"], tuple(case["images"]), tuple(case["videos"]))
+        # Words with a space before each are the same tokens in any order: "words5" and "turned5" are equally long.
+        words = " The picture of the user is beautiful and explicit is better than implicit although never is often"
+        for count in (2, 5, 11, 16):
+            chosen = [f" {word}" for word in words.split()[:count]]
+            asks[f"words{count}"] = Ask(f"words{count}", "".join(chosen))
+            asks[f"turned{count}"] = Ask(f"turned{count}", "".join(reversed(chosen)))
+        return asks | {"word": Ask("word", "The")}
+
+    def _ask(self, name: str, content: Sequence[str]) -> Ask:
+        """A turn of pictures and clips of parity.media, and other words."""
+        kinds = dict.fromkeys(media.PICTURES, "image") | dict.fromkeys(media.CLIPS, "video")
+        parts = [{"type": kinds[word]} if word in kinds else {"type": "text", "text": word} for word in content]
+        text = mlx_vlgen.apply_chat_template(self.processor, self.model.config, [{"role": "user", "content": parts}])
+        named = [tuple(word for word in content if kinds.get(word) == kind) for kind in ("image", "video")]
+        return Ask(name, text, *named)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The end tokens."""
+        return end_tokens(self.model, self.processor)
+
+    def answer(self, ask: Ask) -> Answer:
+        """The greedy answer, up to its end token, `STEPS` tokens at most."""
+        if ask not in self._answers:
+            self._answers[ask] = self._plain_loop(ask, None)
+        return self._answers[ask]
+
+    def scores(self, ask: Ask, tokens: Sequence[int]) -> np.ndarray:
+        """(n, V): the log-probabilities that each of these tokens would be chosen from."""
+        return self._plain_loop(ask, tokens).scores
+
+    def _plain_loop(self, ask: Ask, forced: Sequence[int] | None) -> Answer:
+        """The whole prompt in one forward over unbatched caches, then one token at a time: what all rows must equal."""
+        prompt = self.processor.prepare(ask.text, ask.media)
+        inputs = self.model.embed(prompt, [self.model.encode([medium])[0] for medium in prompt.media])
+        cache = make_cache(self.model.cache_layout())
+        logits = self.model(inputs, cache)[0, -1]
+        tokens: list[int] = []
+        scores: list[np.ndarray] = []
+        for step in range(STEPS if forced is None else len(forced)):
+            scores.append(np.array(logits - mx.logsumexp(logits)))
+            tokens.append(int(scores[-1].argmax()) if forced is None else forced[step])
+            if forced is None and tokens[-1] in self.ends:
+                break
+            logits = self.model(Embedded(mx.array([tokens[-1:]]), delta=inputs.delta), cache)[0, -1]
+        return Answer(tokens, np.stack(scores))
