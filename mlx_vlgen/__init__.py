@@ -14,7 +14,7 @@ _WHERE = {
     "GenerationResult": "results",
     "MediaInputs": "inputs.prompt",
     "Request": "engine.request",
-    "SamplingParams": "engine.request",
+    "SamplingParams": "engine.params",
     "TokenIterator": "engine.iterator",
     "apply_chat_template": "prompt_utils",
     "batch_generate": "generate",
@@ -24,11 +24,27 @@ _WHERE = {
     "stream_generate": "generate",
 }
 
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "BatchResponse",
+    "BatchStats",
+    "GenerationResult",
+    "MediaInputs",
+    "Request",
+    "SamplingParams",
+    "TokenIterator",
+    "__version__",
+    "apply_chat_template",
+    "batch_generate",
+    "generate",
+    "load",
+    "load_image",
+    "stream_generate",
+]
 
 if TYPE_CHECKING:
     from .engine.iterator import TokenIterator
-    from .engine.request import Request, SamplingParams
+    from .engine.params import SamplingParams
+    from .engine.request import Request
     from .generate import batch_generate, generate, stream_generate
     from .inputs.media import load_image
     from .inputs.prompt import MediaInputs

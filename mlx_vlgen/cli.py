@@ -4,14 +4,16 @@ Exit codes: 0; 1 failed; 2 usage; 130 Ctrl-C. The answer goes to stdout and all 
 """
 
 import argparse
+import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
-from .errors import UnreachableError, VlgenError
-from .options import ENGINE, MEDIA, OPTIONS, SAMPLING, Option
+from .errors import MediaError, UnreachableError, VlgenError
+from .options import LATER, OPTIONS, Option, did_you_mean, divide
 
 DEFAULT_MODEL = "mlx-community/Qwen3-VL-2B-Instruct-4bit"
 MODEL_VARIABLE = "MLX_VLGEN_MODEL"
@@ -25,51 +27,81 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] == "generate":
         return main_generate(arguments[1:], program="mlx-vlgen generate")
+    return guarded(lambda: list_commands(arguments))
+
+
+def list_commands(arguments: Sequence[str]) -> int:
     listing = "\n".join(f"  {name:10} {help}" for name, help in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlx-vlgen",
+        usage="%(prog)s COMMAND [options]",
         description="Vision-language models on Apple silicon with MLX.",
         epilog=f"commands:\n{listing}\n\nmlx-vlgen COMMAND --help tells more of one.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=COMMANDS, nargs="?", metavar="COMMAND")
+    parser.add_argument("command", choices=COMMANDS, nargs="?", metavar="COMMAND", help="one of those below")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
-    parser.parse_args(arguments)
+    parser.parse(arguments)
     parser.print_help()
     return 0
 
 
 def main_generate(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.generate") -> int:
-    parser = generate_parser(program)
-    given = parser.parse_args(arguments)
-    if given.prompt is None and not given.image and not given.video:
-        parser.error("nothing to answer: give --image, --video or --prompt")
-    return guarded(lambda: run_generate(given))
+    """`python -m mlx_vlgen.generate` and `mlx-vlgen generate`."""
+    return guarded(lambda: run_generate(generate_parser(program), arguments))
 
 
-def generate_parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """Tells the nearest flag for an unknown one. Takes no abbreviated flags, which a new flag could make ambiguous."""
+
+    def __init__(self, **keywords: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
+
+    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        given, unknown = self.parse_known_args(arguments)
+        if unknown:
+            self.error(self._explain(unknown[0]))
+        return given
+
+    def _explain(self, word: str) -> str:
+        if not word.startswith("-"):
+            return f"{word!r} belongs to no flag; put quotation marks around text of several words"
+        flag = word.partition("=")[0]
+        if flag.removeprefix("--").replace("-", "_") in LATER:
+            return f"this version does not have {flag} yet"
+        return f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}"
+
+    def error(self, message: str) -> NoReturn:
+        if message.endswith(("expected one argument", "expected at least one argument")):
+            message += " (write a value that begins with - as --flag=-value)"
+        self.exit(2, f"{self.prog}: error: {message}\nTry: {self.prog} --help\n")
+
+
+def generate_parser(program: str) -> Parser:
+    parser = Parser(
         prog=program,
+        usage="%(prog)s [--image IMAGE ...] [--video VIDEO ...] [--prompt TEXT] [--model MODEL] [options]",
         description="Answer one prompt about pictures, a video or text. The answer goes to stdout, all else to stderr.",
-        epilog=f"The model is --model, else ${MODEL_VARIABLE}, else {DEFAULT_MODEL}; where that last one is neither in "
-        "the cache nor reachable, a small built-in model answers, which knows simple shapes and short print. "
-        "Exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C.",
+        epilog=f"The model is --model, else ${MODEL_VARIABLE}, else {DEFAULT_MODEL}.\n"
+        "Where that last one is neither in the cache nor reachable, a small built-in model answers,\n"
+        "which knows simple shapes and short print.\n\n"
+        "exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C",
     )
     what = parser.add_argument_group("what to answer")
     what.add_argument("--image", nargs="+", action="extend", default=[], metavar="IMAGE",
                       help="picture: path, http(s) URL, data: URI; may be repeated")  # fmt: skip
     what.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO",
                       help="video file, GIF, or folder of frames; may be repeated")  # fmt: skip
-    what.add_argument("--prompt", "-p", help='text, or - to read it from stdin (default: "Describe this image.")')
-    what.add_argument("--system", "--system-prompt", help="system message")
+    what.add_argument("--prompt", "-p", metavar="TEXT",
+                      help='what to answer; - reads it from stdin (default: "Describe this image.")')  # fmt: skip
+    what.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", "-m", metavar="PATH_OR_ID", help='folder, Hugging Face id, or "demo"')
-    model.add_argument("--adapter-path", metavar="PATH_OR_ID", help="LoRA adapter, mlx-lm's or PEFT's")
-    model.add_argument("--revision", help="branch, tag or commit on the Hub")
-    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="of the weights")
+    model.add_argument("--model", "-m", metavar="MODEL", help='folder, Hugging Face id, or "demo", which is built in')
+    model.add_argument("--adapter-path", metavar="ADAPTER", help="folder or id of a LoRA adapter, mlx-lm's or PEFT's")
+    model.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
+    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+                       help="of the weights (default: the checkpoint's; float32 on a CPU)")  # fmt: skip
     model.add_argument("--quantize", type=int, metavar="BITS", help="quantize a float checkpoint as it loads")
-    settings = parser.add_argument_group("settings")
-    add_options(settings, OPTIONS)
+    add_options(parser.add_argument_group("settings"), OPTIONS)
     parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
@@ -82,21 +114,32 @@ def add_options(group: Any, options: Sequence[Option]) -> None:
         if option.parse is None:
             group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=option.help)
             continue
+        metavar: Any = {int: "N", float: "X", str: "TEXT"}.get(option.parse, "TOKEN")  # type: ignore[call-overload]
         how: dict[str, Any] = {"type": option.parse, "default": argparse.SUPPRESS, "help": option.help}
         if option.many:
             how |= {"nargs": "+", "action": "extend"}
         elif option.words > 1:
-            how |= {"nargs": option.words, "metavar": ("HEIGHT", "WIDTH")}
-        group.add_argument(*names, **how)
+            how["nargs"], metavar = option.words, ("HEIGHT", "WIDTH")
+        group.add_argument(*names, metavar=metavar, **how)
 
 
-def run_generate(given: argparse.Namespace) -> int:
-    from .generate import statistics, stream_generate
-
-    about = "this video" if given.video and not given.image else "this image"
-    text = sys.stdin.read().strip() if given.prompt == "-" else given.prompt or f"Describe {about}."
+def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
+    given = parser.parse(arguments)
+    if given.prompt is None and not given.image and not given.video:
+        parser.error("nothing to answer: give --image, --video or --prompt")
+    if given.prompt == "" and not given.image and not given.video:
+        parser.error("--prompt is empty")
     keywords = {option.name: getattr(given, option.name) for option in OPTIONS if hasattr(given, option.name)}
-    check_keywords(keywords)  # before a model is loaded
+    try:
+        check_keywords(keywords)
+    except ValueError as error:
+        parser.error(re.sub(r"^\w+", lambda name: "--" + name[0].replace("_", "-"), str(error)))
+    text = read_prompt(given)
+    check_files([*given.image, *given.video])  # all this before a model is loaded
+
+    from .generate import statistics, stream_generate
+    from .notices import notice
+
     model, processor = choose_model(given)
     content = [{"type": "image", "image": image} for image in given.image]
     content += [{"type": "video", "video": video} for video in given.video]
@@ -106,24 +149,47 @@ def run_generate(given: argparse.Namespace) -> int:
         print(f"{'=' * 10}\nPrompt: {text}\n", file=sys.stderr, flush=True)
     result = None
     for result in stream_generate(model, processor, messages, **keywords):
-        sys.stdout.write(result.text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+        print(result.text, end="", flush=True)
+    print(flush=True)
+    if result is not None and result.finish_reason == "length" and not {"max_tokens", "max_time"} & set(keywords):
+        notice(f"the answer was cut after {result.generation_tokens} tokens; --max-tokens allows more")
     if given.verbose and result is not None:
         print(statistics(result), file=sys.stderr, flush=True)
     return 0
 
 
 def check_keywords(keywords: dict[str, Any]) -> None:
-    """ValueError for values out of range."""
-    from .engine.request import SamplingParams
+    """ValueError, whose message begins with the keyword's name, for values out of range."""
+    from .engine.params import SamplingParams
 
-    SamplingParams(**{option.name: keywords[option.name] for option in SAMPLING if option.name in keywords})
-    for option in (*MEDIA, *ENGINE):
-        value = keywords.get(option.name)
-        if value is not None and (min(value) if isinstance(value, list) else value) <= 0:
-            raise ValueError(f"{option.flag} {value}: expected more than 0")
+    SamplingParams(**divide(keywords)["sampling"])
+
+
+def read_prompt(given: argparse.Namespace) -> str:
+    """The prompt's text, from stdin for "-"."""
+    if given.prompt is None:
+        return f"Describe this {'video' if given.video and not given.image else 'image'}."
+    if given.prompt != "-":
+        return str(given.prompt)
+    if sys.stdin is None:
+        raise ValueError("--prompt -: stdin is closed")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are refused with the prompt
+    text = sys.stdin.read().rstrip("\n")
+    if not text:
+        raise ValueError("--prompt -: nothing came from stdin")
+    return text
+
+
+def check_files(sources: Sequence[str]) -> None:
+    """MediaError for a file that is not there."""
+    if not sources:
+        return
+    from .inputs.media import describe_source, is_local, local_path
+
+    for source in sources:
+        if is_local(source) and not os.path.exists(local_path(source)):  # noqa: PTH110  Path's raises for long names
+            raise MediaError(f"{describe_source(source)}: no such file")
 
 
 def choose_model(given: argparse.Namespace) -> tuple[Any, Any]:
@@ -132,10 +198,10 @@ def choose_model(given: argparse.Namespace) -> tuple[Any, Any]:
     from .demo import NOTICE
     from .notices import notice
 
-    name = given.model or os.environ.get(MODEL_VARIABLE)
+    name = given.model if given.model is not None else os.environ.get(MODEL_VARIABLE)
     options = {"adapter_path": given.adapter_path, "revision": given.revision, "dtype": given.dtype,
                "quantization": given.quantize}  # fmt: skip
-    if name:
+    if name is not None and (name or given.model is not None):
         return load(name, **options)
     try:
         return load(DEFAULT_MODEL, **options)
@@ -149,13 +215,17 @@ def choose_model(given: argparse.Namespace) -> tuple[Any, Any]:
 def guarded(run: Callable[[], int]) -> int:
     """Run a command; what goes wrong becomes a line on stderr and an exit code, never a traceback."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it tells that torch is missing
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a character that the terminal cannot show must not end the answer
     try:
-        return run()
+        try:
+            return run()
+        finally:
+            flush_stdout()
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has left, like `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
@@ -165,3 +235,12 @@ def guarded(run: Callable[[], int]) -> int:
         print(f"mlx_vlgen: error: {text}", file=sys.stderr)
         return 1
 
+
+def flush_stdout() -> None:
+    """Write what is still held back. What cannot be written is thrown away: Python would try once more at its end, and
+    complain in its own words."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise

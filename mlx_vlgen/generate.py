@@ -1,21 +1,30 @@
-"""`generate`, `stream_generate`, `batch_generate`: three thin faces of the token iterator; `python -m mlx_vlgen.generate`."""
+"""`generate`, `stream_generate`, `batch_generate`: three thin faces of the token iterator.
+
+Also `python -m mlx_vlgen.generate`.
+"""
+
+import sys
+
+if __name__ == "__main__":  # before the imports below, which take a second: --help is instant, Ctrl-C is heeded
+    from .cli import main_generate
+
+    sys.exit(main_generate())
 
 import dataclasses
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .engine.iterator import TokenIterator
-from .engine.request import Request, SamplingParams
+from .engine.params import SamplingParams
+from .engine.request import Request
 from .errors import UnsupportedError
+from .inputs import chat_template
 from .inputs.processor import Processor
 from .inputs.prompt import MediaInputs
 from .models.base import Model
 from .options import divide
+from .prompt_utils import as_videos
 from .results import BatchResponse, BatchStats, GenerationResult
-
-FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -41,7 +50,7 @@ def generate(
     stream = stream_generate(model, processor, prompt, image, audio, **kwargs)
     if verbose:
         print("=" * 10)
-        print("Prompt:", prompt, end="\n\n", flush=True)
+        print("Prompt:", _shown(prompt), end="\n\n", flush=True)
     pieces, last = [], GenerationResult()
     for last in stream:
         pieces.append(last.text)
@@ -49,7 +58,21 @@ def generate(
             print(last.text, end="", flush=True)
     if verbose:
         print("\n" + statistics(last), flush=True)
-    return dataclasses.replace(last, text="".join(pieces), logprobs=lambda: last.logprobs, top_logprobs=lambda: last.top_logprobs)
+    return dataclasses.replace(
+        last, text="".join(pieces), logprobs=lambda: last.logprobs, top_logprobs=lambda: last.top_logprobs
+    )
+
+
+def _shown(prompt: Prompt) -> str:
+    """A prompt for a person's eyes: of messages, who said what, without the bytes of their pictures."""
+    if isinstance(prompt, str):
+        return prompt
+    lines = []
+    for message in chat_template.normalize(prompt):
+        content = message.get("content") or ""
+        parts = [part.get("text", f"<{part['type']}>") for part in content] if isinstance(content, list) else [content]
+        lines.append(f"{message['role']}: {' '.join(parts)}")
+    return "\n".join(lines)
 
 
 def stream_generate(
@@ -64,7 +87,7 @@ def stream_generate(
     given = divide(kwargs, "video")
     request = Request(
         [prompt] if isinstance(prompt, Mapping) else prompt,
-        MediaInputs(images=_listed(image), videos=_videos(given["other"].get("video")), **given["media"]),
+        MediaInputs(images=_listed(image), videos=as_videos(given["other"].get("video")), **given["media"]),
         SamplingParams(**given["sampling"]),
         **given["template"],
     )
@@ -104,20 +127,22 @@ def batch_generate(
     """
     if audios is not None:
         raise UnsupportedError("audios: this model does not hear; leave it out")
-    given = divide(kwargs, "videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels")
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+    other_names = ("videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels")
+    given = divide({"max_tokens": max_tokens, **kwargs}, *other_names, per_row=True)
+    prompts = [prompts] if isinstance(prompts, str | Mapping) else list(prompts or ())
     count, other = len(prompts), given["other"]
     pictures = _per_row("images", [images] if count == 1 and not isinstance(images, list | tuple) else images, count)
     videos = _per_row("videos", other.pop("videos", None), count)
-    rows = _rows({**given["sampling"], "max_tokens": max_tokens}, count)
+    rows = _rows(given["sampling"], count)
+    templates = _rows(given["template"], count)
     requests = [
         Request(
             [prompt] if isinstance(prompt, Mapping) else prompt,
-            MediaInputs(images=_listed(picture), videos=_videos(video), **given["media"]),
+            MediaInputs(images=_listed(picture), videos=as_videos(video), **given["media"]),
             SamplingParams(**settings),
-            **given["template"],
+            **template,
         )
-        for prompt, picture, video, settings in zip(prompts, pictures, videos, rows, strict=True)
+        for prompt, picture, video, settings, template in zip(prompts, pictures, videos, rows, templates, strict=True)
     ]
     texts, results = [""] * count, [GenerationResult()] * count
     with TokenIterator(model, processor, group_by_shape=group_by_shape, **given["engine"], **other) as iterator:
@@ -142,40 +167,29 @@ def _listed(image: Any) -> tuple[Any, ...]:
     return () if image is None else tuple(image) if isinstance(image, list | tuple) else (image,)
 
 
-def _videos(video: Any) -> tuple[Any, ...]:
-    """One video or several, as several. A list is one video when it holds frames: pictures, or paths of pictures."""
-    if video is None or (isinstance(video, list | tuple) and not video):
-        return ()
-    if not isinstance(video, list | tuple):
-        return (video,)
-    return tuple(video) if any(_is_video(item) for item in video) else (video,)
-
-
-def _is_video(item: Any) -> bool:
-    """Whether an item of a list is a video by itself, and not a frame."""
-    if isinstance(item, str | os.PathLike):
-        return not os.fspath(item).lower().endswith(FRAME_SUFFIXES)
-    return isinstance(item, list | tuple) or getattr(item, "ndim", 0) == 4
-
-
 def _per_row(name: str, values: Any, count: int) -> list[Any]:
     if values is None:
         return [None] * count
     values = list(values) if isinstance(values, list | tuple) else [values]
     if len(values) != count:
-        raise ValueError(f"{name}: {len(values)} given for {count} prompts; give one for each, None where there is none")
+        raise ValueError(
+            f"{name}: {len(values)} given for {count} prompt{'s' * (count != 1)}; "
+            "give one for each, None where there is none"
+        )
     return values
 
 
 def _rows(keywords: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Each row's own keywords. A keyword that takes a list itself is one a row when it is a list of lists."""
+    """Each row's own keywords, None standing for the default. One that takes a list itself is one a row when it is a
+    list of lists."""
     rows: list[dict[str, Any]] = [{} for _ in range(count)]
     for name, value in keywords.items():
         listed = isinstance(value, list | tuple)
         if listed and name in ("eos_tokens", "stop", "logits_processors", "stopping_criteria"):
             listed = any(isinstance(own, list | tuple) or own is None for own in value)
         for row, own in zip(rows, _per_row(name, value, count) if listed else [value] * count, strict=True):
-            row[name] = own
+            if own is not None:
+                row[name] = own
     return rows
 
 
@@ -203,10 +217,5 @@ def statistics(result: GenerationResult) -> str:
 
 
 def batch_statistics(stats: BatchStats) -> str:
-    return statistics(GenerationResult(**{k: v for k, v in dataclasses.asdict(stats).items() if not k.endswith("_time")}))
-
-
-if __name__ == "__main__":
-    from .cli import main_generate
-
-    sys.exit(main_generate())
+    shared = {name: value for name, value in dataclasses.asdict(stats).items() if not name.endswith("_time")}
+    return statistics(GenerationResult(**shared))

@@ -1,8 +1,10 @@
 """Every keyword of the faces, once: what it goes to, and its flag on the command line."""
 
 import difflib
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import UnsupportedError
@@ -10,64 +12,114 @@ from .errors import UnsupportedError
 
 @dataclass(frozen=True)
 class Option:
-    """A keyword and its flag. parse: the flag's value from its words; None for a switch. many: it may be repeated."""
+    """A keyword and its flag. parse: the flag's value from its words; None for a switch. many: it may be repeated.
+    words: how many make one value. positive: whether it must be more than 0."""
 
     name: str
     parse: Callable[[str], Any] | None
     help: str
     many: bool = False
     words: int = 1
+    positive: bool = False
 
     @property
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
+    def read(self, value: Any, per_row: bool = False) -> Any:
+        """The value with numbers as Python's own, None standing for the default; per_row: or a list of values.
 
-def _token(word: str) -> str | int:
-    return int(word) if word.lstrip("-").isdigit() else word
+        TypeError or ValueError for what the keyword cannot have.
+        """
+        if self.words > 1:
+            if not isinstance(value, list | tuple) or len(value) != self.words:
+                raise ValueError(f"{self.name}={value!r:.80}: expected {self.words} numbers")
+            return tuple(map(self._read_one, value))
+        if isinstance(value, list | tuple) and (per_row or self.many):
+            return [self.read(item, per_row) for item in value]
+        return None if value is None else self._read_one(value)
+
+    def _read_one(self, value: Any) -> Any:
+        kinds, expected = _KINDS[self.parse]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise TypeError(f"{self.name}={value!r:.80}: expected {expected}")
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return value
+        if not math.isfinite(value):
+            raise ValueError(f"{self.name}={value}: expected a finite number")
+        if self.positive and value <= 0:
+            raise ValueError(f"{self.name}={value}: expected more than 0")
+        return int(value) if isinstance(value, Integral) else float(value)
+
+
+def token(word: str) -> str | int:
+    """A token by its id or its text."""
+    return int(word) if word.isascii() and word.isdigit() else word
+
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    None: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+    token: ((str, Integral), "a token's text or id"),
+}
 
 
 SAMPLING = (
-    Option("max_tokens", int, "new tokens at most"),
-    Option("temperature", float, "0 is greedy"),
-    Option("top_p", float, "draw from the most likely tokens whose probability reaches this"),
-    Option("top_k", int, "draw from so many most likely tokens; 0 is off"),
-    Option("min_p", float, "draw from tokens at least this likely, relative to the most likely one"),
-    Option("seed", int, "for the same draw every time"),
-    Option("eos_tokens", _token, "more end tokens, as a string or an id", many=True),
+    Option("max_tokens", int, "new tokens at most (default 256)"),
+    Option("temperature", float, "of the draw; 0, the default, always takes the most likely token"),
+    Option("top_p", float, "draw from the most likely tokens whose probability reaches this (default 1: from all)"),
+    Option("top_k", int, "draw from so many most likely tokens (default 0: from all)"),
+    Option("min_p", float, "draw from tokens at least this likely, relative to the most likely one (default 0)"),
+    Option("seed", int, "the same draw every time (default: another one)"),
+    Option("eos_tokens", token, "more end tokens, as text or id", many=True),
     Option("stop", str, "end the answer before this text", many=True),
-    Option("max_time", float, "seconds after which to end"),
+    Option("max_time", float, "seconds after which to end", positive=True),
     Option("skip_special_tokens", None, "leave special tokens out of the text"),
     Option("include_eos", None, "show the end token in the text"),
 )
 MEDIA = (
-    Option("resize_shape", int, "resize pictures to HEIGHT WIDTH before processing", words=2),
-    Option("min_pixels", int, "least area of a processed picture, in pixels"),
-    Option("max_pixels", int, "largest area of a processed picture, in pixels"),
-    Option("video_fps", float, "frames a second to take from a video (default 2)"),
-    Option("num_frames", int, "take exactly so many frames of a video"),
-    Option("max_frames", int, "take at most so many frames of a video"),
+    Option("resize_shape", int, "resize pictures to this before processing", words=2, positive=True),
+    Option("min_pixels", int, "least area of a processed picture (default: the model's)", positive=True),
+    Option("max_pixels", int, "largest area of a processed picture (default: the model's)", positive=True),
+    Option("video_fps", float, "frames a second to take of a video, or of a folder (default 2)", positive=True),
+    Option("num_frames", int, "take exactly so many frames of a video", positive=True),
+    Option("max_frames", int, "take at most so many frames of a video (default 768)", positive=True),
 )
 TEMPLATE = (Option("enable_thinking", None, "let the model think before it answers"),)
-ENGINE = (Option("prefill_step_size", int, "prompt tokens to compute at once"),)
+ENGINE = (Option("prefill_step_size", int, "prompt tokens to compute at once (default 2048)", positive=True),)
 
 OPTIONS = SAMPLING + MEDIA + TEMPLATE + ENGINE
+_BY_NAME = {option.name: option for option in OPTIONS}
 
 _CALLABLES = ("logits_processors", "sampler", "stopping_criteria", "logprobs", "top_logprobs")
 """Keywords that have no flag."""
 
-_LATER = frozenset(
-    """repetition_penalty repetition_context_size presence_penalty frequency_penalty logit_bias sampling kv_bits
-    kv_group_size quantized_kv_start max_kv_size thinking_budget thinking_start_token thinking_end_token draft_model
+_FACES = ("image", "images", "audio", "audios", "video", "videos", "prompt", "prompts", "verbose")
+"""Parameters of the faces' signatures, for suggestions."""
+
+LATER: Mapping[str, Any] = dict.fromkeys(
+    """logit_bias sampling kv_bits max_kv_size thinking_budget thinking_start_token thinking_end_token draft_model
     num_draft_tokens prompt_lookup json_schema regex grammar choices prompt_cache""".split()
-)
-"""Keywords of the documented interface that this version does not have yet: refused by name, never dropped."""
+) | {
+    "repetition_penalty": 1.0,
+    "repetition_context_size": 20,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "kv_group_size": 64,
+    "quantized_kv_start": 0,
+}
+"""Keywords of the documented interface that this version does not have yet, each with the value that asks for nothing
+(so does None): with any other they are refused by name, never dropped."""
 
 
-def divide(keywords: Mapping[str, Any], *known: str) -> dict[str, dict[str, Any]]:
+def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> dict[str, dict[str, Any]]:
     """Keywords by what they go to: "sampling", "media", "template", "engine", "other" (those named in `known`).
+    per_row: whether those of "sampling" and "template" may be lists, of one value a row.
 
-    TypeError for an unknown one, with the nearest name; UnsupportedError for one that is still to come.
+    None stands for a keyword's default. TypeError for an unknown keyword, with the nearest name, and for a value of
+    another type; ValueError for one out of range; UnsupportedError for a keyword that is still to come.
     """
     groups = {
         "sampling": {option.name for option in SAMPLING} | set(_CALLABLES),
@@ -79,14 +131,21 @@ def divide(keywords: Mapping[str, Any], *known: str) -> dict[str, dict[str, Any]
     divided: dict[str, dict[str, Any]] = {group: {} for group in groups}
     for name, value in keywords.items():
         group = next((group for group, names in groups.items() if name in names), None)
-        if group is None:
-            if name in _LATER:
-                if value is None:
-                    continue
-                raise UnsupportedError(f"{name}={value!r}: this version does not have it yet; leave it out")
+        if group is None and name not in LATER:
             names = [known_name for names in groups.values() for known_name in names]
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            raise TypeError(f"unknown keyword {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        divided[group][name] = value
+            raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, {*names, *LATER, *_FACES} - {name})}")
+        if value is None:
+            continue
+        if group is None:
+            if value != LATER[name]:
+                raise UnsupportedError(f"{name}={value!r:.80}: this version does not have it yet; leave it out")
+            continue
+        listed = per_row and group in ("sampling", "template")
+        divided[group][name] = _BY_NAME[name].read(value, listed) if name in _BY_NAME else value
     return divided
 
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The end of a message about a name that is not known."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""

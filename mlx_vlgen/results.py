@@ -35,8 +35,9 @@ class GenerationResult:
     text: the new segment in a stream, the whole answer from `generate`. token: the last token's id.
     logprobs: the float32 log-softmax of the raw logits over the whole vocabulary for `token`, (V,), computed when
     looked at; a stream keeps it on its newest result only. top_logprobs: the k best as (id, value), best first.
-    finish_reason: None while it runs. tokens: all generated ids so far, a list. thinking, answer: the text inside and
-    after a thinking block, at the end. cached_tokens: prompt tokens that were not computed again.
+    finish_reason: None while it runs. tokens: all generated ids so far, a list. thinking, answer: at the
+    end, the text inside thinking blocks (None where there was none) and after them, and how many tokens each has.
+    cached_tokens: prompt tokens that were not computed again.
     encode_time: seconds spent on this request's pictures and video. image_sizes: the pictures' original
     (height, width). error: what ended a row with "error".
     """
@@ -54,6 +55,8 @@ class GenerationResult:
     tokens: Any = _Lazy(list)
     thinking: str | None = None
     answer: str | None = None
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
     cached_tokens: int = 0
     encode_time: float = 0.0
     image_sizes: list[tuple[int, int]] = field(default_factory=list, repr=False)

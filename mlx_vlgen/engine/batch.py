@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .._runtime import mx
 from ..models.base import Embedded, Model
 from . import cache as kv
+from .penalties import penalize
 from .request import Row
 from .sampling import BatchSampler, draw_with_user_code
 
@@ -21,19 +22,34 @@ class Batch:
     logits: mx.array  # (B, V), what they were drawn from
 
     @classmethod
-    def draw(cls, rows: list[Row], cache: kv.Cache, sampler: BatchSampler, logits: mx.array, ahead: int) -> "Batch":
-        """Draw one token a row from logits (B, V), and start computing it. ahead: drawn tokens not yet recorded."""
+    def draw(
+        cls,
+        rows: list[Row],
+        cache: kv.Cache,
+        sampler: BatchSampler,
+        logits: mx.array,
+        unread: mx.array | None = None,
+    ) -> "Batch":
+        """Draw one token a row from logits (B, V), and start computing it.
+
+        unread (B,): the token that each row drew before and that is not recorded yet, if there is one.
+        """
+        scores = penalize(rows, logits, unread)
         if any(row.sampling.calls_user for row in rows):
-            tokens = draw_with_user_code(rows, logits, sampler)
+            tokens = draw_with_user_code(rows, scores, sampler)
         else:
-            tokens = sampler(logits, ahead)
+            tokens = sampler(scores, ahead=0 if unread is None else 1)
+        for place, row in enumerate(rows):
+            if row.thinking and row.thinking.forced is not None:
+                tokens[place] = row.thinking.forced
         mx.async_eval(tokens, logits)
         return cls(rows, cache, sampler, tokens, logits)
 
-    def advance(self, model: Model, ahead: int) -> "Batch":
-        """One forward on the tokens these rows have drawn; the next ones, under way."""
+    def advance(self, model: Model, read: bool) -> "Batch":
+        """One forward on the tokens these rows have drawn; the next ones, under way. read: whether the tokens are
+        read and recorded already."""
         logits = model(Embedded(self.tokens[:, None], delta=self.delta), self.cache)[:, 0]
-        return Batch.draw(self.rows, self.cache, self.sampler, logits, ahead)
+        return Batch.draw(self.rows, self.cache, self.sampler, logits, None if read else self.tokens)
 
     @property
     def delta(self) -> int | mx.array:

@@ -28,6 +28,7 @@ from .report import report
 from .request import Request, Row, fresh_seed
 from .sampling import BatchSampler
 from .text import TextStream
+from .thinking import Marks, Thinking
 
 # Every thread that iterates has a stream of its own; MLX evaluates an array on the stream it was made on.
 _stream = mx.new_thread_local_stream(mx.default_device())
@@ -188,6 +189,7 @@ class TokenIterator:
             )
             self._check_length(row)
             row.end_tokens = self._end_tokens | self._token_ids(request.sampling.eos_tokens)
+            row.thinking = self._thinking(row)
         except Exception as error:  # whatever is wrong with one row's input is that row's own
             self._end(row, "error", error)
             return False
@@ -195,6 +197,20 @@ class TokenIterator:
             self._end(row, "length")
             return False
         return True
+
+    def _thinking(self, row: Row) -> Thinking | None:
+        sampling = row.sampling
+        tokenizer, start, end = self._processor.tokenizer, sampling.thinking_start_token, sampling.thinking_end_token
+        marks = Marks.of(tokenizer, start, end)
+        if marks is None:
+            if sampling.thinking_budget is not None:
+                raise PromptError(
+                    "thinking_budget: this model has no <think> and </think>; leave it out, or give the strings that "
+                    "it thinks between as thinking_start_token and thinking_end_token"
+                )
+            return None
+        assert row.prompt
+        return Thinking(marks, row.prompt.tokens.tolist(), sampling.thinking_budget)
 
     def _token_ids(self, tokens: Sequence[str | int]) -> frozenset[int]:
         """Ids of `eos_tokens`; a string must be one token of the vocabulary."""
@@ -295,7 +311,7 @@ class TokenIterator:
         """Rows whose prompt is through: draw their first token and let them decode with the others."""
         for row in rows:
             row.inputs = None
-        new = Batch.draw(rows, cache, BatchSampler(rows), logits, ahead=0)
+        new = Batch.draw(rows, cache, BatchSampler(rows), logits)
         kv.evaluate(cache, new.tokens)
         self._batch = self._batch.join(new) if self._batch else new
 
@@ -320,7 +336,7 @@ class TokenIterator:
         """Hand out the tokens that are drawn, with the next step already under way.
 
         A row that ends by its length is known before and computes nothing more. One that its token ends (end
-        token, stop string) has one token drawn in vain, which nobody sees. Rows that run the user's code wait.
+        token, stop string) has one token drawn in vain, which nobody sees. Where a row has to wait, all do.
         """
         batch, self._batch = self._batch, None
         if batch is None:
@@ -328,15 +344,15 @@ class TokenIterator:
         going = [i for i, row in enumerate(batch.rows) if not row.last_token_due]
         following = None
         tokens, logits, rows = batch.tokens, batch.logits, batch.rows
-        if going and not any(row.sampling.calls_user for row in rows):
-            following = batch.select(going).advance(self._model, ahead=1)
+        if going and not any(row.waits for row in rows):
+            following = batch.select(going).advance(self._model, read=False)
         for i, token in enumerate(np.array(tokens).tolist()):
             self._emit(rows[i], token, logits, i)
         left = [i for i in going if rows[i].finish_reason is None]
         if not left:
             return
         if following is None:
-            self._batch = batch.select(left).advance(self._model, ahead=0)
+            self._batch = batch.select(left).advance(self._model, read=True)
         else:
             self._batch = following.select([place for place, i in enumerate(going) if i in left])
 
@@ -347,7 +363,7 @@ class TokenIterator:
         if row.cancelled or row.error:
             self._end(row, "error" if row.error else "cancelled", row.error)
             return
-        row.tokens.append(token)
+        row.record(token)
         now = time.perf_counter()
         if len(row.tokens) == 1:
             row.first_token = now
@@ -387,10 +403,11 @@ class TokenIterator:
         place: int = 0,
     ) -> None:
         """Retire a row, with all the text it still holds back."""
-        row.finish_reason, row.error = reason, error
+        text += row.text.finish()
+        row.finish_reason, row.error = "stop" if reason == "length" and row.text.stopped else reason, error
         with self._lock:
             self._rows.pop(row.id, None)
-        self._out.append((row.id, report(row, text + row.text.finish(), logits, place)))
+        self._out.append((row.id, report(row, text, logits, place)))
 
 
 def end_tokens(model: Model, processor: Any) -> frozenset[int]:

@@ -28,6 +28,8 @@ def report(row: Row, text: str, logits: mx.array | None, place: int) -> Generati
         image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
         error=row.error,
     )
+    if row.finish_reason is not None:
+        _tell_thinking(row, result)
     if result.token is not None and logits is not None:
         if row.sampling.logprobs:
             result.logprobs = lambda: log_softmax(logits[place])
@@ -37,3 +39,14 @@ def report(row: Row, text: str, logits: mx.array | None, place: int) -> Generati
             row.latest.logprobs = row.latest.top_logprobs = None
         row.latest = result
     return result
+
+
+def _tell_thinking(row: Row, result: GenerationResult) -> None:
+    """What was thought and what was answered, once the row has ended."""
+    if row.thinking is None or not row.thinking.happened:
+        result.answer, result.answer_tokens = row.text.said, len(row.tokens)
+        return
+    thought, answer = row.thinking.parts()
+    result.thinking_tokens, result.answer_tokens = len(thought), len(answer)
+    result.thinking = row.text.decode(thought).strip()
+    result.answer = row.text.decode([t for t in answer if t not in row.end_tokens]).strip()

@@ -1,81 +1,18 @@
-"""What was asked (`SamplingParams`, `Request`) and where it stands (`Row`)."""
+"""What was asked (`Request`) and where it stands (`Row`)."""
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._runtime import mx
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Embedded
 from ..results import FinishReason, GenerationResult
+from .params import SamplingParams
 from .text import TextStream
-
-LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
-"""(the row's tokens so far (n,), prompt included; logits (1, V)) -> logits (1, V)."""
-
-Sampler = Callable[[mx.array], mx.array]
-"""log-probabilities (1, V) -> token (1,)."""
-
-StoppingCriterion = Callable[[mx.array, mx.array], Any]
-"""(the row's tokens so far (n,), prompt included; raw logits (1, V)) -> true to stop after this token."""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How one row draws its tokens and when it stops.
-
-    max_tokens: new tokens at most. temperature: 0 is greedy. top_k: 0 and -1 are off. top_p: the smallest set of
-    most likely tokens whose probability reaches it. min_p: relative to the most likely token. Order: logits
-    processors, temperature, top_k, top_p, min_p, as in transformers. seed: None is random. sampler: used in the
-    place of all of these.
-    eos_tokens: strings or ids added to the model's own end tokens. stop: strings; the text before one is the answer.
-    max_time: seconds from admission. logprobs: whether results carry them; top_logprobs: how many best ones.
-    skip_special_tokens, include_eos: what of special tokens the text shows.
-    """
-
-    max_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    eos_tokens: Sequence[str | int] = ()
-    stop: Sequence[str] = ()
-    max_time: float | None = None
-    skip_special_tokens: bool = False
-    include_eos: bool = False
-    logits_processors: Sequence[LogitsProcessor] = ()
-    sampler: Sampler | None = None
-    stopping_criteria: Sequence[StoppingCriterion] = ()
-    logprobs: bool = True
-    top_logprobs: int = 0
-
-    def __post_init__(self) -> None:
-        for name, most in (
-            ("max_tokens", None),
-            ("temperature", None),
-            ("top_p", 1),
-            ("min_p", 1),
-            ("top_logprobs", None),
-        ):
-            value = getattr(self, name)
-            if value < 0 or (most is not None and value > most):
-                raise ValueError(f"{name}={value}: expected {'at least 0' if most is None else f'0 to {most}'}")
-        if self.top_k < -1:
-            raise ValueError(f"top_k={self.top_k}: expected a number of tokens, or 0 or -1 for off")
-        for name in ("eos_tokens", "stop", "logits_processors", "stopping_criteria"):
-            value = getattr(self, name)
-            if value is None or isinstance(value, str | int) or callable(value):  # one of them, or none
-                object.__setattr__(self, name, () if value is None else (value,))
-        if any(not text for text in self.stop):
-            raise ValueError("stop: an empty string would stop at once; remove it")
-
-    @property
-    def calls_user(self) -> bool:
-        """Whether a step runs the user's code, which must not see a token that is thrown away later."""
-        return bool(self.logits_processors) or self.sampler is not None
+from .thinking import Thinking
 
 
 @dataclass(frozen=True)
@@ -114,6 +51,8 @@ class Row:
     delta: int = 0  # what its rotary positions are ahead of its cache once the prompt is over
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
+    counts: Counter[int] = field(default_factory=Counter)  # of the same tokens
+    thinking: Thinking | None = None  # None for a model that does not think
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     cancelled: bool = False
@@ -136,6 +75,31 @@ class Row:
     def reserve(self) -> int:
         """Cache positions this row may come to need."""
         return self.length + self.sampling.max_tokens
+
+    def record(self, token: int) -> None:
+        """A token that was drawn for this row and read."""
+        self.tokens.append(token)
+        self.counts[token] += 1
+        if self.thinking:
+            self.thinking.add(token)
+
+    def recent(self, size: int | None, ahead: int) -> list[int]:
+        """The last `size` tokens of prompt and text (None: all), of which `ahead` are still to be recorded.
+        Placeholders of media are no tokens that appeared."""
+        if size is not None and size <= ahead:
+            return []
+        tail = self.tokens if size is None else self.tokens[-(size - ahead) :]
+        lacking = None if size is None else size - ahead - len(tail)
+        if lacking == 0 or self.prompt is None:
+            return tail
+        words = self.prompt.words
+        return [*(words if lacking is None else words[-lacking:]), *tail]
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next step of this row must wait until its last token is read: it runs the user's code, which
+        must not see a token that is thrown away later, or that token decides whether the next one is forced."""
+        return self.sampling.calls_user or (self.thinking is not None and self.thinking.undecided)
 
     @property
     def last_token_due(self) -> bool:

@@ -8,10 +8,10 @@ from .._runtime import mx
 from .request import Row
 
 
-def draw_key(seed: int, step: int) -> np.ndarray:
+def draw_key(seed: int, step: int, use: int = 0) -> np.ndarray:
     """The random key (2,) uint32 for a row's step-th token. It depends on nothing else: not on the other rows,
-    and not on what was drawn before, so that a step can be taken back and drawn again."""
-    return np.random.SeedSequence((seed & (2**64 - 1), step)).generate_state(2)
+    and not on what was drawn before, so that a step can be taken back and drawn again. use: of several draws a step."""
+    return np.random.SeedSequence((seed & (2**64 - 1), step, use)).generate_state(2)
 
 
 class BatchSampler:
@@ -25,43 +25,81 @@ class BatchSampler:
         self._rows = rows
         settings = [row.sampling for row in rows]
         self._greedy = [s.temperature == 0 for s in settings]
-        self._temperature = _column([s.temperature or 1.0 for s in settings])
+        self._temperature = _array([s.temperature or 1.0 for s in settings])
         self._top_k = [s.top_k for s in settings] if any(s.top_k > 0 for s in settings) else None
-        self._top_p = _column([s.top_p for s in settings]) if any(s.top_p < 1 for s in settings) else None
-        self._min_p = _column([s.min_p for s in settings]) if any(s.min_p > 0 for s in settings) else None
+        self._sigma = _column([s.top_n_sigma for s in settings], off=0)
+        self._top_p = _column([s.top_p for s in settings], off=1)
+        self._min_p = _column([s.min_p for s in settings], off=0)
+        self._typical_p = _column([s.typical_p for s in settings], off=1)
+        self._xtc = _column([s.xtc_probability for s in settings], off=0)
+        self._xtc_threshold = _array([s.xtc_threshold for s in settings])
 
     def __call__(self, logits: mx.array, ahead: int) -> mx.array:
         """logits (B, V) -> tokens (B,) int32. ahead: how many drawn tokens the rows have not recorded yet."""
         if all(self._greedy):
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         scores = self.truncate(logits.astype(mx.float32) / self._temperature)
-        keys = mx.array(np.stack([draw_key(row.seed, len(row.tokens) + ahead) for row in self._rows]))
-        drawn = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(scores, keys)
+        steps = [len(row.tokens) + ahead for row in self._rows]
+        if self._xtc is not None:
+            scores = self._exclude_top_choices(scores, self._xtc, self._keys(steps, use=1))
+        drawn = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(scores, self._keys(steps))
         if any(self._greedy):
             drawn = mx.where(mx.array(self._greedy), mx.argmax(logits, axis=-1), drawn)
         return drawn.astype(mx.int32)
 
+    def _keys(self, steps: Sequence[int], use: int = 0) -> mx.array:
+        return mx.array(np.stack([draw_key(r.seed, step, use) for r, step in zip(self._rows, steps, strict=True)]))
+
     def truncate(self, scores: mx.array) -> mx.array:
-        """Scores (B, V), already divided by the temperature, with what top_k, top_p and min_p exclude at -inf."""
+        """Scores (B, V), already divided by the temperature, with what is excluded at -inf."""
+        if self._sigma is not None:
+            spread = self._sigma * mx.std(scores, axis=-1, keepdims=True)
+            least = mx.max(scores, axis=-1, keepdims=True) - spread
+            scores = _without(scores, (scores < least) & (self._sigma > 0))
         if self._top_k is not None:
-            scores = mx.where(scores < _kth_largest(scores, self._top_k), -mx.inf, scores)
+            scores = _without(scores, scores < _kth_largest(scores, self._top_k))
         if self._top_p is not None:
-            # A token stays while the more likely ones together have not reached top_p; the most likely one always.
-            # With top_p = 1 rounding of the sum must not exclude any.
-            order = mx.argsort(-scores, axis=-1)
-            likely = mx.take_along_axis(mx.softmax(scores, axis=-1), order, axis=-1)
-            before = mx.cumsum(likely, axis=-1) - likely
-            out = (before > 0) & (before >= self._top_p) & (self._top_p < 1)
-            out = mx.put_along_axis(mx.zeros_like(out), order, out, axis=-1)
-            scores = mx.where(out, -mx.inf, scores)
+            scores = _without(scores, _past(self._top_p, order=-scores, scores=scores))
         if self._min_p is not None:
-            least = mx.max(scores, axis=-1, keepdims=True) + mx.log(self._min_p)
-            scores = mx.where(scores < least, -mx.inf, scores)
+            scores = _without(scores, scores < mx.max(scores, axis=-1, keepdims=True) + mx.log(self._min_p))
+        if self._typical_p is not None:
+            surprise = -log_softmax(scores)
+            entropy = mx.where(mx.isinf(surprise), 0, mx.exp(-surprise) * surprise).sum(axis=-1, keepdims=True)
+            scores = _without(scores, _past(self._typical_p, order=mx.abs(surprise - entropy), scores=scores))
         return scores
 
+    def _exclude_top_choices(self, scores: mx.array, probability: mx.array, keys: mx.array) -> mx.array:
+        """XTC: where the row's own coin says so, drop the tokens at least as likely as the threshold, except the least
+        likely of them. Source: https://github.com/oobabooga/text-generation-webui/pull/6335."""
+        likely = mx.softmax(scores, axis=-1)
+        top = likely >= self._xtc_threshold
+        last = mx.where(top, likely, mx.inf).min(axis=-1, keepdims=True)
+        coin = mx.vmap(lambda key: mx.random.uniform(key=key))(keys)[:, None]
+        return _without(scores, top & (likely > last) & (coin < probability))
 
-def _column(values: Sequence[float]) -> mx.array:
+
+def _without(scores: mx.array, excluded: mx.array) -> mx.array:
+    return mx.where(excluded, -mx.inf, scores)
+
+
+def _past(share: mx.array, order: mx.array, scores: mx.array) -> mx.array:
+    """(B, V): the tokens before which others, taken by ascending `order`, have reached `share` of the probability; the
+    first one never. A share of 1 excludes none, whatever the sum rounds to."""
+    index = mx.argsort(order, axis=-1)
+    likely = mx.take_along_axis(mx.softmax(scores, axis=-1), index, axis=-1)
+    before = mx.cumsum(likely, axis=-1) - likely
+    past = (before > 0) & (before >= share) & (share < 1)
+    return mx.put_along_axis(mx.zeros_like(past), index, past, axis=-1)
+
+
+def _array(values: Sequence[float]) -> mx.array:
+    """(B, 1)."""
     return mx.array(list(values), dtype=mx.float32)[:, None]
+
+
+def _column(values: Sequence[float], off: float) -> mx.array | None:
+    """(B, 1); None where every row has the value that switches it off."""
+    return None if all(value == off for value in values) else _array(values)
 
 
 def _kth_largest(scores: mx.array, ranks: Sequence[int]) -> mx.array:

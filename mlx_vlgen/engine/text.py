@@ -16,7 +16,7 @@ class Detokenizer:
         self._tokens: list[int] = []
         self._window = self._settled = 0  # [_window, _settled): what was emitted last; all before it is done with
 
-    def _decode(self, tokens: list[int]) -> str:
+    def decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False))
 
     def add(self, token: int) -> str:
@@ -28,8 +28,8 @@ class Detokenizer:
         return self._emit(final=True)
 
     def _emit(self, final: bool) -> str:
-        before = self._decode(self._tokens[self._window : self._settled])
-        text = self._decode(self._tokens[self._window :])
+        before = self.decode(self._tokens[self._window : self._settled])
+        text = self.decode(self._tokens[self._window :])
         if not final and text.endswith("\ufffd"):
             return ""
         new = text[len(before) :]
@@ -40,33 +40,52 @@ class Detokenizer:
 
 
 class TextStream:
-    """A row's text: detokenized, cut at the first stop string, and held back while a stop string may be under way."""
+    """A row's text: detokenized, cut at the first stop string, and held back while a stop string may be under way.
+
+    said: all that was released so far. stopped: whether a stop string came; nothing more is released then.
+    """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str] = (), skip_special_tokens: bool = False):
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
         self._stop = tuple(stop)
         self._held = ""
+        self._said: list[str] = []
         self.stopped = False
 
+    @property
+    def said(self) -> str:
+        return "".join(self._said)
+
     def add(self, token: int) -> str:
-        """The text that is now certain. After a match `stopped` is true and nothing more comes."""
+        """The text that is now certain."""
         return self._release(self._detokenizer.add(token))
 
     def finish(self) -> str:
         """The rest, when no more tokens come."""
         return self._release(self._detokenizer.finish(), final=True)
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Any of the row's tokens as text, cut like the whole."""
+        text = self._detokenizer.decode(list(tokens))
+        return text[: self._first_stop(text)]
+
+    def _first_stop(self, text: str) -> int | None:
+        return min((at for at in (text.find(stop) for stop in self._stop) if at >= 0), default=None)
+
     def _release(self, new: str, final: bool = False) -> str:
         if self.stopped:
             return ""
         text = self._held + new
-        matches = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
-        if matches:
-            self.stopped, self._held = True, ""
-            return text[: min(matches)]
-        hold = 0 if final else max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - hold :]
-        return text[: len(text) - hold]
+        end = self._first_stop(text)
+        if end is not None:
+            self.stopped = True
+        elif final:
+            end = len(text)
+        else:
+            end = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = "" if self.stopped else text[end:]
+        self._said.append(text[:end])
+        return text[:end]
 
 
 def _overlap(text: str, stop: str) -> int:

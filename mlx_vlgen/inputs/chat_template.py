@@ -81,7 +81,7 @@ def _normal_part(part: Any) -> dict[str, Any]:
             )
         return {"type": kind, kind: _source(part)}
     if isinstance(part.get("text"), str):
-        return {**part, "type": "text"}
+        return {"type": "text", "text": part["text"]}  # templates look at keys, too: no others
     raise PromptError(
         f"a content part of type {part.get('type')!r} with {', '.join(map(repr, part)) or 'nothing'} is not known: "
         'expected {"type": "text", "text": "…"}, {"type": "image", "image": …} or {"type": "video", "video": …}'

@@ -54,8 +54,10 @@ def picture_size(height: int, width: int, settings: PixelSettings) -> tuple[int,
 def video_size(frames: int, height: int, width: int, settings: PixelSettings) -> tuple[int, int]:
     """The (height, width) of a video's frames: as a picture's, but the bounds are of frames * height * width.
 
-    Source: transformers' Qwen3VLVideoProcessor.smart_resize.
+    Source: transformers' Qwen3VLVideoProcessor.smart_resize, which refuses a video of less frames than one patch in
+    time has; here they are repeated until they fill it.
     """
+    frames = max(frames, settings.frames)
     factor, most, least = settings.factor, settings.max_pixels, settings.min_pixels
     if min(height, width) < factor:
         scale = max(factor / height, factor / width)
@@ -99,7 +101,7 @@ def normalize(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
 
 
 def patchify(frames: np.ndarray, settings: PixelSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """frames (T, H, W, C), already resized -> patches (N, C * t * patch * patch) and their grid (frames, rows, columns).
+    """frames (T, H, W, C), resized -> patches (N, C * t * patch * patch) and their grid (frames, rows, columns).
 
     The last frame is repeated until they fill whole patches in time (a picture is one frame, so it stands twice).
     The merge x merge patches that become one token lie together, tokens in reading order.

@@ -107,8 +107,9 @@ class Processor:
                 )
 
     def _takes_no(self, kind: str) -> UnsupportedError:
-        takes = " and ".join(["text", *(_words(own) + "s" for own in self.placeholders)])
-        return UnsupportedError(f"{_a(kind)} was given, and this model takes only {takes}")
+        takes = ["text", *(_words(own) + "s" for own in self.placeholders)]
+        listed = ", ".join(takes[:-1]) + " and " * (len(takes) > 1) + takes[-1]
+        return UnsupportedError(f"{_a(kind)} was given, and this model takes only {listed}")
 
     def _expand(
         self,
@@ -172,8 +173,8 @@ def _fill(messages: Sequence[Message], given: Mapping[Kind, list[Any]]) -> dict[
     for kind, sources in left.items():
         if sources:
             raise PromptError(
-                f"{len(sources)} more {_words(kind)}{'s' * (len(sources) != 1)} given than the messages have parts for: "
-                f'add {{"type": "{kind}"}} parts, or leave all of them out'
+                f"{len(sources)} more {_words(kind)}{'s' * (len(sources) != 1)} given than the messages have parts "
+                f'for: add {{"type": "{kind}"}} parts, or leave all of them out'
             )
     return filled
 

@@ -68,3 +68,12 @@ class Prompt:
     media: tuple[Media, ...] = ()
     two_way: tuple[Span, ...] = ()
     text: str = field(default="", repr=False)
+
+    @cached_property
+    def words(self) -> list[int]:
+        """The tokens that stand for no feature of any media."""
+        keep = np.ones(len(self.tokens), dtype=bool)
+        for media in self.media:
+            for start, end in media.spans:
+                keep[start:end] = False
+        return [int(token) for token in self.tokens[keep]]

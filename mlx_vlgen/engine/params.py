@@ -1,0 +1,132 @@
+"""How one row draws its tokens and when it stops."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._runtime import mx
+from ..errors import UnsupportedError
+
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+"""(the row's tokens so far (n,), prompt included; logits (1, V)) -> logits (1, V)."""
+
+Sampler = Callable[[mx.array], mx.array]
+"""log-probabilities (1, V) -> token (1,)."""
+
+StoppingCriterion = Callable[[mx.array, mx.array], Any]
+"""(the row's tokens so far (n,), prompt included; raw logits (1, V)) -> true to stop after this token."""
+
+_LISTS = ("eos_tokens", "stop", "logits_processors", "stopping_criteria")
+_AT_LEAST_0 = ("max_tokens", "temperature", "top_n_sigma", "top_logprobs")
+_SHARES = ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold")
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one row draws its tokens and when it stops.
+
+    Applied in this order, which is transformers': repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
+    logits_processors, then (when drawing) temperature, top_n_sigma, top_k, top_p, min_p, typical_p, xtc.
+
+    temperature: 0 is greedy. top_k: keep so many most likely tokens; 0 and -1 are off. top_p: keep the smallest set of
+    most likely tokens whose probability reaches it. min_p: keep tokens at least this likely relative to the most likely
+    one. typical_p: keep the tokens of most typical surprise whose probability reaches it (arXiv 2202.00666).
+    top_n_sigma: keep logits within so many standard deviations of the highest; 0 is off (arXiv 2411.07641).
+    xtc_probability: how often to drop all tokens at least xtc_threshold likely but the least likely of them.
+    seed: None is random. sampler: used in the place of all drawing.
+    repetition_penalty: of the last repetition_context_size tokens of prompt and text (None: all); placeholders of media
+    do not count. presence_penalty, frequency_penalty: of generated tokens, once and per occurrence. logit_bias: what to
+    add to the logit of an id.
+    max_tokens: new tokens at most. eos_tokens: strings or ids added to the model's own end tokens. stop: strings; the
+    text before one is the answer. max_time: seconds from admission.
+    thinking_budget: tokens inside a thinking block at most; None is no bound. thinking_start_token, thinking_end_token:
+    strings; None: `<think>` and `</think>` where the model has them.
+    logprobs: whether results carry them; top_logprobs: how many best ones. skip_special_tokens, include_eos: what of
+    special tokens the text shows.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    repetition_context_size: int | None = 20
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    eos_tokens: Sequence[str | int] = ()
+    stop: Sequence[str] = ()
+    max_time: float | None = None
+    thinking_budget: int | None = None
+    thinking_start_token: str | None = None
+    thinking_end_token: str | None = None
+    skip_special_tokens: bool = False
+    include_eos: bool = False
+    logits_processors: Sequence[LogitsProcessor] = ()
+    sampler: Sampler | None = None
+    stopping_criteria: Sequence[StoppingCriterion] = ()
+    logprobs: bool = True
+    top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        for name in _LISTS:
+            value = getattr(self, name)
+            if value is None or isinstance(value, str | int) or callable(value):  # one of them, or none
+                object.__setattr__(self, name, () if value is None else (value,))
+        self._check(
+            "at least 0",
+            lambda value: value >= 0,
+            _AT_LEAST_0,
+            "thinking_budget",
+            "repetition_context_size",
+            "max_time",
+        )
+        self._check("0 to 1", lambda value: 0 <= value <= 1, _SHARES)
+        self._check("more than 0", lambda value: value > 0, (), "repetition_penalty")
+        if self.top_k < -1:
+            raise ValueError(f"top_k={self.top_k}: expected a number of tokens, or 0 or -1 for off")
+        if any(not text for text in self.stop):
+            raise ValueError("stop: an empty string would stop at once; remove it")
+
+    def _check(self, expected: str, right: Callable[[Any], bool], names: Sequence[str], *optional: str) -> None:
+        for name in (*names, *optional):
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not right(value):
+                raise ValueError(f"{name}={value!r}: expected {expected}")
+
+    @property
+    def calls_user(self) -> bool:
+        """Whether a step runs the user's code, which must not see a token that is thrown away later."""
+        return bool(self.logits_processors) or self.sampler is not None
+
+
+# Qwen3-VL's own settings for its two kinds of model (https://github.com/QwenLM/Qwen3-VL).
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "instruct": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.0, "presence_penalty": 1.5},
+    "thinking": {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.0, "presence_penalty": 0.0},
+}
+
+
+def preset(name: str, generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that `sampling=name` stands for. "model": what the checkpoint's generation_config.json says, with
+    transformers' meaning and defaults."""
+    if name in PRESETS:
+        return dict(PRESETS[name])
+    if name != "model":
+        raise UnsupportedError(f"sampling={name!r}: expected one of {', '.join(map(repr, (*PRESETS, 'model')))}")
+    config = generation_config
+    own = {key: config[key] for key in ("repetition_penalty",) if config.get(key) is not None}
+    if own:
+        own["repetition_context_size"] = None
+    if not config.get("do_sample"):
+        return own
+    defaults = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+    return own | {key: default if config.get(key) is None else config[key] for key, default in defaults.items()}

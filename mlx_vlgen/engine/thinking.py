@@ -1,0 +1,105 @@
+"""A row's thinking block: where it begins and ends, and the budget for what is inside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import PromptError
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The tokens that open and close a thinking block."""
+
+    start: tuple[int, ...]
+    end: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, start: str | None = None, end: str | None = None) -> "Marks | None":
+        """From the strings given, or else `<think>` and `</think>` where the vocabulary has both as tokens; None for
+        a model without them. PromptError when only one string is given."""
+        if start is None and end is None:
+            start, end = "<think>", "</think>"
+            known = tokenizer.get_vocab()
+            if start not in known or end not in known:
+                return None
+        if not start or not end:
+            raise PromptError("thinking_start_token and thinking_end_token go together: give both or neither")
+        opening, closing = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (start, end))
+        return cls(opening, closing)
+
+
+class Thinking:
+    """Follows one row's tokens. A block that the prompt opened and did not close is open from the first of them.
+
+    budget: how many tokens may stand inside; None is no bound. Once they do, `forced` gives the tokens of the closing
+    mark one by one, and what comes after is the answer. A second block has what the first one left.
+    """
+
+    def __init__(self, marks: Marks, prompt: Sequence[int], budget: int | None = None):
+        self._marks, self._budget = marks, budget
+        self._tokens: list[int] = []
+        self.inside = _last(prompt, marks.start) > _last(prompt, marks.end)
+        self._blocks: list[tuple[int, int]] = [(0, 0)] if self.inside else []  # ranges of the row's tokens, no marks
+        self._answer_from = 0
+
+    @property
+    def count(self) -> int:
+        """Tokens inside so far."""
+        return sum(end - begin for begin, end in self._blocks)
+
+    @property
+    def happened(self) -> bool:
+        return bool(self._blocks)
+
+    def add(self, token: int) -> None:
+        self._tokens.append(token)
+        here = len(self._tokens)
+        if self.inside:
+            begin = self._blocks[-1][0]
+            self.inside = not _ends_with(self._tokens[begin:], self._marks.end)
+            self._blocks[-1] = begin, here if self.inside else here - len(self._marks.end)
+            self._answer_from = here
+        elif _ends_with(self._tokens[self._answer_from :], self._marks.start):
+            self.inside = True
+            self._blocks.append((here, here))
+            self._answer_from = here
+
+    @property
+    def undecided(self) -> bool:
+        """Whether an unread token decides if the one after it is forced: such a row waits until it is read."""
+        if self._budget is None:
+            return False
+        return self.count + int(self.inside) >= self._budget
+
+    @property
+    def forced(self) -> int | None:
+        """The token that has to come next; None while the model is free."""
+        if not self.inside or self._budget is None:
+            return None
+        begin = self._blocks[-1][0]
+        begun = _overlap(self._tokens[begin:], self._marks.end)  # of the closing mark, forced or the model's own
+        return self._marks.end[begun] if self.count - begun >= self._budget else None
+
+    def parts(self) -> tuple[list[int], list[int]]:
+        """The tokens inside, and those after the last block."""
+        return [t for begin, end in self._blocks for t in self._tokens[begin:end]], (
+            [] if self.inside else self._tokens[self._answer_from :]
+        )
+
+
+def _ends_with(tokens: Sequence[int], mark: tuple[int, ...]) -> bool:
+    return tuple(tokens[-len(mark) :]) == mark
+
+
+def _overlap(tokens: Sequence[int], mark: tuple[int, ...]) -> int:
+    """How many of the last tokens are the beginning of `mark`."""
+    return next((n for n in range(len(mark) - 1, 0, -1) if tuple(tokens[-n:]) == mark[:n]), 0)
+
+
+def _last(tokens: Sequence[int], mark: tuple[int, ...]) -> int:
+    """Where `mark` stands last; -1 where it does not."""
+    first = np.flatnonzero(np.asarray(tokens) == mark[0])[::-1].tolist()
+    return next((at for at in first if tuple(tokens[at : at + len(mark)]) == mark), -1)

@@ -1,0 +1,53 @@
+"""A tiny checkpoint on disk, and the command line as a person runs it: a process of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from invariants.family import Family
+
+GENERATE = (sys.executable, "-m", "mlx_vlgen.generate")
+COMMANDS = (sys.executable, "-m", "mlx_vlgen")
+
+Ran = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="session")
+def qwen(load_family: Callable[[str], Family]) -> Family:
+    return load_family("qwen3_vl")
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An empty cache, no network, no settings of whoever runs the tests; of this process and of those it starts."""
+    for name in ("MLX_VLGEN_MODEL", "MLX_VLGEN_TRACEBACK", "PYTHONUNBUFFERED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # both were read when it was imported
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return dict(os.environ)
+
+
+@pytest.fixture
+def run(environment: dict[str, str], tmp_path: Path) -> Callable[..., Ran]:
+    """Run a command to its end, in an empty folder; no traceback is ever a person's."""
+
+    def run(*command: str | Path, env: dict[str, str] | None = None, given: bytes = b"", speaks: str = "utf-8") -> Ran:
+        ran = subprocess.run(
+            list(map(str, command)),
+            input=given,
+            env=environment | (env or {}),
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=120,
+            check=False,
+        )
+        assert b"Traceback" not in ran.stderr
+        return Ran(ran.args, ran.returncode, ran.stdout.decode(speaks), ran.stderr.decode(speaks))
+
+    return run

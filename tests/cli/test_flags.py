@@ -1,0 +1,281 @@
+"""Flags and their messages, without starting a process: what is parsed, what is refused and how."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invariants.family import Family
+
+from mlx_vlgen import GenerationResult, SamplingParams, cli
+from mlx_vlgen.options import LATER, OPTIONS, SAMPLING
+
+Spoken = tuple[int, str, str]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], environment: dict[str, str]) -> Callable[..., Spoken]:
+    """Exit code, stdout and stderr of a command that was given these words."""
+
+    def say(*words: str | Path, command: Callable[..., int] = cli.main_generate) -> Spoken:
+        try:
+            code = command([str(word) for word in words])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    return say
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What run_generate asks for, in the place of doing it."""
+    noted: dict[str, Any] = {}
+
+    def load(name: str, **options: Any) -> tuple[str, str]:
+        noted.update(model=name, options=options)
+        return "model", "processor"
+
+    def stream(model: Any, processor: Any, messages: Any, **keywords: Any) -> list[GenerationResult]:
+        noted.update(messages=messages, keywords=keywords)
+        return [GenerationResult("ans"), GenerationResult("wer", finish_reason=noted.get("reason", "stop"))]
+
+    import mlx_vlgen.generate
+
+    monkeypatch.setattr(mlx_vlgen, "load", load, raising=False)
+    monkeypatch.setattr(sys.modules["mlx_vlgen.generate"], "stream_generate", stream)
+    return noted
+
+
+# What is asked for
+
+FLAGS: dict[str, tuple[list[str], Any]] = {
+    "max_tokens": (["7"], 7),
+    "temperature": (["0.5"], 0.5),
+    "top_p": (["0.9"], 0.9),
+    "top_k": (["-1"], -1),
+    "min_p": (["0.1"], 0.1),
+    "seed": (["-3"], -3),
+    "eos_tokens": (["5", "</s>"], [5, "</s>"]),
+    "stop": (["a b", "5"], ["a b", "5"]),
+    "max_time": (["2.5"], 2.5),
+    "skip_special_tokens": ([], True),
+    "include_eos": ([], True),
+    "resize_shape": (["30", "40"], [30, 40]),
+    "min_pixels": (["10"], 10),
+    "max_pixels": (["20"], 20),
+    "video_fps": (["0.5"], 0.5),
+    "num_frames": (["4"], 4),
+    "max_frames": (["5"], 5),
+    "enable_thinking": ([], True),
+    "prefill_step_size": (["64"], 64),
+}
+
+
+def test_every_keyword_has_its_flag(say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
+    assert FLAGS.keys() == {option.name for option in OPTIONS}
+    words = [word for name, (values, _) in FLAGS.items() for word in ("--" + name.replace("_", "-"), *values)]
+    assert say("--prompt", "Hi", *words) == (0, "answer\n", "")
+    assert asked["keywords"] == {name: value for name, (_, value) in FLAGS.items()}
+
+
+def test_flags_not_given_are_not_passed_on(say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
+    assert say("-p", "Hi", "-m", "somewhere") == (0, "answer\n", "")
+    assert asked == {
+        "model": "somewhere",
+        "options": {"adapter_path": None, "revision": None, "dtype": "auto", "quantization": None},
+        "messages": [{"role": "user", "content": "Hi"}],
+        "keywords": {},
+    }
+
+
+def test_model_flags_reach_load(say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
+    words = "-p Hi -m m --adapter-path a --revision r --dtype float16 --quantize 4 --temp 1 --stop x --stop y".split()
+    assert say(*words)[0] == 0
+    assert asked["options"] == {"adapter_path": "a", "revision": "r", "dtype": "float16", "quantization": 4}
+    assert asked["keywords"] == {"temperature": 1.0, "stop": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--image", "a.png"], "Describe this image."),
+        (["--video", "v"], "Describe this video."),
+        (["--image", "a.png", "--video", "v"], "Describe this image."),
+        (["--image", "a.png", "--prompt", ""], ""),
+        (["--image", "a.png", "--prompt=-5 or -6?"], "-5 or -6?"),
+    ],
+)
+def test_pictures_come_before_the_question(
+    say: Callable[..., Spoken], asked: dict[str, Any], words: list[str], text: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
+    (tmp_path / "v").mkdir()
+    assert say("--model", "m", *words, "--system", "Be brief.") == (0, "answer\n", "")
+    system, user = asked["messages"]
+    assert system == {"role": "system", "content": "Be brief."}
+    media = [{"type": "image", "image": "a.png"}] * ("--image" in words)
+    media += [{"type": "video", "video": "v"}] * ("--video" in words)
+    assert user == {"role": "user", "content": [*media, {"type": "text", "text": text}]}
+
+
+def test_pictures_may_be_many_and_remote(say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
+    urls = ["https://example.org/a.png", "data:image/png;base64,AAAA"]
+    assert say("--model", "m", "--image", *urls, "--image", urls[0])[0] == 0
+    assert [part.get("image") for part in asked["messages"][0]["content"]] == [*urls, urls[0], None]
+
+
+@pytest.mark.parametrize(("words", "told"), [([], True), (["--max-tokens", "2"], False), (["--max-time", "1"], False)])
+def test_an_answer_cut_by_a_default_is_told(
+    say: Callable[..., Spoken], asked: dict[str, Any], words: list[str], told: bool
+) -> None:
+    asked["reason"] = "length"
+    code, out, error = say("-m", "m", "-p", "Hi", *words)
+    assert (code, out) == (0, "answer\n")
+    assert error == "mlx_vlgen: the answer was cut after 0 tokens; --max-tokens allows more\n" * told
+
+
+# What is refused: exit code 2, and never a model loaded for it
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nothing to answer: give --image, --video or --prompt"),
+        (["--prompt", ""], "--prompt is empty"),
+        (["--prompt"], "argument --prompt/-p: expected one argument (write a value that begins with - as --flag=-v"),
+        (["--image", "-a.png"], "argument --image: expected at least one argument (write a value that begins with -"),
+        (["--imgae", "a.png"], "unknown flag --imgae; did you mean '--image'?"),
+        (["-p", "Hi", "--max-token=3"], "unknown flag --max-token; did you mean '--max-tokens'?"),
+        (["-p", "Hi", "--max", "3"], "unknown flag --max"),
+        (["-p", "Hi", "--zzz"], "unknown flag --zzz\n"),
+        (["-p", "What", "is", "this"], "'is' belongs to no flag; put quotation marks around text of several words"),
+        (["-p", "Hi", "--top-p", "much"], "argument --top-p: invalid float value: 'much'"),
+        (["-p", "Hi", "--seed", "1.5"], "argument --seed: invalid int value: '1.5'"),
+        (["-p", "Hi", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["-p", "Hi", "--resize-shape", "3"], "argument --resize-shape: expected 2 arguments"),
+        (["-p", "Hi", "--top-p", "1.5"], "--top-p=1.5: expected 0 to 1"),
+        (["-p", "Hi", "--temperature", "nan"], "--temperature=nan: expected a finite number"),
+        (["-p", "Hi", "--max-tokens", "-1"], "--max-tokens=-1: expected at least 0"),
+        (["-p", "Hi", "--max-time", "0"], "--max-time=0.0: expected more than 0"),
+        (["-p", "Hi", "--stop", ""], "--stop: an empty string would stop at once"),
+        (["-p", "Hi", "--resize-shape", "0", "9"], "--resize-shape=0: expected more than 0"),
+        (["-p", "Hi", "--prefill-step-size", "0"], "--prefill-step-size=0: expected more than 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_told_in_two_lines(
+    say: Callable[..., Spoken], asked: dict[str, Any], words: list[str], message: str
+) -> None:
+    code, out, error = say(*words)
+    assert (code, out, asked) == (2, "", {})
+    assert error.startswith(f"python -m mlx_vlgen.generate: error: {message}")
+    assert error.endswith("\nTry: python -m mlx_vlgen.generate --help\n") and error.count("\n") == 2
+
+
+def test_flags_still_to_come_are_named(say: Callable[..., Spoken]) -> None:
+    for name in LATER:
+        flag = "--" + name.replace("_", "-")
+        code, _, error = say("--prompt", "Hi", flag, "4")
+        assert code == 2 and f"error: this version does not have {flag} yet\n" in error
+
+
+def test_the_commands_refuse_what_they_do_not_know(say: Callable[..., Spoken]) -> None:
+    assert say("genrate", command=cli.main)[0] == 2
+    assert "invalid choice: 'genrate' (choose from" in say("genrate", command=cli.main)[2]
+    assert "unknown flag --verison; did you mean '--version'?" in say("--verison", command=cli.main)[2]
+
+
+# What is wrong with what was named: exit code 1
+
+
+@pytest.mark.parametrize("flag", ["--image", "--video"])
+def test_a_missing_file_is_told_before_a_model_is_loaded(
+    say: Callable[..., Spoken], asked: dict[str, Any], flag: str
+) -> None:
+    assert say(flag, "no such.png") == (1, "", "mlx_vlgen: error: no such.png: no such file\n")
+    assert say(flag, "file:///no/such.png") == (1, "", "mlx_vlgen: error: file:///no/such.png: no such file\n")
+    assert asked == {}
+
+
+def test_what_cannot_be_read_is_told_in_one_line(
+    say: Callable[..., Spoken], qwen: Family, pictures: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes((pictures / "large.png").read_bytes()[:500])
+    notes = tmp_path / "notes.txt"
+    notes.write_text("Not a picture.")
+    expected = {
+        ("--image", damaged): "damaged.png: the PNG is truncated or damaged; get a whole copy",
+        ("--image", notes): "notes.txt: not a picture that is read here (it looks like text); expected JPEG",
+        ("--image", tmp_path): "is a folder; expected a file",
+        ("--video", pictures / "large.png"): "large.png: a still picture; give it as image=",
+        ("--video", notes): "notes.txt: not a video that is read here",
+        ("--prompt", b"a\xff".decode("utf-8", "surrogateescape")): "bytes that are not text in UTF-8",
+        ("--eos-tokens", "two words", "-p", "Hi"): "eos_tokens: 'two words' is",
+    }
+    for words, message in expected.items():
+        code, out, error = say("--model", qwen.folder, "--max-tokens", "1", *words)
+        assert (code, out) == (1, "") and error.startswith("mlx_vlgen: error: ") and message in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["", "./nowhere", "nowhere", "owner/nowhere", "not an id"])
+def test_a_named_model_that_is_missing_is_no_reason_for_another(
+    say: Callable[..., Spoken], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, error = say("--prompt", "Hi", "--model", name)
+    assert (code, out) == (1, "") and error.startswith("mlx_vlgen: error: ") and error.count("\n") == 1
+    assert name in error and "built-in" not in error
+    if name:  # an empty variable is none
+        monkeypatch.setenv("MLX_VLGEN_MODEL", name)
+        assert say("--prompt", "Hi") == (1, "", error)
+
+
+def test_an_unexpected_error_is_named_and_its_traceback_can_be_had(
+    say: Callable[..., Spoken], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(sys.modules["mlx_vlgen.generate"], "stream_generate", broken)
+    assert say("-m", "m", "-p", "Hi") == (
+        1, "", "mlx_vlgen: error: RuntimeError: out of luck (set MLX_VLGEN_TRACEBACK=1 for more)\n",
+    )  # fmt: skip
+    monkeypatch.setenv("MLX_VLGEN_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="out of luck"):
+        say("-m", "m", "-p", "Hi")
+
+
+# Help
+
+
+def test_help_tells_every_flag_its_default_and_the_exit_codes(say: Callable[..., Spoken]) -> None:
+    code, out, error = say("--help")
+    assert (code, error) == (0, "")
+    for flag in ("--image", "--video", "--prompt", "-p", "--system", "--system-prompt", "--model", "-m", "--temp"):
+        assert re.search(rf"(^|[ ,]){flag}\b", out)
+    assert "mlx-community/Qwen3-VL-2B-Instruct-4bit" in out and "$MLX_VLGEN_MODEL" in out
+    assert "exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C" in out
+    assert out.startswith("usage: python -m mlx_vlgen.generate [--image IMAGE ...]")
+    defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
+    for option in OPTIONS:
+        assert re.search(rf"^  {option.flag}\b", out, re.MULTILINE)
+        if told := re.search(r"\(default ([0-9.]+)", option.help):
+            assert option not in SAMPLING or float(told[1]) == defaults[option.name]
+    assert say("generate", "--help", command=cli.main)[1].startswith("usage: mlx-vlgen generate ")
+
+
+def test_the_commands_are_listed(say: Callable[..., Spoken]) -> None:
+    code, out, error = say(command=cli.main)
+    assert (code, error) == (0, "")
+    for name, help in cli.COMMANDS.items():
+        assert f"  {name:10} {help}\n" in out
+    assert say("--help", command=cli.main)[1] == out
+    assert re.fullmatch(r"mlx-vlgen \d+\.\d+\.\d+\n", say("--version", command=cli.main)[1])
+    assert say("--version") == say("--version", command=cli.main)

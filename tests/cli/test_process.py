@@ -1,0 +1,212 @@
+"""The command line as a process: streams, exit codes, signals, pipes, locales, and which model answers."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invariants.family import Family
+from parity import media
+from PIL import Image
+
+from mlx_vlgen import generate
+from mlx_vlgen.demo import MODEL as DEMO
+from mlx_vlgen.demo import NOTICE
+
+from .conftest import COMMANDS, GENERATE, Ran
+
+Run = Callable[..., Ran]
+
+needs_demo = pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="the built-in model is not there")
+ENDLESS = ("--prompt", "Hi", "--max-tokens", "1000000")
+
+
+def answer(family: Family, *parts: dict[str, Any], text: str, system: str | None = None, **keywords: Any) -> str:
+    """What `generate` answers to the same."""
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    content = [*parts, {"type": "text", "text": text}] if parts else text
+    messages.append({"role": "user", "content": content})
+    return generate(family.model, family.processor, messages, **keywords).text
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> dict[str, Path]:
+    """The same frames as an animation of four a second, and as a folder."""
+    frames = [Image.fromarray(frame) for frame in media.clip("clip")]
+    animation, folder = tmp_path / "clip.gif", tmp_path / "frames"
+    frames[0].save(animation, save_all=True, append_images=frames[1:], duration=250)
+    folder.mkdir()
+    for number, frame in enumerate(frames):
+        frame.save(folder / f"{number}.png")
+    return {"animation": animation, "folder": folder}
+
+
+# Answers
+
+
+def test_the_answer_alone_is_on_stdout_and_the_statistics_on_stderr(
+    run: Run, qwen: Family, pictures: Path, tmp_path: Path
+) -> None:
+    images = [pictures / "plain.png", pictures / "large.png", pictures / "small.png"]
+    with open(tmp_path / "out.txt", "wb") as out:
+        ran = subprocess.run(
+            [*GENERATE, "--model", qwen.folder, "--image", *images[:2], "--image", images[2], "--prompt", "What?",
+             "--system", "Be brief.", "--max-tokens", "9", "--stop", "\1", "--verbose"],
+            stdout=out, stderr=subprocess.PIPE, encoding="utf-8", check=True,
+        )  # fmt: skip
+    parts = [{"type": "image", "image": image} for image in images]
+    expected = answer(qwen, *parts, text="What?", system="Be brief.", max_tokens=9)
+    assert (tmp_path / "out.txt").read_text(encoding="utf-8") == expected + "\n"
+    number = r"\d+\.\d{3}"
+    assert re.fullmatch(
+        r"==========\nPrompt: What\?\n\n==========\n"
+        rf"Prompt: \d+ tokens, {number} tokens-per-sec\n"
+        rf"Generation: 9 tokens, {number} tokens-per-sec\n"
+        rf"Peak memory: {number} GB\n",
+        ran.stderr,
+    )
+
+
+@pytest.mark.parametrize("kind", ["animation", "folder"])
+def test_a_video_is_an_animation_or_a_folder(run: Run, qwen: Family, clip: dict[str, Path], kind: str) -> None:
+    ran = run(*GENERATE, "--model", qwen.folder, "--video", clip[kind], "--video-fps", "2", "--max-tokens", "6")
+    part = {"type": "video", "video": clip[kind]}
+    assert ran.stdout == answer(qwen, part, text="Describe this video.", video_fps=2, max_tokens=6) + "\n"
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_no_tokens_wanted_is_an_empty_line(run: Run, qwen: Family) -> None:
+    ran = run(*COMMANDS, "generate", "--model", qwen.folder, "--prompt", "Hi", "--max-tokens", "0")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "\n", "")
+
+
+def test_the_prompt_may_come_from_stdin(run: Run, qwen: Family) -> None:
+    command = (*GENERATE, "--model", qwen.folder, "--prompt", "-", "--max-tokens", "6")
+    ran = run(*command, given="  two\n\nlines ü\n\n".encode())
+    assert ran.stdout == answer(qwen, text="  two\n\nlines ü", max_tokens=6) + "\n"
+
+
+def test_empty_closed_and_binary_stdin_are_told(run: Run, qwen: Family) -> None:
+    command = (*GENERATE, "--model", qwen.folder, "--prompt", "-")
+    assert run(*command, given=b"\n").stderr == "mlx_vlgen: error: --prompt -: nothing came from stdin\n"
+    closed = run("sh", "-c", '"$@" <&-', "sh", *command)
+    assert (closed.returncode, closed.stderr) == (1, "mlx_vlgen: error: --prompt -: stdin is closed\n")
+    binary = run(*command, given=b"\xff\xfe")
+    assert binary.returncode == 1 and "bytes that are not text in UTF-8" in binary.stderr
+
+
+# Usage
+
+
+def test_help_is_instant_and_without_a_warning(run: Run) -> None:
+    ran = run(sys.executable, "-W", "error", "-X", "importtime", "-m", "mlx_vlgen.generate", "--help")
+    assert ran.returncode == 0 and ran.stdout.startswith("usage: python -m mlx_vlgen.generate ")
+    assert "Warning" not in ran.stderr
+    assert not re.search(r"\| +(mlx|numpy|transformers|PIL)$", ran.stderr, re.MULTILINE)
+
+
+def test_wrong_usage_exits_2(run: Run) -> None:
+    ran = run(*GENERATE, "--prompt", "Hi", "--top-q", "1")
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "unknown flag --top-q; did you mean '--top-p'?" in ran.stderr
+
+
+# Leaving early
+
+
+def stopped(process: "subprocess.Popen[bytes]") -> tuple[int, bytes]:
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    return process.returncode, error
+
+
+def test_ctrl_c_while_it_answers(environment: dict[str, str], qwen: Family) -> None:
+    process = subprocess.Popen(
+        [*GENERATE, "--model", qwen.folder, *ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    assert process.stdout and process.stdout.read(20)
+    assert stopped(process) == (130, b"\n")
+
+
+def test_ctrl_c_while_it_loads(environment: dict[str, str], qwen: Family, tmp_path: Path) -> None:
+    # A module in the place of the real one, which says that it is being imported and never ends.
+    (tmp_path / "transformers.py").write_text("import time; print('here', flush=True); time.sleep(600)")
+    process = subprocess.Popen(
+        [*GENERATE, "--model", qwen.folder, *ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment | {"PYTHONPATH": os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])},
+    )  # fmt: skip
+    assert process.stdout and process.stdout.readline() == b"here\n"
+    assert stopped(process) == (130, b"\n")
+
+
+def test_a_reader_that_leaves_ends_it_quietly(environment: dict[str, str], qwen: Family) -> None:
+    process = subprocess.Popen(
+        [*GENERATE, "--model", qwen.folder, *ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
+    assert process.stdout and process.stderr and process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=60) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told(environment: dict[str, str], qwen: Family) -> None:
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            [*GENERATE, "--model", qwen.folder, "--prompt", "Hi", "--max-tokens", "3"],
+            stdout=full, stderr=subprocess.PIPE, encoding="utf-8", env=environment, check=False,
+        )  # fmt: skip
+    assert ran.returncode == 1 and ran.stderr.startswith("mlx_vlgen: error: OSError: ") and ran.stderr.count("\n") == 1
+
+
+# Locales
+
+
+def test_a_terminal_without_unicode_gets_question_marks(run: Run, qwen: Family) -> None:
+    words = "naïve 日本"
+    command = (*GENERATE, "--model", qwen.folder, "--max-tokens", "20", "--prompt")
+    expected = answer(qwen, text=words, max_tokens=20)
+    assert not expected.isascii()
+    ran = run(*command, words, env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
+    assert (ran.stdout, ran.stderr) == (expected.encode("ascii", "replace").decode() + "\n", "")
+    ran = run(*command, "-", env={"PYTHONIOENCODING": "latin-1"}, given="naïve".encode("latin-1"), speaks="latin-1")
+    expected = answer(qwen, text="naïve", max_tokens=20)
+    assert ran.stdout == expected.encode("latin-1", "replace").decode("latin-1") + "\n"
+
+
+# Which model answers
+
+
+def test_the_variable_names_the_model(run: Run, qwen: Family) -> None:
+    ran = run(*GENERATE, "--prompt", "Hi", "--max-tokens", "3", env={"MLX_VLGEN_MODEL": str(qwen.folder)})
+    assert (ran.returncode, ran.stdout) == (0, answer(qwen, text="Hi", max_tokens=3) + "\n")
+
+
+@needs_demo
+def test_the_default_that_cannot_be_had_is_replaced_with_a_notice(run: Run, pictures: Path, tmp_path: Path) -> None:
+    ran = run(*GENERATE, "--image", pictures / "plain.png", "--max-tokens", "3")
+    assert (ran.returncode, ran.stderr) == (0, f"mlx_vlgen: {NOTICE}\n")
+    assert len(ran.stdout) > 1
+    assert not (tmp_path / "cache" / "hub").exists()
+    named = run(*GENERATE, "--image", pictures / "plain.png", "--max-tokens", "3", "--model", "demo")
+    assert (named.returncode, named.stdout, named.stderr) == (0, ran.stdout, "")
+    adapted = run(*GENERATE, "--image", pictures / "plain.png", "--revision", "main")
+    assert (adapted.returncode, adapted.stdout) == (1, "") and "HF_HUB_OFFLINE forbids a download" in adapted.stderr
+
+
+def test_a_folder_named_demo_wins_with_a_notice(run: Run, qwen: Family, tmp_path: Path) -> None:
+    shutil.copytree(qwen.folder, tmp_path / "demo")
+    ran = run(*GENERATE, "--model", "demo", "--prompt", "Hi", "--max-tokens", "3")
+    assert (ran.returncode, ran.stdout) == (0, answer(qwen, text="Hi", max_tokens=3) + "\n")
+    assert ran.stderr == 'mlx_vlgen: loading the folder ./demo, not the built-in model "demo".\n'
+
+
+def test_a_named_model_that_is_not_there_exits_1(run: Run) -> None:
+    ran = run(*GENERATE, "--prompt", "Hi", env={"MLX_VLGEN_MODEL": "owner/nowhere"})
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("mlx_vlgen: error: owner/nowhere has no whole copy in the cache")

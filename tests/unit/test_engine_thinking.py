@@ -1,0 +1,69 @@
+"""Thinking blocks: opened by the prompt or by the model, closed by the model or by the budget, exactly."""
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_vlgen.engine.thinking import Marks, Thinking
+
+OPEN, CLOSE, SINGLE = 1, 2, Marks((1,), (2,))
+LONG = Marks((1, 3), (2, 4, 5))
+WORDS = st.integers(6, 9)
+
+
+def run(marks: Marks, prompt: list[int], wanted: Iterable[int], budget: int | None, steps: int) -> Thinking:
+    """A model that wants to say `wanted`, and is forced where the budget says so."""
+    thinking = Thinking(marks, prompt, budget)
+    left = list(wanted)
+    for _ in range(steps):
+        forced = thinking.forced
+        if forced is not None:
+            thinking.add(forced)
+            continue
+        if not left:
+            break
+        token = left.pop(0)
+        thinking.add(token)
+    return thinking
+
+
+@pytest.mark.parametrize("marks", [SINGLE, LONG], ids=["one token", "several tokens"])
+@pytest.mark.parametrize("opened_by_prompt", [True, False])
+@given(thought=st.lists(WORDS, max_size=12), answer=st.lists(WORDS, max_size=5), budget=st.none() | st.integers(0, 14))
+def test_a_budget_is_exact(
+    marks: Marks, opened_by_prompt: bool, thought: list[int], answer: list[int], budget: int | None
+) -> None:
+    prompt = [9, *marks.start] if opened_by_prompt else [9]
+    wanted = [*([] if opened_by_prompt else marks.start), *thought, *marks.end, *answer]
+    thinking = run(marks, prompt, wanted, budget, steps=100)
+    assert thinking.count == (len(thought) if budget is None else min(budget, len(thought)))
+    inside, after = thinking.parts()
+    assert inside == thought[: thinking.count]
+    if budget is None or budget > len(thought):
+        assert after == answer
+
+
+def test_a_block_closed_in_the_prompt_is_closed() -> None:
+    assert not Thinking(SINGLE, [OPEN, 7, CLOSE, 8]).inside
+    assert Thinking(SINGLE, [OPEN, 7, CLOSE, OPEN]).inside
+    assert not Thinking(SINGLE, [7]).inside
+
+
+def test_a_second_block_has_what_the_first_left() -> None:
+    thinking = run(SINGLE, [9], [OPEN, 6, 6, CLOSE, 7, OPEN, 6, 6, 6], budget=3, steps=50)
+    assert thinking.count == 3 and not thinking.inside
+
+
+@given(tokens=st.lists(st.integers(1, 6), max_size=20), budget=st.integers(0, 6), marks=st.sampled_from([SINGLE, LONG]))
+def test_rows_that_do_not_wait_are_never_forced_next(tokens: list[int], budget: int, marks: Marks) -> None:
+    """Where `undecided` is false, whatever the unread token turns out to be, the one after it is free."""
+    thinking = run(marks, [9], [], budget, 0)
+    for token in tokens:
+        if thinking.forced is None and not thinking.undecided:
+            for unread in range(1, 7):
+                ahead = run(marks, [9], thinking._tokens, budget, len(thinking._tokens))
+                ahead.add(unread)
+                assert ahead.forced is None
+        thinking.add(token if thinking.forced is None else thinking.forced)

@@ -1,0 +1,74 @@
+"""Importing: every form of it, under -W error, and its cost."""
+
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+import mlx_vlgen
+
+HEAVY = ("transformers", "mlx", "mlx_lm", "numpy", "PIL", "huggingface_hub")
+
+IMPORTS = {
+    "names": "from mlx_vlgen import load, generate, stream_generate, batch_generate, apply_chat_template, "
+    "GenerationResult, BatchResponse, BatchStats, TokenIterator, Request, SamplingParams, load_image, MediaInputs; "
+    "assert callable(generate)",
+    "star": "from mlx_vlgen import *; assert callable(generate) and callable(load_image) and __version__",
+    "the module, then the function": "import mlx_vlgen.generate; assert mlx_vlgen.generate.__name__ == 'generate'; "
+    "mlx_vlgen.generate.__call__; assert mlx_vlgen.batch_generate",
+    "the function, then the module": "from mlx_vlgen import generate; import mlx_vlgen.generate; "
+    "assert mlx_vlgen.generate is generate",
+    "import_module": "import importlib, mlx_vlgen; module = importlib.import_module('mlx_vlgen.generate'); "
+    "assert module.generate is mlx_vlgen.generate is not module",
+    "of the module": "from mlx_vlgen.generate import generate, stream_generate, batch_generate; import mlx_vlgen; "
+    "assert mlx_vlgen.generate is generate",
+    "prompt_utils": "from mlx_vlgen.prompt_utils import apply_chat_template as one; "
+    "from mlx_vlgen import apply_chat_template as other; assert one is other",
+    "attribute": "import mlx_vlgen; assert mlx_vlgen.load and mlx_vlgen.TokenIterator",
+}
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("form", IMPORTS)
+def test_every_form_of_import_works_without_a_warning(form: str) -> None:
+    ran = python(IMPORTS[form])
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_the_package_alone_imports_nothing_heavy() -> None:
+    ran = python(
+        "import sys, mlx_vlgen; mlx_vlgen.__version__, dir(mlx_vlgen); from mlx_vlgen.cli import generate_parser; "
+        f"generate_parser('x'); print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    assert (ran.stdout, ran.stderr) == ("[]\n", "")
+
+
+def test_dir_and_all_list_the_public_names() -> None:
+    assert set(mlx_vlgen.__all__) == {*mlx_vlgen._WHERE, "__version__"}
+    assert set(mlx_vlgen.__all__) <= set(dir(mlx_vlgen))
+    assert all(getattr(mlx_vlgen, name) is not None for name in mlx_vlgen.__all__)
+    assert mlx_vlgen.generate.__module__ == mlx_vlgen.stream_generate.__module__ == "mlx_vlgen.generate"
+
+
+def test_an_unknown_attribute_is_an_attribute_error_that_names_it() -> None:
+    with pytest.raises(AttributeError, match=r"module 'mlx_vlgen' has no attribute 'genrate'"):
+        mlx_vlgen.genrate  # noqa: B018
+    with pytest.raises(ImportError, match="genrate"):
+        from mlx_vlgen import genrate  # noqa: F401
+
+
+def test_the_import_takes_at_most_a_third_of_mlx_lms() -> None:
+    def seconds(module: str) -> float:
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        return time.perf_counter() - begun
+
+    seconds("mlx_lm")  # fills the page cache
+    pairs = [(seconds("mlx_vlgen"), seconds("mlx_lm")) for _ in range(3)]
+    ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+    assert ours <= theirs / 3
