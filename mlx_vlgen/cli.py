@@ -160,9 +160,9 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
 
 def check_keywords(keywords: dict[str, Any]) -> None:
     """ValueError, whose message begins with the keyword's name, for values out of range."""
-    from .engine.params import SamplingParams
+    from .engine.params import sampling_params
 
-    SamplingParams(**divide(keywords)["sampling"])
+    sampling_params(divide(keywords)["sampling"], {})
 
 
 def read_prompt(given: argparse.Namespace) -> str:

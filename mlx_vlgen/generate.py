@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .engine.iterator import TokenIterator
-from .engine.params import SamplingParams
+from .engine.params import sampling_params
 from .engine.request import Request
 from .errors import UnsupportedError
 from .inputs import chat_template
@@ -43,7 +43,8 @@ def generate(
     prompt: a formatted string (see `apply_chat_template`), or messages. image: one picture or a list: path, URL,
     data: URI, bytes, file, PIL picture or array. video: likewise, as a keyword. verbose: print the prompt, the text
     as it comes and the statistics. Every field of `SamplingParams` and `MediaInputs`, `enable_thinking` and
-    `prefill_step_size` are keywords too.
+    `prefill_step_size` are keywords too; `sampling` names a preset ("instruct", "thinking", "model"), over which the
+    other keywords win.
 
     Raises what is wrong with the request: PromptError, MediaError, UnsupportedError; TypeError for an unknown keyword.
     """
@@ -88,7 +89,7 @@ def stream_generate(
     request = Request(
         [prompt] if isinstance(prompt, Mapping) else prompt,
         MediaInputs(images=_listed(image), videos=as_videos(given["other"].get("video")), **given["media"]),
-        SamplingParams(**given["sampling"]),
+        sampling_params(given["sampling"], model.generation_config),
         **given["template"],
     )
     return _stream(TokenIterator(model, processor, **given["engine"]), request)
@@ -139,7 +140,7 @@ def batch_generate(
         Request(
             [prompt] if isinstance(prompt, Mapping) else prompt,
             MediaInputs(images=_listed(picture), videos=as_videos(video), **given["media"]),
-            SamplingParams(**settings),
+            sampling_params(settings, model.generation_config),
             **template,
         )
         for prompt, picture, video, settings, template in zip(prompts, pictures, videos, rows, templates, strict=True)

@@ -13,7 +13,8 @@ from .errors import UnsupportedError
 @dataclass(frozen=True)
 class Option:
     """A keyword and its flag. parse: the flag's value from its words; None for a switch. many: it may be repeated.
-    words: how many make one value. positive: whether it must be more than 0."""
+    words: how many make one value. positive: whether it must be more than 0. nullable: whether None is a value and
+    not the default (on the command line "all")."""
 
     name: str
     parse: Callable[[str], Any] | None
@@ -21,6 +22,7 @@ class Option:
     many: bool = False
     words: int = 1
     positive: bool = False
+    nullable: bool = False
 
     @property
     def flag(self) -> str:
@@ -40,6 +42,8 @@ class Option:
         return None if value is None else self._read_one(value)
 
     def _read_one(self, value: Any) -> Any:
+        if value is None and self.nullable:
+            return None
         kinds, expected = _KINDS[self.parse]
         if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
             raise TypeError(f"{self.name}={value!r:.80}: expected {expected}")
@@ -57,9 +61,15 @@ def token(word: str) -> str | int:
     return int(word) if word.isascii() and word.isdigit() else word
 
 
+def size(word: str) -> int | None:
+    """A number of tokens, or all."""
+    return None if word == "all" else int(word)
+
+
 _KINDS: dict[Any, tuple[Any, str]] = {
     None: (bool, "True or False"),
     int: (Integral, "a whole number"),
+    size: (Integral, "a whole number, or None for all"),
     float: (Real, "a number"),
     str: (str, "text"),
     token: ((str, Integral), "a token's text or id"),
@@ -68,10 +78,22 @@ _KINDS: dict[Any, tuple[Any, str]] = {
 
 SAMPLING = (
     Option("max_tokens", int, "new tokens at most (default 256)"),
+    Option("sampling", str, 'preset: "instruct" or "thinking" (Qwen3-VL\'s), or "model" (the checkpoint\'s own)'),
     Option("temperature", float, "of the draw; 0, the default, always takes the most likely token"),
     Option("top_p", float, "draw from the most likely tokens whose probability reaches this (default 1: from all)"),
     Option("top_k", int, "draw from so many most likely tokens (default 0: from all)"),
     Option("min_p", float, "draw from tokens at least this likely, relative to the most likely one (default 0)"),
+    Option("typical_p", float, "draw from the tokens of most typical surprise that reach this probability (default 1)"),
+    Option("top_n_sigma", float, "draw from logits within so many standard deviations of the best (default 0: off)"),
+    Option("xtc_probability", float, "how often to leave out the likeliest tokens (default 0)"),
+    Option("xtc_threshold", float, "how likely a token must be for that (default 0.1)"),
+    Option("repetition_penalty", float, "divide the logits of recent tokens by this (default: no)", positive=True),
+    Option("repetition_context_size", size, "how many tokens are recent (default 20; all)", nullable=True),
+    Option("presence_penalty", float, "off the logit of each generated token (default: no)"),
+    Option("frequency_penalty", float, "off it for each time it was generated (default: no)"),
+    Option("thinking_budget", int, "tokens inside a thinking block at most"),
+    Option("thinking_start_token", str, "what opens a thinking block (default <think>)"),
+    Option("thinking_end_token", str, "what closes it (default </think>)"),
     Option("seed", int, "the same draw every time (default: another one)"),
     Option("eos_tokens", token, "more end tokens, as text or id", many=True),
     Option("stop", str, "end the answer before this text", many=True),
@@ -93,23 +115,16 @@ ENGINE = (Option("prefill_step_size", int, "prompt tokens to compute at once (de
 OPTIONS = SAMPLING + MEDIA + TEMPLATE + ENGINE
 _BY_NAME = {option.name: option for option in OPTIONS}
 
-_CALLABLES = ("logits_processors", "sampler", "stopping_criteria", "logprobs", "top_logprobs")
+_CALLABLES = ("logits_processors", "sampler", "stopping_criteria", "logprobs", "top_logprobs", "logit_bias")
 """Keywords that have no flag."""
 
 _FACES = ("image", "images", "audio", "audios", "video", "videos", "prompt", "prompts", "verbose")
 """Parameters of the faces' signatures, for suggestions."""
 
 LATER: Mapping[str, Any] = dict.fromkeys(
-    """logit_bias sampling kv_bits max_kv_size thinking_budget thinking_start_token thinking_end_token draft_model
-    num_draft_tokens prompt_lookup json_schema regex grammar choices prompt_cache""".split()
-) | {
-    "repetition_penalty": 1.0,
-    "repetition_context_size": 20,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "kv_group_size": 64,
-    "quantized_kv_start": 0,
-}
+    """kv_bits max_kv_size draft_model num_draft_tokens prompt_lookup json_schema regex grammar choices
+    prompt_cache""".split()
+) | {"kv_group_size": 64, "quantized_kv_start": 0}
 """Keywords of the documented interface that this version does not have yet, each with the value that asks for nothing
 (so does None): with any other they are refused by name, never dropped."""
 
@@ -134,7 +149,7 @@ def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> d
         if group is None and name not in LATER:
             names = [known_name for names in groups.values() for known_name in names]
             raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, {*names, *LATER, *_FACES} - {name})}")
-        if value is None:
+        if value is None and not (name in _BY_NAME and _BY_NAME[name].nullable):
             continue
         if group is None:
             if value != LATER[name]:

@@ -130,3 +130,10 @@ def preset(name: str, generation_config: Mapping[str, Any]) -> dict[str, Any]:
         return own
     defaults = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
     return own | {key: default if config.get(key) is None else config[key] for key, default in defaults.items()}
+
+
+def sampling_params(settings: Mapping[str, Any], generation_config: Mapping[str, Any]) -> SamplingParams:
+    """From keywords, of which `sampling` names a preset; the others win over it."""
+    own = dict(settings)
+    name = own.pop("sampling", None)
+    return SamplingParams(**(preset(name, generation_config) if name is not None else {}) | own)
