@@ -46,7 +46,8 @@ def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.nda
 
 
 def rotary_2d(row: np.ndarray, column: np.ndarray, head_size: int, theta: float = 10000.0) -> tuple[mx.array, mx.array]:
-    """cos and sin (N, head_size / 2): the first half of the frequencies turns with the row, the rest with the column."""
+    """cos and sin (N, head_size / 2): the first half of the frequencies turns with the row, the rest with the
+    column."""
     quarter = head_size // 4
     frequencies = theta ** -(np.arange(quarter, dtype=np.float32) / quarter)
     angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1).astype(np.float32)
