@@ -160,9 +160,12 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
 
 def check_keywords(keywords: dict[str, Any]) -> None:
     """ValueError, whose message begins with the keyword's name, for values out of range."""
+    from .engine.kv_settings import KVSettings
     from .engine.params import sampling_params
 
-    sampling_params(divide(keywords)["sampling"], {})
+    given = divide(keywords)
+    sampling_params(given["sampling"], {})
+    KVSettings.of(given["kv"])
 
 
 def read_prompt(given: argparse.Namespace) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .engine.iterator import TokenIterator
+from .engine.kv_settings import KVSettings
 from .engine.params import sampling_params
 from .engine.request import Request
 from .errors import UnsupportedError
@@ -42,9 +43,11 @@ def generate(
 
     prompt: a formatted string (see `apply_chat_template`), or messages. image: one picture or a list: path, URL,
     data: URI, bytes, file, PIL picture or array. video: likewise, as a keyword. verbose: print the prompt, the text
-    as it comes and the statistics. Every field of `SamplingParams` and `MediaInputs`, `enable_thinking` and
-    `prefill_step_size` are keywords too; `sampling` names a preset ("instruct", "thinking", "model"), over which the
-    other keywords win.
+    as it comes and the statistics.
+
+    Keywords are every field of `SamplingParams` and `MediaInputs`; `kv_bits`, `kv_group_size`, `quantized_kv_start` and
+    `max_kv_size` (see `KVSettings`); `enable_thinking`; `prefill_step_size`; and `sampling`, which names a preset
+    ("instruct", "thinking", "model") over which the other keywords win.
 
     Raises what is wrong with the request: PromptError, MediaError, UnsupportedError; TypeError for an unknown keyword.
     """
@@ -90,6 +93,7 @@ def stream_generate(
         [prompt] if isinstance(prompt, Mapping) else prompt,
         MediaInputs(images=_listed(image), videos=as_videos(given["other"].get("video")), **given["media"]),
         sampling_params(given["sampling"], model.generation_config),
+        KVSettings.of(given["kv"]),
         **given["template"],
     )
     return _stream(TokenIterator(model, processor, **given["engine"]), request)
@@ -135,15 +139,18 @@ def batch_generate(
     pictures = _per_row("images", [images] if count == 1 and not isinstance(images, list | tuple) else images, count)
     videos = _per_row("videos", other.pop("videos", None), count)
     rows = _rows(given["sampling"], count)
-    templates = _rows(given["template"], count)
+    templates, caches = _rows(given["template"], count), _rows(given["kv"], count)
     requests = [
         Request(
             [prompt] if isinstance(prompt, Mapping) else prompt,
             MediaInputs(images=_listed(picture), videos=as_videos(video), **given["media"]),
             sampling_params(settings, model.generation_config),
+            KVSettings.of(cache),
             **template,
         )
-        for prompt, picture, video, settings, template in zip(prompts, pictures, videos, rows, templates, strict=True)
+        for prompt, picture, video, settings, cache, template in zip(
+            prompts, pictures, videos, rows, caches, templates, strict=True
+        )
     ]
     texts, results = [""] * count, [GenerationResult()] * count
     with TokenIterator(model, processor, group_by_shape=group_by_shape, **given["engine"], **other) as iterator:

@@ -109,10 +109,16 @@ MEDIA = (
     Option("num_frames", int, "take exactly so many frames of a video", positive=True),
     Option("max_frames", int, "take at most so many frames of a video (default 768)", positive=True),
 )
+KV_CACHE = (
+    Option("kv_bits", int, "quantize the KV cache to 2, 3, 4, 6 or 8 bits"),
+    Option("kv_group_size", int, "values of it that share a scale: 32, 64 (default) or 128"),
+    Option("quantized_kv_start", int, "leave positions below this whole (default 0)"),
+    Option("max_kv_size", int, "attend to the first 4 tokens and the last ones only, so many in all"),
+)
 TEMPLATE = (Option("enable_thinking", None, "let the model think before it answers"),)
 ENGINE = (Option("prefill_step_size", int, "prompt tokens to compute at once (default 2048)", positive=True),)
 
-OPTIONS = SAMPLING + MEDIA + TEMPLATE + ENGINE
+OPTIONS = SAMPLING + MEDIA + KV_CACHE + TEMPLATE + ENGINE
 _BY_NAME = {option.name: option for option in OPTIONS}
 
 _CALLABLES = ("logits_processors", "sampler", "stopping_criteria", "logprobs", "top_logprobs", "logit_bias")
@@ -122,16 +128,15 @@ _FACES = ("image", "images", "audio", "audios", "video", "videos", "prompt", "pr
 """Parameters of the faces' signatures, for suggestions."""
 
 LATER: Mapping[str, Any] = dict.fromkeys(
-    """kv_bits max_kv_size draft_model num_draft_tokens prompt_lookup json_schema regex grammar choices
-    prompt_cache""".split()
-) | {"kv_group_size": 64, "quantized_kv_start": 0}
+    "draft_model num_draft_tokens prompt_lookup json_schema regex grammar choices prompt_cache".split()
+)
 """Keywords of the documented interface that this version does not have yet, each with the value that asks for nothing
 (so does None): with any other they are refused by name, never dropped."""
 
 
 def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> dict[str, dict[str, Any]]:
-    """Keywords by what they go to: "sampling", "media", "template", "engine", "other" (those named in `known`).
-    per_row: whether those of "sampling" and "template" may be lists, of one value a row.
+    """Keywords by what they go to: "sampling", "media", "kv", "template", "engine", "other" (those named in `known`).
+    per_row: whether those of "sampling", "kv" and "template" may be lists, of one value a row.
 
     None stands for a keyword's default. TypeError for an unknown keyword, with the nearest name, and for a value of
     another type; ValueError for one out of range; UnsupportedError for a keyword that is still to come.
@@ -139,6 +144,7 @@ def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> d
     groups = {
         "sampling": {option.name for option in SAMPLING} | set(_CALLABLES),
         "media": {option.name for option in MEDIA},
+        "kv": {option.name for option in KV_CACHE},
         "template": {option.name for option in TEMPLATE},
         "engine": {option.name for option in ENGINE},
         "other": set(known),
@@ -155,7 +161,7 @@ def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> d
             if value != LATER[name]:
                 raise UnsupportedError(f"{name}={value!r:.80}: this version does not have it yet; leave it out")
             continue
-        listed = per_row and group in ("sampling", "template")
+        listed = per_row and group in ("sampling", "kv", "template")
         divided[group][name] = _BY_NAME[name].read(value, listed) if name in _BY_NAME else value
     return divided
 

@@ -38,7 +38,8 @@ class GenerationResult:
     finish_reason: None while it runs. tokens: all generated ids so far, a list. thinking, answer: at the
     end, the text inside thinking blocks (None where there was none) and after them, and how many tokens each has.
     cached_tokens: prompt tokens that were not computed again.
-    encode_time: seconds spent on this request's pictures and video. image_sizes: the pictures' original
+    encode_time: seconds spent on this request's pictures and video. unquantized_layers: layers whose cache stayed whole
+    although kv_bits was given (sliding and recurrent ones cannot be quantized). image_sizes: the pictures' original
     (height, width). error: what ended a row with "error".
     """
 
@@ -59,6 +60,7 @@ class GenerationResult:
     answer_tokens: int = 0
     cached_tokens: int = 0
     encode_time: float = 0.0
+    unquantized_layers: int = 0
     image_sizes: list[tuple[int, int]] = field(default_factory=list, repr=False)
     top_logprobs: Any = _Lazy()
     error: Exception | None = None

@@ -1,9 +1,9 @@
 """KV caches of the rows that run together: made, packed, joined, and left.
 
-mlx-lm's cache classes do the storing, one object a layer; here are the operations on all layers of some rows.
-A single row keeps unbatched caches (an integer offset, no mask array). Several rows share batched ones, each
-padded on the left to the longest; rows of unlike length that are prefilled together are padded on the right,
-and rolled to the left at the end.
+mlx-lm's cache classes do the storing, one object a layer, and ours where keys are quantized or their number bounded;
+here are the operations on all layers of some rows. A single row keeps unbatched caches (an integer offset, no mask
+array). Several rows share batched ones, each padded on the left to the longest; rows of unlike length that are
+prefilled together are padded on the right, and rolled to the left at the end.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,15 @@ from typing import Any
 
 from .._mlx_lm import ArraysCache, BatchKVCache, BatchRotatingKVCache, KVCache, RotatingKVCache
 from .._runtime import mx
-from ..models.base import Full, LayerKind, Opaque, Recurrent, Sliding
+from ..errors import UnsupportedError
+from ..models.base import Embedded, Full, LayerKind, Model, Opaque, Recurrent, Sliding
+from .bounded import BoundedCache
+from .kv_settings import SINKS, KVSettings
+from .quantized import QuantizedCache
+from .ragged import RaggedCache
 
 Cache = list[Any]
-"""One mlx-lm cache object a layer."""
+"""One cache object a layer: mlx-lm's or a `RaggedCache`."""
 
 
 class _BatchKVCache(BatchKVCache):
@@ -28,13 +33,13 @@ class _BatchKVCache(BatchKVCache):
         return super().make_mask(N, return_array=return_array, **kwargs)
 
 
-def make_cache(layout: Sequence[LayerKind]) -> Cache:
+def make_cache(layout: Sequence[LayerKind], settings: KVSettings = KVSettings()) -> Cache:
     """Empty caches for one row."""
 
     def one(kind: LayerKind) -> Any:
         match kind:
             case Full():
-                return KVCache()
+                return _ragged(settings, rows=1) or KVCache()
             case Sliding(window):
                 return RotatingKVCache(max_size=window)
             case Recurrent(size):
@@ -45,19 +50,54 @@ def make_cache(layout: Sequence[LayerKind]) -> Cache:
     return [one(kind) for kind in layout]
 
 
+def _ragged(settings: KVSettings, rows: int) -> RaggedCache | None:
+    """Ours, where the settings ask for one."""
+    if settings.bits is not None:
+        return QuantizedCache(settings, rows)
+    return BoundedCache(settings, rows) if settings.max_size is not None else None
+
+
+def unquantized(layout: Sequence[LayerKind], settings: KVSettings) -> list[LayerKind]:
+    """The layers, in order, whose caches are left whole although `kv_bits` is given: sliding, recurrent and opaque
+    ones. Empty without `kv_bits`."""
+    return [kind for kind in layout if settings.bits is not None and not isinstance(kind, Full)]
+
+
+def check(model: Model, settings: KVSettings) -> None:
+    """UnsupportedError where this model cannot honour these settings. Computes nothing: it builds the graphs of three
+    short forwards over such caches, a few milliseconds, and drops them; layers say there what does not fit."""
+    layout = model.cache_layout()
+    if settings == KVSettings():
+        return
+    named = f"kv_bits={settings.bits}" if settings.bits else f"max_kv_size={settings.max_size}"
+    if settings.bits is not None and not any(isinstance(kind, Full) for kind in layout):
+        raise UnsupportedError(f"{named}: no layer of this model has a cache that can be quantized; leave it out")
+    if settings.max_size is not None and any(isinstance(kind, Opaque) for kind in layout):
+        raise UnsupportedError(f"{named}: this model has a kind of cache of its own, which has no bound; leave it out")
+    smallest = settings if settings.bits else KVSettings(max_size=SINKS + 1)
+    cache = make_cache(layout, smallest)
+    try:
+        for count in (2 * SINKS, 2 * SINKS, 1):  # what is pushed out in the second would be missed
+            model(Embedded(mx.zeros((1, count), dtype=mx.int32)), cache, at=mx.array([0]))
+    except UnsupportedError:
+        raise
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UnsupportedError(f"{named}: this model's attention cannot use such a cache; leave it out") from error
+
+
 def can_batch(layout: Sequence[LayerKind]) -> bool:
     """Whether rows of this model can run together."""
     return not any(isinstance(kind, Opaque) for kind in layout)
 
 
-def make_pack(layout: Sequence[LayerKind], lengths: Sequence[int]) -> Cache:
+def make_pack(layout: Sequence[LayerKind], lengths: Sequence[int], settings: KVSettings = KVSettings()) -> Cache:
     """Empty caches for rows of these lengths that will be prefilled in one forward, padded on the right."""
     padding = [max(lengths) - length for length in lengths]
 
     def one(kind: LayerKind) -> Any:
         match kind:
             case Full():
-                cache = _BatchKVCache([0] * len(lengths))
+                cache = _ragged(settings, len(lengths)) or _BatchKVCache([0] * len(lengths))
             case Sliding(window):
                 cache = BatchRotatingKVCache(window, [0] * len(lengths))
             case Recurrent(size):

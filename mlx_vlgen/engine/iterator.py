@@ -10,25 +10,25 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import takewhile
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx
-from ..errors import PromptError
-from ..inputs.prompt import Media, MediaInputs
-from ..models.base import Embedded, Features, Model
+from ..models.base import Embedded, Model
 from ..results import FinishReason, GenerationResult
 from . import cache as kv
 from . import prefill, wired
 from .batch import Batch
+from .intake import Intake
+from .kv_settings import KVSettings
 from .report import report
 from .request import Request, Row, fresh_seed
 from .sampling import BatchSampler
 from .text import TextStream
-from .thinking import Marks, Thinking
 
 # Every thread that iterates has a stream of its own; MLX evaluates an array on the stream it was made on.
 _stream = mx.new_thread_local_stream(mx.default_device())
@@ -63,16 +63,15 @@ class TokenIterator:
                 raise ValueError(f"{name}={value}: expected at least 1")
         self._model, self._processor = model, processor
         self._layout = model.cache_layout()
-        self._end_tokens = end_tokens(model, processor)
+        self._intake = Intake(model, processor, vision_batch_pixels, group_by_shape)
         self._slots = max_batch_size if kv.can_batch(self._layout) else 1
         self._budget, self._step_size = kv_token_budget, prefill_step_size
-        self._vision_batch, self._group = vision_batch_pixels, group_by_shape
         self._lock = threading.Lock()
         self._queue: deque[Row] = deque()
         self._rows: dict[int, Row] = {}  # every row that has not ended
         self._ready: deque[Row] = deque()  # encoded, waiting for prefill
         self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
-        self._batch: Batch | None = None
+        self._batches: dict[KVSettings, Batch] = {}  # rows decode with those whose caches are like theirs
         self._out: deque[tuple[int, GenerationResult]] = deque()
         self._next_id = 0
         self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
@@ -117,7 +116,8 @@ class TokenIterator:
             self._queue.clear()
         self._ready.clear()
         self._out.clear()
-        self._partial = self._batch = None
+        self._partial = None
+        self._batches.clear()
         if self._unwire.alive:
             with mx.stream(_stream):
                 mx.synchronize()  # the limit must not change under a step that still runs
@@ -151,7 +151,7 @@ class TokenIterator:
     # -- admit
 
     def _inside(self) -> list[Row]:
-        live = self._batch.rows if self._batch else []
+        live = [row for batch in self._batches.values() for row in batch.rows]
         return [*self._ready, *live, *([self._partial[0]] if self._partial else [])]
 
     def _admit(self) -> None:
@@ -175,116 +175,40 @@ class TokenIterator:
             row.started = time.perf_counter()
             came.append(row)
         if came:
-            self._encode(came)
-            self._ready.extend(row for row in came if row.error is None)
+            self._intake.encode(came)
+        for row in came:
+            if row.error:
+                self._end(row, "error", row.error)
+            else:
+                self._ready.append(row)
 
     def _read(self, row: Row) -> bool:
         """The row's prompt and media; False when the row has ended already."""
-        request = row.request
         try:
-            media = request.media
-            assert isinstance(media, MediaInputs)
-            row.prompt = self._processor.prepare(
-                request.prompt, media, enable_thinking=request.enable_thinking, **request.template_kwargs
-            )
-            self._check_length(row)
-            row.end_tokens = self._end_tokens | self._token_ids(request.sampling.eos_tokens)
-            row.thinking = self._thinking(row)
+            self._intake.read(row)
         except Exception as error:  # whatever is wrong with one row's input is that row's own
             self._end(row, "error", error)
             return False
-        if request.sampling.max_tokens == 0:
+        if row.sampling.max_tokens == 0:
             self._end(row, "length")
             return False
         return True
-
-    def _thinking(self, row: Row) -> Thinking | None:
-        sampling = row.sampling
-        tokenizer, start, end = self._processor.tokenizer, sampling.thinking_start_token, sampling.thinking_end_token
-        marks = Marks.of(tokenizer, start, end)
-        if marks is None:
-            if sampling.thinking_budget is not None:
-                raise PromptError(
-                    "thinking_budget: this model has no <think> and </think>; leave it out, or give the strings that "
-                    "it thinks between as thinking_start_token and thinking_end_token"
-                )
-            return None
-        assert row.prompt
-        return Thinking(marks, row.prompt.tokens.tolist(), sampling.thinking_budget)
-
-    def _token_ids(self, tokens: Sequence[str | int]) -> frozenset[int]:
-        """Ids of `eos_tokens`; a string must be one token of the vocabulary."""
-        ids = set()
-        for token in tokens:
-            pieces = (
-                [token] if isinstance(token, int) else self._processor.tokenizer.encode(token, add_special_tokens=False)
-            )
-            if len(pieces) != 1:
-                raise PromptError(
-                    f"eos_tokens: {token!r} is {len(pieces)} tokens of this model, not one: give it as stop="
-                )
-            ids |= set(pieces)
-        return frozenset(ids)
-
-    def _check_length(self, row: Row) -> None:
-        config = self._model.config
-        most = config.get("text_config", config).get("max_position_embeddings")
-        if row.length == 0:
-            raise PromptError("the prompt is empty: give some text or a picture")
-        if most and row.length > most:
-            raise PromptError(
-                f"the prompt has {row.length} tokens and the model has {most} positions: "
-                "shorten it, give fewer or smaller pictures (max_pixels), or fewer frames (max_frames)"
-            )
-
-    def _encode(self, rows: Sequence[Row]) -> None:
-        """Features of all media of these rows, equal shapes together; then each row's embeddings. A row whose media
-        fail ends."""
-        owners: list[Row] = []
-        media: list[Media] = []
-        for row in rows:
-            assert row.prompt
-            owners += [row] * len(row.prompt.media)
-            media += row.prompt.media
-        features: dict[int, Features] = {}
-        groups = deque(prefill.encoding_groups(media, self._vision_batch, self._group))
-        while groups:
-            group, begun = groups.popleft(), time.perf_counter()
-            try:
-                made = self._model.encode([media[i] for i in group])
-                mx.eval([[f.embeds, *f.deepstack] for f in made])
-            except Exception as error:
-                if len(group) > 1:  # one by one, to see whose fault it is
-                    groups.extend([i] for i in group)
-                else:
-                    owners[group[0]].error = error
-                continue
-            features |= zip(group, made, strict=True)
-            for i in group:
-                owners[i].encode_time += (time.perf_counter() - begun) / len(group)
-        places = iter(range(len(media)))
-        for row in rows:
-            assert row.prompt
-            own = [next(places) for _ in row.prompt.media]
-            if row.error:
-                self._end(row, "error", row.error)
-                continue
-            row.inputs = self._model.embed(row.prompt, [features[i] for i in own])
-            row.delta = int(row.inputs.delta)
 
     # -- prefill
 
     def _prefill(self) -> None:
         """One step: a chunk of a long prompt, or several whole short ones."""
         if self._partial is None and self._ready:
-            count = prefill.pack_size([row.length for row in self._ready], self._step_size)
+            settings = self._ready[0].request.kv
+            alike = takewhile(lambda row: row.request.kv == settings, self._ready)
+            count = prefill.pack_size([row.length for row in alike], self._step_size)
             rows = [self._ready.popleft() for _ in range(count)]
             for row in rows:
                 row.prefill_started = time.perf_counter()
             if count > 1:
                 self._prefill_pack(rows)
                 return
-            self._partial = rows[0], kv.make_cache(self._layout), 0
+            self._partial = rows[0], kv.make_cache(self._layout, settings), 0
         if self._partial is None:
             return
         row, cache, start = self._partial
@@ -301,7 +225,7 @@ class TokenIterator:
 
     def _prefill_pack(self, rows: list[Row]) -> None:
         lengths = [row.length for row in rows]
-        cache = kv.make_pack(self._layout, lengths)
+        cache = kv.make_pack(self._layout, lengths, rows[0].request.kv)
         inputs = Embedded.stack([row.inputs for row in rows if row.inputs])
         logits = self._model(inputs, cache, at=mx.array(lengths) - 1)
         kv.finalize(cache, lengths)
@@ -313,7 +237,9 @@ class TokenIterator:
             row.inputs = None
         new = Batch.draw(rows, cache, BatchSampler(rows), logits)
         kv.evaluate(cache, new.tokens)
-        self._batch = self._batch.join(new) if self._batch else new
+        settings = rows[0].request.kv
+        live = self._batches.get(settings)
+        self._batches[settings] = live.join(new) if live else new
 
     def _drop_cancelled(self) -> None:
         """Rows that wait for something. Those that decode end when their next token comes."""
@@ -333,14 +259,20 @@ class TokenIterator:
     # -- decode
 
     def _decode(self) -> None:
-        """Hand out the tokens that are drawn, with the next step already under way.
+        """One step of every batch."""
+        for settings, batch in list(self._batches.items()):
+            following = self._decode_batch(batch)
+            if following is None:
+                del self._batches[settings]
+            else:
+                self._batches[settings] = following
+
+    def _decode_batch(self, batch: Batch) -> Batch | None:
+        """Hand out the tokens that are drawn, with the next step already under way; what goes on, if anything does.
 
         A row that ends by its length is known before and computes nothing more. One that its token ends (end
         token, stop string) has one token drawn in vain, which nobody sees. Where a row has to wait, all do.
         """
-        batch, self._batch = self._batch, None
-        if batch is None:
-            return
         going = [i for i, row in enumerate(batch.rows) if not row.last_token_due]
         following = None
         tokens, logits, rows = batch.tokens, batch.logits, batch.rows
@@ -350,11 +282,10 @@ class TokenIterator:
             self._emit(rows[i], token, logits, i)
         left = [i for i in going if rows[i].finish_reason is None]
         if not left:
-            return
+            return None
         if following is None:
-            self._batch = batch.select(left).advance(self._model, read=True)
-        else:
-            self._batch = following.select([place for place, i in enumerate(going) if i in left])
+            return batch.select(left).advance(self._model, read=True)
+        return following.select([place for place, i in enumerate(going) if i in left])
 
     # -- emit
 
@@ -408,14 +339,3 @@ class TokenIterator:
         with self._lock:
             self._rows.pop(row.id, None)
         self._out.append((row.id, report(row, text, logits, place)))
-
-
-def end_tokens(model: Model, processor: Any) -> frozenset[int]:
-    """The model's own end tokens: of generation_config.json, else of config.json, and the tokenizer's."""
-    ids: set[int] = set()
-    for named in (
-        model.generation_config.get("eos_token_id", model.config.get("eos_token_id")),
-        processor.tokenizer.eos_token_id,
-    ):
-        ids |= set() if named is None else {named} if isinstance(named, int) else set(named)
-    return frozenset(ids)

@@ -59,7 +59,7 @@ class SamplingParams:
     repetition_context_size: int | None = 20
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     eos_tokens: Sequence[str | int] = ()
     stop: Sequence[str] = ()
     max_time: float | None = None
@@ -77,8 +77,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name in _LISTS:
             value = getattr(self, name)
-            if value is None or isinstance(value, str | int) or callable(value):  # one of them, or none
-                object.__setattr__(self, name, () if value is None else (value,))
+            one = isinstance(value, str | int) or callable(value)
+            object.__setattr__(self, name, (value,) if one else tuple(value or ()))
         self._check(
             "at least 0",
             lambda value: value >= 0,

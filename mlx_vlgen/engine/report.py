@@ -25,6 +25,7 @@ def report(row: Row, text: str, logits: mx.array | None, place: int) -> Generati
         finish_reason=row.finish_reason,
         tokens=lambda so_far=row.tokens: so_far[:made],
         encode_time=row.encode_time,
+        unquantized_layers=row.unquantized_layers,
         image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
         error=row.error,
     )

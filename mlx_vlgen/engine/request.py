@@ -10,6 +10,7 @@ from typing import Any
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Embedded
 from ..results import FinishReason, GenerationResult
+from .kv_settings import KVSettings
 from .params import SamplingParams
 from .text import TextStream
 from .thinking import Thinking
@@ -27,6 +28,7 @@ class Request:
     prompt: str | Sequence[Mapping[str, Any]]
     media: Any = None
     sampling: SamplingParams = SamplingParams()
+    kv: KVSettings = KVSettings()
     enable_thinking: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -57,6 +59,7 @@ class Row:
     error: Exception | None = None
     cancelled: bool = False
     started: float = field(default_factory=time.perf_counter)
+    unquantized_layers: int = 0
     encode_time: float = 0.0
     prefill_started: float = 0.0
     first_token: float = 0.0

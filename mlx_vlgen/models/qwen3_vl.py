@@ -165,9 +165,7 @@ class Qwen3VL(Model):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
         embeds = self.language_model.model.embed_tokens(tokens)
-        if not prompt.media:
-            return Embedded(tokens, embeds)
-        deepstack = [mx.zeros_like(embeds) for _ in features[0].deepstack]
+        deepstack = [mx.zeros_like(embeds) for _ in (features[0].deepstack if features else ())]
         for media, own in zip(prompt.media, features, strict=True):
             taken = 0
             for start, end in media.spans:
@@ -176,6 +174,7 @@ class Qwen3VL(Model):
                 for layer, extra in zip(deepstack, own.deepstack, strict=True):
                     layer[0, start:end] = extra[part].astype(embeds.dtype)
                 taken = part.stop
+        # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
         positions, delta = rotary_positions(prompt, self.vision_tower.merge)
         return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)
 

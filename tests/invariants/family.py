@@ -13,7 +13,8 @@ import mlx_vlgen
 from mlx_vlgen import SamplingParams
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine.cache import make_cache
-from mlx_vlgen.engine.iterator import end_tokens
+from mlx_vlgen.engine.intake import end_tokens
+from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.models.base import Embedded
 
@@ -65,7 +66,7 @@ class Family:
     folder: Path
     model: Any
     processor: Any
-    drawn: dict[tuple[Ask, SamplingParams], Answer] = field(default_factory=dict)
+    drawn: dict[tuple[Ask, SamplingParams, KVSettings], Answer] = field(default_factory=dict)
     _answers: dict[Ask, Answer] = field(default_factory=dict)
 
     @staticmethod
@@ -106,15 +107,15 @@ class Family:
             self._answers[ask] = self._plain_loop(ask, None)
         return self._answers[ask]
 
-    def scores(self, ask: Ask, tokens: Sequence[int]) -> np.ndarray:
+    def scores(self, ask: Ask, tokens: Sequence[int], kv: KVSettings = KVSettings()) -> np.ndarray:
         """(n, V): the log-probabilities that each of these tokens would be chosen from."""
-        return self._plain_loop(ask, tokens).scores
+        return self._plain_loop(ask, tokens, kv).scores
 
-    def _plain_loop(self, ask: Ask, forced: Sequence[int] | None) -> Answer:
+    def _plain_loop(self, ask: Ask, forced: Sequence[int] | None, kv: KVSettings = KVSettings()) -> Answer:
         """The whole prompt in one forward over unbatched caches, then one token at a time: what all rows must equal."""
         prompt = self.processor.prepare(ask.text, ask.media)
         inputs = self.model.embed(prompt, [self.model.encode([medium])[0] for medium in prompt.media])
-        cache = make_cache(self.model.cache_layout())
+        cache = make_cache(self.model.cache_layout(), kv)
         logits = self.model(inputs, cache)[0, -1]
         tokens: list[int] = []
         scores: list[np.ndarray] = []

@@ -8,6 +8,8 @@ import numpy as np
 
 from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
 
+from mlx_vlgen.engine.kv_settings import KVSettings
+
 from .family import STEPS, Answer, Ask, Family
 
 TOLERANCE = 1e-4
@@ -20,13 +22,21 @@ class Row:
 
     ask: Ask
     sampling: SamplingParams = SamplingParams(max_tokens=STEPS)
+    kv: KVSettings = KVSettings()
     joins: int = 0
     leaves: int | None = None
     media: Any = None
 
     @property
     def request(self) -> Request:
-        return Request(self.ask.text, self.ask.media if self.media is None else self.media, self.sampling)
+        return Request(self.ask.text, self.ask.media if self.media is None else self.media, self.sampling, self.kv)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it takes the most likely token over whole caches, as the plain loop does."""
+        own = self.sampling
+        changed = own.temperature or own.repetition_penalty or own.presence_penalty or own.frequency_penalty
+        return not changed and not own.logit_bias and self.kv == KVSettings()
 
 
 @dataclass
@@ -86,22 +96,30 @@ def check(family: Family, rows: Sequence[Row], heard: Sequence[Heard]) -> None:
     """Every row's tokens and log-probabilities are those of the plain loop; draws are those of the row alone."""
     for row, own in zip(rows, heard, strict=True):
         assert own.finish_reason in ("stop", "length", "cancelled"), own.results[-1].error
-        answer = family.answer(row.ask) if row.sampling.temperature == 0 else alone(family, row)
+        answer = family.answer(row.ask) if row.is_plain else alone(family, row)
         tokens = answer.tokens[: row.sampling.max_tokens]
         if own.finish_reason == "cancelled":
             assert row.leaves == len(own.tokens)
             tokens = tokens[: row.leaves]
         assert own.tokens == tokens, row.ask.name
         difference = np.abs(np.stack(own.scores) - answer.scores[: len(tokens)]).max()
-        assert difference < TOLERANCE, (row.ask.name, difference)
+        assert difference < tolerance(family, row), (row.ask.name, difference)
+
+
+def tolerance(family: Family, row: Row) -> float:
+    """gemma3_text is equal to 3e-6 and not to the bit (its sliding layers add up in another order), so that now and
+    then a key lies on the other side of a rounding border: one step of the quantized cache."""
+    if family.name == "gemma3_text" and row.kv.bits:
+        return 0.2 / 2**row.kv.bits
+    return TOLERANCE
 
 
 def alone(family: Family, row: Row) -> Answer:
     """What the row draws by itself, with the log-probabilities that the plain loop gives for those tokens."""
-    key = row.ask, row.sampling
+    key = row.ask, row.sampling, row.kv
     if key not in family.drawn:
         [own] = play(family, [Row(*key)])
-        family.drawn[key] = Answer(own.tokens, family.scores(row.ask, own.tokens))
+        family.drawn[key] = Answer(own.tokens, family.scores(row.ask, own.tokens, row.kv))
     return family.drawn[key]
 
 

@@ -22,6 +22,9 @@ from parity import media
 from PIL import Image
 
 from mlx_vlgen import SamplingParams, TokenIterator, batch_generate, generate, stream_generate
+from mlx_vlgen.engine.cache import check as check_cache
+from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.errors import UnsupportedError
 
 from .family import STEPS, Ask, Family
 from .play import TOLERANCE, Heard, Row, check, play, play_and_check
@@ -38,6 +41,19 @@ SAMPLERS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.9, "min_p": 0.05},
     {"temperature": 1.1, "top_k": 40, "top_p": 0.9, "min_p": 0.01},
     {"temperature": 0.0},
+    {"temperature": 1.0, "typical_p": 0.8},
+    {"temperature": 1.2, "top_n_sigma": 1.0, "xtc_probability": 0.5, "xtc_threshold": 0.01},
+    {"repetition_penalty": 1.3, "repetition_context_size": None},
+    {"temperature": 0.9, "repetition_penalty": 1.5, "repetition_context_size": 3, "frequency_penalty": 0.4},
+    {"presence_penalty": 1.5},
+    {"logit_bias": {5: 4.0, 9: -50.0}},
+)
+CACHES = (
+    KVSettings(),
+    KVSettings(bits=8, group_size=32),
+    KVSettings(bits=4, group_size=32),
+    KVSettings(bits=8, group_size=32, start=9),
+    KVSettings(max_size=12),
 )
 
 
@@ -269,6 +285,31 @@ def test_three_faces(family: Family) -> None:
     assert [result.tokens for result in batch.results] == [own.tokens for own in heard]
 
 
+def usable_caches(family: Family) -> list[KVSettings]:
+    """Whole caches, mostly; and the others that the family's heads allow."""
+
+    def fits(settings: KVSettings) -> bool:
+        try:
+            check_cache(family.model, settings)
+        except UnsupportedError:
+            return False
+        return True
+
+    return [KVSettings()] * 3 + [settings for settings in CACHES if fits(settings)]
+
+
+@every_family
+def test_every_cache(family: Family) -> None:
+    """Each kind of cache: alone in chunks, in a ragged batch, and rows of all kinds together."""
+    caches = usable_caches(family)[3:]
+    assert len(caches) >= 2
+    names = [name for name in ("img2", "long", "words11", "text") if name in family.asks][:3]
+    rows = [Row(family.asks[name], kv=own, joins=5 * i) for own in caches for i, name in enumerate(names)]
+    play_and_check(family, rows)
+    for chunk in (1, 7):
+        play_and_check(family, [row for row in rows if row.joins == 0], prefill_step_size=chunk)
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
     """A family's name, rows as (number of the ask, and Row's other fields), and an iterator's settings."""
@@ -278,6 +319,7 @@ def plans(draw: st.DrawFn) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
             "max_tokens": st.integers(1, STEPS),
             "sampler": st.sampled_from([*SAMPLERS, {}, {}, {}]),
             "seed": st.integers(0, 2**63),
+            "kv": st.integers(0, 99),
             "joins": st.integers(0, 25),
             "leaves": st.none() | st.integers(1, STEPS),
         }
@@ -300,13 +342,14 @@ def test_any_mix(load_family: Callable[[str], Family], plan: tuple[str, list[dic
     """Whatever comes together: media, lengths, settings, joins, ends, chunks and limits."""
     name, rows, iterator = plan
     family = load_family(name)
-    asks = list(family.asks.values())
+    asks, caches = list(family.asks.values()), usable_caches(family)
     play_and_check(
         family,
         [
             Row(
                 asks[row["ask"] % len(asks)],
                 SamplingParams(max_tokens=row["max_tokens"], seed=row["seed"], **row["sampler"]),
+                caches[row["kv"] % len(caches)],
                 row["joins"],
                 row["leaves"],
             )

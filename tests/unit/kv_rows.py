@@ -1,0 +1,155 @@
+"""Rows of one layer's cache that come and go, each compared with plain attention over all that it was given."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from mlx_lm.models.base import scaled_dot_product_attention
+
+from mlx_vlgen._mlx_lm import create_attention_mask
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine import cache as kv
+from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.models.base import Full, LayerKind
+
+LAYOUT: list[LayerKind] = [Full()]
+KV_HEADS, GROUPS = 2, 2  # each key head serves two query heads
+
+
+class Vectors(NamedTuple):
+    """What a row was given: keys, values (n, KV_HEADS, D), queries (n, KV_HEADS * GROUPS, D)."""
+
+    keys: np.ndarray
+    values: np.ndarray
+    queries: np.ndarray
+
+    @classmethod
+    def draw(cls, random: np.random.Generator, count: int, size: int) -> "Vectors":
+        shapes = [(count, heads, size) for heads in (KV_HEADS, KV_HEADS, KV_HEADS * GROUPS)]
+        return cls(*(random.normal(size=shape).astype(np.float32) for shape in shapes))
+
+    def __add__(self, later: "Vectors") -> "Vectors":  # type: ignore[override]
+        return Vectors(*map(np.concatenate, zip(self, later, strict=True)))
+
+    def padded(self, count: int) -> "Vectors":
+        """On the right, with values that would show."""
+        return Vectors(*(np.pad(x, [(0, count - len(x)), (0, 0), (0, 0)], constant_values=9) for x in self))
+
+
+Stored = Callable[[np.ndarray], np.ndarray]
+Visible = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Oracle(NamedTuple):
+    """stored: keys or values (n, H, D) as the cache should give them back; visible: whether a query at position q
+    attends to a key at position p <= q."""
+
+    stored: Stored = lambda x: x
+    visible: Visible = lambda q, p: p <= q
+
+    def attend(self, history: Vectors, count: int) -> np.ndarray:
+        """(count, heads, D): attention of the last `count` tokens."""
+        positions = np.arange(len(history.keys))
+        queries = positions[len(positions) - count :]
+        keys, values = (np.repeat(self.stored(x), GROUPS, axis=1).astype(np.float64) for x in history[:2])
+        scores = np.einsum("qhd,phd->hqp", history.queries[queries], keys) * keys.shape[-1] ** -0.5
+        allowed = (positions <= queries[:, None]) & self.visible(queries[:, None], positions)
+        weights = np.exp(np.where(allowed, scores, -np.inf) - scores.max(axis=2, keepdims=True))
+        return np.einsum("hqp,phd->qhd", weights / weights.sum(axis=2, keepdims=True), values)
+
+
+class Rows:
+    """Rows that share a cache, with their histories."""
+
+    def __init__(self, oracle: Oracle, cache: kv.Cache, histories: Sequence[Vectors]):
+        self.oracle, self.cache, self.histories = oracle, cache, list(histories)
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(history.keys) for history in self.histories]
+
+    def step(self, new: Sequence[Vectors]) -> None:
+        """Give each row its new vectors, padded on the right to the longest, and check what each attends to."""
+        counts = [len(own.keys) for own in new]
+        keys, values, queries = (
+            mx.array(np.stack(parts).transpose(0, 2, 1, 3))
+            for parts in zip(*(own.padded(max(counts)) for own in new), strict=True)
+        )
+        [own] = self.cache
+        offset = own.offset if len(new) > 1 else [own.offset]
+        assert np.array(offset).tolist() == self.lengths
+        mask = create_attention_mask(queries.swapaxes(1, 2), own)
+        held = own.update_and_fetch(keys, values)
+        out = scaled_dot_product_attention(queries, *held, cache=own, scale=keys.shape[-1] ** -0.5, mask=mask)
+        kv.evaluate(self.cache, out)
+        self.histories = [old + own for old, own in zip(self.histories, new, strict=True)]
+        for row, (history, count) in enumerate(zip(self.histories, counts, strict=True)):
+            got = np.array(out[row]).swapaxes(0, 1)[:count]
+            assert got == pytest.approx(self.oracle.attend(history, count), abs=2e-5)
+
+    def join(self, other: "Rows") -> "Rows":
+        cache = kv.join(self.cache, other.cache, self.lengths + other.lengths)
+        return Rows(self.oracle, cache, self.histories + other.histories)
+
+    def select(self, rows: Sequence[int]) -> "Rows":
+        histories = [self.histories[row] for row in rows]
+        cache = kv.select(self.cache, rows, [len(history.keys) for history in histories])
+        return Rows(self.oracle, cache, histories)
+
+    def decode_mask(self) -> Any:
+        """The mask of a step of one token a row."""
+        return create_attention_mask(mx.zeros((1, 1, 1)), self.cache[0])
+
+
+class Play:
+    """Makes rows of given settings, with vectors of `size` from one stream of random numbers."""
+
+    def __init__(self, settings: KVSettings, oracle: Oracle, size: int, seed: int = 0):
+        self.settings, self.oracle, self.size = settings, oracle, size
+        self.random = np.random.default_rng(seed)
+
+    def vectors(self, count: int) -> Vectors:
+        return Vectors.draw(self.random, count, self.size)
+
+    def single(self, *chunks: int) -> Rows:
+        """One row, prefilled in chunks."""
+        row = Rows(self.oracle, kv.make_cache(LAYOUT, self.settings), [self.vectors(0)])
+        for chunk in chunks:
+            row.step([self.vectors(chunk)])
+        return row
+
+    def pack(self, *lengths: int) -> Rows:
+        """Rows that are prefilled together."""
+        cache = kv.make_pack(LAYOUT, lengths, self.settings)
+        rows = Rows(self.oracle, cache, [self.vectors(0)] * len(lengths))
+        rows.step([self.vectors(length) for length in lengths])
+        kv.finalize(cache, lengths)
+        return rows
+
+    def decode(self, rows: Rows, count: int = 1) -> None:
+        for _ in range(count):
+            rows.step([self.vectors(1) for _ in rows.histories])
+
+    def story(self, first: list[int], events: Sequence["Event"]) -> None:
+        """A tuple is a pack that joins (one alone is prefilled by chunks of these sizes), a number so many steps, a
+        set the rows that stay."""
+        rows = self.single(*first)
+        for event in events:
+            if isinstance(event, tuple):
+                chunks, lengths = event
+                rows = rows.join(self.pack(*lengths) if len(lengths) > 1 else self.single(*chunks))
+            elif isinstance(event, int):
+                self.decode(rows, event)
+            elif 0 < len(staying := sorted(row for row in event if row < len(rows.histories))) < len(rows.histories):
+                rows = rows.select(staying)
+        self.decode(rows)
+
+
+Event = tuple[list[int], list[int]] | int | set[int]
+_sizes = st.lists(st.integers(1, 13), min_size=1, max_size=3)
+stories = st.tuples(
+    _sizes, st.lists(st.tuples(_sizes, _sizes) | st.integers(0, 7) | st.sets(st.integers(0, 5)), max_size=7)
+)
+"""What `Play.story` takes."""
