@@ -96,4 +96,19 @@ def blas_hint() -> str | None:
     )
 
 
-__all__ = ["blas", "blas_hint", "mx", "nn", "tree_flatten", "tree_unflatten"]
+def memory_available() -> int | None:
+    """Bytes that MLX's default device can still take; None where that cannot be told."""
+    if mx.default_device().type == mx.DeviceType.gpu:
+        info = mx.device_info()
+        if "free_memory" in info:  # CUDA
+            return int(info["free_memory"])
+        limit = info.get("max_recommended_working_set_size")  # Metal
+        return None if limit is None else int(limit) - mx.get_active_memory()
+    if sys.platform != "linux":
+        return None
+    with open("/proc/meminfo", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+__all__ = ["blas", "blas_hint", "memory_available", "mx", "nn", "tree_flatten", "tree_unflatten"]

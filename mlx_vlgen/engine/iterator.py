@@ -40,9 +40,10 @@ class TokenIterator:
     be iterated again after more was added.
 
     max_batch_size: rows that run together. kv_token_budget: cache positions that the rows inside may come to need
-    together (prompt and max_tokens); None is no bound but the batch size. prefill_step_size: prompt tokens a step.
-    vision_batch_pixels: pixel values (3 a pixel and frame) that go through the vision tower at once.
-    group_by_shape: whether pictures of equal processed shape are encoded together.
+    together (prompt and max_tokens); None is what fits into free memory, judged by the first rows. A row that needs
+    more runs alone. prefill_step_size: prompt tokens a step. vision_batch_pixels: pixel values (3 a pixel and frame)
+    that go through the vision tower at once. group_by_shape: whether pictures of equal processed shape are encoded
+    together.
 
     One thread iterates; `add` and `cancel` may be called from any.
     """
@@ -237,6 +238,8 @@ class TokenIterator:
             row.inputs = None
         new = Batch.draw(rows, cache, BatchSampler(rows), logits)
         kv.evaluate(cache, new.tokens)
+        if self._budget is None:
+            self._budget = kv.affordable(cache, len(rows) * max(row.length for row in rows))
         settings = rows[0].request.kv
         live = self._batches.get(settings)
         self._batches[settings] = live.join(new) if live else new

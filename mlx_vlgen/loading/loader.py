@@ -1,13 +1,12 @@
 """A path or Hub id -> the model and its processor."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._mlx_lm import unpack_awq
-from .._runtime import blas_hint, mx, tree_flatten
+from .._runtime import blas_hint, memory_available, mx, tree_flatten
 from ..errors import LoadError, UnsupportedError, VlgenError
 from ..models import PROVED_TEXT, TEXT, find
 from ..models.base import Model
@@ -172,18 +171,3 @@ def _warn_if_too_large(model: Model) -> None:
             f"the weights take {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB of memory are free: this will swap "
             'or fail. Load a smaller or quantized checkpoint, or give quantization={"bits": 4}.'
         )
-
-
-def memory_available() -> int | None:
-    """Bytes that MLX's default device can still take; None where that cannot be told."""
-    if mx.default_device().type == mx.DeviceType.gpu:
-        info = mx.device_info()
-        if "free_memory" in info:  # CUDA
-            return int(info["free_memory"])
-        limit = info.get("max_recommended_working_set_size")  # Metal
-        return None if limit is None else int(limit) - mx.get_active_memory()
-    if sys.platform != "linux":
-        return None
-    with open("/proc/meminfo", encoding="ascii") as file:
-        fields = dict(line.split(":", 1) for line in file)
-    return int(fields["MemAvailable"].split()[0]) * 1024
