@@ -27,7 +27,9 @@ from mlx_vlgen.inputs.qwen_vl import Qwen3VLProcessor
 from mlx_vlgen.models.qwen3_vl import Qwen3VL
 
 
-def shape(hidden: int, inner: int, layers: int, heads: int, kv: int, vision: int, depth: int, words: int) -> dict[str, Any]:
+def shape(
+    hidden: int, inner: int, layers: int, heads: int, kv: int, vision: int, depth: int, words: int
+) -> dict[str, Any]:
     """A Qwen3-VL configuration."""
     return {
         "model_type": "qwen3_vl",
@@ -147,8 +149,11 @@ def main() -> None:
     run(8, True)
     figures["peak memory, batch of 8 with pictures (GB)"] = mx.get_peak_memory() / 1e9
 
-    device = f"{mx.default_device()}, BLAS {Path(blas()).name if blas() else 'own'}" if cpu else str(mx.default_device())
-    about = f"Qwen3-VL shape {given.size}, {given.bits or 'no'} quantization bits, {given.prompt_tokens} prompt tokens, {device}"
+    device = str(mx.default_device())
+    if cpu:
+        device += f", BLAS {Path(blas() or 'own').name}"
+    bits = f"{given.bits} bits" if given.bits else "not quantized"
+    about = f"Qwen3-VL shape {given.size}, {bits}, {given.prompt_tokens} prompt tokens, {device}"
     if given.json:
         print(json.dumps({"about": about, **{name: round(value, 4) for name, value in figures.items()}}))
         return

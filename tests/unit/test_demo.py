@@ -1,0 +1,137 @@
+"""The built-in model: real answers about pictures, whatever runs beside them and however the cache is kept."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from parity import media
+from PIL import Image, ImageDraw
+
+from mlx_vlgen import batch_generate, generate, load, stream_generate
+from mlx_vlgen.demo import MODEL
+from mlx_vlgen.demo.tasks import sample
+
+PICTURES = media.DEMO / "pictures"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Any:
+    return load("demo")
+
+
+def ask(demo: Any, question: str, image: Any = None, **settings: Any) -> Any:
+    content: list[dict[str, Any]] = [{"type": "image"}] if image is not None else []
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    return generate(*demo, messages, image=image, max_tokens=160, **settings)
+
+
+def drawn(size: tuple[int, int], *shapes: tuple[str, str, tuple[float, float]]) -> Image.Image:
+    """A picture drawn here, not by the generator that the model was trained on: (kind, colour, centre as shares)."""
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    side = min(size) // 7
+    for kind, colour, (x, y) in shapes:
+        at = x * size[0], y * size[1]
+        box = (at[0] - side, at[1] - side, at[0] + side, at[1] + side)
+        if kind == "circle":
+            draw.ellipse(box, fill=colour)
+        else:
+            draw.rectangle(box, fill=colour)
+    return picture
+
+
+def test_it_is_small_enough_to_be_built_in() -> None:
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 10e6
+
+
+def test_it_describes_the_readmes_picture(demo: Any) -> None:
+    answer = ask(demo, "Describe this image.", PICTURES / "shapes.png").text
+    assert answer == "There is a red circle on the left and a blue square on the right."
+
+
+@pytest.mark.parametrize("size", [(640, 480), (300, 400), (1200, 900)])
+def test_pictures_of_other_sizes(demo: Any, size: tuple[int, int]) -> None:
+    picture = drawn(size, ("circle", "green", (0.25, 0.5)), ("square", "red", (0.75, 0.5)))
+    answer = ask(demo, "Describe this image.", picture).text
+    assert "green circle" in answer and "red square" in answer
+
+
+def test_it_counts(demo: Any) -> None:
+    assert "2" in ask(demo, "How many shapes are there?", PICTURES / "shapes.png").text
+
+
+def test_a_photograph_is_not_described(demo: Any) -> None:
+    example = sample("photo", 1)
+    assert ask(demo, example.question, example.images[0]).text == example.answer
+
+
+def test_it_says_who_it_is(demo: Any) -> None:
+    assert "demo model of mlx_vlgen" in ask(demo, "Who are you?").text
+
+
+@pytest.mark.parametrize("how", ["asked by the template", "of its own"])
+def test_it_thinks(demo: Any, how: str) -> None:
+    template = how == "asked by the template"
+    question = "How many shapes are there?" if template else "Think step by step: How many shapes are there?"
+    result = ask(demo, question, PICTURES / "shapes.png", enable_thinking=template)
+    assert "red circle" in result.thinking and "2" in result.answer and "<think>" not in result.answer
+    assert result.thinking_tokens > 5 and result.answer_tokens > 2
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("budget", [0, 1, 5, 500])
+def test_thinking_budgets_are_exact(demo: Any, budget: int, template: bool) -> None:
+    """Single, streamed and in a batch: min(budget, what it would have thought)."""
+    question = "Describe this image." if template else "Think step by step: Describe this image."
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    settings: dict[str, Any] = {"max_tokens": 200, "enable_thinking": template}
+    free = generate(*demo, messages, image=PICTURES / "shapes.png", **settings)
+    wanted = min(budget, free.thinking_tokens)
+    one = generate(*demo, messages, image=PICTURES / "shapes.png", thinking_budget=budget, **settings)
+    *_, streamed = stream_generate(*demo, messages, image=PICTURES / "shapes.png", thinking_budget=budget, **settings)
+    rows = batch_generate(
+        *demo, [PICTURES / "crowd.png", PICTURES / "shapes.png"], prompts=[messages, messages],
+        thinking_budget=[None, budget], **settings,
+    ).results  # fmt: skip
+    for result in (one, streamed, rows[1]):
+        assert result.thinking_tokens == wanted and result.tokens == one.tokens
+        assert result.finish_reason == "stop" and result.answer
+
+
+def mixed_rows() -> Iterator[Any]:
+    for seed in range(3):
+        for task in ("describe", "count", "read", "compare", "photo", "text"):
+            yield sample(task, 50 + seed)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"prefill_step_size": 7}, {"max_batch_size": 3}, {"group_by_shape": False}, {"kv_bits": 8}],
+    ids=lambda settings: str(settings) or "plain",
+)
+def test_real_answers_do_not_depend_on_the_batch(demo: Any, settings: dict[str, Any]) -> None:
+    examples = list(mixed_rows())
+    prompts = [
+        [{"role": "user", "content": [*[{"type": "image"}] * len(e.images), {"type": "text", "text": e.question}]}]
+        for e in examples
+    ]
+    pictures = [list(e.images) for e in examples]
+    alone = [
+        generate(*demo, prompt, image=own, max_tokens=64, **{k: v for k, v in settings.items() if k == "kv_bits"}).text
+        for prompt, own in zip(prompts, pictures, strict=True)
+    ]
+    assert batch_generate(*demo, pictures, prompts=prompts, max_tokens=64, **settings).texts == alone
+
+
+def test_it_is_right_more_often_than_not(demo: Any) -> None:
+    """A floor that a broken processor or tower would not reach; `python -m mlx_vlgen.demo.evaluate` measures."""
+    right = {}
+    for task in ("describe", "count", "compare", "photo", "text"):
+        examples = [sample(task, seed) for seed in range(20)]
+        prompts = [
+            [{"role": "user", "content": [*[{"type": "image"}] * len(e.images), {"type": "text", "text": e.question}]}]
+            for e in examples
+        ]
+        texts = batch_generate(*demo, [list(e.images) for e in examples], prompts=prompts, max_tokens=160).texts
+        right[task] = sum(text == e.answer for text, e in zip(texts, examples, strict=True))
+    assert all(count >= 10 for count in right.values()), right
