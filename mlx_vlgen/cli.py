@@ -148,6 +148,8 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     if given.verbose:
         print(f"{'=' * 10}\nPrompt: {text}\n", file=sys.stderr, flush=True)
     result = None
+    if bar := progress_bar():
+        keywords["prompt_progress_callback"] = bar
     for result in stream_generate(model, processor, messages, **keywords):
         print(result.text, end="", flush=True)
     print(flush=True)
@@ -156,6 +158,23 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     if given.verbose and result is not None:
         print(statistics(result), file=sys.stderr, flush=True)
     return 0
+
+
+def progress_bar() -> Callable[[int, int], None] | None:
+    """How far the prompt is read, where a person waits for it at a terminal for more than a second."""
+    if not sys.stderr.isatty():
+        return None
+    from huggingface_hub.utils import tqdm
+
+    bar: Any = tqdm(desc="reading the prompt", unit=" tokens", leave=False, delay=1.0)
+
+    def tell(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return tell
 
 
 def check_keywords(keywords: dict[str, Any]) -> None:

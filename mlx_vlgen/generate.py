@@ -11,7 +11,7 @@ if __name__ == "__main__":  # before the imports below, which take a second: --h
     sys.exit(main_generate())
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .engine.iterator import TokenIterator
@@ -46,8 +46,9 @@ def generate(
     as it comes and the statistics.
 
     Keywords are every field of `SamplingParams` and `MediaInputs`; `kv_bits`, `kv_group_size`, `quantized_kv_start` and
-    `max_kv_size` (see `KVSettings`); `enable_thinking`; `prefill_step_size`; and `sampling`, which names a preset
-    ("instruct", "thinking", "model") over which the other keywords win.
+    `max_kv_size` (see `KVSettings`); `enable_thinking`; `prefill_step_size`; `prompt_progress_callback`, called
+    with the prompt tokens that are computed and all there are; and `sampling`, which names a preset ("instruct",
+    "thinking", "model") over which the other keywords win.
 
     Raises what is wrong with the request: PromptError, MediaError, UnsupportedError; TypeError for an unknown keyword.
     """
@@ -88,7 +89,8 @@ def stream_generate(
     """
     if audio is not None:
         raise UnsupportedError("audio: this model does not hear; leave it out")
-    given = divide(kwargs, "video")
+    given = divide(kwargs, "video", "prompt_progress_callback")
+    told = given["other"].get("prompt_progress_callback")
     request = Request(
         [prompt] if isinstance(prompt, Mapping) else prompt,
         MediaInputs(images=_listed(image), videos=as_videos(given["other"].get("video")), **given["media"]),
@@ -96,7 +98,8 @@ def stream_generate(
         KVSettings.of(given["kv"]),
         **given["template"],
     )
-    return _stream(TokenIterator(model, processor, **given["engine"]), request)
+    progress = None if told is None else lambda id, done, total: told(done, total)
+    return _stream(TokenIterator(model, processor, progress=progress, **given["engine"]), request)
 
 
 def _stream(iterator: TokenIterator, request: Request) -> Iterator[GenerationResult]:
@@ -132,7 +135,7 @@ def batch_generate(
     """
     if audios is not None:
         raise UnsupportedError("audios: this model does not hear; leave it out")
-    other_names = ("videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels")
+    other_names = ("videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels", "prompt_progress_callback")
     given = divide({"max_tokens": max_tokens, **kwargs}, *other_names, per_row=True)
     prompts = [prompts] if isinstance(prompts, str | Mapping) else list(prompts or ())
     count, other = len(prompts), given["other"]
@@ -152,8 +155,10 @@ def batch_generate(
             prompts, pictures, videos, rows, caches, templates, strict=True
         )
     ]
+    progress = _summed(other.pop("prompt_progress_callback", None))
     texts, results = [""] * count, [GenerationResult()] * count
-    with TokenIterator(model, processor, group_by_shape=group_by_shape, **given["engine"], **other) as iterator:
+    settings_of_all = {**given["engine"], **other, "group_by_shape": group_by_shape, "progress": progress}
+    with TokenIterator(model, processor, **settings_of_all) as iterator:
         place = {iterator.add(request): i for i, request in enumerate(requests)}
         for id, result in iterator:
             texts[place[id]] += result.text
@@ -168,6 +173,19 @@ def batch_generate(
     if all(len(own) == 1 for own in sizes):
         sizes = [own[0] for own in sizes]
     return BatchResponse(texts, stats, sizes if track_image_sizes else None, results)
+
+
+def _summed(told: Callable[[int, int], None] | None) -> Callable[[int, int, int], None] | None:
+    """Progress of all rows as one: prompt tokens computed, and those of all prompts that were begun."""
+    if told is None:
+        return None
+    rows: dict[int, tuple[int, int]] = {}
+
+    def tell(id: int, done: int, total: int) -> None:
+        rows[id] = done, total
+        told(sum(done for done, _ in rows.values()), sum(total for _, total in rows.values()))
+
+    return tell
 
 
 def _listed(image: Any) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ array). Several rows share batched ones, each padded on the left to the longest;
 prefilled together are padded on the right, and rolled to the left at the end.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -118,8 +119,9 @@ def finalize(pack: Cache, lengths: Sequence[int]) -> None:
 
 
 def join(first: Cache, second: Cache, lengths: Sequence[int]) -> Cache:
-    """The rows of `first`, then those of `second`. lengths: positions held for each row of the result."""
-    joined = [_batched(a) for a in first]
+    """The rows of `first`, then those of `second`; both stay as they are. lengths: positions held for each row of the
+    result."""
+    joined = [copy.copy(_batched(a)) for a in first]
     for own, other in zip(joined, second, strict=True):
         own.extend(_batched(other))
     _note_padding(joined, lengths)

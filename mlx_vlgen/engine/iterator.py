@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from .._runtime import mx
 from ..models.base import Embedded, Model
+from ..notices import notice
 from ..results import FinishReason, GenerationResult
 from . import cache as kv
 from . import prefill, wired
@@ -43,7 +44,7 @@ class TokenIterator:
     together (prompt and max_tokens); None is what fits into free memory, judged by the first rows. A row that needs
     more runs alone. prefill_step_size: prompt tokens a step. vision_batch_pixels: pixel values (3 a pixel and frame)
     that go through the vision tower at once. group_by_shape: whether pictures of equal processed shape are encoded
-    together.
+    together. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
 
     One thread iterates; `add` and `cancel` may be called from any.
     """
@@ -58,6 +59,7 @@ class TokenIterator:
         prefill_step_size: int = 2048,
         vision_batch_pixels: int = 3 * 4096 * 1024,
         group_by_shape: bool = True,
+        progress: Callable[[int, int, int], None] | None = None,
     ):
         for name, value in (("max_batch_size", max_batch_size), ("prefill_step_size", prefill_step_size)):
             if value < 1:
@@ -66,7 +68,7 @@ class TokenIterator:
         self._layout = model.cache_layout()
         self._intake = Intake(model, processor, vision_batch_pixels, group_by_shape)
         self._slots = max_batch_size if kv.can_batch(self._layout) else 1
-        self._budget, self._step_size = kv_token_budget, prefill_step_size
+        self._budget, self._step_size, self._progress = kv_token_budget, prefill_step_size, progress
         self._lock = threading.Lock()
         self._queue: deque[Row] = deque()
         self._rows: dict[int, Row] = {}  # every row that has not ended
@@ -198,31 +200,47 @@ class TokenIterator:
     # -- prefill
 
     def _prefill(self) -> None:
-        """One step: a chunk of a long prompt, or several whole short ones."""
-        if self._partial is None and self._ready:
-            settings = self._ready[0].request.kv
-            alike = takewhile(lambda row: row.request.kv == settings, self._ready)
-            count = prefill.pack_size([row.length for row in alike], self._step_size)
-            rows = [self._ready.popleft() for _ in range(count)]
-            for row in rows:
-                row.prefill_started = time.perf_counter()
-            if count > 1:
-                self._prefill_pack(rows)
-                return
-            self._partial = rows[0], kv.make_cache(self._layout, settings), 0
-        if self._partial is None:
+        """One step: a chunk of a long prompt, or several whole short ones. Rows for which memory does not suffice go
+        back, and fewer rows run together from then on."""
+        rows = [self._partial[0]] if self._partial else self._next_pack()
+        if not rows:
             return
-        row, cache, start = self._partial
+        try:
+            if len(rows) > 1:
+                self._prefill_pack(rows)
+            else:
+                self._prefill_chunk(rows[0])
+        except (MemoryError, RuntimeError) as error:
+            if not prefill.is_out_of_memory(error):
+                raise
+            self._partial = None
+            self._go_back(rows, error)
+
+    def _next_pack(self) -> list[Row]:
+        free = self._slots - sum(len(batch.rows) for batch in self._batches.values())
+        if not self._ready or free < 1:
+            return []
+        settings = self._ready[0].request.kv
+        alike = takewhile(lambda row: row.request.kv == settings, self._ready)
+        count = min(prefill.pack_size([row.length for row in alike], self._step_size), free)
+        rows = [self._ready.popleft() for _ in range(count)]
+        for row in rows:
+            row.prefill_started = time.perf_counter()
+        return rows
+
+    def _prefill_chunk(self, row: Row) -> None:
         assert row.prompt and row.inputs
+        _, cache, start = self._partial or (row, kv.make_cache(self._layout, row.request.kv), 0)
         end = prefill.chunk_end(start, row.length, self._step_size, row.prompt.two_way)
         logits = self._model(row.inputs[start:end], cache, at=mx.array([end - start - 1]))
         if end < row.length:
             kv.evaluate(cache)
             mx.clear_cache()
             self._partial = row, cache, end
+            self._tell(row, end)
         else:
-            self._partial = None
             self._arrive([row], cache, logits)
+            self._partial = None
 
     def _prefill_pack(self, rows: list[Row]) -> None:
         lengths = [row.length for row in rows]
@@ -234,15 +252,32 @@ class TokenIterator:
 
     def _arrive(self, rows: list[Row], cache: kv.Cache, logits: mx.array) -> None:
         """Rows whose prompt is through: draw their first token and let them decode with the others."""
-        for row in rows:
-            row.inputs = None
         new = Batch.draw(rows, cache, BatchSampler(rows), logits)
         kv.evaluate(cache, new.tokens)
         if self._budget is None:
             self._budget = kv.affordable(cache, len(rows) * max(row.length for row in rows))
         settings = rows[0].request.kv
-        live = self._batches.get(settings)
-        self._batches[settings] = live.join(new) if live else new
+        if live := self._batches.get(settings):
+            new = live.join(new)
+            kv.evaluate(new.cache)
+        self._batches[settings] = new
+        for row in rows:
+            row.inputs = None
+            self._tell(row, row.length)
+
+    def _tell(self, row: Row, done: int) -> None:
+        if self._progress is not None:
+            self._progress(row.id, done, row.length)
+
+    def _go_back(self, rows: list[Row], error: Exception) -> None:
+        """Rows that did not fit in memory wait until others are through; one that is alone cannot."""
+        live = sum(len(batch.rows) for batch in self._batches.values())
+        if not live and len(rows) == 1:
+            self._end(rows[0], "error", error)
+            return
+        self._slots = max(1, live or len(rows) // 2)
+        notice(f"memory does not suffice for more than {self._slots} rows at once: the others wait")
+        self._ready.extendleft(reversed(rows))
 
     def _drop_cancelled(self) -> None:
         """Rows that wait for something. Those that decode end when their next token comes."""

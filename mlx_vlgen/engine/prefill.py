@@ -54,3 +54,11 @@ def encoding_groups(media: Sequence[Media], pixels: int, group: bool = True) -> 
         indices = list(same)
         most = max(1, pixels // media[indices[0]].pixels.size)
         yield from (indices[start : start + most] for start in range(0, len(indices), most))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether MLX could not get memory. It has no exception of its own for this, on any backend."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        words in said for words in ("allocate", "out of memory", "outofmemory", "insufficient memory", "bad_alloc")
+    )

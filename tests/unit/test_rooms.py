@@ -13,7 +13,7 @@ PACKAGE = ROOT / "mlx_vlgen"
 ALLOWED = {
     "inputs": {"inputs", "errors", "notices"},
     "models": {"models", "inputs.prompt", "errors", "_mlx_lm", "_runtime"},
-    "engine": {"engine", "models.base", "inputs.prompt", "results", "errors", "_mlx_lm", "_runtime"},
+    "engine": {"engine", "models.base", "inputs.prompt", "results", "errors", "notices", "_mlx_lm", "_runtime"},
     "errors": set(),
     "notices": set(),
     "results": set(),
