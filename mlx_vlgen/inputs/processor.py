@@ -138,7 +138,9 @@ class Processor:
         for index, segment in enumerate(segments):
             # A template that writes the first token itself must not get a second one.
             special = index == 0 and not (bos and segment.text.startswith(bos))
-            ids += self.tokenizer.encode(segment.text, add_special_tokens=special, split_special_tokens=segment.literal)
+            ids += self.tokenizer.encode(
+                segment.text, add_special_tokens=special, split_special_tokens=segment.literal, verbose=False
+            )
         return np.array(ids, dtype=np.int32)
 
     def _media(self, tokens: np.ndarray, expansions: Sequence[tuple[Kind, Expansion]]) -> list[Media]:

@@ -72,3 +72,25 @@ def test_progress_of_a_batch_is_the_sum(family: Family) -> None:
     )  # fmt: skip
     assert told[-1] == (response.stats.prompt_tokens,) * 2
     assert all(done <= total for done, total in told)
+
+
+def test_a_long_prompt_takes_memory_for_its_chunk_and_cache_only(load_family: Callable[[str], Family]) -> None:
+    """Neither length x vocabulary nor length squared: both would be many times the bound."""
+    from mlx_vlgen import Request, SamplingParams, TokenIterator
+    from mlx_vlgen.models.qwen3_vl import Qwen3VL
+
+    length, chunk, vocabulary = 6000, 64, 50_000
+    base = load_family("qwen3_vl")
+    text = {**base.model.config["text_config"], "vocab_size": vocabulary, "max_position_embeddings": length}
+    text |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = Qwen3VL({**base.model.config, "text_config": text})
+    mx.eval(model.parameters())
+    before = mx.get_active_memory()
+    with TokenIterator(model, base.processor, prefill_step_size=chunk) as iterator:
+        iterator.add(Request(" The" * (length // 2 - 1), sampling=SamplingParams(max_tokens=1)))
+        [(_, result)] = list(iterator)
+    assert result.finish_reason == "length" and length / 2 < result.prompt_tokens < length, result.error
+    embeddings = 4 * result.prompt_tokens * text["hidden_size"] * 4  # with positions and room
+    scores = 4 * 2 * chunk * result.prompt_tokens * 4
+    assert result.peak_memory * 1e9 - before < embeddings + scores + 16e6
+    assert embeddings + scores + 16e6 < 4 * result.prompt_tokens * vocabulary / 10  # so that the bound means something
