@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
-
 from mlx_vlgen.engine.kv_settings import KVSettings
 
 from .family import STEPS, Answer, Ask, Family

@@ -66,8 +66,9 @@ def test_a_12_megapixel_picture_fits_in_memory() -> None:
     from mlx_vlgen.models.qwen3_vl import VisionTower
 
     config = {
-        "hidden_size": 64, "num_heads": 2, "depth": 1, "intermediate_size": 128, "out_hidden_size": 64, "patch_size": 16,
-        "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 144, "deepstack_visual_indexes": [],
+        "hidden_size": 64, "num_heads": 2, "depth": 1, "intermediate_size": 128, "out_hidden_size": 64,
+        "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 144,
+        "deepstack_visual_indexes": [],
     }  # fmt: skip
     tower = VisionTower(config)
     mx.eval(tower.parameters())
