@@ -32,7 +32,9 @@ def main() -> None:
         Thing("circle", "red", 320, 240, 80),
         Thing("square", "blue", 520, 370, 80),
     ]
-    for name, image in {"shapes": draw(shapes), "trio": draw(trio), "hello": draw([], "HELLO")}.items():
+    crowd = [Thing("circle", "red", x, y, 55) for x, y in ((100, 110), (330, 150), (540, 100), (160, 360), (470, 350))]
+    drawn = {"shapes": draw(shapes), "trio": draw(trio), "crowd": draw(crowd), "hello": draw([], "HELLO")}
+    for name, image in drawn.items():
         image.quantize(16).save(PICTURES / f"{name}.png", optimize=True)
 
 
