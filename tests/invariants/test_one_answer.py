@@ -31,7 +31,7 @@ from .play import TOLERANCE, Heard, Row, check, play, play_and_check
 
 VISION = ("qwen3_vl", "qwen3_vl_moe")
 TEXT = ("llama", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")  # gemma3_text has sliding layers, lfm2 recurrent ones
-FAMILIES = VISION + TEXT
+FAMILIES = (*VISION, *TEXT, "demo")
 
 CHUNKS = (1, 3, 7, 64, 2048)
 SAMPLERS: tuple[dict[str, Any], ...] = (
