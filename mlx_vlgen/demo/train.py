@@ -5,9 +5,9 @@ under each patch, and its rank in reading order), then everything is trained tog
 running average of the weights, in bfloat16, next to all the other files of a Qwen3-VL checkpoint.
 
 The checkpoint in `model/` comes from 113 minutes of `--compile` on two busy cores, resumed several times while the plan
-below was found, the last time at minute 89.5 of a first schedule's end: the batch was 48 for the first 950 steps, pictures of dense labels alone were mixed in
-after step 1,600, and the labels of place and the position table's waves came at steps 2,800 and 3,270. A run of this
-file as it stands starts with all of that.
+below was found, the last time after a first schedule had ended: the batch was 48 for the first 950 steps, pictures of
+dense labels alone were mixed in after step 1,600, and the labels of place and the position table's waves came at steps
+2,800 and 3,270. A run of this file as it stands starts with all of that.
 """
 
 from __future__ import annotations
