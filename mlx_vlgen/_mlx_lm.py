@@ -24,12 +24,6 @@ from mlx_lm.models.cache import (  # noqa: E402
     make_prompt_cache,
 )
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear  # noqa: E402
-from mlx_lm.tokenizer_utils import (  # noqa: E402
-    BPEStreamingDetokenizer,
-    NaiveStreamingDetokenizer,
-    SPMStreamingDetokenizer,
-    StreamingDetokenizer,
-)
 from mlx_lm.tuner.dora import DoRALinear  # noqa: E402
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear  # noqa: E402
 from mlx_lm.utils import MODEL_REMAPPING, _get_classes, infer_quant_config  # noqa: E402
@@ -54,7 +48,6 @@ def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
 __all__ = [
     "MODEL_REMAPPING",
     "ArraysCache",
-    "BPEStreamingDetokenizer",
     "BatchKVCache",
     "BatchRotatingKVCache",
     "DoRALinear",
@@ -62,11 +55,8 @@ __all__ = [
     "LoRAEmbedding",
     "LoRALinear",
     "LoRASwitchLinear",
-    "NaiveStreamingDetokenizer",
     "QuantizedSwitchLinear",
     "RotatingKVCache",
-    "SPMStreamingDetokenizer",
-    "StreamingDetokenizer",
     "SwitchLinear",
     "create_attention_mask",
     "infer_quant_config",
