@@ -90,6 +90,11 @@ def is_thing(label: int) -> bool:
     return 1 <= label <= len(SHAPES) * len(COLOURS)
 
 
+def form_of(label: int) -> int:
+    """Index in SHAPES of a shape's class."""
+    return (label - 1) // len(COLOURS)
+
+
 def character_label(character: str) -> int:
     """Class index of a printed character, after those of the shapes."""
     return 1 + len(SHAPES) * len(COLOURS) + CHARACTERS.index(character)

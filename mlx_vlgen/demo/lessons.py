@@ -16,13 +16,15 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from .checkpoint import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, TEMPORAL, VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
-from .drawing import Mark, is_thing
+from .drawing import Mark, form_of, is_thing
 from .tasks import Dialogue, Lesson
 
 FACTOR = PATCH * MERGE
 UNIT = MAX_PIXELS // PATCH**2  # most patches of one picture or one pair of frames
 IGNORE = -100
 BINS = 8  # of a side, for where a shape is
+MANY = 8  # how many shapes at most, and one
+COLUMNS = 7  # of dense labels: see dense_labels
 
 
 def picture_grid(height: int, width: int) -> tuple[int, int]:
@@ -68,12 +70,14 @@ def patch_order(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dense_labels(marks: list[Mark], width: int, height: int, rows: int, columns: int) -> np.ndarray:
-    """(rows * columns, 4): what lies under the centre of each patch, its rank in reading order, and, for shapes, the
-    column and row of its centre on a grid of BINS; IGNORE where there is none."""
+    """(rows * columns, COLUMNS): what lies under the centre of each patch, its rank in reading order, and, for shapes,
+    the column and row of its centre on a grid of BINS and how many there are in the picture: of all kinds, of its
+    form, of its form and colour. IGNORE where there is none."""
     row, column = patch_order(rows, columns)
     x, y = (column + 0.5) * width / columns, (row + 0.5) * height / rows
-    labels = np.full((rows * columns, 4), IGNORE, np.int64)
+    labels = np.full((rows * columns, COLUMNS), IGNORE, np.int64)
     labels[:, 0] = 0
+    things = [mark.label for mark in marks if is_thing(mark.label)]
     for mark in marks:
         left, top, right, bottom = mark.box
         inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
@@ -82,14 +86,16 @@ def dense_labels(marks: list[Mark], width: int, height: int, rows: int, columns:
             labels[inside, 1] = mark.rank
         if is_thing(mark.label):
             centre = (left + right) / 2 / width, (top + bottom) / 2 / height
-            labels[inside, 2:] = [min(BINS - 1, max(0, int(BINS * part))) for part in centre]
+            labels[inside, 2:4] = [min(BINS - 1, max(0, int(BINS * part))) for part in centre]
+            alike = sum(form_of(label) == form_of(mark.label) for label in things)
+            labels[inside, 4:] = [len(things), alike, things.count(mark.label)]
     return labels
 
 
 def labels_of(marks: list[Mark] | None, image: Image.Image, grid: tuple[int, int]) -> np.ndarray:
     """Dense labels, all IGNORE where there are no marks to tell them."""
     if marks is None:
-        return np.full((grid[0] * grid[1], 4), IGNORE, np.int64)
+        return np.full((grid[0] * grid[1], COLUMNS), IGNORE, np.int64)
     return dense_labels(marks, *image.size, *grid)
 
 
@@ -203,7 +209,7 @@ def collate(rows: list[Row], multiple: int = 16) -> dict[str, np.ndarray]:
     positions = np.zeros((3, count, length), np.int64)
     units = [unit for row in rows for unit in zip(row.units, row.grids, row.dense, strict=True)]
     pixels = np.zeros((len(units), UNIT, 3 * TEMPORAL * PATCH**2), np.uint8)
-    dense = np.full((len(units), UNIT, 4), IGNORE, np.int64)
+    dense = np.full((len(units), UNIT, COLUMNS), IGNORE, np.int64)
     grids = np.array([grid for _, grid, _ in units], np.int64).reshape(-1, 2)
     features = []
     for u, (values, _, labelled) in enumerate(units):

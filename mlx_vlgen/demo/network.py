@@ -18,10 +18,10 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 
 from .checkpoint import MERGE
 from .drawing import LABELS
-from .lessons import BINS, IGNORE, UNIT, patch_order
+from .lessons import BINS, IGNORE, MANY, UNIT, patch_order
 
 RANKS = 8
-DENSE = (LABELS, RANKS, BINS, BINS)  # classes of each column of the dense labels
+DENSE = (LABELS, RANKS, BINS, BINS, MANY, MANY, MANY)  # classes of each column of the dense labels
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def waves(side: int, width: int) -> Tensor:
 
 
 class Trainee(nn.Module):
-    """The model and the heads that only training uses: what lies under each patch, its rank and place."""
+    """The model and the heads that only training uses: what lies under each patch, its rank, place and number."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
@@ -150,7 +150,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def dense_loss(dense: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over what lies under each patch (background at a fifth), and half that over its rank and place."""
+    """Cross-entropy over what lies under each patch (background at a fifth), and half that over each other column."""
     weight = torch.ones(LABELS)
     weight[0] = 0.2
     kind, *others = dense.float().split(DENSE, -1)

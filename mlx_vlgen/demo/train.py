@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from . import checkpoint, network
@@ -135,6 +135,15 @@ def save_weights(weights: dict[str, torch.Tensor], folder: Path) -> None:
     aside.rename(folder / "model.safetensors")
 
 
+def load_weights(model: Trainee, folder: Path) -> None:
+    """The weights of a checkpoint that `save_weights` wrote; the dense head, which it does not hold, stays random."""
+    saved = {f"hf.{name}": value.float() for name, value in load_file(folder / "model.safetensors").items()}
+    missing, unknown = model.load_state_dict(saved, strict=False)
+    left = [name for name in missing if name.startswith("hf.") and not name.startswith("hf.lm_head.")]
+    if left or unknown:
+        raise ValueError(f"{folder} holds another model: missing {left[:3]}, unknown {unknown[:3]}")
+
+
 class Average:
     """Exponential running average of a model's weights, quick to follow at first."""
 
@@ -161,13 +170,20 @@ def schedule(minutes: float, total: float) -> float:
     return min(1.0, minutes / WARM_MINUTES, max(0.0, (total - minutes) / (DECAY_SHARE * total)))
 
 
-def train(out: Path, minutes: float, seed: int, resume: bool, threads: int, compiled: bool, every: float) -> None:
+def train(
+    out: Path, minutes: float, seed: int, resume: bool, start: Path | None, rate: float, threads: int, compiled: bool,
+    every: float,
+) -> None:  # fmt: skip
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     state_file = out / "training.pt"
-    tokenizer = Tokenizer.from_file(str(out / "tokenizer.json")) if resume else checkpoint.train_tokenizer(corpus())
+    given = out if resume else start
+    tokenizer = Tokenizer.from_file(str(given / "tokenizer.json")) if given else checkpoint.train_tokenizer(corpus())
     checkpoint.write(out, tokenizer)
     model = Trainee(checkpoint.model_config(tokenizer))
+    if start:
+        load_weights(model, start)
+    opening = 0.0 if start else DENSE_STAGE
     optimizer, average = Muon(model), Average(model)
     spent, step, errors = 0.0, 0, dict.fromkeys(LESSONS, 1.0)
     if resume:
@@ -183,7 +199,7 @@ def train(out: Path, minutes: float, seed: int, resume: bool, threads: int, comp
         network.text_layer = torch.compile(network.text_layer, dynamic=True)
 
     context = multiprocessing.get_context("spawn")
-    plan = context.Array("d", next_plan(spent / minutes, errors))
+    plan = context.Array("d", next_plan(spent / minutes, errors, opening))
     queue: Any = context.Queue(maxsize=2 * POOL)
     drawer = context.Process(target=draw_batches, args=(queue, plan, tokenizer.to_str(), seed + 1), daemon=True)
     drawer.start()
@@ -211,7 +227,7 @@ def train(out: Path, minutes: float, seed: int, resume: bool, threads: int, comp
         loss = extra if dense else word + 0.5 * extra
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(schedule(spent, minutes))
+        optimizer.step(rate * schedule(spent, minutes))
         average.update(model)
         step, seen = step + 1, seen + len(batch["tokens"])
         losses.append((float("nan") if dense else float(word.detach()), float(extra.detach())))
@@ -224,11 +240,11 @@ def train(out: Path, minutes: float, seed: int, resume: bool, threads: int, comp
                 flush=True,
             )
             reported, seen, waited, losses = now, 0, 0.0, []
-            plan[:] = next_plan(spent / minutes, errors)
+            plan[:] = next_plan(spent / minutes, errors, opening)
         if now - saved > 60 * every or spent >= minutes:
             average.swap(model)
             weights = {name: value.clone() for name, value in model.state_dict().items()}
-            if spent > DENSE_STAGE * minutes:
+            if spent > opening * minutes:
                 save_weights(weights, out)
                 marks = grade(model, papers)
                 print("   ", ", ".join(f"{t} {100 * e:.0f} ({100 * r:.1f})" for t, (e, r) in marks.items()), flush=True)
@@ -252,9 +268,10 @@ def train(out: Path, minutes: float, seed: int, resume: bool, threads: int, comp
     drawer.terminate()
 
 
-def next_plan(done: float, errors: dict[str, float]) -> list[float]:
-    """For `draw_batches`: the dense share falls as the tower learns; lessons half as planned, half where errors are."""
-    dense = 1.0 if done < DENSE_STAGE else max(0.1, 0.95 - done)
+def next_plan(done: float, errors: dict[str, float], opening: float) -> list[float]:
+    """For `draw_batches`: after the opening of dense labels alone their share falls as the tower learns (a tower that
+    starts without one has learnt); lessons half as planned, half where errors are."""
+    dense = 1.0 if done < opening else max(0.1, 0.95 - done) if opening else 0.1
     return [dense, *(MIX.get(kind, 0.0) * (0.4 + 0.6 * errors[kind]) for kind in LESSONS)]
 
 
@@ -272,11 +289,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=90, help="in all, earlier runs counted in with --resume")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--start", type=Path, help="begin with the weights of this checkpoint, not with random ones")
+    parser.add_argument("--rate", type=float, default=1, help="factor on the learning rates: less for a --start")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C++ compiler)")
     parser.add_argument("--every", type=float, default=6, help="minutes between saves")
     options = parser.parse_args()
-    train(options.out, options.minutes, options.seed, options.resume, options.threads, options.compile, options.every)
+    train(
+        options.out, options.minutes, options.seed, options.resume, options.start, options.rate, options.threads,
+        options.compile, options.every,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
