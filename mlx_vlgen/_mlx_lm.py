@@ -13,8 +13,8 @@ from . import _runtime as _runtime  # before MLX: it chooses the BLAS
 _setrlimit = resource.setrlimit
 resource.setrlimit = lambda *_: None
 
-from mlx_lm.models import qwen3, qwen3_moe  # noqa: E402
-from mlx_lm.models.base import create_attention_mask  # noqa: E402
+from mlx_lm import models  # noqa: E402
+from mlx_lm.models.base import create_attention_mask, create_ssm_mask  # noqa: E402
 from mlx_lm.models.cache import (  # noqa: E402
     ArraysCache,
     BatchKVCache,
@@ -34,7 +34,7 @@ resource.setrlimit = _setrlimit
 
 def models_folder() -> Path:
     """Where mlx-lm keeps one file a model type."""
-    return Path(qwen3.__file__).parent
+    return Path(models.__file__).parent
 
 
 def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -59,11 +59,10 @@ __all__ = [
     "RotatingKVCache",
     "SwitchLinear",
     "create_attention_mask",
+    "create_ssm_mask",
     "infer_quant_config",
     "make_prompt_cache",
     "models_folder",
-    "qwen3",
-    "qwen3_moe",
     "text_decoder",
     "unpack_awq",
 ]

@@ -5,26 +5,27 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import PromptError, UnsupportedError
 from . import chat_template
 from .chat_template import Message, Segment
-from .prompt import Media, MediaInputs, Prompt
+from .prompt import Media, MediaInputs, Prompt, Span
 
 Kind = Literal["image", "video"]
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """What one placeholder becomes: `text`, in which the placeholder stands once a feature, in runs of `counts`."""
+    """What one placeholder becomes: `text`, in which the feature token stands once a feature, in runs of `counts`.
+    The other fields are those of `Media`."""
 
     text: str
     counts: tuple[int, ...]
     pixels: np.ndarray
-    grid: tuple[int, int, int]
+    grid: tuple[int, ...]
     size: tuple[int, int]
 
 
@@ -34,8 +35,11 @@ class Processor:
     tokenizer: transformers' own. chat_template: Jinja source, or None.
     """
 
-    placeholders: ClassVar[Mapping[Kind, str]] = {}
-    """The token that stands for one feature of each kind of media that the family takes."""
+    placeholders: Mapping[Kind, str] = {}
+    """What stands for one picture or video in a formatted prompt, of each kind of media that the family takes."""
+
+    feature_tokens: Mapping[Kind, str] = {}
+    """The token that stands for one feature of it in the expanded text, where that is another one."""
 
     def __init__(self, tokenizer: Any, chat_template: str | None = None):
         self.tokenizer, self.chat_template = tokenizer, chat_template
@@ -52,6 +56,10 @@ class Processor:
         """Read and process one picture or video."""
         raise self._takes_no(kind)
 
+    def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
+        """The spans of a prompt whose tokens all see each other."""
+        return ()
+
     # -- what is the same for all
 
     def format(self, messages: Sequence[Message], **kwargs: Any) -> list[Segment]:
@@ -62,9 +70,8 @@ class Processor:
                 raise self._takes_no(part.kind)
         if not self.placeholders:
             messages = chat_template.joined(messages)
-        return chat_template.render(
-            self.tokenizer, self.chat_template, messages, list(self.placeholders.values()), **kwargs
-        )
+        reserved = [*self.placeholders.values(), *self.feature_tokens.values()]
+        return chat_template.render(self.tokenizer, self.chat_template, messages, reserved, **kwargs)
 
     def prepare(self, prompt: str | Sequence[Message], media: MediaInputs = MediaInputs(), **kwargs: Any) -> Prompt:
         """A formatted string, or messages, with their media -> `Prompt`.
@@ -88,7 +95,8 @@ class Processor:
         self._check_counts(segments, given)
         expansions: list[tuple[Kind, Expansion]] = []
         tokens = self._tokenize([self._expand(segment, given, media, expansions) for segment in segments])
-        return Prompt(tokens, tuple(self._media(tokens, expansions)), text=text)
+        processed = tuple(self._media(tokens, expansions))
+        return Prompt(tokens, processed, self.two_way(tokens, processed), text)
 
     def _check_counts(self, segments: Sequence[Segment], given: Mapping[Kind, Sequence[Any]]) -> None:
         for kind, sources in given.items():
@@ -104,6 +112,12 @@ class Processor:
                     f"{_words(kind)}{'s' * (len(sources) != 1)} {'were' if len(sources) != 1 else 'was'} given: "
                     "give as many of one as of the other. `apply_chat_template(processor, config, text, "
                     "num_images=…)` writes the placeholders, and so do messages instead of a string"
+                )
+        for token in set(self.feature_tokens.values()) - set(self.placeholders.values()):
+            if any(token in segment.text for segment in segments if not segment.literal):
+                raise PromptError(
+                    f"the prompt holds {token}, which stands for one feature of a picture and is written by the "
+                    f"processor: write {' or '.join(self.placeholders.values())} where a picture belongs"
                 )
 
     def _takes_no(self, kind: str) -> UnsupportedError:
@@ -144,14 +158,15 @@ class Processor:
         return np.array(ids, dtype=np.int32)
 
     def _media(self, tokens: np.ndarray, expansions: Sequence[tuple[Kind, Expansion]]) -> list[Media]:
-        """Each expansion with its spans: the placeholders of its kind, taken in order."""
+        """Each expansion with its spans: the feature tokens of its kind, taken in order."""
+        token_of = {**self.placeholders, **self.feature_tokens}
         places = {
-            kind: iter(np.flatnonzero(tokens == self.tokenizer.convert_tokens_to_ids(token)).tolist())
-            for kind, token in self.placeholders.items()
+            token: iter(np.flatnonzero(tokens == self.tokenizer.convert_tokens_to_ids(token)).tolist())
+            for token in token_of.values()
         }
         media = []
         for kind, one in expansions:
-            runs = [[next(places[kind]) for _ in range(count)] for count in one.counts]
+            runs = [[next(places[token_of[kind]]) for _ in range(count)] for count in one.counts]
             spans = tuple((run[0], run[-1] + 1) for run in runs)
             media.append(Media(kind, one.pixels, one.grid, spans, one.size))
         return media

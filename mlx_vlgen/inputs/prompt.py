@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -37,14 +37,16 @@ class MediaInputs:
 class Media:
     """One processed picture or video.
 
-    pixels: what the family's tower takes; for Qwen (patches, channels * frames * size * size) float32.
-    grid: (frames, rows, columns) in patches. spans: where its features go, in order, in `Prompt.tokens`; a
-    Qwen3-VL video has one span per pair of frames. size: the original (height, width) in pixels.
+    pixels: what the family's tower takes, float32; for Qwen (patches, channels * frames * size * size), for families
+    that cut a picture into tiles (tiles, 3, height, width); empty once it is encoded. grid: what the family says of
+    its shape; for Qwen (frames, rows, columns) in patches. Media of equal shapes and grids can be encoded as one batch.
+    spans: where its features go, in order, in `Prompt.tokens`; a Qwen3-VL video has one span per pair of frames. size:
+    the original (height, width) in pixels.
     """
 
     kind: Literal["image", "video"]
     pixels: np.ndarray
-    grid: tuple[int, int, int]
+    grid: tuple[int, ...]
     spans: tuple[Span, ...]
     size: tuple[int, int]
 
@@ -77,3 +79,7 @@ class Prompt:
             for start, end in media.spans:
                 keep[start:end] = False
         return [int(token) for token in self.tokens[keep]]
+
+    def without_pixels(self) -> "Prompt":
+        """The same with its media encoded: a row lives long after, and its pixels take more than its cache."""
+        return replace(self, media=tuple(replace(media, pixels=np.empty(0, np.float32)) for media in self.media))

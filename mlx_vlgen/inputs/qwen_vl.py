@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,7 @@ MANY_TOKENS = 4096
 class Qwen3VLProcessor(Processor):
     """Source: transformers' Qwen3VLProcessor, Qwen2VLImageProcessor and Qwen3VLVideoProcessor."""
 
-    placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    placeholders: Mapping[Kind, str] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
     def __init__(self, tokenizer: Any, chat_template: str | None, pictures: PixelSettings, videos: PixelSettings):
         super().__init__(tokenizer, chat_template)

@@ -131,7 +131,7 @@ def _peft_scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
 
 def _layer(model: Model, name: str) -> str:
     """A layer's path in `model`, from its name in any published layout."""
-    return model.rename(f"{name}.weight").removesuffix(".weight")
+    return (model.rename(f"{name}.weight") or name).removesuffix(".weight")
 
 
 def _wrap(model: Model, changes: Mapping[str, _Change], folder: Path) -> None:
@@ -170,7 +170,7 @@ def _wrapped(path: str, layer: nn.Module, change: _Change) -> nn.Module:
 
 def _replace(model: Model, weights: Mapping[str, mx.array], folder: Path) -> None:
     """A full fine-tune in mlx-lm's layout: whole parameters in the place of the checkpoint's."""
-    renamed = {model.rename(name): value for name, value in weights.items()}
+    renamed = {model.rename(name) or name: value for name, value in weights.items()}
     current = dict(tree_flatten(model.parameters()))
     if lost := sorted(
         name for name, value in renamed.items() if name not in current or current[name].shape != value.shape

@@ -1,4 +1,5 @@
-"""mlx-lm's text decoders, driven layer by layer: rotary positions from outside, deepstack between layers."""
+"""mlx-lm's text decoders, driven layer by layer: rotary positions from outside, deepstack between layers, masks in
+which some tokens see each other both ways."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from .._mlx_lm import create_attention_mask
+from .._mlx_lm import (
+    ArraysCache,
+    KVCache,
+    RotatingKVCache,
+    create_attention_mask,
+    create_ssm_mask,
+    make_prompt_cache,
+)
 from .._runtime import mx, nn
-from .base import Embedded
+from .base import Embedded, Full, LayerKind, Opaque, Recurrent, Sliding
 from .layers import rotate
 
 
@@ -62,16 +70,72 @@ class PlacedCache:
         return getattr(self._cache, name)
 
 
-def decode(body: nn.Module, rope: MRope, inputs: Embedded, cache: Sequence[Any]) -> mx.array:
-    """Run the layers of `body`, an mlx-lm decoder with `embed_tokens` and `layers`: (B, L, d), before the last norm."""
+def decode(body: nn.Module, inputs: Embedded, cache: Sequence[Any], rope: MRope | None = None) -> mx.array:
+    """Run the layers of `body`, an mlx-lm decoder with `embed_tokens` and `layers`: (B, L, d), before the last norm.
+
+    rope: stands in all its attention layers; None where mlx-lm's own does, which runs on from the cache.
+    """
     h = body.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
-    mask = create_attention_mask(h, cache[0])
-    offset = rope.angles(inputs.positions) if inputs.positions is not None else cache[0].offset + inputs.delta
+    masks = Masks(h, inputs.two_way)
+    offset: Any = None
+    if rope is not None:
+        first = next(own for own in cache if not isinstance(own, ArraysCache))
+        offset = rope.angles(inputs.positions) if inputs.positions is not None else first.offset + inputs.delta
     for index, (layer, own) in enumerate(zip(body.layers, cache, strict=True)):
-        h = layer(h, mask, PlacedCache(own, offset))
+        h = layer(h, masks(own), own if offset is None else PlacedCache(own, offset))
         if index < len(inputs.deepstack):
             h = h + inputs.deepstack[index]
     return h
+
+
+class Masks:
+    """The mask that a layer's attention wants, by the kind of its cache; those of one kind are computed once a forward.
+
+    two_way: see `Embedded`. Such tokens lie in one chunk, so they are among the last keys of the chunk that attends.
+    """
+
+    def __init__(self, h: mx.array, two_way: mx.array | None = None):
+        self._h, self._two_way = h, two_way
+        self._known: dict[Any, Any] = {}
+
+    def __call__(self, cache: Any) -> Any:
+        kind = type(cache), getattr(cache, "max_size", None)
+        if kind not in self._known:
+            self._known[kind] = self._make(cache)
+        return self._known[kind]
+
+    def _make(self, cache: Any) -> Any:
+        if isinstance(cache, ArraysCache):
+            return create_ssm_mask(self._h, cache)
+        if self._two_way is None:
+            return create_attention_mask(self._h, cache)
+        mask = create_attention_mask(self._h, cache, return_array=True)
+        if mask is None:  # a single token
+            return None
+        length = self._h.shape[1]
+        same = (self._two_way[:, :, None] == self._two_way[:, None, :]) & (self._two_way > 0)[:, :, None]
+        mask = mx.broadcast_to(mask, (len(same), 1, *mask.shape[-2:]))
+        return mx.concatenate([mask[..., :-length], mask[..., -length:] | same[:, None]], axis=-1)
+
+
+def logits(text: nn.Module, h: mx.array) -> mx.array:
+    """The output layer of an mlx-lm decoder, its own or its embeddings, on normalised states (..., d): (..., V)."""
+    return text.lm_head(h) if "lm_head" in text else text.model.embed_tokens.as_linear(h)
+
+
+def layer_kinds(decoder: Any) -> list[LayerKind]:
+    """What caches an mlx-lm decoder makes for itself, as ours."""
+    return [_layer_kind(decoder, index, cache) for index, cache in enumerate(make_prompt_cache(decoder))]
+
+
+def _layer_kind(decoder: Any, index: int, cache: Any) -> LayerKind:
+    if type(cache) is KVCache:
+        return Full()
+    if type(cache) is RotatingKVCache and cache.keep == 0:
+        return Sliding(cache.max_size)
+    if type(cache) is ArraysCache:
+        return Recurrent(len(cache.cache))
+    return Opaque(lambda: make_prompt_cache(decoder)[index])
 
 
 def pick(h: mx.array, at: mx.array | None) -> mx.array:

@@ -44,7 +44,9 @@ class Embedded:
     tokens: (B, L) int32. embeds: (B, L, d), or None where the rows of the embedding table are all there is.
     positions: (3, B, L) int32 rotary positions (time, row, column), or None where they run on from the cache.
     delta: an int or (B,) int32, what a row's rotary position is ahead of its cache position once the prompt is over.
-    deepstack: for each of the first text layers a (B, L, d) to be added to its output.
+    deepstack: for each of the first text layers a (B, L, d) to be added to its output. two_way: (B, L) int32, tokens of
+    one row with the same number other than 0 all see each other; None where all are causal. per_layer: (B, L, layers,
+    n) inputs that each text layer adds (Gemma 4), or None.
     """
 
     tokens: mx.array
@@ -52,52 +54,68 @@ class Embedded:
     positions: mx.array | None = None
     delta: int | mx.array = 0
     deepstack: Sequence[mx.array] = ()
+    two_way: mx.array | None = None
+    per_layer: mx.array | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
 
     def __getitem__(self, span: slice) -> "Embedded":
         """The positions of `span`, of every part."""
+
+        def cut(part: mx.array | None) -> mx.array | None:
+            return None if part is None else part[:, span]
+
         return Embedded(
             tokens=self.tokens[:, span],
-            embeds=None if self.embeds is None else self.embeds[:, span],
+            embeds=cut(self.embeds),
             positions=None if self.positions is None else self.positions[:, :, span],
             delta=self.delta,
             deepstack=[layer[:, span] for layer in self.deepstack],
+            two_way=cut(self.two_way),
+            per_layer=cut(self.per_layer),
         )
 
     @staticmethod
     def stack(rows: Sequence["Embedded"]) -> "Embedded":
-        """Several single rows as one batch, padded on the right with zeros. All have embeds or none has."""
+        """Several single rows as one batch, padded on the right with zeros. All have embeds or none has, and likewise
+        inputs per layer."""
         most = max(map(len, rows))
 
-        def pad(parts: Sequence[mx.array], axis: int) -> mx.array:
+        def pad(parts: Sequence[mx.array], axis: int = 1) -> mx.array:
             after = [[(0, most - p.shape[axis]) if i == axis else (0, 0) for i in range(p.ndim)] for p in parts]
             padded = [mx.pad(p, widths) for p, widths in zip(parts, after, strict=True)]
-            return mx.concatenate(padded, axis=1 if axis == 2 else 0)
+            return mx.concatenate(padded, axis=axis - 1)
 
-        def own_positions(row: "Embedded") -> mx.array:
-            plain = mx.broadcast_to(mx.arange(len(row), dtype=mx.int32), (3, 1, len(row)))
-            return plain if row.positions is None else row.positions
+        def joined(
+            part: Callable[["Embedded"], mx.array | None], absent: Callable[["Embedded"], mx.array], axis: int = 1
+        ) -> mx.array | None:
+            """That part of every row, and what stands for it where a row has none; None where no row has it."""
+            if all(part(row) is None for row in rows):
+                return None
+            return pad([absent(row) if (own := part(row)) is None else own for row in rows], axis)
 
-        embeds = [row.embeds for row in rows if row.embeds is not None]
-        depth = max(len(row.deepstack) for row in rows)
+        def running(row: "Embedded") -> mx.array:
+            return mx.broadcast_to(mx.arange(len(row), dtype=mx.int32), (3, 1, len(row)))
+
+        def layer(row: "Embedded", index: int) -> mx.array:
+            if row.deepstack:
+                return row.deepstack[index]
+            assert row.embeds is not None
+            return mx.zeros_like(row.embeds)
+
+        def nothing(row: "Embedded") -> mx.array:
+            raise ValueError("either all rows come with embeddings, or none")
+
         return Embedded(
-            tokens=pad([row.tokens for row in rows], axis=1),
-            embeds=pad(embeds, axis=1) if embeds else None,
-            positions=pad(list(map(own_positions, rows)), axis=2)
-            if any(row.positions is not None for row in rows)
-            else None,
+            tokens=pad([row.tokens for row in rows]),
+            embeds=joined(lambda row: row.embeds, nothing),
+            positions=joined(lambda row: row.positions, running, axis=2),
             deepstack=[
-                pad(
-                    [
-                        row.deepstack[i] if row.deepstack else mx.zeros_like(e)
-                        for row, e in zip(rows, embeds, strict=True)
-                    ],
-                    axis=1,
-                )
-                for i in range(depth)
+                pad([layer(row, index) for row in rows]) for index in range(max(len(row.deepstack) for row in rows))
             ],
+            two_way=joined(lambda row: row.two_way, lambda row: mx.zeros_like(row.tokens)),
+            per_layer=joined(lambda row: row.per_layer, nothing),
         )
 
 
@@ -136,8 +154,9 @@ class Model(nn.Module):
         return mx.default_device()
 
     @staticmethod
-    def rename(key: str) -> str:
-        """A parameter's name in any published layout -> its name here; other names come back as they are."""
+    def rename(key: str) -> str | None:
+        """A tensor's name in any published layout -> the parameter's name here; other names come back as they are.
+        None for one that is of no use here (buffers that some releases saved)."""
         return key
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .._mlx_lm import qwen3, qwen3_moe
 from .._runtime import mx, nn
 from ..inputs.prompt import Media, Prompt
-from .backbone import MRope, decode, pick
-from .base import Embedded, Features, Full, LayerKind, Model
+from .backbone import MRope, decode, logits, pick
+from .base import Embedded, Features
 from .layers import ACTIVATIONS, PatchEmbedding, attention, interpolate_table, merge_order, rotary_2d, rotate
+from .vision_language import VisionLanguageModel, put
 
 
 class VisionAttention(nn.Module):
@@ -131,25 +131,23 @@ def rotary_positions(prompt: Prompt, merge: int) -> tuple[np.ndarray, int]:
     return positions, int(position + len(prompt.tokens) - done) - len(prompt.tokens)
 
 
-class Qwen3VL(Model):
+class Qwen3VL(VisionLanguageModel):
+    renames = (
+        ("model.visual.", "vision_tower."),
+        ("visual.", "vision_tower."),
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    )
+
     def __init__(self, config: dict[str, Any]):
-        super().__init__(config)
         text = text_arguments(config)
+        super().__init__(config, text)
         self.vision_tower = VisionTower(config["vision_config"])
-        moe = "moe" in config["model_type"]
-        self.language_model = (
-            qwen3_moe.Model(qwen3_moe.ModelArgs.from_dict(text))
-            if moe
-            else qwen3.Model(qwen3.ModelArgs.from_dict(text))
-        )
         self._rope = MRope(
             text["head_dim"], text["rope_theta"], text["rope_scaling"].get("mrope_section", [24, 20, 20])
         )
-        for layer in self.language_model.layers:
+        for layer in self.body.layers:
             layer.self_attn.rope = self._rope
-
-    def cache_layout(self) -> list[LayerKind]:
-        return [Full()] * len(self.language_model.layers)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         frames, rows, columns = media[0].grid
@@ -163,55 +161,23 @@ class Qwen3VL(Model):
         return [Features(joined[i], [x[i] for x in between]) for i in range(len(media))]
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
-        tokens = mx.array(prompt.tokens)[None]
-        embeds = self.language_model.model.embed_tokens(tokens)
-        deepstack = [mx.zeros_like(embeds) for _ in (features[0].deepstack if features else ())]
-        for media, own in zip(prompt.media, features, strict=True):
-            taken = 0
-            for start, end in media.spans:
-                part = slice(taken, taken + end - start)
-                embeds[0, start:end] = own.embeds[part].astype(embeds.dtype)
-                for layer, extra in zip(deepstack, own.deepstack, strict=True):
-                    layer[0, start:end] = extra[part].astype(embeds.dtype)
-                taken = part.stop
+        plain = super().embed(prompt, features)
+        assert plain.embeds is not None
+        layers = zip(*(own.deepstack for own in features), strict=True)
+        deepstack = [put(mx.zeros_like(plain.embeds), prompt, layer) for layer in layers]
         # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
         positions, delta = rotary_positions(prompt, self.vision_tower.merge)
-        return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)
+        return Embedded(plain.tokens, plain.embeds, mx.array(positions)[:, None], delta, deepstack)
 
     def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        text = self.language_model
-        h = text.model.norm(pick(decode(text.model, self._rope, inputs, cache), at))
-        return text.model.embed_tokens.as_linear(h) if text.args.tie_word_embeddings else text.lm_head(h)
-
-    @staticmethod
-    def rename(key: str) -> str:
-        """A parameter's name in any published layout -> its name here."""
-        for old, new in (
-            ("model.visual.", "vision_tower."),
-            ("visual.", "vision_tower."),
-            ("model.language_model.", "language_model.model."),
-            ("lm_head.", "language_model.lm_head."),
-        ):
-            if key.startswith(old):
-                return new + key.removeprefix(old)
-        return key
+        h = decode(self.body, inputs, cache, self._rope)
+        return logits(self.language_model, self.body.norm(pick(h, at)))
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Weights of any published layout -> ours: names, convolution axes, experts."""
-        out: dict[str, mx.array] = {}
-        for key, value in weights.items():
-            key = self.rename(key)
-            if (
-                key.endswith("patch_embed.proj.weight")
-                and value.shape[-1] != self.vision_tower.patch_embed.proj.weight.shape[-1]
-            ):
-                value = value.transpose(0, 2, 3, 4, 1)  # torch's (O, C, T, P, P)
-            out[key] = value
-        if self.language_model.args.tie_word_embeddings:
-            out = {key: value for key, value in out.items() if not key.startswith("language_model.lm_head.")}
-        for key in [k for k in out if re.search(r"mlp\.experts\.gate_up_proj$", k)]:
-            self._split_experts(out, key.removesuffix(".gate_up_proj"))
-        return out
+        split = dict(weights)
+        for key in [key for key in weights if re.search(r"mlp\.experts\.gate_up_proj$", key)]:
+            self._split_experts(split, key.removesuffix(".gate_up_proj"))
+        return super().sanitize(split)
 
     def _split_experts(self, weights: dict[str, mx.array], prefix: str) -> None:
         """Fused experts -> mlx-lm's three stacks (E, out, in). The Hub stores them (E, in, out), transformers 5
@@ -239,4 +205,5 @@ def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     text.setdefault("decoder_sparse_step", 1)
     text.setdefault("mlp_only_layers", [])
     text["norm_topk_prob"] = True  # transformers' Qwen3VLMoe router always does
+    text["model_type"] = "qwen3_moe" if "moe" in config["model_type"] else "qwen3"
     return text

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .._mlx_lm import ArraysCache, KVCache, RotatingKVCache, make_prompt_cache, text_decoder
+from .._mlx_lm import text_decoder
 from .._runtime import mx, nn
 from ..errors import LoadError, PromptError, UnsupportedError
 from ..inputs.prompt import Media, Prompt
 from . import PROVED_TEXT
-from .backbone import pick
-from .base import Embedded, Features, Full, LayerKind, Model, Opaque, Recurrent, Sliding
+from .backbone import layer_kinds, logits, pick
+from .base import Embedded, Features, LayerKind, Model
 
 
 class TextModel(Model):
@@ -55,16 +55,7 @@ class TextModel(Model):
         return renamed
 
     def cache_layout(self) -> list[LayerKind]:
-        return [self._layer_kind(index, cache) for index, cache in enumerate(make_prompt_cache(self._decoder))]
-
-    def _layer_kind(self, index: int, cache: Any) -> LayerKind:
-        if type(cache) is KVCache:
-            return Full()
-        if type(cache) is RotatingKVCache and cache.keep == 0:
-            return Sliding(cache.max_size)
-        if type(cache) is ArraysCache:
-            return Recurrent(len(cache.cache))
-        return Opaque(lambda: make_prompt_cache(self._decoder)[index])
+        return layer_kinds(self._decoder)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         raise UnsupportedError(
@@ -86,7 +77,7 @@ class TextModel(Model):
             return pick(self._decoder(inputs.tokens, cache=cache), at)
         embeds = self._gemma_embeds(inputs.tokens) if model_type == "gemma3_text" else None
         h = pick(self.model(inputs.tokens, cache, embeds), at)
-        return self.lm_head(h) if "lm_head" in self else self.model.embed_tokens.as_linear(h)
+        return logits(self, h)
 
     def _gemma_embeds(self, tokens: mx.array) -> mx.array:
         """Embeddings which, once mlx-lm has scaled them by sqrt(d) rounded to bfloat16, are scaled by sqrt(d) in their

@@ -1,0 +1,99 @@
+"""What most families are: a vision tower whose features take the places of placeholders in one of mlx-lm's decoders."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._mlx_lm import text_decoder
+from .._runtime import mx, nn, tree_flatten
+from ..inputs.prompt import Prompt
+from .backbone import decode, layer_kinds, logits, pick
+from .base import Embedded, Features, LayerKind, Model
+from .text import text_arguments
+
+
+class VisionLanguageModel(Model):
+    """A family adds its tower and projector, `encode`, and `renames`; where it differs, it overrides the rest.
+
+    renames: (old, new) beginnings of names, in the order in which they are tried; the first that fits is replaced.
+    """
+
+    renames: Sequence[tuple[str, str]] = ()
+
+    def __init__(self, config: dict[str, Any], text: dict[str, Any] | None = None):
+        """text: the text decoder's configuration; default config["text_config"]."""
+        super().__init__(config)
+        self.language_model = text_model(config["text_config"] if text is None else text)
+
+    @property
+    def body(self) -> nn.Module:
+        """The decoder's embeddings, layers and last norm."""
+        return self.language_model.model
+
+    def cache_layout(self) -> list[LayerKind]:
+        return layer_kinds(self.language_model)
+
+    def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
+        tokens = mx.array(prompt.tokens)[None]
+        embeds = put(self.body.embed_tokens(tokens), prompt, [own.embeds for own in features])
+        return Embedded(tokens, embeds, two_way=two_way(prompt))
+
+    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+        h = decode(self.body, inputs, cache)
+        return logits(self.language_model, self.body.norm(pick(h, at)))
+
+    @classmethod
+    def rename(cls, key: str) -> str | None:
+        """A tensor's name in any published layout -> the parameter's name here."""
+        for old, new in cls.renames:
+            if key.startswith(old):
+                return new + key.removeprefix(old)
+        return key
+
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Names by `rename`; convolutions with their channels last; the text decoder's by mlx-lm's own rules."""
+        own = dict(tree_flatten(self.parameters()))
+        text: dict[str, mx.array] = {}
+        out: dict[str, mx.array] = {}
+        for key, value in weights.items():
+            name = self.rename(key)
+            if name is None:
+                continue
+            if name.startswith("language_model."):
+                text[name.removeprefix("language_model.")] = value
+                continue
+            if value.ndim >= 4 and name in own and value.shape[-1] != own[name].shape[-1]:
+                value = value.moveaxis(1, -1)  # torch's (O, C, ...)
+            out[name] = value
+        if hasattr(self.language_model, "sanitize"):
+            text = self.language_model.sanitize(text)
+        return out | {f"language_model.{key}": value for key, value in text.items()}
+
+
+def text_model(config: dict[str, Any]) -> nn.Module:
+    """mlx-lm's decoder for a text configuration of any release of transformers."""
+    decoder, arguments = text_decoder(config)
+    return decoder(arguments.from_dict(text_arguments(config)))
+
+
+def put(embeds: mx.array, prompt: Prompt, features: Sequence[mx.array]) -> mx.array:
+    """embeds (1, L, d) with each medium's features (n, d) at its spans."""
+    for media, own in zip(prompt.media, features, strict=True):
+        taken = 0
+        for start, end in media.spans:
+            embeds[0, start:end] = own[taken : taken + end - start].astype(embeds.dtype)
+            taken += end - start
+        if taken != len(own):
+            raise ValueError(f"{len(own)} features for {taken} placeholders")
+    return embeds
+
+
+def two_way(prompt: Prompt) -> mx.array | None:
+    """(1, L) for `Embedded.two_way`: each span of the prompt's has a number of its own."""
+    if not prompt.two_way:
+        return None
+    groups = np.zeros((1, len(prompt.tokens)), dtype=np.int32)
+    for number, (start, end) in enumerate(prompt.two_way, 1):
+        groups[0, start:end] = number
+    return mx.array(groups)

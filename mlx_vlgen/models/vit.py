@@ -1,0 +1,136 @@
+"""The plain vision transformer (CLIP, SigLIP) that most families look with.
+
+Source: Dosovitskiy et al. 2020 (arXiv 2010.11929); transformers' CLIPVisionModel and SiglipVisionModel, whose names of
+parameters these are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._runtime import mx, nn
+from .layers import ACTIVATIONS, attention
+
+
+class PatchConv(nn.Conv2d):
+    """A convolution whose stride is its kernel, computed as one matmul: pixels (B, C, H, W) -> (B, N, d)."""
+
+    def __init__(self, channels: int, hidden: int, patch: int, bias: bool):
+        super().__init__(channels, hidden, patch, stride=patch, bias=bias)  # weight (O, P, P, C)
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        batch, channels, height, width = pixels.shape
+        patch = self.weight.shape[1]
+        rows, columns = height // patch, width // patch
+        cut = pixels[:, :, : rows * patch, : columns * patch].reshape(batch, channels, rows, patch, columns, patch)
+        patches = cut.transpose(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+        out = patches.astype(self.weight.dtype) @ self.weight.reshape(len(self.weight), -1).T
+        return out + self.bias if "bias" in self else out
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+        self.v_proj, self.out_proj = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, length, hidden = x.shape
+
+        def split(x: mx.array) -> mx.array:
+            return x.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, N, D)
+
+        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
+        out = attention(q, k, v, scale=q.shape[-1] ** -0.5)
+        return self.out_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
+
+
+class MLP(nn.Module):
+    def __init__(self, hidden: int, inner: int, activation: str):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(hidden, inner), nn.Linear(inner, hidden)
+        self._activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(self._activation(self.fc1(x)))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: Mapping[str, Any], eps: float, activation: str):
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(hidden, eps=eps), nn.LayerNorm(hidden, eps=eps)
+        self.self_attn = Attention(hidden, config["num_attention_heads"])
+        self.mlp = MLP(hidden, config["intermediate_size"], activation)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class Encoder(nn.Module):
+    """The layers. activation: what `hidden_act` is where the configuration is silent."""
+
+    def __init__(self, config: Mapping[str, Any], activation: str, eps: float):
+        super().__init__()
+        eps, activation = config.get("layer_norm_eps", eps), config.get("hidden_act", activation)
+        self.layers = [EncoderLayer(config, eps, activation) for _ in range(config["num_hidden_layers"])]
+
+    def __call__(self, x: mx.array, layer: int = -1) -> mx.array:
+        """(B, N, d). layer: which of the hidden states to return, 0 being `x`; the layers past it are not computed."""
+        count = layer if layer >= 0 else len(self.layers) + 1 + layer
+        for block in self.layers[:count]:
+            x = block(x)
+        return x
+
+
+class CLIPEmbeddings(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden, patch = config["hidden_size"], config["patch_size"]
+        self.class_embedding = mx.zeros(hidden)
+        self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=False)
+        self.position_embedding = nn.Embedding((config["image_size"] // patch) ** 2 + 1, hidden)
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        patches = self.patch_embedding(pixels)
+        first = mx.broadcast_to(self.class_embedding, (len(patches), 1, patches.shape[-1]))
+        return mx.concatenate([first, patches], axis=1) + self.position_embedding.weight
+
+
+class CLIPVision(nn.Module):
+    """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d) of one layer, the class token first."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.embeddings = CLIPEmbeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config["hidden_size"], eps=config.get("layer_norm_eps", 1e-5))
+        self.encoder = Encoder(config, "quick_gelu", 1e-5)
+
+    def __call__(self, pixels: mx.array, layer: int) -> mx.array:
+        return self.encoder(self.pre_layrnorm(self.embeddings(pixels)), layer)
+
+
+class SiglipEmbeddings(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden, patch = config["hidden_size"], config["patch_size"]
+        self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=True)
+        self.position_embedding = nn.Embedding((config["image_size"] // patch) ** 2, hidden)
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        return self.patch_embedding(pixels) + self.position_embedding.weight
+
+
+class SiglipVision(nn.Module):
+    """pixels (B, 3, H, W) -> hidden states (B, N, d) of one layer, or, with layer None, the normalised last ones."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.embeddings = SiglipEmbeddings(config)
+        self.encoder = Encoder(config, "gelu_pytorch_tanh", 1e-6)
+        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config.get("layer_norm_eps", 1e-6))
+
+    def __call__(self, pixels: mx.array, layer: int | None = None) -> mx.array:
+        x = self.encoder(self.embeddings(pixels), -1 if layer is None else layer)
+        return self.post_layernorm(x) if layer is None else x
