@@ -12,22 +12,40 @@ from .layouts import REFERENCE, read_json
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """One picture or clip: levels (patches, channels, frames, size, size) uint8, mean and std per channel."""
+    """One picture or clip: levels uint8 in the shape of `Media.pixels`, its grid, and (2, 3) mean and standard
+    deviation per channel; channels lie as `ProcessorKit` says."""
 
     levels: np.ndarray
-    grid: tuple[int, int, int]
-    mean: np.ndarray
-    std: np.ndarray
+    grid: tuple[int, ...]
+    normal: np.ndarray
+    channels_last: bool
 
     @property
     def normalised(self) -> np.ndarray:
-        """What the vision tower takes: (patches, channels * frames * size * size) float32."""
-        values = (self.levels / 255 - self.mean) / self.std
-        return values.reshape(len(values), -1).astype(np.float32)
+        """What the vision tower takes, float32."""
+        flat = _by_channel(self.levels, self.channels_last)
+        mean, std = _normal(self.normal, self.channels_last)
+        return ((flat / 255 - mean) / std).reshape(self.levels.shape).astype(np.float32)
 
     def levels_of(self, normalised: np.ndarray) -> np.ndarray:
-        """The inverse, in the shape of `levels`, not rounded."""
-        return (normalised.astype(np.float64).reshape(self.levels.shape) * self.std + self.mean) * 255
+        """The inverse, not rounded."""
+        return levels_of(normalised, self.normal, self.channels_last)
+
+
+def levels_of(pixels: np.ndarray, normal: np.ndarray, channels_last: bool) -> np.ndarray:
+    """Normalised pixels as 8-bit levels, not rounded."""
+    mean, std = _normal(normal, channels_last)
+    flat = _by_channel(pixels.astype(np.float64), channels_last)
+    return ((flat * std + mean) * 255).reshape(pixels.shape)
+
+
+def _by_channel(pixels: np.ndarray, channels_last: bool) -> np.ndarray:
+    """(N, 3, rest) or (N, rest, 3)."""
+    return pixels.reshape(len(pixels), -1, 3) if channels_last else pixels.reshape(len(pixels), 3, -1)
+
+
+def _normal(normal: np.ndarray, channels_last: bool) -> np.ndarray:
+    return normal[:, None, None, :] if channels_last else normal[:, None, :, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +96,10 @@ def case(family: str, name: str) -> Expected:
 @cache
 def pixels(family: str, name: str) -> Pixels:
     """A picture or clip as the family's processor reads it."""
-    with np.load(REFERENCE / "processors" / record(family)["processor"] / "pixels.npz") as file:
+    known = record(family)
+    with np.load(REFERENCE / "processors" / known["processor"] / "pixels.npz") as file:
         levels, grid, normal = (file[f"{name}.{key}"] for key in ("levels", "grid", "normal"))
-    if levels.shape[2] == 1:  # a picture is a clip of one frame twice
-        levels = np.repeat(levels, 2, axis=2)
-    mean, std = normal[:, :, None, None, None]
-    return Pixels(levels, tuple(grid.tolist()), mean, std)
+    return Pixels(levels, tuple(grid.tolist()), normal, known["channels_last"])
 
 
 def families() -> list[str]:

@@ -6,20 +6,19 @@ MLX hold. All three are made from the names, shapes and configuration of "v5" by
 
 import copy
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 from safetensors.numpy import save_file
 
+from .recipe import Config, Recipe
+from .recipes import recipes
 from .weights import Tensors, draw
 
 Layout = Literal["hub", "mlx", "v5"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 REFERENCE = Path(__file__).parent / "reference"
-Config = dict[str, Any]
 
 
 def read_json(path: Path) -> Any:
@@ -41,28 +40,30 @@ def family_tensors(family: str) -> Tensors:
 
 def write_checkpoint(family: str, layout: Layout, folder: Path) -> Path:
     """Write the checkpoint of a family of `reference/` into `folder` and return it."""
-    record = read_json(REFERENCE / family / "cases.json")
     config = read_json(REFERENCE / family / "config.json")
-    return assemble(config, family_tensors(family), record["tokenizer"], record["processor"], layout, folder)
+    return assemble(recipes()[family], config, family_tensors(family), layout, folder)
 
 
-def assemble(
-    config: Config, tensors: Tensors, tokenizer: str, processor: str | None, layout: Layout, folder: Path
-) -> Path:
-    """A checkpoint from its parts: `config` and `tensors` as transformers 5 saves them, the others named kits."""
+def assemble(recipe: Recipe, config: Config, tensors: Tensors, layout: Layout, folder: Path) -> Path:
+    """A checkpoint from its parts: `config` and `tensors` as transformers 5 saves them."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_tokenizer(REFERENCE / "tokenizers" / tokenizer, layout, folder, template_apart=processor is not None)
-    if processor:
-        _write_processor(REFERENCE / "processors" / processor, layout, folder)
-    write_json(folder / "config.json", config if layout == "v5" else hub_config(config))
+    kit = REFERENCE / "tokenizers" / recipe.tokenizer.name
+    _write_tokenizer(kit, layout, folder, template_apart=recipe.processor is not None)
+    if recipe.processor:
+        _write_processor(REFERENCE / "processors" / recipe.processor.name, layout, folder)
+    write_json(folder / "config.json", config if layout == "v5" else hub_config(config, recipe.legacy))
     text = config.get("text_config", config)
-    ids = {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None}
+    ids = {
+        key: part[key]
+        for part in (text, config)
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+        if part.get(key) is not None
+    }
     write_json(folder / "generation_config.json", ids)
-    family = config["model_type"]
     if layout == "hub":
-        _write_shards(_hub_tensors(family, tensors), folder)
+        _write_shards(recipe.hub(tensors), folder)
     elif layout == "mlx":
-        save_file(_mlx_tensors(family, tensors), folder / "model.safetensors", metadata={"format": "mlx"})
+        save_file(recipe.mlx(tensors), folder / "model.safetensors", metadata={"format": "mlx"})
     else:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
@@ -84,62 +85,11 @@ def _write_shards(tensors: Tensors, folder: Path) -> None:
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def _hub_tensors(family: str, tensors: Tensors) -> Tensors:
-    if family == "qwen3_vl_moe":  # experts (E, in, out) and not (E, out, in)
-        return {name: _swap(tensor, 1, 2) if ".experts." in name else tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _mlx_tensors(family: str, tensors: Tensors) -> Tensors:
-    """Renamed as in MLX's conversions: channels last in convolutions, one stack of experts per projection."""
-    if family in ("qwen3_vl", "qwen3_vl_moe"):
-        tensors = {_rename_qwen3_vl(name): tensor for name, tensor in tensors.items()}
-    if family in ("qwen3_vl_moe", "qwen3_moe"):
-        tensors = _switch_experts(tensors)
-    return {name: _channels_last(name, tensor) for name, tensor in tensors.items()}
-
-
-def _rename_qwen3_vl(name: str) -> str:
-    name = name.replace("model.language_model.", "language_model.model.", 1)
-    name = name.replace("model.visual.", "vision_tower.", 1)
-    return f"language_model.{name}" if name.startswith("lm_head.") else name
-
-
-def _channels_last(name: str, tensor: np.ndarray) -> np.ndarray:
-    if re.search(r"patch_embed\.proj\.weight$|\.conv\.conv\.weight$", name):  # (out, in, *kernel)
-        return np.ascontiguousarray(np.moveaxis(tensor, 1, -1))
-    return tensor
-
-
-def _switch_experts(tensors: Tensors) -> Tensors:
-    """`switch_mlp.{gate,up,down}_proj.weight` (E, out, in) from fused experts or from experts saved one by one."""
-    out: Tensors = {}
-    single: dict[str, dict[int, np.ndarray]] = {}
-    for name, tensor in tensors.items():
-        stem, is_expert, rest = name.partition(".experts.")
-        if not is_expert:
-            out[name] = tensor
-        elif rest == "gate_up_proj":
-            gate, up = np.split(tensor, 2, axis=1)
-            out[f"{stem}.switch_mlp.gate_proj.weight"] = np.ascontiguousarray(gate)
-            out[f"{stem}.switch_mlp.up_proj.weight"] = np.ascontiguousarray(up)
-        elif rest == "down_proj":
-            out[f"{stem}.switch_mlp.down_proj.weight"] = tensor
-        else:
-            number, projection = rest.split(".", 1)
-            single.setdefault(f"{stem}.switch_mlp.{projection}", {})[int(number)] = tensor
-    return out | {name: np.stack([experts[i] for i in sorted(experts)]) for name, experts in single.items()}
-
-
-def _swap(tensor: np.ndarray, first: int, second: int) -> np.ndarray:
-    return np.ascontiguousarray(np.swapaxes(tensor, first, second))
-
-
 # Configuration
 
 
-def hub_config(config: Config) -> Config:
-    """config.json as transformers 4.x wrote it, from what transformers 5 writes."""
+def hub_config(config: Config, legacy: Callable[[Config], None]) -> Config:
+    """config.json as transformers 4.x wrote it, from what transformers 5 writes; `legacy` is the family's own part."""
     config = copy.deepcopy(config)
     config["transformers_version"] = "4.57.0"
     vision = config.get("vision_config")
@@ -152,8 +102,7 @@ def hub_config(config: Config) -> Config:
         if "num_local_experts" in part:
             part["num_experts"] = part.pop("num_local_experts")
         _legacy_rope(part)
-    if config["model_type"] in _LEGACY:
-        _LEGACY[config["model_type"]](config)
+    legacy(config)
     return config
 
 
@@ -169,29 +118,6 @@ def _legacy_rope(part: Config) -> None:
     part["rope_scaling"] = None if rope == {"rope_type": "default"} else rope
 
 
-def _legacy_gemma3_text(config: Config) -> None:
-    config["sliding_window_pattern"] = config.pop("layer_types").index("full_attention") + 1
-    config.pop("_sliding_window_pattern", None)
-
-
-def _legacy_lfm2(config: Config) -> None:
-    width = config["hidden_size"]
-    attention = [i for i, kind in enumerate(config.pop("layer_types")) if kind == "full_attention"]
-    config.update(
-        block_dim=width,
-        block_ff_dim=config.pop("intermediate_size"),
-        block_norm_eps=config["norm_eps"],
-        block_use_swiglu=True,
-        conv_dim=width,
-        conv_dim_out=width,
-        full_attn_idxs=attention,
-        num_heads=config["num_attention_heads"],
-    )
-
-
-_LEGACY: dict[str, Callable[[Config], None]] = {"gemma3_text": _legacy_gemma3_text, "lfm2": _legacy_lfm2}
-
-
 # Tokenizer and processor
 
 
@@ -205,7 +131,8 @@ def _write_tokenizer(kit: Path, layout: Layout, folder: Path, template_apart: bo
     tokenizer["model"] = read_json(kit.parent / "bpe.json")
     write_json(folder / "tokenizer.json", tokenizer)
     config = read_json(kit / "tokenizer_config.json")
-    template = (kit / "chat_template.jinja").read_text(encoding="utf-8")
+    file = kit / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.exists() else None
     if layout != "v5":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config.pop("backend", None)
@@ -213,7 +140,9 @@ def _write_tokenizer(kit: Path, layout: Layout, folder: Path, template_apart: bo
         config["added_tokens_decoder"] = {
             str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added
         }
-    if layout == "hub" and template_apart:
+    if template is None:
+        pass
+    elif layout == "hub" and template_apart:
         write_json(folder / "chat_template.json", {"chat_template": template})
     elif layout == "hub":
         config["chat_template"] = template

@@ -17,7 +17,7 @@ import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,8 +25,12 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from . import media
+from . import expected, media
+from .demo import DEMO
+from .demo import MODEL as DEMO_MODEL
 from .layouts import LAYOUTS, REFERENCE, Layout, assemble, read_json, write_json
+from .recipe import Case, Recipe
+from .recipes import recipes
 from .weights import Tensors, draw, fingerprint, projection
 
 try:
@@ -37,21 +41,12 @@ except RuntimeError:  # its compiled operators are made for another torch
         operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 transformers: Any = importlib.import_module("transformers")
-from .families import (  # noqa: E402  it imports transformers, which must find torchvision
-    DEMO,
-    FAMILIES,
-    PROCESSORS,
-    TOKENIZERS,
-    Case,
-    Recipe,
-    build_tokenizer,
-)
+from .kits import build_tokenizer  # noqa: E402  it imports transformers, which must find torchvision
 
 MARGIN = 1e-3
 # Clips are resized by torchvision here and by Pillow in mlx_vlgen: one level apart in places, a few 1e-3 in logits.
 VIDEO_MARGIN = 5e-3
 ROUTING_MARGIN = 2e-5
-DEMO_MODEL = media.DEMO / "model"
 
 
 class Unsuitable(Exception):
@@ -64,8 +59,8 @@ class Unsuitable(Exception):
 def write_kits() -> None:
     """Tokenizers and processors, apart from the one byte-pair model that they share."""
     with tempfile.TemporaryDirectory() as temporary:
-        for name, kit in TOKENIZERS.items():
-            folder = REFERENCE / "tokenizers" / name
+        for kit in {recipe.tokenizer.name: recipe.tokenizer for recipe in recipes().values()}.values():
+            folder = REFERENCE / "tokenizers" / kit.name
             folder.mkdir(parents=True, exist_ok=True)
             if kit.template:
                 (folder / "chat_template.jinja").write_text(kit.template, encoding="utf-8")
@@ -75,26 +70,26 @@ def write_kits() -> None:
             write_json(folder / "tokenizer.json", tokenizer)
             config = read_json(Path(temporary, "tokenizer_config.json"))
             write_json(folder / "tokenizer_config.json", config)
-        for name, build in PROCESSORS.items():
-            folder = REFERENCE / "processors" / name
+        for recipe in recipes().values():
+            if recipe.processor is None:
+                continue
+            folder = REFERENCE / "processors" / recipe.processor.name
             folder.mkdir(parents=True, exist_ok=True)
-            build(build_tokenizer(TOKENIZERS["qwen"])).save_pretrained(temporary)
+            load_processor(recipe).save_pretrained(temporary)
             # The class is named after the backend that is installed; checkpoints name the family's.
             text = Path(temporary, "processor_config.json").read_text().replace('ImageProcessorPil"', 'ImageProcessor"')
             write_json(folder / "processor_config.json", json.loads(text))
 
 
-def load_processor(folder: Path) -> Any:
-    """The checkpoint's processor with pictures resized by Pillow, or its tokenizer where it has no processor."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    if "vision_config" not in read_json(folder / "config.json"):
-        return tokenizer
-    return transformers.Qwen3VLProcessor(
-        transformers.Qwen2VLImageProcessorPil.from_pretrained(folder),
-        tokenizer,
-        transformers.Qwen3VLVideoProcessor.from_pretrained(folder),
-        chat_template=tokenizer.chat_template or read_json(folder / "chat_template.json")["chat_template"],
-    )
+def load_processor(recipe: Recipe) -> Any:
+    """The family's processor with pictures resized by Pillow, or its tokenizer where it has no processor."""
+    if recipe is DEMO:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO_MODEL)
+    else:
+        tokenizer = build_tokenizer(recipe.tokenizer)
+        file = REFERENCE / "tokenizers" / recipe.tokenizer.name / "chat_template.jinja"
+        tokenizer.chat_template = file.read_text(encoding="utf-8") if file.exists() else None
+    return recipe.processor.build(tokenizer) if recipe.processor else tokenizer
 
 
 def load_model(folder: Path) -> Any:
@@ -119,59 +114,44 @@ def prompt_text(processor: Any, case: Case) -> str:
     return processor.apply_chat_template(case.prompt, tokenize=False, add_generation_prompt=True)
 
 
-def model_inputs(processor: Any, cases: list[Case]) -> dict[str, torch.Tensor]:
+def model_inputs(recipe: Recipe, processor: Any, cases: list[Case]) -> dict[str, torch.Tensor]:
     """One padded batch, or one row without padding."""
     texts = [prompt_text(processor, case) for case in cases]
-    if not hasattr(processor, "image_processor"):
+    kit = recipe.processor
+    if kit is None:
         rows = [
             processor(text, add_special_tokens=isinstance(case.prompt, str)).input_ids
             for text, case in zip(texts, cases, strict=True)
         ]
         return dict(processor.pad({"input_ids": rows}, return_tensors="pt"))
     given: dict[str, Any] = {}
-    if pictures := [media.picture(name) for case in cases for name in case.images]:
-        given["images"] = pictures
+    pictures = [[media.picture(name) for name in case.images] for case in cases]
+    if any(pictures):
+        given["images"] = pictures if kit.nested else [picture for row in pictures for picture in row]
     if clips := [media.clip(name) for case in cases for name in case.videos]:
-        given |= {"videos": clips, "do_sample_frames": False, "video_metadata": [_metadata(clip) for clip in clips]}
+        given |= {"videos": clips, "do_sample_frames": False, **kit.clips(clips)}
+    bos = processor.tokenizer.bos_token
+    if bos and all(text.startswith(bos) for text in texts):
+        given["add_special_tokens"] = False  # the template wrote it
     return dict(processor(text=texts, return_tensors="pt", padding=len(texts) > 1, **given))
 
 
-def _metadata(clip: np.ndarray) -> dict[str, Any]:
-    frames = len(clip)
-    return {
-        "fps": media.CLIP_FPS,
-        "total_num_frames": frames,
-        "frames_indices": list(range(frames)),
-        "duration": frames / media.CLIP_FPS,
-    }
-
-
-def pixel_levels(processor: Any, cases: Mapping[str, Case]) -> dict[str, np.ndarray]:
-    """Name -> (patches, channels, frames, size, size) uint8 before normalisation; grid (3,); mean and std (2, 3).
-
-    A picture is one frame twice; it is stored once.
-    """
+def pixel_levels(recipe: Recipe, processor: Any) -> dict[str, np.ndarray]:
+    """Of each picture and clip of the cases: name -> levels, uint8 before normalisation in the shape of pixels; the
+    grid; normal, mean and standard deviation per channel (2, 3)."""
+    kit = recipe.processor
+    assert kit
     arrays: dict[str, np.ndarray] = {}
-    for kind, name in sorted({entry for case in cases.values() for entry in _media(case)}):
+    for kind, name in sorted({entry for case in recipe.cases.values() for entry in _media(case)}):
         if kind == "image":
-            made = processor.image_processor(images=[media.picture(name)], return_tensors="np")
-            pixels, grid, settings = made["pixel_values"], made["image_grid_thw"][0], processor.image_processor
+            (pixels, grid), settings = kit.image(processor, media.picture(name)), processor.image_processor
         else:
-            clip = media.clip(name)
-            made = processor.video_processor(
-                videos=[clip], do_sample_frames=False, video_metadata=[_metadata(clip)], return_tensors="np"
-            )
-            pixels, grid, settings = made["pixel_values_videos"], made["video_grid_thw"][0], processor.video_processor
-        size, frames = settings.patch_size, settings.temporal_patch_size
-        pixels = np.asarray(pixels).reshape(len(pixels), 3, frames, size, size)
+            assert kit.video, f"{kit.name} has no video"
+            (pixels, grid), settings = kit.video(processor, media.clip(name)), processor.video_processor
         normal = np.array([settings.image_mean, settings.image_std])
-        mean, std = normal[:, :, None, None, None]
-        levels = (pixels * std + mean) * 255
+        levels = expected.levels_of(pixels, normal, kit.channels_last)
         rounded = np.rint(levels)
         assert np.abs(levels - rounded).max() < 1e-3, f"{name}: pixels are no 8-bit levels"
-        if kind == "image":
-            assert (rounded[:, :, :1] == rounded).all()
-            rounded = rounded[:, :, :1]
         arrays |= {
             f"{name}.levels": rounded.astype(np.uint8),
             f"{name}.grid": np.asarray(grid, np.int32),
@@ -250,13 +230,13 @@ class _RoutingMargins:
 
 
 def padded_difference(
-    model: Any, processor: Any, rows: list[Case], single: list[dict[str, np.ndarray]], new_tokens: int
+    recipe: Recipe, model: Any, processor: Any, rows: list[Case], single: list[dict[str, np.ndarray]]
 ) -> float:
     """How far transformers' own padded rows are, in logits, from the single runs, which are the reference."""
     with torch.no_grad():
-        inputs = model_inputs(processor, rows)
+        inputs = model_inputs(recipe, processor, rows)
         logits = model(**inputs).logits[:, -1].double().numpy()
-        tokens = _greedy(model, inputs, new_tokens)[1]
+        tokens = _greedy(model, inputs, recipe.new_tokens)[1]
     same = all(
         row[: len(alone["tokens"])].tolist() == alone["tokens"].tolist()
         for row, alone in zip(tokens, single, strict=True)
@@ -277,7 +257,7 @@ def make_family(name: str, recipe: Recipe) -> None:
         with tempfile.TemporaryDirectory() as temporary:
 
             def checkpoint(layout: Layout, tensors: Tensors = tensors, root: str = temporary) -> Path:
-                return assemble(config, tensors, recipe.tokenizer, recipe.processor, layout, Path(root, layout))
+                return assemble(recipe, config, tensors, layout, Path(root, layout))
 
             try:
                 arrays, record = run_cases(checkpoint("v5"), recipe)
@@ -312,8 +292,8 @@ def write_record(
         {
             "seed": seed,
             "rules": recipe.rules,
-            "tokenizer": recipe.tokenizer,
-            "processor": recipe.processor,
+            "processor": recipe.processor and recipe.processor.name,
+            "channels_last": bool(recipe.processor and recipe.processor.channels_last),
             "fingerprint": mark,
             "transformers": transformers.__version__,
             **record,
@@ -328,7 +308,7 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def saved_form(recipe: Recipe) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """config.json, and names and shapes of the tensors, as transformers saves the family."""
-    tokenizer = build_tokenizer(TOKENIZERS[recipe.tokenizer])
+    tokenizer = build_tokenizer(recipe.tokenizer)
     config = recipe.config(tokenizer.convert_tokens_to_ids, len(tokenizer))
     vision = hasattr(config, "vision_config")
     auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
@@ -340,15 +320,15 @@ def saved_form(recipe: Recipe) -> tuple[dict[str, Any], dict[str, tuple[int, ...
 
 def run_cases(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays for cases.npz and the record for cases.json."""
-    model, processor = load_model(checkpoint), load_processor(checkpoint)
+    model, processor = load_model(checkpoint), load_processor(recipe)
     single = {
-        name: run_case(model, model_inputs(processor, [case]), recipe.new_tokens, drawn=recipe is not DEMO)
+        name: run_case(model, model_inputs(recipe, processor, [case]), recipe.new_tokens, drawn=recipe is not DEMO)
         for name, case in recipe.cases.items()
     }
     if recipe.processor:
-        pixels = REFERENCE / "processors" / recipe.processor / "pixels.npz"
+        pixels = REFERENCE / "processors" / recipe.processor.name / "pixels.npz"
         pixels.parent.mkdir(parents=True, exist_ok=True)
-        _save(pixels, pixel_levels(processor, recipe.cases))
+        _save(pixels, pixel_levels(recipe, processor))
     record = {
         "cases": {
             name: {
@@ -364,7 +344,7 @@ def run_cases(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, np.ndarray], 
     }
     for name, rows in recipe.batches.items():
         cases, alone = [recipe.cases[row] for row in rows], [single[row] for row in rows]
-        difference = padded_difference(model, processor, cases, alone, recipe.new_tokens)
+        difference = padded_difference(recipe, model, processor, cases, alone)
         print(f"{name}: transformers' padded rows are off by {difference:.0e}")
     arrays = {f"{name}.{key}": value for name, made in single.items() for key, value in made.items()}
     return arrays, record
@@ -373,9 +353,8 @@ def run_cases(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, np.ndarray], 
 def check_hub_layout(v5: Path, hub: Path, recipe: Recipe) -> None:
     """transformers must read the "hub" layout as the same model."""
     case = list(recipe.cases.values())[-1]
-    logits = [
-        load_model(folder)(**model_inputs(load_processor(folder), [case])).logits.detach() for folder in (v5, hub)
-    ]
+    inputs = model_inputs(recipe, load_processor(recipe), [case])
+    logits = [load_model(folder)(**inputs).logits.detach() for folder in (v5, hub)]
     difference = (logits[0] - logits[1]).abs().max().item()
     if difference:
         raise RuntimeError(f'transformers reads the "hub" layout differently: {difference}')
@@ -387,11 +366,11 @@ def main(names: list[str]) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     write_kits()
-    known = [*FAMILIES, *(["demo"] if DEMO_MODEL.exists() else [])]
+    known = [*recipes(), *(["demo"] if DEMO_MODEL.exists() else [])]
     for name in names or known:
         if name not in known:
             raise SystemExit(f"unknown family {name!r}; known: {', '.join(known)} (layouts: {', '.join(LAYOUTS)})")
-        make_demo() if name == "demo" else make_family(name, FAMILIES[name])
+        make_demo() if name == "demo" else make_family(name, recipes()[name])
 
 
 if __name__ == "__main__":
