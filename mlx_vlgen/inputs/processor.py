@@ -211,6 +211,29 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a checkpoint says of its processor: its own fields, and those for pictures and for videos."""
+
+    own: Mapping[str, Any]
+    image: Mapping[str, Any]
+    video: Mapping[str, Any]
+
+
+def read_settings(folder: Path) -> Settings:
+    """From one nested file, as transformers 5 writes it, or from a flat one for each part."""
+    own = _json(folder / "processor_config.json")
+    return Settings(
+        own,
+        own.get("image_processor") or _json(folder / "preprocessor_config.json"),
+        own.get("video_processor") or _json(folder / "video_preprocessor_config.json"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
 def load_template(folder: Path, tokenizer: Any) -> str | None:
     """The chat template: chat_template.jinja, chat_template.json, or the tokenizer's own."""
     if (path := folder / "chat_template.jinja").is_file():

@@ -1,7 +1,6 @@
 """The processors of Qwen's vision-language models: pictures of any size as grids of patches."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ..errors import MediaError
 from ..notices import notice
 from .images import PixelSettings, normalize, patchify, picture_size, resize, video_size
 from .media import describe_source, load_image
-from .processor import Expansion, Kind, Processor, load_template, load_tokenizer
+from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import MediaInputs
 from .video import Video, load_video
 
@@ -33,14 +32,12 @@ class Qwen3VLProcessor(Processor):
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> "Qwen3VLProcessor":
         tokenizer = load_tokenizer(folder)
-        nested = _json(folder / "processor_config.json")  # transformers 5 keeps all in one file
-        pictures = nested.get("image_processor") or _json(folder / "preprocessor_config.json")
-        videos = nested.get("video_processor") or _json(folder / "video_preprocessor_config.json")
+        settings = read_settings(folder)
         return cls(
             tokenizer,
             load_template(folder, tokenizer),
-            _settings(pictures, config, 56 * 56, 28 * 28 * 1280),
-            _settings(videos, config, 128 * 32 * 32, 32 * 32 * 768),
+            _settings(settings.image, config, 56 * 56, 28 * 28 * 1280),
+            _settings(settings.video, config, 128 * 32 * 32, 32 * 32 * 768),
         )
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
@@ -117,10 +114,6 @@ def bounded(settings: PixelSettings, media: MediaInputs, frames: int = 1) -> Pix
 
 def _resized(frames: np.ndarray, size: tuple[int, int], settings: PixelSettings) -> np.ndarray:
     return np.stack([np.asarray(resize(Image.fromarray(frame), size, settings.resample)) for frame in frames])
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _settings(own: Mapping[str, Any], config: Mapping[str, Any], least: int, most: int) -> PixelSettings:

@@ -38,6 +38,7 @@ _QWEN3_VL = Family("mlx_vlgen.models.qwen3_vl:Qwen3VL", "mlx_vlgen.inputs.qwen_v
 FAMILIES: dict[str, Family] = {
     "qwen3_vl": _QWEN3_VL,
     "qwen3_vl_moe": _QWEN3_VL,
+    "llava": Family("mlx_vlgen.models.llava:Llava", "mlx_vlgen.inputs.llava:LlavaProcessor"),
 }
 
 TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:TextProcessor")

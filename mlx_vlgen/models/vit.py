@@ -104,8 +104,10 @@ class CLIPVision(nn.Module):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         self.embeddings = CLIPEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config["hidden_size"], eps=config.get("layer_norm_eps", 1e-5))
+        eps = config.get("layer_norm_eps", 1e-5)
+        self.pre_layrnorm = nn.LayerNorm(config["hidden_size"], eps=eps)
         self.encoder = Encoder(config, "quick_gelu", 1e-5)
+        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=eps)  # of the class token; checkpoints have it
 
     def __call__(self, pixels: mx.array, layer: int) -> mx.array:
         return self.encoder(self.pre_layrnorm(self.embeddings(pixels)), layer)
@@ -134,3 +136,11 @@ class SiglipVision(nn.Module):
     def __call__(self, pixels: mx.array, layer: int | None = None) -> mx.array:
         x = self.encoder(self.embeddings(pixels), -1 if layer is None else layer)
         return self.post_layernorm(x) if layer is None else x
+
+
+class Tower(nn.Module):
+    """A vision model one level deeper, as most checkpoints name it: `vision_tower.vision_model.…`."""
+
+    def __init__(self, vision_model: nn.Module):
+        super().__init__()
+        self.vision_model = vision_model

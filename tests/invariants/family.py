@@ -77,7 +77,7 @@ class Family:
     def asks(self) -> dict[str, Ask]:
         """The cases of the parity suite; those of `MEDIA` that it has not, for a family that sees; and short texts
         of equal lengths and unequal ones, down to one token."""
-        asks = {name: self._ask(name, content) for name, content in MEDIA.items() if self.processor.placeholders}
+        asks = {name: self._ask(name, content) for name, content in MEDIA.items() if self._takes(content)}
         for name, case in expected.record(self.name)["cases"].items():
             asks[name] = Ask(name, case["text"], tuple(case["images"]), tuple(case["videos"]))
         # Words with a space before each are the same tokens in any order: "words5" and "turned5" are equally long.
@@ -87,6 +87,11 @@ class Family:
             asks[f"words{count}"] = Ask(f"words{count}", "".join(chosen))
             asks[f"turned{count}"] = Ask(f"turned{count}", "".join(reversed(chosen)))
         return asks | {"word": Ask("word", "The")}
+
+    def _takes(self, content: Sequence[str]) -> bool:
+        """Whether this family sees, and takes videos where there is one."""
+        kinds = self.processor.placeholders
+        return "image" in kinds and ("video" in kinds or not any(word in media.CLIPS for word in content))
 
     def _ask(self, name: str, content: Sequence[str]) -> Ask:
         """A turn of pictures and clips of parity.media, and other words."""

@@ -1,0 +1,54 @@
+"""LLaVA 1.5: CLIP, a projector of two layers, and a text decoder.
+
+Source: Liu et al. 2023 (arXiv 2310.03744); transformers' LlavaForConditionalGeneration.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._runtime import mx, nn
+from ..inputs.prompt import Media
+from .base import Features
+from .layers import ACTIVATIONS
+from .vision_language import VisionLanguageModel
+from .vit import CLIPVision, Tower
+
+
+class Projector(nn.Module):
+    def __init__(self, vision: int, text: int, activation: str, bias: bool):
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(vision, text, bias=bias), nn.Linear(text, text, bias=bias)
+        self._activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_2(self._activation(self.linear_1(x)))
+
+
+class Llava(VisionLanguageModel):
+    renames = (
+        ("vision_tower.vision_model.", "vision_tower.vision_model."),
+        ("vision_tower.", "vision_tower.vision_model."),
+        ("model.vision_tower.", "vision_tower.vision_model."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    )
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config)
+        vision = config["vision_config"]
+        layer = config.get("vision_feature_layer", -2)
+        self._layers = [layer] if isinstance(layer, int) else list(layer)
+        self._first = int(config.get("vision_feature_select_strategy", "default") == "default")  # drops the class token
+        self.vision_tower = Tower(CLIPVision(vision))
+        self.multi_modal_projector = Projector(
+            vision["hidden_size"] * len(self._layers), config["text_config"]["hidden_size"],
+            config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
+        )  # fmt: skip
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        pixels = mx.array(np.concatenate([own.pixels for own in media]))
+        seen = [self.vision_tower.vision_model(pixels, layer)[:, self._first :] for layer in self._layers]
+        return [Features(own) for own in self.multi_modal_projector(mx.concatenate(seen, axis=-1))]

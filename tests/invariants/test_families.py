@@ -1,0 +1,68 @@
+"""Promise 2 for every family that test_one_answer.py does not go through in all its detail.
+
+A family is whatever has a reference in tests/parity. Rows are its parity cases, and words.
+"""
+
+from collections.abc import Callable
+
+import pytest
+from parity import expected
+
+from mlx_vlgen import SamplingParams, TokenIterator
+
+from . import test_one_answer as thorough
+from .family import STEPS, Family
+from .play import Heard, Row, check, play_and_check
+from .test_one_answer import SAMPLERS, drawn_rows, usable_caches
+
+OTHERS = [name for name in expected.families() if name not in thorough.FAMILIES]
+
+pytestmark = pytest.mark.parametrize("family", OTHERS, indirect=True)
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest, load_family: Callable[[str], Family]) -> Family:
+    return load_family(request.param)
+
+
+def test_one_batch(family: Family) -> None:
+    """Every request at once: pictures, clips and words, of unlike lengths."""
+    play_and_check(family, [Row(ask) for ask in family.asks.values()])
+
+
+def test_coming_and_going(family: Family) -> None:
+    """Rows join late, leave early and are cancelled, while prompts are read in small chunks."""
+    rows = drawn_rows(family, 7, 3, joins=(0, 20), leaves=(1, STEPS))
+    play_and_check(family, [row if i % 3 else Row(row.ask, joins=row.joins) for i, row in enumerate(rows)])
+    play_and_check(family, rows, prefill_step_size=5, max_batch_size=3)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunks(family: Family, chunk: int) -> None:
+    """Borders fall inside pictures and clips."""
+    longest = sorted(family.asks.values(), key=lambda ask: len(ask.images) + 2 * len(ask.videos))[-2:]
+    play_and_check(family, [Row(ask) for ask in longest], prefill_step_size=chunk)
+
+
+def test_streams_in_turn(family: Family) -> None:
+    """Nothing of a request is left on the model or the processor."""
+    asks = sorted(family.asks.values(), key=lambda ask: -len(ask.images) - len(ask.videos))[:2]
+    heard = [Heard(), Heard()]
+    with TokenIterator(family.model, family.processor) as one, TokenIterator(family.model, family.processor) as other:
+        for stream, ask in zip((one, other), asks, strict=True):
+            stream.add(Row(ask).request)
+        for _ in range(STEPS):
+            for stream, own in zip((one, other), heard, strict=True):
+                if result := next(stream, None):
+                    own.add(result[1])
+    check(family, [Row(ask) for ask in asks], heard)
+
+
+def test_draws_and_caches(family: Family) -> None:
+    """Sampled rows and rows with quantized or bounded caches, each as alone."""
+    caches = usable_caches(family)[2:]
+    rows = [
+        Row(ask, SamplingParams(max_tokens=STEPS, seed=i, **SAMPLERS[i % len(SAMPLERS)]), caches[i % len(caches)])
+        for i, ask in enumerate(family.asks.values())
+    ]
+    play_and_check(family, rows)
