@@ -1,4 +1,4 @@
-"""Pictures of one fixed size: resize, crop, normalise. What CLIP's and SigLIP's processors do to one picture or tile."""
+"""Pictures of one fixed size: resize, crop, normalise. What the processors of CLIP and SigLIP do to a picture or tile."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

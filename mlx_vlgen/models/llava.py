@@ -3,7 +3,7 @@
 Source: Liu et al. 2023 (arXiv 2310.03744); transformers' LlavaForConditionalGeneration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
