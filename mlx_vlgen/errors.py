@@ -1,5 +1,7 @@
 """The errors that a person sees. Each message says what was given, what was expected and what to do."""
 
+import traceback
+
 
 class VlgenError(Exception):
     """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
@@ -23,3 +25,15 @@ class UnreachableError(LoadError):
 
 class UnsupportedError(VlgenError, ValueError):
     """An option that is known but that this model, cache or version cannot honour."""
+
+
+def emptied(error: Exception) -> Exception:
+    """The error without its traceback, whose frames, and their callers', would keep caches and pixels in memory for as
+    long as a result is kept. Where it came from stays as a note, unless its message is all that a person needs."""
+    if error.__traceback__ and not isinstance(error, VlgenError):
+        error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    cause: BaseException | None = error
+    while cause is not None and cause.__traceback__:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
+    return error

@@ -23,9 +23,9 @@ from .inputs import chat_template
 from .inputs.processor import Processor
 from .inputs.prompt import MediaInputs
 from .models.base import Model
-from .options import divide
+from .options import NULLABLE, divide
 from .prompt_utils import as_videos
-from .results import BatchResponse, BatchStats, GenerationResult
+from .results import BatchResponse, BatchStats, GenerationResult, speed
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -206,29 +206,33 @@ def _per_row(name: str, values: Any, count: int) -> list[Any]:
 
 
 def _rows(keywords: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Each row's own keywords, None standing for the default. One that takes a list itself is one a row when it is a
-    list of lists."""
+    """Each row's own keywords, None standing for the default where it is no value. One that takes a list itself is one
+    a row when it is a list of lists."""
     rows: list[dict[str, Any]] = [{} for _ in range(count)]
     for name, value in keywords.items():
         listed = isinstance(value, list | tuple)
         if listed and name in ("eos_tokens", "stop", "logits_processors", "stopping_criteria"):
             listed = any(isinstance(own, list | tuple) or own is None for own in value)
         for row, own in zip(rows, _per_row(name, value, count) if listed else [value] * count, strict=True):
-            if own is not None:
+            if own is not None or name in NULLABLE:
                 row[name] = own
     return rows
 
 
 def _batch_stats(results: Sequence[GenerationResult], iterator: TokenIterator) -> BatchStats:
     prompt, made = (sum(getattr(r, name) for r in results) for name in ("prompt_tokens", "generation_tokens"))
+    decoded = any(r.generation_tokens > 1 for r in results)  # a first token takes the prompt's time
+    generation_time = iterator.generation_time if decoded else 0.0
     return BatchStats(
         prompt_tokens=prompt,
-        prompt_tps=prompt / iterator.prompt_time if iterator.prompt_time else 0.0,
+        prompt_tps=speed(prompt, iterator.prompt_time),
         prompt_time=iterator.prompt_time,
         generation_tokens=made,
-        generation_tps=made / iterator.generation_time if iterator.generation_time else 0.0,
-        generation_time=iterator.generation_time,
+        generation_tps=speed(made, generation_time),
+        generation_time=generation_time,
         peak_memory=max((r.peak_memory for r in results), default=0.0),
+        cached_tokens=sum(r.cached_tokens for r in results),
+        encode_time=sum(r.encode_time for r in results),
     )
 
 

@@ -119,6 +119,7 @@ TEMPLATE = (Option("enable_thinking", None, "let the model think before it answe
 ENGINE = (Option("prefill_step_size", int, "prompt tokens to compute at once (default 2048)", positive=True),)
 
 OPTIONS = SAMPLING + MEDIA + KV_CACHE + TEMPLATE + ENGINE
+NULLABLE = frozenset(option.name for option in OPTIONS if option.nullable)
 _BY_NAME = {option.name: option for option in OPTIONS}
 
 _CALLABLES = ("logits_processors", "sampler", "stopping_criteria", "logprobs", "top_logprobs", "logit_bias")
@@ -155,7 +156,7 @@ def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> d
         if group is None and name not in LATER:
             names = [known_name for names in groups.values() for known_name in names]
             raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, {*names, *LATER, *_FACES} - {name})}")
-        if value is None and not (name in _BY_NAME and _BY_NAME[name].nullable):
+        if value is None and name not in NULLABLE:
             continue
         if group is None:
             if value != LATER[name]:

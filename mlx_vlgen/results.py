@@ -38,9 +38,12 @@ class GenerationResult:
     finish_reason: None while it runs. tokens: all generated ids so far, a list. thinking, answer: at the
     end, the text inside thinking blocks (None where there was none) and after them, and how many tokens each has.
     cached_tokens: prompt tokens that were not computed again.
-    encode_time: seconds spent on this request's pictures and video. unquantized_layers: layers whose cache stayed whole
-    although kv_bits was given (sliding and recurrent ones cannot be quantized). image_sizes: the pictures' original
-    (height, width). error: what ended a row with "error".
+    prompt_time: wall clock of the prompt's forward, evaluated, which gives the first token too. encode_time: what this
+    request's pictures and video took before it; the other times do not include it. generation_time: from the end of
+    the prompt's to this token; 0 while there is only the first. prompt_tps, generation_tps: tokens / time. Rows that
+    run together share their time.
+    unquantized_layers: layers whose cache stayed whole although kv_bits was given (sliding and recurrent ones cannot be
+    quantized). image_sizes: the pictures' original (height, width). error: what ended a row with "error".
     """
 
     text: str = ""
@@ -59,6 +62,8 @@ class GenerationResult:
     thinking_tokens: int = 0
     answer_tokens: int = 0
     cached_tokens: int = 0
+    prompt_time: float = 0.0
+    generation_time: float = 0.0
     encode_time: float = 0.0
     unquantized_layers: int = 0
     image_sizes: list[tuple[int, int]] = field(default_factory=list, repr=False)
@@ -68,7 +73,8 @@ class GenerationResult:
 
 @dataclass
 class BatchStats:
-    """Sums over the rows of a batch; times are wall clock, so that tps = tokens / time."""
+    """Sums over the rows of a batch; times are wall clock, so that tps = tokens / time. encode_time, which pictures and
+    video took, is in neither of the others."""
 
     prompt_tokens: int = 0
     prompt_tps: float = 0.0
@@ -77,6 +83,13 @@ class BatchStats:
     generation_tps: float = 0.0
     generation_time: float = 0.0
     peak_memory: float = 0.0
+    cached_tokens: int = 0
+    encode_time: float = 0.0
+
+
+def speed(tokens: int, seconds: float) -> float:
+    """Tokens a second; 0 where no time was taken."""
+    return tokens / seconds if seconds > 0 else 0.0
 
 
 @dataclass

@@ -8,7 +8,7 @@ from ..models.base import Embedded, Model
 from . import cache as kv
 from .penalties import penalize
 from .request import Row
-from .sampling import BatchSampler, draw_with_user_code
+from .sampling import BatchSampler, Scores, draw_with_user_code
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Batch:
     cache: kv.Cache
     sampler: BatchSampler
     tokens: mx.array  # (B,), being computed
-    logits: mx.array  # (B, V), what they were drawn from
+    scores: list[Scores]  # what they were drawn from
 
     @classmethod
     def draw(
@@ -43,7 +43,7 @@ class Batch:
             if row.thinking and row.thinking.forced is not None:
                 tokens[place] = row.thinking.forced
         mx.async_eval(tokens, logits)
-        return cls(rows, cache, sampler, tokens, logits)
+        return cls(rows, cache, sampler, tokens, [Scores(logits, place) for place in range(len(rows))])
 
     def advance(self, model: Model, read: bool) -> "Batch":
         """One forward on the tokens these rows have drawn; the next ones, under way. read: whether the tokens are
@@ -66,7 +66,7 @@ class Batch:
             kv.join(self.cache, other.cache, self.lengths() + other.lengths()),
             BatchSampler(rows),
             mx.concatenate([self.tokens, other.tokens]),
-            mx.concatenate([self.logits, other.logits]),
+            self.scores + other.scores,
         )
 
     def select(self, places: Sequence[int]) -> "Batch":
@@ -75,4 +75,4 @@ class Batch:
         rows, index = [self.rows[i] for i in places], mx.array(list(places))
         lengths = [row.length + len(row.tokens) for row in rows]
         cache = kv.select(self.cache, places, lengths)
-        return Batch(rows, cache, BatchSampler(rows), self.tokens[index], self.logits[index])
+        return Batch(rows, cache, BatchSampler(rows), self.tokens[index], [self.scores[i] for i in places])

@@ -83,8 +83,8 @@ class Intake:
             )
 
     def encode(self, rows: Sequence[Row]) -> None:
-        """Features of all media of these rows, equal shapes together; then each row's embeddings. A row whose media
-        fail gets an error."""
+        """Features of all media of these rows, equal shapes together; then each row's embeddings, and its pixels are
+        let go. A row whose media fail gets an error and keeps them: it may only have lacked memory."""
         owners: list[Row] = []
         media: list[Media] = []
         for row in rows:
@@ -113,8 +113,13 @@ class Intake:
             own = [next(places) for _ in row.prompt.media]
             if row.error:
                 continue
-            row.inputs = self._model.embed(row.prompt, [features[i] for i in own])
+            try:
+                row.inputs = self._model.embed(row.prompt, [features[i] for i in own])
+            except Exception as error:
+                row.error = error
+                continue
             row.delta = int(row.inputs.delta)
+            row.prompt = row.prompt.without_pixels()
 
 
 def end_tokens(model: Model, processor: Any) -> frozenset[int]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
+from ..errors import emptied
 from ..models.base import Embedded, Model
 from ..notices import notice
 from ..results import FinishReason, GenerationResult
@@ -28,7 +29,7 @@ from .intake import Intake
 from .kv_settings import KVSettings
 from .report import report
 from .request import Request, Row, fresh_seed
-from .sampling import BatchSampler
+from .sampling import BatchSampler, Scores
 from .text import TextStream
 
 # Every thread that iterates has a stream of its own; MLX evaluates an array on the stream it was made on.
@@ -67,7 +68,7 @@ class TokenIterator:
         self._model, self._processor = model, processor
         self._layout = model.cache_layout()
         self._intake = Intake(model, processor, vision_batch_pixels, group_by_shape)
-        self._slots = max_batch_size if kv.can_batch(self._layout) else 1
+        self._slots = prefill.Slots(max_batch_size if kv.can_batch(self._layout) else 1)
         self._budget, self._step_size, self._progress = kv_token_budget, prefill_step_size, progress
         self._lock = threading.Lock()
         self._queue: deque[Row] = deque()
@@ -153,6 +154,11 @@ class TokenIterator:
 
     # -- admit
 
+    @property
+    def _live(self) -> int:
+        """How many rows decode."""
+        return sum(len(batch.rows) for batch in self._batches.values())
+
     def _inside(self) -> list[Row]:
         live = [row for batch in self._batches.values() for row in batch.rows]
         return [*self._ready, *live, *([self._partial[0]] if self._partial else [])]
@@ -170,7 +176,7 @@ class TokenIterator:
             if not row.prompt and not self._read(row):
                 continue
             taken = sum(other.reserve for other in inside)
-            if not prefill.admissible([row.reserve], taken, self._slots - len(inside), self._budget):
+            if not prefill.admissible([row.reserve], taken, self._slots.now - len(inside), self._budget):
                 with self._lock:
                     self._queue.appendleft(row)
                 break
@@ -179,11 +185,14 @@ class TokenIterator:
             came.append(row)
         if came:
             self._intake.encode(came)
+        starved = [row for row in came if row.error and prefill.is_out_of_memory(row.error)]
         for row in came:
-            if row.error:
-                self._end(row, "error", row.error)
-            else:
+            if row.error is None:
                 self._ready.append(row)
+            elif row not in starved:
+                self._end(row, "error", row.error)
+        if starved:
+            self._go_back(starved, len(self._inside()), self._queue)
 
     def _read(self, row: Row) -> bool:
         """The row's prompt and media; False when the row has ended already."""
@@ -201,7 +210,7 @@ class TokenIterator:
 
     def _prefill(self) -> None:
         """One step: a chunk of a long prompt, or several whole short ones. Rows for which memory does not suffice go
-        back, and fewer rows run together from then on."""
+        back, and fewer rows run together for a time."""
         rows = [self._partial[0]] if self._partial else self._next_pack()
         if not rows:
             return
@@ -214,10 +223,12 @@ class TokenIterator:
             if not prefill.is_out_of_memory(error):
                 raise
             self._partial = None
-            self._go_back(rows, error)
+            for row in rows:
+                row.error = error
+            self._go_back(rows, self._live, self._ready)
 
     def _next_pack(self) -> list[Row]:
-        free = self._slots - sum(len(batch.rows) for batch in self._batches.values())
+        free = self._slots.now - self._live
         if not self._ready or free < 1:
             return []
         settings = self._ready[0].request.kv
@@ -261,23 +272,30 @@ class TokenIterator:
             new = live.join(new)
             kv.evaluate(new.cache)
         self._batches[settings] = new
+        now = time.perf_counter()
         for row in rows:
-            row.inputs = None
+            row.inputs, row.prefilled = None, now
             self._tell(row, row.length)
 
     def _tell(self, row: Row, done: int) -> None:
         if self._progress is not None:
             self._progress(row.id, done, row.length)
 
-    def _go_back(self, rows: list[Row], error: Exception) -> None:
-        """Rows that did not fit in memory wait until others are through; one that is alone cannot."""
-        live = sum(len(batch.rows) for batch in self._batches.values())
-        if not live and len(rows) == 1:
-            self._end(rows[0], "error", error)
+    def _go_back(self, rows: list[Row], others: int, to: deque[Row]) -> None:
+        """Rows that did not fit in memory, whose error says so, go to the front of `to` and wait until some of the
+        `others` are through; one that is alone cannot."""
+        if not others and len(rows) == 1:
+            self._end(rows[0], "error", rows[0].error)
             return
-        self._slots = max(1, live or len(rows) // 2)
-        notice(f"memory does not suffice for more than {self._slots} rows at once: the others wait")
-        self._ready.extendleft(reversed(rows))
+        self._slots.shrink(others or len(rows) // 2)
+        self._warn()
+        for row in rows:
+            row.error = None
+        with self._lock:
+            to.extendleft(reversed(rows))
+
+    def _warn(self) -> None:
+        notice(f"memory does not suffice for more than {self._slots.now} rows at once: the others wait")
 
     def _drop_cancelled(self) -> None:
         """Rows that wait for something. Those that decode end when their next token comes."""
@@ -297,9 +315,20 @@ class TokenIterator:
     # -- decode
 
     def _decode(self) -> None:
-        """One step of every batch."""
+        """One step of every batch. Where memory does not suffice for it, its rows end, for their caches are half
+        written, and so many never run together again."""
         for settings, batch in list(self._batches.items()):
-            following = self._decode_batch(batch)
+            try:
+                following = self._decode_batch(batch)
+            except (MemoryError, RuntimeError) as error:
+                if not prefill.is_out_of_memory(error):
+                    raise
+                following = None
+                self._slots = prefill.Slots(max(1, self._live - 1))
+                self._warn()
+                for row in batch.rows:
+                    if row.finish_reason is None:
+                        self._end(row, "error", error)
             if following is None:
                 del self._batches[settings]
             else:
@@ -313,11 +342,11 @@ class TokenIterator:
         """
         going = [i for i, row in enumerate(batch.rows) if not row.last_token_due]
         following = None
-        tokens, logits, rows = batch.tokens, batch.logits, batch.rows
+        tokens, scores, rows = batch.tokens, batch.scores, batch.rows
         if going and not any(row.waits for row in rows):
             following = batch.select(going).advance(self._model, read=False)
         for i, token in enumerate(np.array(tokens).tolist()):
-            self._emit(rows[i], token, logits, i)
+            self._emit(rows[i], token, scores[i])
         left = [i for i in going if rows[i].finish_reason is None]
         if not left:
             return None
@@ -327,15 +356,12 @@ class TokenIterator:
 
     # -- emit
 
-    def _emit(self, row: Row, token: int, logits: mx.array, place: int) -> None:
+    def _emit(self, row: Row, token: int, scores: Scores) -> None:
         """Record a row's token and hand out its result."""
         if row.cancelled or row.error:
             self._end(row, "error" if row.error else "cancelled", row.error)
             return
         row.record(token)
-        now = time.perf_counter()
-        if len(row.tokens) == 1:
-            row.first_token = now
         sampling = row.sampling
         reason: FinishReason | None = None
         is_end = token in row.end_tokens
@@ -343,19 +369,19 @@ class TokenIterator:
         if is_end or row.text.stopped:
             reason = "stop"
         elif len(row.tokens) >= sampling.max_tokens or (
-            sampling.max_time is not None and now - row.started >= sampling.max_time
+            sampling.max_time is not None and time.perf_counter() - row.started >= sampling.max_time
         ):
             reason = "length"
         elif sampling.stopping_criteria:
             try:
-                reason = "stop" if self._criteria_met(row, logits[place][None]) else None
+                reason = "stop" if self._criteria_met(row, scores.own[None]) else None
             except Exception as error:
                 self._end(row, "error", error, text)
                 return
         if reason is not None:
-            self._end(row, reason, None, text, logits, place)
+            self._end(row, reason, None, text, scores)
         else:
-            self._out.append((row.id, report(row, text, logits, place)))
+            self._out.append((row.id, report(row, text, scores)))
 
     def _criteria_met(self, row: Row, scores: mx.array) -> bool:
         assert row.prompt
@@ -368,12 +394,14 @@ class TokenIterator:
         reason: FinishReason,
         error: Exception | None = None,
         text: str = "",
-        logits: mx.array | None = None,
-        place: int = 0,
+        scores: Scores | None = None,
     ) -> None:
         """Retire a row, with all the text it still holds back."""
         text += row.text.finish()
-        row.finish_reason, row.error = "stop" if reason == "length" and row.text.stopped else reason, error
+        row.finish_reason = "stop" if reason == "length" and row.text.stopped else reason
+        row.error = error and emptied(error)
+        if error is None:
+            self._slots.row_ended()
         with self._lock:
             self._rows.pop(row.id, None)
-        self._out.append((row.id, report(row, text, logits, place)))
+        self._out.append((row.id, report(row, text, scores)))

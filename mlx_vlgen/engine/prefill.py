@@ -1,9 +1,31 @@
 """Pure deciders of the loop: who is admitted, and what one prefill step holds."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from ..inputs.prompt import Media, Span
+
+
+@dataclass
+class Slots:
+    """How many rows may run together: `most`, or fewer once memory did not suffice, and one more again after each round
+    of rows that ended well, since what took the memory may be gone."""
+
+    most: int
+    now: int = field(init=False)
+    _ended: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.now = self.most
+
+    def shrink(self, to: int) -> None:
+        self.now, self._ended = max(1, to), 0
+
+    def row_ended(self) -> None:
+        self._ended += 1
+        if self._ended >= self.now < self.most:
+            self.now, self._ended = self.now + 1, 0
 
 
 def admissible(reserves: Iterable[int], taken: int, slots: int, budget: int | None) -> int:

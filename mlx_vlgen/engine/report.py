@@ -3,27 +3,29 @@
 import time
 
 from .._runtime import mx
-from ..results import GenerationResult
+from ..results import GenerationResult, speed
 from .request import Row
-from .sampling import log_softmax, top
+from .sampling import Scores, log_softmax, top
 
 
-def report(row: Row, text: str, logits: mx.array | None, place: int) -> GenerationResult:
-    """The result after the token that was drawn from `logits[place]`; logits is None when there was none."""
-    now, made = time.perf_counter(), len(row.tokens)
-    prompt_time = row.first_token - row.prefill_started if made else 0.0
-    generation_time = now - row.first_token if made > 1 else 0.0
+def report(row: Row, text: str, scores: Scores | None) -> GenerationResult:
+    """The result after the token that was drawn from `scores`, which is None when there was none."""
+    made = len(row.tokens)
+    prompt_time = row.prefilled - row.prefill_started if row.prefilled else 0.0
+    generation_time = time.perf_counter() - row.prefilled if made > 1 else 0.0
     result = GenerationResult(
         text=text,
-        token=row.tokens[-1] if made and logits is not None else None,
+        token=row.tokens[-1] if made and scores is not None else None,
         prompt_tokens=row.length,
         generation_tokens=made,
         total_tokens=row.length + made,
-        prompt_tps=row.length / prompt_time if prompt_time > 0 else 0.0,
-        generation_tps=(made - 1) / generation_time if generation_time > 0 else 0.0,
+        prompt_tps=speed(row.length, prompt_time),
+        generation_tps=speed(made, generation_time),
         peak_memory=mx.get_peak_memory() / 1e9,
         finish_reason=row.finish_reason,
         tokens=lambda so_far=row.tokens: so_far[:made],
+        prompt_time=prompt_time,
+        generation_time=generation_time,
         encode_time=row.encode_time,
         unquantized_layers=row.unquantized_layers,
         image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
@@ -31,11 +33,14 @@ def report(row: Row, text: str, logits: mx.array | None, place: int) -> Generati
     )
     if row.finish_reason is not None:
         _tell_thinking(row, result)
-    if result.token is not None and logits is not None:
+    if result.token is not None and scores is not None:
+        count = row.sampling.top_logprobs
+        if row.finish_reason is not None and (row.sampling.logprobs or count):
+            scores = scores.alone()  # a last result may be kept for long
         if row.sampling.logprobs:
-            result.logprobs = lambda: log_softmax(logits[place])
-        if count := row.sampling.top_logprobs:
-            result.top_logprobs = lambda: top(logits[place], count)
+            result.logprobs = lambda: log_softmax(scores.own)
+        if count:
+            result.top_logprobs = lambda: top(scores.own, count)
         if row.latest:  # only the newest result of a stream holds the vocabulary
             row.latest.logprobs = row.latest.top_logprobs = None
         row.latest = result

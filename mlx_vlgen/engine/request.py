@@ -62,7 +62,7 @@ class Row:
     unquantized_layers: int = 0
     encode_time: float = 0.0
     prefill_started: float = 0.0
-    first_token: float = 0.0
+    prefilled: float = 0.0  # when the forward of the whole prompt was through; 0 before
     latest: GenerationResult | None = None
 
     @property

@@ -1,6 +1,7 @@
 """Drawing the next token of every row at once, each with its own settings and its own random numbers."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,27 @@ def draw_key(seed: int, step: int, use: int = 0) -> np.ndarray:
     """The random key (2,) uint32 for a row's step-th token. It depends on nothing else: not on the other rows,
     and not on what was drawn before, so that a step can be taken back and drawn again. use: of several draws a step."""
     return np.random.SeedSequence((seed & (2**64 - 1), step, use)).generate_state(2)
+
+
+class Scores(NamedTuple):
+    """What a row's token was drawn from: one row of a step's logits (B, V), which are under way or done, so that any
+    thread may look at them. To take one costs nothing."""
+
+    logits: mx.array
+    place: int
+
+    @property
+    def own(self) -> mx.array:
+        """(V,)."""
+        return self.logits[self.place]
+
+    def alone(self) -> "Scores":
+        """The same without the other rows, which would stay in memory as long as this one."""
+        if len(self.logits) == 1:
+            return self
+        own = self.own[None]  # a copy, not a view
+        mx.async_eval(own)
+        return Scores(own, 0)
 
 
 class BatchSampler:

@@ -59,10 +59,10 @@ class Thinking:
         here = len(self._tokens)
         if self.inside:
             begin = self._blocks[-1][0]
-            self.inside = not _ends_with(self._tokens[begin:], self._marks.end)
+            self.inside = not _ends_with(self._tokens, begin, self._marks.end)
             self._blocks[-1] = begin, here if self.inside else here - len(self._marks.end)
             self._answer_from = here
-        elif _ends_with(self._tokens[self._answer_from :], self._marks.start):
+        elif _ends_with(self._tokens, self._answer_from, self._marks.start):
             self.inside = True
             self._blocks.append((here, here))
             self._answer_from = here
@@ -80,7 +80,7 @@ class Thinking:
         if not self.inside or self._budget is None:
             return None
         begin = self._blocks[-1][0]
-        begun = _overlap(self._tokens[begin:], self._marks.end)  # of the closing mark, forced or the model's own
+        begun = _overlap(self._tokens, begin, self._marks.end)  # of the closing mark, forced or the model's own
         return self._marks.end[begun] if self.count - begun >= self._budget else None
 
     def parts(self) -> tuple[list[int], list[int]]:
@@ -90,13 +90,15 @@ class Thinking:
         )
 
 
-def _ends_with(tokens: Sequence[int], mark: tuple[int, ...]) -> bool:
-    return tuple(tokens[-len(mark) :]) == mark
+def _ends_with(tokens: Sequence[int], begin: int, mark: tuple[int, ...]) -> bool:
+    """Whether the tokens from `begin` on end with `mark`. Asked at every token: it looks at the last few only."""
+    return len(tokens) - begin >= len(mark) and tuple(tokens[-len(mark) :]) == mark
 
 
-def _overlap(tokens: Sequence[int], mark: tuple[int, ...]) -> int:
-    """How many of the last tokens are the beginning of `mark`."""
-    return next((n for n in range(len(mark) - 1, 0, -1) if tuple(tokens[-n:]) == mark[:n]), 0)
+def _overlap(tokens: Sequence[int], begin: int, mark: tuple[int, ...]) -> int:
+    """How many of the last tokens, all from `begin` on, are the beginning of `mark`."""
+    most = min(len(mark) - 1, len(tokens) - begin)
+    return next((n for n in range(most, 0, -1) if tuple(tokens[-n:]) == mark[:n]), 0)
 
 
 def _last(tokens: Sequence[int], mark: tuple[int, ...]) -> int:

@@ -41,7 +41,8 @@ class Media:
     that cut a picture into tiles (tiles, 3, height, width); empty once it is encoded. grid: what the family says of
     its shape; for Qwen (frames, rows, columns) in patches. Media of equal shapes and grids can be encoded as one batch.
     spans: where its features go, in order, in `Prompt.tokens`; a Qwen3-VL video has one span per pair of frames. size:
-    the original (height, width) in pixels.
+    the original (height, width) in pixels. seconds: how long one step of a video's grid in time takes, which some
+    families' positions tell; 0 for a picture.
     """
 
     kind: Literal["image", "video"]
@@ -49,11 +50,12 @@ class Media:
     grid: tuple[int, ...]
     spans: tuple[Span, ...]
     size: tuple[int, int]
+    seconds: float = 0.0
 
     @cached_property
     def key(self) -> str:
-        """Content hash: equal pixels and grid have equal features, wherever they came from."""
-        digest = hashlib.sha256(repr((self.kind, self.grid, self.pixels.shape)).encode())
+        """Content hash: equal pixels, grid and pace have equal features and positions, wherever they came from."""
+        digest = hashlib.sha256(repr((self.kind, self.grid, self.seconds, self.pixels.shape)).encode())
         digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.hexdigest()
 

@@ -4,14 +4,17 @@ A family is whatever has a reference in tests/parity. Rows are its parity cases,
 """
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
 
 import pytest
 from parity import expected
 
 from mlx_vlgen import SamplingParams, TokenIterator
+from mlx_vlgen.engine.kv_settings import SINKS, KVSettings
 
 from . import test_one_answer as thorough
-from .family import STEPS, Family
+from .family import STEPS, Ask, Family
 from .play import Heard, Row, check, play_and_check
 from .test_one_answer import SAMPLERS, drawn_rows, usable_caches
 
@@ -61,8 +64,15 @@ def test_streams_in_turn(family: Family) -> None:
 def test_draws_and_caches(family: Family) -> None:
     """Sampled rows and rows with quantized or bounded caches, each as alone."""
     caches = usable_caches(family)[2:]
+
+    def cache_for(ask: Ask, own: KVSettings) -> KVSettings:
+        """With a bound that just holds what must all see each other in this prompt."""
+        spans = family.processor.prepare(ask.text, ask.media).two_way
+        longest = max((end - start for start, end in spans), default=0)
+        return own if own.max_size is None else replace(own, max_size=max(own.max_size, longest + SINKS))
+
     rows = [
-        Row(ask, SamplingParams(max_tokens=STEPS, seed=i, **SAMPLERS[i % len(SAMPLERS)]), caches[i % len(caches)])
-        for i, ask in enumerate(family.asks.values())
+        Row(ask, SamplingParams(max_tokens=STEPS, seed=i, **sampler), cache_for(ask, kv))
+        for i, (ask, sampler, kv) in enumerate(zip(family.asks.values(), cycle(SAMPLERS), cycle(caches), strict=False))
     ]
     play_and_check(family, rows)

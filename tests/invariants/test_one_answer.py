@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ VISION = ("qwen3_vl", "qwen3_vl_moe")
 TEXT = ("llama", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")  # gemma3_text has sliding layers, lfm2 recurrent ones
 RANDOM = VISION + TEXT  # random weights, whose draws all differ
 FAMILIES = (*RANDOM, "demo")
+
+REAL = ("text", "img1", "img2", "video", "shapes", "print")  # what the built-in model is sure of
 
 CHUNKS = (1, 3, 7, 64, 2048)
 SAMPLERS: tuple[dict[str, Any], ...] = (
@@ -312,6 +315,24 @@ def test_every_cache(family: Family) -> None:
         play_and_check(family, [row for row in rows if row.joins == 0], prefill_step_size=chunk)
 
 
+@pytest.mark.parametrize("family", ["demo"], indirect=True)
+def test_real_draws(family: Family) -> None:
+    """Questions that a person would ask the built-in model, with sampling settings of all kinds, and so hot that it
+    says other things than it is sure of."""
+    rows = sampled([family.asks[name] for name in ("text", "shapes", "print") * 4])
+    hot = [replace(row.sampling, temperature=4 * row.sampling.temperature) for row in rows]
+    play_and_check(family, [Row(row.ask, own) for row, own in zip(rows, hot, strict=True)])
+
+
+@pytest.mark.parametrize("family", ["demo"], indirect=True)
+def test_real_texts_over_quantized_caches(family: Family) -> None:
+    """On any BLAS they are those of the whole cache alone, also where rounding moves a log-probability."""
+    for kv in (own for own in usable_caches(family) if own.bits):
+        rows = [Row(family.asks[name], kv=kv, joins=3 * i) for i, name in enumerate(REAL)]
+        for row, own in zip(rows, play(family, rows), strict=True):
+            assert own.tokens == family.answer(row.ask).tokens, (row.ask.name, kv)
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
     """A family's name, rows as (number of the ask, and Row's other fields), and an iterator's settings."""
@@ -362,13 +383,14 @@ def test_any_mix(load_family: Callable[[str], Family], plan: tuple[str, list[dic
 
 
 def test_on_a_fast_blas() -> None:
-    """Greedy rows keep the tolerance on a BLAS whose sums depend on the shapes."""
+    """Greedy and sampled rows keep the tolerance on a BLAS whose sums depend on the shapes, and quantized caches the
+    built-in model's texts."""
     environment = os.environ | {"MLX_VLGEN_BLAS": ""}
     probe = "from mlx_vlgen._runtime import blas; print(blas() or '')"
     found = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
     if not found.stdout.strip():
         pytest.skip("no OpenBLAS, MKL or BLIS on this machine: MLX has its own BLAS only")
-    chosen = "every_request or (late_joins and not chunked)"
+    chosen = "every_request or (late_joins and not chunked) or real_"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,15 +1,21 @@
 """When memory does not suffice, and how far a prefill is told to be."""
 
+import gc
+import itertools
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from invariants.family import Family
 from invariants.play import Row, Wrapped, check, play
 
-from mlx_vlgen import batch_generate, generate, stream_generate
+from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate, generate, stream_generate
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine.prefill import is_out_of_memory
+from mlx_vlgen.engine import cache as kv
+from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.engine.prefill import Slots, is_out_of_memory
 
 
 @pytest.fixture
@@ -39,6 +45,117 @@ def test_rows_that_do_not_fit_wait(family: Family, most: int, capsys: pytest.Cap
 def test_a_row_that_never_fits_ends_alone(family: Family) -> None:
     [own] = play(starved(family, 0), [Row(family.asks["text"])])
     assert own.finish_reason == "error" and "allocate" in str(own.results[-1].error)
+
+
+def lacking(function: Callable[..., Any], *at: int) -> Callable[..., Any]:
+    """A function whose calls of these numbers find no memory; without numbers, all."""
+    calls = itertools.count()
+
+    def limited(*given: Any, **keywords: Any) -> Any:
+        if next(calls) in at or not at:
+            raise RuntimeError("[malloc] Unable to allocate 1234 bytes.")
+        return function(*given, **keywords)
+
+    return limited
+
+
+@pytest.mark.parametrize("where", ["encode", "embed", "join"])
+def test_a_row_that_lacks_memory_on_its_way_in_waits_for_others(
+    family: Family, where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One joins two that decode: all answer as alone."""
+    rows = [Row(family.asks["words5"]), Row(family.asks["text"]), Row(family.asks["img1"], joins=5)]
+    expected = [family.answer(row.ask) for row in rows]
+    if where == "join":
+        monkeypatch.setattr(kv, "join", lacking(kv.join, 0))
+    methods = {
+        "encode": {"encode": lacking(family.model.encode, 0)},
+        "embed": {"embed": lacking(family.model.embed, 2)},
+        "join": {},
+    }[where]
+    heard = play(replace(family, model=Wrapped(family.model, **methods)), rows)
+    assert [own.tokens for own in heard] == [answer.tokens for answer in expected]
+    check(family, rows, heard)
+    assert "not suffice for more than 2 rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["encode", "embed"])
+def test_a_picture_that_never_fits_ends_alone(family: Family, where: str) -> None:
+    starved = replace(family, model=Wrapped(family.model, **{where: lacking(getattr(family.model, where))}))
+    [own] = play(starved, [Row(family.asks["img1"])])
+    assert own.finish_reason == "error" and is_out_of_memory(own.results[-1].error)  # type: ignore[arg-type]
+
+
+def test_memory_that_fails_while_rows_decode_ends_those_rows_only(
+    family: Family, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows with other caches, and those that still wait, are answered; so many never run together again."""
+    sizes: list[int] = []  # of decoding steps, from the one that fails on
+
+    def forward(inputs: Any, *given: Any, **keywords: Any) -> mx.array:
+        rows = inputs.tokens.shape[0]
+        if not keywords and (sizes or rows == 4):
+            sizes.append(rows)
+            if len(sizes) == 1:
+                raise RuntimeError("[malloc] Unable to allocate 1234 bytes.")
+        return family.model(inputs, *given, **keywords)
+
+    lost = [Row(family.asks[name]) for name in ("words5", "text", "words2", "img1")]
+    other = Row(family.asks["words11"], SamplingParams(max_tokens=2), kv=KVSettings(bits=8, group_size=32))
+    late = [Row(family.asks["words5"], joins=5)] * 6
+    heard = play(replace(family, model=Wrapped(family.model, forward=forward)), [*lost, other, *late])
+    for row, own in zip(lost, heard[:4], strict=True):
+        assert own.finish_reason == "error" and is_out_of_memory(own.results[-1].error)  # type: ignore[arg-type]
+        assert own.tokens == family.answer(row.ask).tokens[: len(own.tokens)]
+        assert own.text == family.processor.tokenizer.decode(own.tokens)
+    check(family, [other, *late], heard[4:])
+    assert max(sizes[1:]) == 3
+    assert "not suffice for more than 3 rows" in capsys.readouterr().err
+
+
+def test_pixels_are_let_go_once_they_are_encoded(family: Family) -> None:
+    pixels: list[weakref.ref[Any]] = []
+
+    def prepare(*given: Any, **keywords: Any) -> Any:
+        prompt = family.processor.prepare(*given, **keywords)
+        pixels.extend(weakref.ref(media.pixels) for media in prompt.media)
+        return prompt
+
+    with TokenIterator(family.model, Wrapped(family.processor, prepare=prepare)) as iterator:
+        iterator.add(Row(family.asks["img2"]).request)
+        next(iterator)
+        assert [ref() for ref in pixels] == [None, None]
+
+
+def test_fewer_rows_run_together_for_a_time() -> None:
+    slots = Slots(5)
+    slots.shrink(2)
+    seen = []
+    for _ in range(12):
+        slots.row_ended()
+        seen.append(slots.now)
+    assert seen == [2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5]
+    slots.shrink(0)
+    assert slots.now == 1
+
+
+def test_a_kept_error_keeps_no_arrays(family: Family) -> None:
+    """A traceback's frames would: the rows' caches, and those of all that called them."""
+
+    def fail(*_: Any) -> Any:
+        raise ArithmeticError("mine")
+
+    rows = [
+        replace(Row(family.asks[name]), sampling=SamplingParams(max_tokens=4, logits_processors=[fail]))
+        for name in ("img1", "words5")
+    ]
+    play(family, rows)
+    gc.collect()
+    before = mx.get_active_memory()
+    heard = play(family, rows)
+    gc.collect()
+    assert mx.get_active_memory() - before < 100
+    assert all("in fail" in own.results[-1].error.__notes__[0] for own in heard)  # type: ignore[union-attr]
 
 
 def test_other_faults_of_a_model_are_not_taken_for_it(family: Family) -> None:
@@ -76,7 +193,6 @@ def test_progress_of_a_batch_is_the_sum(family: Family) -> None:
 
 def test_a_long_prompt_takes_memory_for_its_chunk_and_cache_only(load_family: Callable[[str], Family]) -> None:
     """Neither length x vocabulary nor length squared: both would be many times the bound."""
-    from mlx_vlgen import Request, SamplingParams, TokenIterator
     from mlx_vlgen.models.qwen3_vl import Qwen3VL
 
     length, chunk, vocabulary = 6000, 64, 50_000
