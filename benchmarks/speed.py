@@ -49,6 +49,7 @@ def shape(
 
 
 SIZES = {
+    "small": shape(256, 512, 3, 2, 1, 128, 4, 8192),  # a forward of few milliseconds: what is around it shows
     "tiny": shape(512, 1536, 8, 4, 2, 256, 6, 32768),  # for a machine without a GPU
     "2b": shape(2048, 6144, 28, 16, 8, 1024, 24, 151936),
     "4b": shape(2560, 9728, 36, 32, 8, 1024, 24, 151936),

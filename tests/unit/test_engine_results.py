@@ -235,6 +235,22 @@ def test_logprobs_from_another_thread(family: Family) -> None:
         assert np.abs(other.submit(look, later).result()[0] - answer.scores[-1]).max() < 1e-4
 
 
+def test_logprobs_from_another_thread_while_rows_come_and_go(family: Family) -> None:
+    """Also at the step after one joined or ended, which no forward of the remaining rows had foreseen."""
+    end = family.answer(family.asks["long"]).tokens[3]
+    rows = [ask_for(family, eos_tokens=[end]), ask_for(family, "words5"), ask_for(family, "short")]
+    late = [ask_for(family, "words2"), ask_for(family, "word")]
+    with ThreadPoolExecutor(1) as other, TokenIterator(family.model, family.processor) as iterator:
+        asked = {iterator.add(row.request): row for row in rows}
+        for step, (id, result) in enumerate(iterator):
+            if late and step % 5 == 4:
+                row = late.pop()
+                asked[iterator.add(row.request)] = row
+            scores = other.submit(lambda result=result: np.array(result.logprobs)).result()
+            answer = family.answer(asked[id].ask).scores[result.generation_tokens - 1]
+            assert np.abs(scores - answer).max() < 1e-4
+
+
 @pytest.mark.parametrize("count", [1, 5, 10_000])
 def test_top_logprobs(family: Family, count: int) -> None:
     """The sorted log-softmax."""

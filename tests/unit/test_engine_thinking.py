@@ -51,6 +51,13 @@ def test_a_block_closed_in_the_prompt_is_closed() -> None:
     assert not Thinking(SINGLE, [7]).inside
 
 
+def test_marks_that_share_tokens_do_not_run_into_each_other() -> None:
+    """What ended the opening mark begins no closing one."""
+    thinking = run(Marks((1, 2), (2, 1)), [9], [1, 2, 1, 7], None, 4)
+    assert thinking.inside and thinking.count == 2
+    assert run(Marks((1, 2), (2, 5)), [9], [1, 2], 0, 2).forced == 2
+
+
 def test_a_second_block_has_what_the_first_left() -> None:
     thinking = run(SINGLE, [9], [OPEN, 6, 6, CLOSE, 7, OPEN, 6, 6, 6], budget=3, steps=50)
     assert thinking.count == 3 and not thinking.inside

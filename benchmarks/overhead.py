@@ -1,0 +1,128 @@
+"""What the engine costs on top of the forward: time per decoded token, in alternating pairs with a bare loop.
+
+    python benchmarks/overhead.py [--size tiny small] [--rows 1 8] [--pairs 7] [--new-tokens 64]
+
+The bare loop is what a careful user would write around `model(token, cache)` and argmax, with mlx-lm's own caches
+(`KVCache` for one row, `BatchKVCache` for more): no text, no end tokens, no statistics. It comes in two kinds, "eval",
+which reads each token before it starts the next step, and "ahead", which starts the next step first
+(`mx.async_eval`), as the engine does. The ratio of a pair is the engine's time over that of the faster kind, whichever
+it is on this machine. All prompts have one length; prefill is not timed.
+
+"tiny" is the shape of realistic proportions that a CPU decodes, for which the bound of 1.05 holds; in "small" the
+forward takes so little that what the engine does in between shows. Settings other than greedy have no bound: the bare
+loop stays greedy, so that their ratio includes what drawing costs.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from speed import SIZES, build, request
+
+from mlx_vlgen import Request, SamplingParams, TokenIterator
+from mlx_vlgen._mlx_lm import BatchKVCache, KVCache
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.models.base import Embedded, Model
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "greedy, logprobs that nobody reads": {"logprobs": True},
+    "greedy, a stop string": {"stop": ["\n\nUser:"]},
+    "temperature 0.7, top_p 0.9, seed": {"temperature": 0.7, "top_p": 0.9, "seed": 1},
+}
+
+
+def speak(model: Any, tokenizer: Any) -> None:
+    """Leave no tokens likely but those that are text by themselves: of others the engine would have less to do."""
+    words = model.language_model.model.embed_tokens.weight
+    spoken = [id for id in range(len(tokenizer)) if "\ufffd" not in tokenizer.decode([id])]
+    words[...] = mx.zeros_like(words).at[mx.array(spoken)].add(words[mx.array(spoken)])
+    mx.eval(words)
+
+
+def bare(model: Model, prompt: np.ndarray, rows: int, steps: int, ahead: bool) -> float:
+    """Seconds for `steps` decoding steps after the prompt (L,), the same in each row."""
+    caches = [KVCache() if rows == 1 else BatchKVCache([0] * rows) for _ in model.cache_layout()]
+    tokens = mx.broadcast_to(mx.array(prompt), (rows, len(prompt)))
+    token = mx.argmax(model(Embedded(tokens), caches, at=mx.array([len(prompt) - 1] * rows)), axis=-1)
+    mx.eval(token)
+    begun = time.perf_counter()
+    for _ in range(steps):
+        following = mx.argmax(model(Embedded(token[:, None]), caches)[:, 0], axis=-1)
+        if ahead:
+            mx.async_eval(following)
+            token.tolist()
+        else:
+            mx.eval(following)
+            following.tolist()
+        token = following
+    token.tolist()
+    return time.perf_counter() - begun
+
+
+def engine(model: Model, processor: Any, requests: Sequence[Request], steps: int) -> float:
+    """Seconds from the last row's first token to the last token of all: as many steps."""
+    with TokenIterator(model, processor) as iterator:
+        for one in requests:
+            iterator.add(one)
+        begun = 0.0
+        for _, result in iterator:
+            if result.generation_tokens == 1:
+                begun = time.perf_counter()
+            assert result.error is None and (result.finish_reason is None) == (result.generation_tokens <= steps)
+        return time.perf_counter() - begun
+
+
+def alternate(runs: Sequence[Callable[[], float]], times: int) -> list[list[float]]:
+    """What each run gives, `times` times in turn, after one round to warm up."""
+    rounds = [[run() for run in runs] for _ in range(times + 1)][1:]
+    return [list(column) for column in zip(*rounds, strict=True)]
+
+
+def measure(model: Model, processor: Any, rows: int, sampling: SamplingParams, words: int, pairs: int) -> str:
+    """The cells of a line: milliseconds a step (one token a row) of each kind, and the engine's ratio."""
+    one = Request(request(None, words, 1).prompt, sampling=sampling)
+    prompt, steps = processor.prepare(one.prompt, one.media).tokens, sampling.max_tokens - 1
+    columns = alternate(
+        [
+            lambda: bare(model, prompt, rows, steps, ahead=False),
+            lambda: bare(model, prompt, rows, steps, ahead=True),
+            lambda: engine(model, processor, [one] * rows, steps),
+        ],
+        pairs,
+    )
+    plain, ahead, ours = ([seconds / steps * 1e3 for seconds in column] for column in columns)
+    faster = min(plain, ahead, key=statistics.median)
+    ratios = [own / other for own, other in zip(ours, faster, strict=True)]
+    shown = [f"{statistics.median(column):.2f} ms" for column in (plain, ahead, ours)]
+    return " | ".join([*shown, f"{statistics.median(ratios):.3f}", " ".join(f"{ratio:.3f}" for ratio in ratios)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny", "small"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=49)
+    given = parser.parse_args()
+
+    print("| shape | rows | settings | bare, eval | bare, ahead | engine | ratio | of each pair |")
+    print("|---|---:|---|---:|---:|---:|---:|---|")
+    for size in given.size:
+        mx.random.seed(0)
+        model, processor = build(size, None)
+        speak(model, processor.tokenizer)
+        for rows, name in itertools.product(given.rows, given.settings):
+            sampling = SamplingParams(**{"max_tokens": given.new_tokens, "logprobs": False, **SETTINGS[name]})
+            line = measure(model, processor, rows, sampling, given.prompt_tokens, given.pairs)
+            print(f"| {size} | {rows} | {name} | {line} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
