@@ -14,7 +14,7 @@ _setrlimit = resource.setrlimit
 resource.setrlimit = lambda *_: None
 
 from mlx_lm import models  # noqa: E402
-from mlx_lm.models.base import create_attention_mask, create_ssm_mask  # noqa: E402
+from mlx_lm.models.base import create_attention_mask, create_ssm_mask, scaled_dot_product_attention  # noqa: E402
 from mlx_lm.models.cache import (  # noqa: E402
     ArraysCache,
     BatchKVCache,
@@ -63,6 +63,7 @@ __all__ = [
     "infer_quant_config",
     "make_prompt_cache",
     "models_folder",
+    "scaled_dot_product_attention",
     "text_decoder",
     "unpack_awq",
 ]

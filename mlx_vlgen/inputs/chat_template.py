@@ -1,7 +1,7 @@
 """Messages to prompt text, without letting a person's own words become a picture."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,17 @@ def joined(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ]
 
 
+def in_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages whose contents are lists of parts: some templates go through them without a look, and a string has no
+    parts to them."""
+    return [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else dict(message)
+        for message in messages
+    ]
+
+
 def render(
     tokenizer: Any, template: str | None, messages: Sequence[Message], placeholders: Sequence[str], **kwargs: Any
 ) -> list[Segment]:
@@ -150,15 +161,35 @@ def render(
     marks: dict[str, str] = {}
     protected = [_protect(message, placeholders, marks) for message in messages]
     bare = [{**message, "content": _without_sources(message.get("content"))} for message in protected]
-    try:
-        text = tokenizer.apply_chat_template(bare, chat_template=template, tokenize=False, **kwargs)
-    except Exception as error:  # a template is the checkpoint's program, and says no in its own words
-        raise PromptError(f"the chat template refuses these messages: {error}") from None
+
+    def write(messages: list[dict[str, Any]]) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **kwargs))
+        except Exception as error:  # a template is the checkpoint's program, and says no in its own words
+            raise PromptError(f"the chat template refuses these messages: {error}") from None
+
+    if any(isinstance(message["content"], str) for message in bare) and _reads_parts_only(write):
+        bare = in_parts(bare)
+    text = write(bare)
     _check_kept(protected, text)
     if not marks:
         return [Segment(text)]
     pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
     return [Segment(marks.get(piece, piece), piece in marks) for piece in pieces if piece]
+
+
+def _reads_parts_only(write: Callable[[list[dict[str, Any]]], str]) -> bool:
+    """Whether a template looks for parts in every content and finds nothing in one that is a string, as LLaVA's do."""
+
+    words = [{"role": "user", "content": "\ue0fd"}]
+
+    def reads(messages: list[dict[str, Any]]) -> bool:
+        try:
+            return "\ue0fd" in write(messages)
+        except PromptError:
+            return False
+
+    return not reads(words) and reads(in_parts(words))
 
 
 def _protect(message: Message, placeholders: Sequence[str], marks: dict[str, str]) -> dict[str, Any]:

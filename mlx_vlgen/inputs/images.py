@@ -8,9 +8,16 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MediaError
+from ..notices import notice
+from .prompt import MediaInputs
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 MAX_ASPECT = 200
 """Qwen's bound on the longer side over the shorter one."""
+
+MANY_TOKENS = 4096
+"""A picture that becomes more tokens than this is worth a word."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,28 @@ def video_size(frames: int, height: int, width: int, settings: PixelSettings) ->
     if volume < least:
         return grow(height, width, math.sqrt(least / (frames * height * width)), factor)
     return to_height, to_width
+
+
+def notice_many_tokens(size: tuple[int, int], count: int, remedy: str) -> None:
+    """A notice when a picture of `size`, its original (height, width), becomes many tokens."""
+    if count > MANY_TOKENS:
+        notice(f"a picture of {size[1]} x {size[0]} pixels becomes {count:,} tokens; {remedy}")
+
+
+def pixel_bounds(media: MediaInputs, least: int, most: int, frames: int = 1) -> tuple[int, int]:
+    """The request's own bounds, which are of one picture or frame, in the place of a processor's `least` and `most`,
+    which for a video are of all its frames. One that was not given yields to the other."""
+    least = least if media.min_pixels is None else media.min_pixels * frames
+    most = most if media.max_pixels is None else media.max_pixels * frames
+    if media.min_pixels is None:
+        least = min(least, most)
+    if media.max_pixels is None:
+        most = max(least, most)
+    if not 0 < least <= most:
+        raise ValueError(
+            f"min_pixels={media.min_pixels}, max_pixels={media.max_pixels}: expected 0 < min_pixels <= max_pixels"
+        )
+    return least, most
 
 
 def check_aspect(height: int, width: int) -> None:

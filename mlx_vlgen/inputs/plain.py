@@ -1,4 +1,4 @@
-"""Pictures of one fixed size: resize, crop, normalise. What the processors of CLIP and SigLIP do to a picture or tile."""
+"""Pictures of one fixed size: resized, cropped, normalised, as the processors of CLIP and SigLIP do it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +43,9 @@ class PlainSettings:
         )
 
 
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+
+
 def _pair(size: Any, side: int) -> tuple[int, int]:
     """(height, width) from a number, or from a dictionary of any release."""
     if isinstance(size, Mapping):
@@ -83,6 +86,13 @@ def open_picture(source: Any, media: MediaInputs, resample: Image.Resampling) ->
     image = load_image(source)
     original = image.height, image.width
     return (resize(image, media.resize_shape, resample) if media.resize_shape else image), original
+
+
+def fixed_picture(source: Any, media: MediaInputs, settings: PlainSettings) -> tuple[np.ndarray, tuple[int, int]]:
+    """One square as (1, 3, height, width), and the picture's original (height, width)."""
+    refuse_pixel_bounds(media)
+    image, original = open_picture(source, media, settings.resample)
+    return plain_pixels(image, settings)[np.newaxis], original
 
 
 def refuse_pixel_bounds(media: MediaInputs) -> None:

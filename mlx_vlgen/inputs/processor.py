@@ -3,9 +3,9 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ class Expansion:
     pixels: np.ndarray
     grid: tuple[int, ...]
     size: tuple[int, int]
+    seconds: float = 0.0
 
 
 class Processor:
@@ -41,6 +42,9 @@ class Processor:
     feature_tokens: Mapping[Kind, str] = {}
     """The token that stands for one feature of it in the expanded text, where that is another one."""
 
+    adds_first_token: ClassVar[bool] = True
+    """Whether the tokenizer's own first token goes before a text that does not begin with it."""
+
     def __init__(self, tokenizer: Any, chat_template: str | None = None):
         self.tokenizer, self.chat_template = tokenizer, chat_template
 
@@ -53,8 +57,12 @@ class Processor:
     # -- what a family says
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
-        """Read and process one picture or video."""
+        """Read and process one picture or video. media: all of the prompt's, and how to read them."""
         raise self._takes_no(kind)
+
+    def lay_out(self, segments: list[Segment], images: int) -> list[Segment]:
+        """What a formatted prompt for so many pictures still needs around it."""
+        return segments
 
     def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
         """The spans of a prompt whose tokens all see each other."""
@@ -89,10 +97,12 @@ class Processor:
             messages = chat_template.place(messages, len(given["image"]), len(given["video"]))
             given = _fill(messages, given)
             segments = self.format(messages, **kwargs)
+        segments = self.lay_out(segments, len(given["image"]))
         text = "".join(segment.text for segment in segments)
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise PromptError("the prompt holds bytes that are not text in UTF-8: convert it, or remove them")
         self._check_counts(segments, given)
+        media = replace(media, images=tuple(given["image"]), videos=tuple(given["video"]))
         expansions: list[tuple[Kind, Expansion]] = []
         tokens = self._tokenize([self._expand(segment, given, media, expansions) for segment in segments])
         processed = tuple(self._media(tokens, expansions))
@@ -151,7 +161,7 @@ class Processor:
         bos = self.tokenizer.bos_token
         for index, segment in enumerate(segments):
             # A template that writes the first token itself must not get a second one.
-            special = index == 0 and not (bos and segment.text.startswith(bos))
+            special = self.adds_first_token and index == 0 and not (bos and segment.text.startswith(bos))
             ids += self.tokenizer.encode(
                 segment.text, add_special_tokens=special, split_special_tokens=segment.literal, verbose=False
             )
@@ -168,7 +178,7 @@ class Processor:
         for kind, one in expansions:
             runs = [[next(places[token_of[kind]]) for _ in range(count)] for count in one.counts]
             spans = tuple((run[0], run[-1] + 1) for run in runs)
-            media.append(Media(kind, one.pixels, one.grid, spans, one.size))
+            media.append(Media(kind, one.pixels, one.grid, spans, one.size, one.seconds))
         return media
 
 
@@ -221,12 +231,13 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """From one nested file, as transformers 5 writes it, or from a flat one for each part."""
-    own = _json(folder / "processor_config.json")
+    """From one nested file, as transformers 5 writes it, or from a flat one for each part. Before there was one for
+    videos, that for pictures was for both."""
+    own, flat = _json(folder / "processor_config.json"), _json(folder / "preprocessor_config.json")
     return Settings(
         own,
-        own.get("image_processor") or _json(folder / "preprocessor_config.json"),
-        own.get("video_processor") or _json(folder / "video_preprocessor_config.json"),
+        own.get("image_processor") or flat,
+        own.get("video_processor") or _json(folder / "video_preprocessor_config.json") or flat,
     )
 
 

@@ -62,6 +62,7 @@ def load_video(
     min_frames: int = 4,
     max_frames: int | None = 768,
     default_fps: float = 2.0,
+    sampler: Sampler | None = None,
     limits: Limits = Limits(),
 ) -> Video:
     """Read a video and keep some of its frames, evenly spread.
@@ -78,6 +79,7 @@ def load_video(
         num_frames: keep exactly so many frames, repeating some of a shorter video.
         min_frames, max_frames: bounds for the number that follows from a rate; `max_frames` also bounds raw frames.
             None: no upper bound.
+        sampler: a family's own rule for files and animations, where `num_frames` is not given.
         limits: caps on pixels, bytes, time and addresses. A file on disk may have any size.
 
     Raises:
@@ -85,14 +87,11 @@ def load_video(
         ValueError: `fps` and `num_frames` for a file or animation, or a number out of its range.
     """
     name = describe_source(source)
+    pictures: list[Any] | np.ndarray | None = None
     if isinstance(source, list | tuple):
-        pictures: list[Any] | np.ndarray | None = list(source)
-    elif is_local(source) and os.path.isdir(local_path(source)):  # noqa: PTH112  Path's raises for long names
-        pictures = _frames_in(local_path(source), name)
-    elif hasattr(source, "__array__") and not isinstance(source, Image.Image):
-        pictures = _checked_array(source, name)
-    else:
-        pictures = None
+        pictures = list(source)
+    elif has_raw_frames(source):
+        pictures = _frames_in(local_path(source), name) if is_local(source) else _checked_array(source, name)
     rate = default_fps if fps is None else fps
     if pictures is not None:
         if not 0 < rate < float("inf"):
@@ -101,7 +100,8 @@ def load_video(
 
     def sample(total: int, source_fps: float) -> np.ndarray:
         wanted = rate if num_frames is None else fps
-        return sample_indices(total, source_fps, wanted, num_frames, min_frames, max_frames)
+        kept = sample_indices(total, source_fps, wanted, num_frames, min_frames, max_frames)
+        return kept if sampler is None or num_frames is not None else sampler(total, source_fps)
 
     sample(1, 1.0)  # refuses bad numbers before anything is read
     with _opened(source, name, limits) as file:
@@ -149,6 +149,13 @@ def sample_indices(
 
 
 # Raw frames
+
+
+def has_raw_frames(source: Any) -> bool:
+    """Whether a video is a list of pictures, a folder of them, or an array: frames that somebody chose."""
+    if is_local(source):
+        return os.path.isdir(local_path(source))  # noqa: PTH112  Path's raises for long names
+    return isinstance(source, list | tuple) or (hasattr(source, "__array__") and not isinstance(source, Image.Image))
 
 
 def _frames_in(folder: str, name: str) -> list[Any]:

@@ -33,13 +33,33 @@ def _resolve(place: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+_QWEN2_VL_PROCESSOR = "mlx_vlgen.inputs.qwen2_vl:Qwen2VLProcessor"
 _QWEN3_VL = Family("mlx_vlgen.models.qwen3_vl:Qwen3VL", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor")
+_LFM2_VL = Family("mlx_vlgen.models.lfm2_vl:Lfm2VL", "mlx_vlgen.inputs.lfm2_vl:Lfm2VLProcessor")
 
 FAMILIES: dict[str, Family] = {
+    "qwen2_vl": Family("mlx_vlgen.models.qwen2_vl:Qwen2VL", _QWEN2_VL_PROCESSOR),
+    "qwen2_5_vl": Family("mlx_vlgen.models.qwen2_5_vl:Qwen2_5_VL", _QWEN2_VL_PROCESSOR),
     "qwen3_vl": _QWEN3_VL,
     "qwen3_vl_moe": _QWEN3_VL,
     "llava": Family("mlx_vlgen.models.llava:Llava", "mlx_vlgen.inputs.llava:LlavaProcessor"),
+    "llava_next": Family("mlx_vlgen.models.llava_next:LlavaNext", "mlx_vlgen.inputs.llava_next:LlavaNextProcessor"),
+    "llava_onevision": Family(
+        "mlx_vlgen.models.llava_onevision:LlavaOnevision",
+        "mlx_vlgen.inputs.llava_onevision:LlavaOnevisionProcessor",
+    ),
+    "pixtral": Family("mlx_vlgen.models.pixtral:Pixtral", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
+    "mistral3": Family("mlx_vlgen.models.mistral3:Mistral3", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
+    "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
+    "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
+    "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
+    "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
+    "lfm2_vl": _LFM2_VL,
+    "lfm2-vl": _LFM2_VL,  # as the first release, with code of its own, was called
 }
+
+# (model_type, that of its vision tower) -> the key of the family where the tower makes it another one.
+_BY_TOWER: dict[tuple[str, str | None], str] = {("llava", "pixtral"): "pixtral"}
 
 TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:TextProcessor")
 """Every text decoder that mlx-lm has."""
@@ -49,25 +69,18 @@ PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
 
 # Vision-language types that mlx-lm loads by dropping what sees: answering without the picture is worse than refusing.
 _MLX_LM_BLIND = {
-    "gemma3",
     "gemma3n",
     "gemma4",
     "gemma4_unified",
     "kimi_k25",
     "kimi_k3",
     "kimi_vl",
-    "lfm2-vl",
-    "lfm2_vl",
     "llama4",
     "llava",
     "minimax_m3_vl",
-    "mistral3",
     "muse_glimmer",
     "muse_spark",
-    "pixtral",
     "prism_hadamard_qwen35",
-    "qwen2_vl",
-    "qwen2_5_vl",
     "qwen3_5",
     "qwen3_5_moe",
 }
@@ -83,7 +96,9 @@ def find(config: Mapping[str, Any]) -> Family:
             "config.json names no model_type, so it does not tell what network this is. "
             "Give the folder of a whole checkpoint, as it is on the Hugging Face Hub."
         )
-    if family := FAMILIES.get(model_type):
+    vision = config.get("vision_config")
+    tower = vision.get("model_type") if isinstance(vision, Mapping) else None
+    if family := FAMILIES.get(_BY_TOWER.get((model_type, tower), model_type)):
         return family
     if model_type in _MLX_LM_BLIND or any(config.get(key) for key in _TOWERS):
         raise LoadError(

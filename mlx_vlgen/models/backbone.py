@@ -70,19 +70,27 @@ class PlacedCache:
         return getattr(self._cache, name)
 
 
-def decode(body: nn.Module, inputs: Embedded, cache: Sequence[Any], rope: MRope | None = None) -> mx.array:
+def decode(
+    body: nn.Module,
+    inputs: Embedded,
+    cache: Sequence[Any],
+    rope: MRope | None = None,
+    within_window: bool = True,
+    before_mask: Sequence[Any] = (),
+) -> mx.array:
     """Run the layers of `body`, an mlx-lm decoder with `embed_tokens` and `layers`: (B, L, d), before the last norm.
 
     rope: stands in all its attention layers; None where mlx-lm's own does, which runs on from the cache.
+    within_window: see `Masks`. before_mask: what its layers take between the states and the mask, the same for all.
     """
     h = body.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
-    masks = Masks(h, inputs.two_way)
+    masks = Masks(h, inputs.two_way, within_window)
     offset: Any = None
     if rope is not None:
         first = next(own for own in cache if not isinstance(own, ArraysCache))
         offset = rope.angles(inputs.positions) if inputs.positions is not None else first.offset + inputs.delta
     for index, (layer, own) in enumerate(zip(body.layers, cache, strict=True)):
-        h = layer(h, masks(own), own if offset is None else PlacedCache(own, offset))
+        h = layer(h, *before_mask, masks(own), own if offset is None else PlacedCache(own, offset))
         if index < len(inputs.deepstack):
             h = h + inputs.deepstack[index]
     return h
@@ -92,10 +100,12 @@ class Masks:
     """The mask that a layer's attention wants, by the kind of its cache; those of one kind are computed once a forward.
 
     two_way: see `Embedded`. Such tokens lie in one chunk, so they are among the last keys of the chunk that attends.
+    within_window: whether a sliding layer's window hides those of them that lie far behind (Gemma 3), or hides other
+    tokens only (PaliGemma 2).
     """
 
-    def __init__(self, h: mx.array, two_way: mx.array | None = None):
-        self._h, self._two_way = h, two_way
+    def __init__(self, h: mx.array, two_way: mx.array | None = None, within_window: bool = True):
+        self._h, self._two_way, self._within_window = h, two_way, within_window
         self._known: dict[Any, Any] = {}
 
     def __call__(self, cache: Any) -> Any:
@@ -114,6 +124,9 @@ class Masks:
             return None
         length = self._h.shape[1]
         same = (self._two_way[:, :, None] == self._two_way[:, None, :]) & (self._two_way > 0)[:, :, None]
+        if self._within_window and (window := getattr(cache, "max_size", None)):
+            index = mx.arange(length)
+            same = same & (index > index[:, None] - window)
         mask = mx.broadcast_to(mask, (len(same), 1, *mask.shape[-2:]))
         return mx.concatenate([mask[..., :-length], mask[..., -length:] | same[:, None]], axis=-1)
 

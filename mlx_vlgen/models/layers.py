@@ -45,12 +45,15 @@ def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.nda
     return row, column
 
 
-def rotary_2d(row: np.ndarray, column: np.ndarray, head_size: int, theta: float = 10000.0) -> tuple[mx.array, mx.array]:
+def rotary_2d(
+    row: np.ndarray, column: np.ndarray, head_size: int, theta: float = 10000.0, column_step: float = 0.0
+) -> tuple[mx.array, mx.array]:
     """cos and sin (N, head_size / 2): the first half of the frequencies turns with the row, the rest with the
-    column."""
+    column. column_step: by what part of a step the frequencies of columns are lower than those of rows."""
     quarter = head_size // 4
-    frequencies = theta ** -(np.arange(quarter, dtype=np.float32) / quarter)
-    angles = np.concatenate([np.outer(row, frequencies), np.outer(column, frequencies)], axis=1).astype(np.float32)
+    steps = np.arange(quarter, dtype=np.float32)
+    down, across = theta ** -(steps / quarter), theta ** -((steps + np.float32(column_step)) / quarter)
+    angles = np.concatenate([np.outer(row, down), np.outer(column, across)], axis=1).astype(np.float32)
     return mx.array(np.cos(angles)), mx.array(np.sin(angles))
 
 
@@ -73,6 +76,27 @@ def interpolate_table(table: mx.array, row: np.ndarray, column: np.ndarray, rows
     return (table[mx.array(index)] * mx.array(weight).astype(table.dtype)).sum(axis=0)
 
 
+def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
+    """A grid (..., R, C, d) bilinearly resampled to (..., rows, columns, d), without smoothing: a new point lies
+    between its four nearest old ones. Source: torch's `interpolate`, mode "bilinear"."""
+    *rest, height, width, size = x.shape
+
+    def weights(length: int, to: int) -> mx.array:
+        """(to, length); a point lies in the middle of its cell."""
+        source = np.maximum((np.arange(to) + 0.5) * length / to - 0.5, 0)
+        low = np.floor(source).astype(int)
+        each = np.zeros((to, length), np.float32)
+        np.add.at(each, (np.arange(to), low), 1 - (source - low))
+        np.add.at(each, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
+        return mx.array(each)
+
+    if (rows, columns) == (height, width):
+        return x
+    across = weights(width, columns) @ x.astype(mx.float32)  # (..., R, columns, d)
+    down = weights(height, rows) @ across.reshape(*rest, height, columns * size)
+    return down.reshape(*rest, rows, columns, size).astype(x.dtype)
+
+
 class PatchEmbedding(nn.Module):
     """A convolution whose stride is its kernel, computed as one matmul. Patches come flattened as (C, T, P, P)."""
 
@@ -85,3 +109,14 @@ class PatchEmbedding(nn.Module):
         weight = self.proj.weight.transpose(0, 4, 1, 2, 3).reshape(self.proj.weight.shape[0], -1)
         out = patches.astype(weight.dtype) @ weight.T
         return out + self.proj.bias if "bias" in self.proj else out
+
+
+class GatedMLP(nn.Module):
+    def __init__(self, hidden: int, inner: int, activation: str, bias: bool):
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(hidden, inner, bias=bias), nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self._activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))

@@ -13,7 +13,7 @@ from ..inputs.prompt import Media
 from .base import Features
 from .layers import ACTIVATIONS
 from .vision_language import VisionLanguageModel
-from .vit import CLIPVision, Tower
+from .vit import Tower, plain_vision
 
 
 class Projector(nn.Module):
@@ -32,23 +32,28 @@ class Llava(VisionLanguageModel):
         ("vision_tower.", "vision_tower.vision_model."),
         ("model.vision_tower.", "vision_tower.vision_model."),
         ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.image_newline", "image_newline"),  # of LLaVA-NeXT
         ("model.language_model.", "language_model.model."),
         ("lm_head.", "language_model.lm_head."),
     )
 
-    def __init__(self, config: dict[str, Any]):
-        super().__init__(config)
+    def __init__(self, config: dict[str, Any], text: dict[str, Any] | None = None):
+        super().__init__(config, text)
         vision = config["vision_config"]
         layer = config.get("vision_feature_layer", -2)
         self._layers = [layer] if isinstance(layer, int) else list(layer)
         self._first = int(config.get("vision_feature_select_strategy", "default") == "default")  # drops the class token
-        self.vision_tower = Tower(CLIPVision(vision))
+        self.vision_tower = Tower(plain_vision(vision))
         self.multi_modal_projector = Projector(
-            vision["hidden_size"] * len(self._layers), config["text_config"]["hidden_size"],
+            vision["hidden_size"] * len(self._layers), self.language_model.args.hidden_size,
             config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
         )  # fmt: skip
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
+        return [Features(own) for own in self.look(media)]
+
+    def look(self, media: Sequence[Media]) -> mx.array:
+        """Features (B, patches, d), for the text decoder, of all B squares that are the media's pixels."""
         pixels = mx.array(np.concatenate([own.pixels for own in media]))
         seen = [self.vision_tower.vision_model(pixels, layer)[:, self._first :] for layer in self._layers]
-        return [Features(own) for own in self.multi_modal_projector(mx.concatenate(seen, axis=-1))]
+        return self.multi_modal_projector(mx.concatenate(seen, axis=-1))

@@ -5,32 +5,12 @@ Qwen3VLMoeForConditionalGeneration. Parameter names are those of checkpoints con
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from .._runtime import mx, nn
-from ..inputs.prompt import Media, Prompt
-from .backbone import MRope, decode, logits, pick
-from .base import Embedded, Features
-from .layers import ACTIVATIONS, PatchEmbedding, attention, interpolate_table, merge_order, rotary_2d, rotate
-from .vision_language import VisionLanguageModel, put
-
-
-class VisionAttention(nn.Module):
-    def __init__(self, hidden: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(hidden, 3 * hidden)
-        self.proj = nn.Linear(hidden, hidden)
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        batch, length, hidden = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)  # (3, B, H, N, D)
-        q, k, v = rotate(qkv[0], cos, sin), rotate(qkv[1], cos, sin), qkv[2]
-        out = attention(q, k, v, scale=q.shape[-1] ** -0.5)
-        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
+from .layers import ACTIVATIONS, PatchEmbedding, interpolate_table, merge_order, rotary_2d
+from .qwen_vl import QwenVL, VisionAttention, with_rope
 
 
 class VisionMLP(nn.Module):
@@ -110,68 +90,10 @@ class VisionTower(nn.Module):
         return self.merger(x), between
 
 
-def rotary_positions(prompt: Prompt, merge: int) -> tuple[np.ndarray, int]:
-    """M-RoPE positions (3, L) and how far they are ahead of the plain ones afterwards.
-
-    Text moves all three axes on together. A picture (or pair of frames: time is told by timestamps in the text)
-    stands still in time and spreads over row and column; the text after it starts past its longer side.
-    Source: transformers' Qwen3VLModel.get_rope_index.
-    """
-    positions = np.empty((3, len(prompt.tokens)), dtype=np.int32)
-    spans = sorted((span, media.grid) for media in prompt.media for span in media.spans)
-    done, position = 0, 0
-    for (start, end), (_, rows, columns) in spans:
-        positions[:, done:start] = position + np.arange(start - done)
-        position += start - done
-        rows, columns = rows // merge, columns // merge
-        positions[:, start:end] = position + np.indices((1, rows, columns)).reshape(3, -1)
-        position += max(rows, columns)
-        done = end
-    positions[:, done:] = position + np.arange(len(prompt.tokens) - done)
-    return positions, int(position + len(prompt.tokens) - done) - len(prompt.tokens)
-
-
-class Qwen3VL(VisionLanguageModel):
-    renames = (
-        ("model.visual.", "vision_tower."),
-        ("visual.", "vision_tower."),
-        ("model.language_model.", "language_model.model."),
-        ("lm_head.", "language_model.lm_head."),
-    )
-
+class Qwen3VL(QwenVL):
     def __init__(self, config: dict[str, Any]):
-        text = text_arguments(config)
-        super().__init__(config, text)
-        self.vision_tower = VisionTower(config["vision_config"])
-        self._rope = MRope(
-            text["head_dim"], text["rope_theta"], text["rope_scaling"].get("mrope_section", [24, 20, 20])
-        )
-        for layer in self.body.layers:
-            layer.self_attn.rope = self._rope
-
-    def encode(self, media: Sequence[Media]) -> list[Features]:
-        frames, rows, columns = media[0].grid
-        pixels = np.stack([m.pixels for m in media]).reshape(len(media) * frames, rows * columns, -1)
-        joined, between = self.vision_tower(mx.array(pixels), rows, columns)
-
-        def each(x: mx.array) -> mx.array:  # (media * frames, n, d) -> (media, frames * n, d)
-            return x.reshape(len(media), -1, x.shape[-1])
-
-        joined, between = each(joined), [each(x) for x in between]
-        return [Features(joined[i], [x[i] for x in between]) for i in range(len(media))]
-
-    def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
-        plain = super().embed(prompt, features)
-        assert plain.embeds is not None
-        layers = zip(*(own.deepstack for own in features), strict=True)
-        deepstack = [put(mx.zeros_like(plain.embeds), prompt, layer) for layer in layers]
-        # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
-        positions, delta = rotary_positions(prompt, self.vision_tower.merge)
-        return Embedded(plain.tokens, plain.embeds, mx.array(positions)[:, None], delta, deepstack)
-
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        h = decode(self.body, inputs, cache, self._rope)
-        return logits(self.language_model, self.body.norm(pick(h, at)))
+        tower = VisionTower(config["vision_config"])
+        super().__init__(config, text_arguments(config), tower, (24, 20, 20), interleaved=True)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         split = dict(weights)
@@ -194,10 +116,7 @@ class Qwen3VL(VisionLanguageModel):
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The text decoder's configuration under the names of transformers 4.x, whichever version wrote it."""
-    text = dict(config["text_config"])
-    rope = text.pop("rope_parameters", None) or text.get("rope_scaling") or {}
-    text["rope_scaling"] = rope
-    text.setdefault("rope_theta", rope.get("rope_theta", 5_000_000.0))
+    text = with_rope(config["text_config"], 5_000_000.0)
     text.setdefault("head_dim", text["hidden_size"] // text["num_attention_heads"])
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     if "num_local_experts" in text:

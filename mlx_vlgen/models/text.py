@@ -8,8 +8,9 @@ from .._runtime import mx, nn
 from ..errors import LoadError, PromptError, UnsupportedError
 from ..inputs.prompt import Media, Prompt
 from . import PROVED_TEXT
-from .backbone import layer_kinds, logits, pick
+from .backbone import decode, layer_kinds, logits, pick
 from .base import Embedded, Features, LayerKind, Model
+from .gemma import scaled
 
 
 class TextModel(Model):
@@ -75,23 +76,51 @@ class TextModel(Model):
         if model_type not in PROVED_TEXT:
             # Its head may scale or cap the logits: run it whole.
             return pick(self._decoder(inputs.tokens, cache=cache), at)
-        embeds = self._gemma_embeds(inputs.tokens) if model_type == "gemma3_text" else None
-        h = pick(self.model(inputs.tokens, cache, embeds), at)
+        if model_type == "gemma3_text":
+            h = decode(self.model, Embedded(inputs.tokens, scaled(self.model.embed_tokens(inputs.tokens))), cache)
+            return logits(self, self.model.norm(pick(h, at)))
+        h = pick(self.model(inputs.tokens, cache), at)
         return logits(self, h)
-
-    def _gemma_embeds(self, tokens: mx.array) -> mx.array:
-        """Embeddings which, once mlx-lm has scaled them by sqrt(d) rounded to bfloat16, are scaled by sqrt(d) in their
-        own dtype, as transformers' Gemma3TextScaledWordEmbedding does. (B, L) -> (B, L, d)"""
-        embeds = self.model.embed_tokens(tokens)
-        scale = mx.array(self.config["hidden_size"] ** 0.5)
-        rounded = scale.astype(mx.bfloat16).astype(mx.float32)
-        return embeds * (scale.astype(embeds.dtype).astype(mx.float32) / rounded).astype(embeds.dtype)
 
 
 # What transformers assumes where config.json is silent and mlx-lm assumes something else or nothing.
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+_GEMMA = {
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"tie_word_embeddings": False},
-    "qwen2": {"tie_word_embeddings": False},
+    "llama": _LLAMA | {"intermediate_size": 11008, "max_position_embeddings": 2048},
+    "mistral": _LLAMA
+    | {
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    "qwen2": _LLAMA
+    | {
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "rope_theta": 1e4,
+    },
     "qwen3": {"tie_word_embeddings": False},
     "qwen3_moe": {
         "tie_word_embeddings": False,
@@ -99,6 +128,27 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [],
         "norm_topk_prob": False,
     },
+    "ministral3": {"head_dim": 128, "max_position_embeddings": 262144, "tie_word_embeddings": False},
+    "lfm2": {
+        "vocab_size": 65536,
+        "max_position_embeddings": 128000,
+        "norm_eps": 1e-5,
+        "conv_bias": False,
+        "conv_L_cache": 3,
+        "block_multiple_of": 256,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": True,
+    },
+    "gemma": _GEMMA
+    | {
+        "hidden_size": 3072,
+        "intermediate_size": 24576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+    },
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA | {"vocab_size": 262208},
 }
 
 
@@ -150,11 +200,28 @@ def _left_out_of_llama(args: Mapping[str, Any]) -> list[str | None]:
     return [_other_activation(args.get("hidden_act", "silu"), "silu", "swish")]
 
 
+def _left_out_of_mistral(args: Mapping[str, Any]) -> list[str | None]:
+    window = args.get("sliding_window")
+    sliding = window is not None and window < args["max_position_embeddings"]
+    return [*_left_out_of_llama(args), "a sliding window" if sliding else None]
+
+
 def _left_out_of_qwen(args: Mapping[str, Any]) -> list[str | None]:
     first = args.get("max_window_layers", 0)
     sliding = args.get("use_sliding_window") and args.get("sliding_window")
     kinds = args.get("layer_types") or ["sliding_attention"] * (args["num_hidden_layers"] - first if sliding else 0)
     return [*_left_out_of_llama(args), "sliding-window layers" if "sliding_attention" in kinds else None]
+
+
+def _left_out_of_ministral3(args: Mapping[str, Any]) -> list[str | None]:
+    rope = args.get("rope_parameters") or {}
+    scaled = {"llama_4_scaling_beta", "original_max_position_embeddings"} <= rope.keys()
+    yarn = rope.get("attention_factor") is None and rope.get("truncate", True)
+    return [
+        *_left_out_of_mistral(args),
+        None if scaled else "no scale of its queries",
+        None if yarn else "a YaRN with attention_factor or truncate",
+    ]
 
 
 def _left_out_of_gemma3(args: Mapping[str, Any]) -> list[str | None]:
@@ -181,9 +248,11 @@ def _other_activation(name: str, *known: str) -> str | None:
 
 _LEFT_OUT: dict[str, Callable[[Mapping[str, Any]], list[str | None]]] = {
     "llama": _left_out_of_llama,
+    "mistral": _left_out_of_mistral,
     "qwen2": _left_out_of_qwen,
     "qwen3": _left_out_of_qwen,
     "qwen3_moe": _left_out_of_qwen,
+    "ministral3": _left_out_of_ministral3,
     "gemma3_text": _left_out_of_gemma3,
     "lfm2": _left_out_of_lfm2,
 }

@@ -1,7 +1,8 @@
 """What most families are: a vision tower whose features take the places of placeholders in one of mlx-lm's decoders."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,11 +21,14 @@ class VisionLanguageModel(Model):
     """
 
     renames: Sequence[tuple[str, str]] = ()
+    within_window: ClassVar[bool] = True
+    """See `backbone.Masks`; of no matter to a family without sliding layers or two-way spans."""
 
-    def __init__(self, config: dict[str, Any], text: dict[str, Any] | None = None):
-        """text: the text decoder's configuration; default config["text_config"]."""
+    def __init__(self, config: dict[str, Any], text: dict[str, Any] | nn.Module | None = None):
+        """text: the text decoder, or its configuration for mlx-lm's; default config["text_config"]."""
         super().__init__(config)
-        self.language_model = text_model(config["text_config"] if text is None else text)
+        text = config["text_config"] if text is None else text
+        self.language_model = text if isinstance(text, nn.Module) else text_model(text)
 
     @property
     def body(self) -> nn.Module:
@@ -34,13 +38,19 @@ class VisionLanguageModel(Model):
     def cache_layout(self) -> list[LayerKind]:
         return layer_kinds(self.language_model)
 
+    def words(self, tokens: mx.array) -> mx.array:
+        """Tokens (B, L) as the layers take them: (B, L, d)."""
+        return self.body.embed_tokens(tokens)
+
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
-        embeds = put(self.body.embed_tokens(tokens), prompt, [own.embeds for own in features])
+        embeds = put(self.words(tokens), prompt, [own.embeds for own in features])
         return Embedded(tokens, embeds, two_way=two_way(prompt))
 
     def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        h = decode(self.body, inputs, cache)
+        if inputs.embeds is None:
+            inputs = replace(inputs, embeds=self.words(inputs.tokens))
+        h = decode(self.body, inputs, cache, within_window=self.within_window)
         return logits(self.language_model, self.body.norm(pick(h, at)))
 
     @classmethod

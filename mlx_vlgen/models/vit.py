@@ -7,7 +7,10 @@ parameters these are.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from .._runtime import mx, nn
+from ..errors import LoadError
 from .layers import ACTIVATIONS, attention
 
 
@@ -124,6 +127,29 @@ class SiglipEmbeddings(nn.Module):
         return self.patch_embedding(pixels) + self.position_embedding.weight
 
 
+def position_buckets(count: int, side: int) -> np.ndarray:
+    """Which of `side` learned positions each of `count` rows (or columns) of patches takes: (count,).
+
+    Source: the fractional coordinates of Patch n' Pack (arXiv 2307.06304), in transformers' Idefics2VisionEmbeddings.
+    """
+    borders = np.arange(1 / side, 1, 1 / side).astype(np.float32)
+    places = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count))
+    return np.searchsorted(borders, places, side="right")
+
+
+def siglip_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `vision_config` of a config.json, with what transformers' SiglipVisionConfig assumes where it is silent."""
+    return {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 16,
+        "layer_norm_eps": 1e-6,
+    } | config["vision_config"]
+
+
 class SiglipVision(nn.Module):
     """pixels (B, 3, H, W) -> hidden states (B, N, d) of one layer, or, with layer None, the normalised last ones."""
 
@@ -136,6 +162,18 @@ class SiglipVision(nn.Module):
     def __call__(self, pixels: mx.array, layer: int | None = None) -> mx.array:
         x = self.encoder(self.embeddings(pixels), -1 if layer is None else layer)
         return self.post_layernorm(x) if layer is None else x
+
+
+def plain_vision(config: Mapping[str, Any]) -> CLIPVision | SiglipVision:
+    """The one that a `vision_config` names; LoadError for any other."""
+    towers: dict[str, type[CLIPVision | SiglipVision]] = {
+        "clip_vision_model": CLIPVision,
+        "siglip_vision_model": SiglipVision,
+    }
+    named = config.get("model_type", "clip_vision_model")
+    if named not in towers:
+        raise LoadError(f"This checkpoint's vision tower is {named!r}; expected {' or '.join(towers)}.")
+    return towers[named](config)
 
 
 class Tower(nn.Module):

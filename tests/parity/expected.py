@@ -93,11 +93,17 @@ def case(family: str, name: str) -> Expected:
     return Expected(name=name, **record(family)["cases"][name], **arrays)
 
 
+SEVERAL = " of several"
+"""After the name of a picture, for families that read one differently where a prompt has more."""
+
+
 @cache
-def pixels(family: str, name: str) -> Pixels:
-    """A picture or clip as the family's processor reads it."""
+def pixels(family: str, name: str, several: bool = False) -> Pixels:
+    """A picture or clip as the family's processor reads it. several: whether it is a picture beside others."""
     known = record(family)
     with np.load(REFERENCE / "processors" / known["processor"] / "pixels.npz") as file:
+        if several and f"{name}{SEVERAL}.levels" in file:
+            name += SEVERAL
         levels, grid, normal = (file[f"{name}.{key}"] for key in ("levels", "grid", "normal"))
     return Pixels(levels, tuple(grid.tolist()), normal, known["channels_last"])
 

@@ -51,7 +51,7 @@ def assemble(recipe: Recipe, config: Config, tensors: Tensors, layout: Layout, f
     _write_tokenizer(kit, layout, folder, template_apart=recipe.processor is not None)
     if recipe.processor:
         _write_processor(REFERENCE / "processors" / recipe.processor.name, layout, folder)
-    write_json(folder / "config.json", config if layout == "v5" else hub_config(config, recipe.legacy))
+    write_json(folder / "config.json", layout_config(recipe, config, layout))
     text = config.get("text_config", config)
     ids = {
         key: part[key]
@@ -86,6 +86,16 @@ def _write_shards(tensors: Tensors, folder: Path) -> None:
 
 
 # Configuration
+
+
+def layout_config(recipe: Recipe, config: Config, layout: Layout) -> Config:
+    """config.json in a layout, from what transformers 5 writes."""
+    if layout == "v5":
+        return config
+    config = hub_config(config, recipe.legacy)
+    if layout == "mlx":
+        recipe.mlx_config(config)
+    return config
 
 
 def hub_config(config: Config, legacy: Callable[[Config], None]) -> Config:

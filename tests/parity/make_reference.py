@@ -17,7 +17,7 @@ import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,7 @@ from . import expected, media
 from .demo import DEMO
 from .demo import MODEL as DEMO_MODEL
 from .layouts import LAYOUTS, REFERENCE, Layout, assemble, read_json, write_json
-from .recipe import Case, Recipe
+from .recipe import Case, ProcessorKit, Recipe
 from .recipes import recipes
 from .weights import Tensors, draw, fingerprint, projection
 
@@ -56,10 +56,11 @@ class Unsuitable(Exception):
 # Kits
 
 
-def write_kits() -> None:
-    """Tokenizers and processors, apart from the one byte-pair model that they share."""
+def write_kits(names: Collection[str]) -> None:
+    """Tokenizers and processors of these families, apart from the one byte-pair model that they share."""
+    chosen = [recipe for name, recipe in recipes().items() if name in names]
     with tempfile.TemporaryDirectory() as temporary:
-        for kit in {recipe.tokenizer.name: recipe.tokenizer for recipe in recipes().values()}.values():
+        for kit in {recipe.tokenizer.name: recipe.tokenizer for recipe in chosen}.values():
             folder = REFERENCE / "tokenizers" / kit.name
             folder.mkdir(parents=True, exist_ok=True)
             if kit.template:
@@ -70,7 +71,7 @@ def write_kits() -> None:
             write_json(folder / "tokenizer.json", tokenizer)
             config = read_json(Path(temporary, "tokenizer_config.json"))
             write_json(folder / "tokenizer_config.json", config)
-        for recipe in recipes().values():
+        for recipe in chosen:
             if recipe.processor is None:
                 continue
             folder = REFERENCE / "processors" / recipe.processor.name
@@ -142,22 +143,32 @@ def pixel_levels(recipe: Recipe, processor: Any) -> dict[str, np.ndarray]:
     kit = recipe.processor
     assert kit
     arrays: dict[str, np.ndarray] = {}
+    several = {name for case in recipe.cases.values() if len(case.images) > 1 for name in case.images}
     for kind, name in sorted({entry for case in recipe.cases.values() for entry in _media(case)}):
         if kind == "image":
             (pixels, grid), settings = kit.image(processor, media.picture(name)), processor.image_processor
+            if kit.one_of_several and name in several:
+                made = kit.one_of_several(processor, media.picture(name))
+                arrays |= _levels(f"{name}{expected.SEVERAL}", *made, settings, kit)
         else:
             assert kit.video, f"{kit.name} has no video"
             (pixels, grid), settings = kit.video(processor, media.clip(name)), processor.video_processor
-        normal = np.array([settings.image_mean, settings.image_std])
-        levels = expected.levels_of(pixels, normal, kit.channels_last)
-        rounded = np.rint(levels)
-        assert np.abs(levels - rounded).max() < 1e-3, f"{name}: pixels are no 8-bit levels"
-        arrays |= {
-            f"{name}.levels": rounded.astype(np.uint8),
-            f"{name}.grid": np.asarray(grid, np.int32),
-            f"{name}.normal": normal,
-        }
+        arrays |= _levels(name, pixels, grid, settings, kit)
     return arrays
+
+
+def _levels(
+    name: str, pixels: np.ndarray, grid: tuple[int, ...], settings: Any, kit: ProcessorKit
+) -> dict[str, np.ndarray]:
+    normal = np.array([settings.image_mean, settings.image_std])
+    levels = expected.levels_of(pixels, normal, kit.channels_last)
+    rounded = np.rint(levels)
+    assert np.abs(levels - rounded).max() < 1e-3, f"{name}: pixels are no 8-bit levels"
+    return {
+        f"{name}.levels": rounded.astype(np.uint8),
+        f"{name}.grid": np.asarray(grid, np.int32),
+        f"{name}.normal": normal,
+    }
 
 
 def _media(case: Case) -> Iterator[tuple[str, str]]:
@@ -168,8 +179,11 @@ def _media(case: Case) -> Iterator[tuple[str, str]]:
 # Outputs
 
 
-def run_case(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, drawn: bool) -> dict[str, np.ndarray]:
-    """Logits of the whole prompt and greedy steps of one row. Of weights that were `drawn`, a lively text is asked."""
+def run_case(
+    model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, clips: bool, drawn: bool
+) -> dict[str, np.ndarray]:
+    """Logits of the whole prompt and greedy steps of one row, with `clips` or not. Of weights that were `drawn`, a
+    lively text is asked."""
     with torch.no_grad(), _RoutingMargins(model) as margins:
         logits = model(**inputs).logits[0].double().numpy()
         steps, tokens = _greedy(model, inputs, new_tokens)
@@ -182,7 +196,7 @@ def run_case(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, drawn
                     raise Unsuitable("the picture makes no difference")
     best = np.sort(steps[0], axis=-1)
     margin = (best[:, -1] - best[:, -2]).min()
-    if margin < (VIDEO_MARGIN if "pixel_values_videos" in inputs else MARGIN):
+    if margin < (VIDEO_MARGIN if clips else MARGIN):
         raise Unsuitable(f"greedy margin {margin:.1e}")
     if drawn and (tokens.shape[1] < new_tokens or len(set(tokens[0].tolist())) < 4):
         raise Unsuitable(f"dull text {tokens[0].tolist()}")
@@ -322,7 +336,9 @@ def run_cases(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, np.ndarray], 
     """Arrays for cases.npz and the record for cases.json."""
     model, processor = load_model(checkpoint), load_processor(recipe)
     single = {
-        name: run_case(model, model_inputs(recipe, processor, [case]), recipe.new_tokens, drawn=recipe is not DEMO)
+        name: run_case(
+            model, model_inputs(recipe, processor, [case]), recipe.new_tokens, bool(case.videos), recipe is not DEMO
+        )
         for name, case in recipe.cases.items()
     }
     if recipe.processor:
@@ -365,8 +381,8 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    write_kits()
     known = [*recipes(), *(["demo"] if DEMO_MODEL.exists() else [])]
+    write_kits(names or known)
     for name in names or known:
         if name not in known:
             raise SystemExit(f"unknown family {name!r}; known: {', '.join(known)} (layouts: {', '.join(LAYOUTS)})")

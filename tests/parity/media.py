@@ -12,6 +12,8 @@ PICTURES = {  # width, height, seed: what Qwen3-VL's limits in the fixtures do t
     "upright": (64, 112, 2),  # rounded to a multiple of 32
     "large": (150, 130, 3),  # shrunk under the upper limit
     "small": (40, 30, 4),  # enlarged over the lower limit
+    "wide": (121, 33, 5),  # for what lays pictures out on canvases of certain shapes
+    "thin": (31, 120, 6),
 }
 CLIPS = {  # width, height, frames, seed
     "clip": (150, 100, 6, 10),  # shrunk under the volume limit

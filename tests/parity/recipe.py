@@ -66,7 +66,8 @@ class ProcessorKit:
 
     image, video: that processor and a picture (H, W, 3), or a clip (T, H, W, 3), to (pixels as `Media.pixels` has them,
     grid as `Media.grid` has it). channels: where they lie in pixels once everything else is flattened: (N, 3, rest) or
-    (N, rest, 3). nested: whether pictures are given as one list a row. clips: the processor's keywords for clips.
+    (N, rest, 3). nested: whether pictures are given as one list a row. one_of_several: as image, of a picture that is
+    not the only one of its prompt, where that differs. clips: the processor's keywords for clips.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ProcessorKit:
     video: Callable[[Any, np.ndarray], tuple[np.ndarray, tuple[int, ...]]] | None = None
     channels_last: bool = False
     nested: bool = False
+    one_of_several: Callable[[Any, np.ndarray], tuple[np.ndarray, tuple[int, ...]]] | None = None
     clips: Callable[[list[np.ndarray]], Config] = metadata
 
 
@@ -93,6 +95,7 @@ class Recipe:
     batches: names of cases that are answered together. rules: see weights.draw. new_tokens: greedy steps at most.
     hub, mlx: tensors as transformers 5 saves them to those of the Hub's original, and of conversions for MLX.
     legacy: what transformers 4.x wrote otherwise in config.json, beyond `layouts.hub_config`; changes it in place.
+    mlx_config: what conversions for MLX wrote otherwise, beyond that; changes it in place.
     """
 
     config: Callable[[Ids, int], Any]
@@ -105,6 +108,7 @@ class Recipe:
     hub: Callable[[Tensors], Tensors] = as_they_are
     mlx: Callable[[Tensors], Tensors] = as_they_are
     legacy: Callable[[Config], None] = nothing
+    mlx_config: Callable[[Config], None] = nothing
 
 
 # Cases

@@ -74,9 +74,36 @@ def hub(tensors: Tensors) -> Tensors:
     return renamed(tensors, ("vision_tower.", "vision_tower.vision_model."))
 
 
+# LLaVA-Interleave: the same on SigLIP, which has no class token to leave out.
+def siglip_config(ids: Ids, vocabulary: int) -> Any:
+    import transformers
+
+    vision = CLIP | {"model_type": "siglip_vision_model", "num_hidden_layers": 3, "vision_use_head": False}
+    return transformers.LlavaConfig(
+        vision_config=vision, text_config=text_config(ids, vocabulary) | ENDS(ids), image_token_index=ids("<image>"),
+        vision_feature_layer=-1, vision_feature_select_strategy="full", image_seq_length=16, **ENDS(ids),
+    )  # fmt: skip
+
+
+def siglip_processor(tokenizer: Any) -> Any:
+    import transformers
+
+    return transformers.LlavaProcessor(
+        transformers.SiglipImageProcessorPil(size={"height": 56, "width": 56}), tokenizer, patch_size=14,
+        vision_feature_select_strategy="full", num_additional_image_tokens=0, chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+
+
+SIGLIP_CASES = {name: VISION_CASES[name] for name in ("text", "img1", "img2")}
+
 RECIPES = {
     "llava": Recipe(
         config, TOKENIZER, VISION_CASES, VISION_BATCHES, ProcessorKit("llava", processor, image_pixels), RULES,
+        hub=hub, mlx=lambda tensors: channels_last(hub(tensors)),
+    ),
+    "llava_siglip": Recipe(
+        siglip_config, TOKENIZER, SIGLIP_CASES, {"batch": ["img1", "text"]},
+        ProcessorKit("llava_siglip", siglip_processor, image_pixels), RULES,
         hub=hub, mlx=lambda tensors: channels_last(hub(tensors)),
     ),
 }  # fmt: skip

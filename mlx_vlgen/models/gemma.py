@@ -1,0 +1,174 @@
+"""Gemma and Gemma 2, the text decoders of PaliGemma, and what Gemma 3 shares with them.
+
+mlx-lm has both, but its Gemma computes the exact GELU where the published model has the tanh approximation, and its
+Gemma 2 has neither sliding windows nor quantized keys.
+
+Source: Gemma Team 2024 (arXiv 2403.08295 and 2408.00118); transformers' GemmaForCausalLM and Gemma2ForCausalLM, whose
+names of parameters these are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._mlx_lm import scaled_dot_product_attention
+from .._runtime import mx, nn
+from ..errors import LoadError
+from .base import Full, LayerKind, Sliding
+from .layers import ACTIVATIONS, SCORE_BYTES
+
+Config = Mapping[str, Any]
+"""As `text_arguments` gives it."""
+
+
+def scaled(embeds: mx.array) -> mx.array:
+    """Embeddings (..., d) times the root of d, in their own dtype: mlx-lm rounds it to bfloat16."""
+    return embeds * mx.array(embeds.shape[-1] ** 0.5).astype(embeds.dtype)
+
+
+def capped(x: mx.array, cap: float | None) -> mx.array:
+    """Bent smoothly into (-cap, cap)."""
+    return x if cap is None else mx.tanh(x / cap) * cap
+
+
+class Norm(nn.Module):
+    """Its weight is what is added to 1."""
+
+    def __init__(self, dims: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = mx.zeros(dims), eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, 1.0 + self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        hidden, size, bias = config["hidden_size"], config["head_dim"], config.get("attention_bias", False)
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        self.heads, self.kv_heads = heads, kv_heads
+        self.scale = (config["query_pre_attn_scalar"] if config["model_type"] == "gemma2" else size) ** -0.5
+        self.cap = config.get("attn_logit_softcapping", 50.0) if config["model_type"] == "gemma2" else None
+        self.q_proj = nn.Linear(hidden, heads * size, bias=bias)
+        self.k_proj, self.v_proj = (nn.Linear(hidden, kv_heads * size, bias=bias) for _ in range(2))
+        self.o_proj = nn.Linear(heads * size, hidden, bias=bias)
+        self.rope = nn.RoPE(size, base=config.get("rope_theta", 1e4))
+
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
+        batch, length, _ = x.shape
+
+        def split(x: mx.array, heads: int) -> mx.array:
+            return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)  # (B, H, L, D)
+
+        q, k = split(self.q_proj(x), self.heads), split(self.k_proj(x), self.kv_heads)
+        v = split(self.v_proj(x), self.kv_heads)
+        q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
+        k, v = cache.update_and_fetch(k, v)
+        if self.cap is None:
+            out = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
+        else:
+            if hasattr(cache, "bits"):
+                k, v = unpacked(k, cache), unpacked(v, cache)
+            out = capped_attention(q * self.scale, k, v, mask, self.cap)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+
+
+def unpacked(parts: tuple[mx.array, mx.array, mx.array], cache: Any) -> mx.array:
+    """What a quantized cache gives."""
+    packed, scales, biases = parts
+    return mx.dequantize(packed, scales, biases, group_size=cache.group_size, bits=cache.bits)
+
+
+def capped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cap: float) -> mx.array:
+    """Softmax attention over capped scores, in blocks of queries: no fused kernel caps them.
+
+    q (B, H, L, D), scaled; k and v (B, h, K, D), each for H / h heads of q; mask: None, "causal", or bool, (L, K) or
+    (B, 1, L, K).
+    """
+    batch, heads, length, size = q.shape
+    groups, keys = k.shape[1], k.shape[2]
+    if isinstance(mask, str):
+        mask = mx.arange(keys) <= mx.arange(keys - length, keys)[:, None]
+    q = q.reshape(batch, groups, heads // groups, length, size)
+    k, v = k[:, :, None].swapaxes(-1, -2), v[:, :, None]
+    rows = max(1, SCORE_BYTES // (4 * batch * heads * keys))
+    blocks = []
+    for start in range(0, length, rows):
+        scores = capped(q[..., start : start + rows, :] @ k, cap)  # (B, h, H / h, rows, K)
+        if mask is not None:
+            seen = mask[..., start : start + rows, :].reshape(-1, 1, 1, scores.shape[-2], keys)
+            scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
+        blocks.append(mx.softmax(scores, axis=-1, precise=True) @ v)
+    return mx.concatenate(blocks, axis=-2).reshape(batch, heads, length, size)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        hidden, inner = config["hidden_size"], config["intermediate_size"]
+        self.gate_proj, self.up_proj = (nn.Linear(hidden, inner, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+        self._activation = ACTIVATIONS[activation(config)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+def activation(config: Config) -> str:
+    """Gemma's first configurations say "gelu" and mean its tanh approximation."""
+    key = "hidden_activation" if config["model_type"] == "gemma2" else "hidden_act"
+    name: str = config.get(key) or "gelu_pytorch_tanh"
+    return "gelu_pytorch_tanh" if config["model_type"] == "gemma" and name == "gelu" else name
+
+
+class Layer(nn.Module):
+    """Gemma 2 normalises what attention and MLP give, too."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        hidden, eps = config["hidden_size"], config["rms_norm_eps"]
+        self.self_attn, self.mlp = Attention(config), MLP(config)
+        self.input_layernorm, self.post_attention_layernorm = Norm(hidden, eps), Norm(hidden, eps)
+        if config["model_type"] == "gemma2":
+            self.pre_feedforward_layernorm, self.post_feedforward_layernorm = Norm(hidden, eps), Norm(hidden, eps)
+
+    def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
+        out = self.self_attn(self.input_layernorm(x), mask, cache)
+        if "pre_feedforward_layernorm" not in self:
+            x = x + out
+            return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.post_attention_layernorm(out)
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
+class Body(nn.Module):
+    """Embeddings, layers and last norm; `backbone.decode` runs them."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
+        self.layers = [Layer(config) for _ in range(config["num_hidden_layers"])]
+        self.norm = Norm(config["hidden_size"], config["rms_norm_eps"])
+
+
+class Gemma(nn.Module):
+    """Its output layer is its embeddings."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        if config.get("rope_scaling"):
+            raise LoadError(f"This {config['model_type']} checkpoint has scaled rotary positions, which are not known.")
+        self.model = Body(config)
+
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Without the copy of the embeddings that some checkpoints have."""
+        return {name: tensor for name, tensor in weights.items() if not name.startswith("lm_head.")}
+
+
+def layer_kinds(config: Config) -> list[LayerKind]:
+    """What cache each layer wants: in Gemma 2 every other layer slides, the first one too."""
+    count, window = config["num_hidden_layers"], config["sliding_window"]
+    if config["model_type"] == "gemma" or window is None:
+        return [Full()] * count
+    kinds = config.get("layer_types") or ["sliding_attention", "full_attention"] * count
+    return [Sliding(window) if kind == "sliding_attention" else Full() for kind in kinds[:count]]

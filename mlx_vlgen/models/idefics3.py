@@ -1,0 +1,94 @@
+"""Idefics3 and SmolVLM: SigLIP looks at tiles, neighbouring patches fold into one feature, a Llama reads them.
+
+Source: Laurençon et al. 2024 (arXiv 2408.12637) and Marafioti et al. 2025 (arXiv 2504.05299); transformers'
+Idefics3ForConditionalGeneration and SmolVLMForConditionalGeneration, which are one network.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .._runtime import mx, nn
+from ..inputs.prompt import Media
+from .base import Features
+from .vision_language import VisionLanguageModel
+from .vit import SiglipEmbeddings, SiglipVision, position_buckets
+
+# What transformers assumes of the tower where config.json is silent: SmolVLM's leaves out most of it.
+VISION = {
+    "hidden_size": 1152,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 32,
+}
+
+TILES_AT_ONCE = 16
+"""A clip may have hundreds of frames: the tower's widest states then take 0.2 GB in float32, and not gigabytes."""
+
+
+class Embeddings(SiglipEmbeddings):
+    """SigLIP's, with the learned positions spread over as many rows and columns as a tile has."""
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        patch, side = self.patch_embedding.weight.shape[1], math.isqrt(len(self.position_embedding.weight))
+        row, column = (position_buckets(length // patch, side) for length in pixels.shape[2:])
+        places = mx.array((row[:, None] * side + column).reshape(-1))
+        return self.patch_embedding(pixels) + self.position_embedding(places)
+
+
+class Connector(nn.Module):
+    """(B, N, d) -> (B, N / scale^2, text d): each scale x scale square of patches becomes one feature."""
+
+    def __init__(self, vision: int, text: int, scale: int):
+        super().__init__()
+        self.scale = scale
+        self.modality_projection = Projection(vision * scale**2, text)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, count, hidden = x.shape
+        scale, side = self.scale, math.isqrt(count)
+        x = x.reshape(batch, side // scale, scale, side // scale, scale, hidden).transpose(0, 1, 3, 2, 4, 5)
+        return self.modality_projection(x.reshape(batch, count // scale**2, scale**2 * hidden))
+
+
+class Projection(nn.Module):
+    def __init__(self, vision: int, text: int):
+        super().__init__()
+        self.proj = nn.Linear(vision, text, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.proj(x)
+
+
+class Idefics3(VisionLanguageModel):
+    renames = (
+        ("model.vision_model.", "vision_model."),
+        ("model.connector.", "connector."),
+        ("model.text_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+        # Conversions for MLX have no inner `model`.
+        ("language_model.lm_head.", "language_model.lm_head."),
+        ("language_model.model.", "language_model.model."),
+        ("language_model.", "language_model.model."),
+    )
+
+    def __init__(self, config: dict[str, Any]):
+        tied = config.get("tie_word_embeddings", False)
+        text = {"model_type": "llama"} | config["text_config"] | {"tie_word_embeddings": tied}
+        super().__init__(config, text)
+        vision = VISION | config["vision_config"]
+        self.vision_model = SiglipVision(vision)
+        self.vision_model.embeddings = Embeddings(vision)
+        self.connector = Connector(
+            vision["hidden_size"], self.language_model.args.hidden_size, config.get("scale_factor", 2)
+        )
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        tiles = np.concatenate([own.pixels for own in media])  # (B * T, 3, H, W)
+        parts = [mx.array(tiles[start : start + TILES_AT_ONCE]) for start in range(0, len(tiles), TILES_AT_ONCE)]
+        features = mx.concatenate([self.connector(self.vision_model(part)) for part in parts])
+        return [Features(own) for own in features.reshape(len(media), -1, features.shape[-1])]

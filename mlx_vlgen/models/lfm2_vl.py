@@ -1,0 +1,135 @@
+"""LFM2-VL: SigLIP2 on pictures of any size and on tiles of large ones, and LFM2, whose layers are mostly convolutions.
+
+Source: Liquid AI's LFM2-VL; Tschannen et al. 2025 (arXiv 2502.14786) on SigLIP2's NaFlex; transformers'
+Lfm2VlForConditionalGeneration and Siglip2VisionModel.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._runtime import mx, nn
+from ..errors import LoadError
+from ..inputs.prompt import Media
+from .backbone import decode, logits, pick
+from .base import Embedded, Features
+from .layers import ACTIVATIONS
+from .vision_language import VisionLanguageModel
+from .vit import Encoder
+
+# transformers' Siglip2VisionConfig, for what a configuration leaves out.
+_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "num_channels": 3, "patch_size": 16, "num_patches": 256,
+}  # fmt: skip
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.patch_embedding = nn.Linear(config["num_channels"] * config["patch_size"] ** 2, hidden)
+        self.position_embedding = nn.Embedding(config["num_patches"], hidden)
+
+    def __call__(self, patches: mx.array, rows: int, columns: int) -> mx.array:
+        """(B, rows * columns, patch * patch * 3) -> (B, N, d)."""
+        table = self.position_embedding.weight
+        side = int(len(table) ** 0.5)
+        down, across = mx.array(shares(side, rows)), mx.array(shares(side, columns))
+        # In float32, as transformers does it, where the table is shorter.
+        square = table.astype(mx.float32).reshape(side, side, -1)
+        places = mx.einsum("rs,sd->rd", down, square.reshape(side, -1)).reshape(rows, side, -1)
+        places = (across @ places).reshape(rows * columns, -1).astype(table.dtype)
+        return self.patch_embedding(patches.astype(table.dtype)) + places
+
+
+def shares(side: int, length: int) -> np.ndarray:
+    """(length, side): what each of `side` values in a row gives to each of `length` that they are resampled to, by
+    triangles about the middle of each: as wide as one old value or one new one, whichever is wider, so that shrinking
+    does not alias. Source: torch's `interpolate`, mode "bilinear" with antialias."""
+    step = side / length
+    middle = (np.arange(length)[:, None] + 0.5) * step
+    weight = np.maximum(0, 1 - np.abs(np.arange(side) + 0.5 - middle) / max(step, 1.0))
+    return (weight / weight.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+class Siglip2Vision(nn.Module):
+    """Patches of pictures of one grid -> their normalised last hidden states (B, N, d)."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config, "gelu_pytorch_tanh", 1e-6)
+        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config.get("layer_norm_eps", 1e-6))
+
+    def __call__(self, patches: mx.array, rows: int, columns: int) -> mx.array:
+        return self.post_layernorm(self.encoder(self.embeddings(patches, rows, columns)))
+
+
+class Projector(nn.Module):
+    def __init__(self, config: Mapping[str, Any], vision: int, text: int):
+        super().__init__()
+        self.merge = config.get("downsample_factor", 2)
+        joined, inner = vision * self.merge**2, config.get("projector_hidden_size", 2560)
+        bias = config.get("projector_bias", True)
+        if config.get("projector_use_layernorm", True):
+            self.layer_norm = nn.LayerNorm(joined, eps=1e-5)
+        self.linear_1, self.linear_2 = nn.Linear(joined, inner, bias=bias), nn.Linear(inner, text, bias=bias)
+        self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
+
+    def __call__(self, x: mx.array, rows: int, columns: int) -> mx.array:
+        """(B, rows * columns, d) -> (B, n, text d): merge x merge patches become one token."""
+        batch, _, hidden = x.shape
+        m = self.merge
+        squares = x.reshape(batch, rows // m, m, columns // m, m, hidden).swapaxes(2, 3)
+        x = squares.reshape(batch, -1, m * m * hidden)
+        x = self.layer_norm(x) if "layer_norm" in self else x
+        return self.linear_2(self._activation(self.linear_1(x)))
+
+
+class Lfm2VL(VisionLanguageModel):
+    renames = (
+        ("model.vision_tower.vision_model.", "vision_tower."),
+        ("model.vision_tower.", "vision_tower."),
+        ("vision_tower.vision_model.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    )
+
+    def __init__(self, config: dict[str, Any]):
+        text = config["text_config"]
+        if not config.get("tie_word_embeddings", config.get("tie_embedding", True)):
+            text = text | {"tie_word_embeddings": False}  # LFM2's decoder refuses it
+        super().__init__(config, text)
+        if (layer := config.get("vision_feature_layer", -1)) != -1:
+            raise LoadError(f"vision_feature_layer is {layer}; expected -1: LFM2-VL takes the tower's last layer.")
+        vision = _DEFAULTS | config["vision_config"]
+        self.vision_tower = Siglip2Vision(vision)
+        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.language_model.args.hidden_size)
+
+    @classmethod
+    def rename(cls, key: str) -> str | None:
+        name = super().rename(key)
+        # The tower's pooled output is not used, and the output layer is the embeddings'.
+        return None if name and name.startswith(("vision_tower.head.", "language_model.lm_head.")) else name
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        """Tiles of all pictures are one batch, and the whole pictures, which are of another size, are another."""
+        count, side, rows, columns = media[0].grid
+        patches = mx.array(np.stack([own.pixels for own in media]))  # (B, N, P)
+        parts = []
+        if count:
+            tiles = patches[:, : count * side**2].reshape(len(media) * count, side**2, -1)
+            parts.append(self._see(tiles, side, side).reshape(len(media), -1, self.language_model.args.hidden_size))
+        if rows:
+            parts.append(self._see(patches[:, count * side**2 :], rows, columns))
+        return [Features(own) for own in mx.concatenate(parts, axis=1)]
+
+    def _see(self, patches: mx.array, rows: int, columns: int) -> mx.array:
+        return self.multi_modal_projector(self.vision_tower(patches, rows, columns), rows, columns)
+
+    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+        h = decode(self.body, inputs, cache)
+        return logits(self.language_model, self.body.embedding_norm(pick(h, at)))

@@ -1,0 +1,97 @@
+"""Mistral Small 3.1 and Ministral 3: Pixtral's tower, patches merged before a projector, Mistral or Ministral 3.
+
+Source: transformers' Mistral3ForConditionalGeneration and Ministral3Model.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._runtime import mx, nn
+from ..errors import LoadError
+from ..inputs.prompt import Media
+from .backbone import decode, logits, pick
+from .base import Embedded, Features
+from .layers import ACTIVATIONS
+from .pixtral import Pixtral, vision_config
+
+
+class PatchMerger(nn.Module):
+    def __init__(self, hidden: int, merge: int):
+        super().__init__()
+        self.merging_layer = nn.Linear(hidden * merge**2, hidden, bias=False)
+        self.merge = merge
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, rows, columns, d) -> (B, N, d): merge x merge patches become one."""
+        batch, rows, columns, hidden = x.shape
+        m = self.merge
+        squares = x.reshape(batch, rows // m, m, columns // m, m, hidden).transpose(0, 1, 3, 5, 2, 4)
+        return self.merging_layer(squares.reshape(batch, -1, hidden * m * m))
+
+
+class Projector(nn.Module):
+    def __init__(self, config: dict[str, Any], vision: int, text: int, eps: float):
+        super().__init__()
+        bias = config.get("multimodal_projector_bias", False)
+        self.norm = nn.RMSNorm(vision, eps=eps)
+        self.patch_merger = PatchMerger(vision, config.get("spatial_merge_size", 2))
+        self.linear_1, self.linear_2 = nn.Linear(vision, text, bias=bias), nn.Linear(text, text, bias=bias)
+        self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_2(self._activation(self.linear_1(self.patch_merger(self.norm(x)))))
+
+
+class Mistral3(Pixtral):
+    feature_layer = -1
+
+    def __init__(self, config: dict[str, Any]):
+        text, vision = config["text_config"], vision_config(config)
+        if text["model_type"] not in ("mistral", "ministral3"):
+            raise LoadError(
+                f"This mistral3 checkpoint's text decoder is {text['model_type']!r}; expected mistral or ministral3."
+            )
+        super().__init__(config)
+        sizes = self.language_model.args
+        self.multi_modal_projector = Projector(config, vision["hidden_size"], sizes.hidden_size, sizes.rms_norm_eps)
+        self._patch = vision["patch_size"]
+        self._scaling = text["rope_parameters"] if text["model_type"] == "ministral3" else None
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        _, _, height, width = media[0].pixels.shape
+        grid = self.see(media).reshape(len(media), height // self._patch, width // self._patch, -1)
+        return [Features(own) for own in self.multi_modal_projector(grid)]
+
+    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+        scale = () if self._scaling is None else (self._query_scale(inputs, cache[0].offset),)
+        h = decode(self.body, inputs, cache, before_mask=scale)
+        return logits(self.language_model, self.body.norm(pick(h, at)))
+
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        return super().sanitize(from_fp8(weights))
+
+    def _query_scale(self, inputs: Embedded, offset: int | mx.array) -> mx.array:
+        """What Ministral 3 multiplies queries by, so that attention stays sharp far from the start: (B or 1, 1, L, 1).
+
+        offset: an int or (B,), where `inputs` begin.
+        """
+        assert self._scaling is not None
+        position = mx.array(offset).reshape(-1, 1) + mx.arange(len(inputs))
+        far = mx.floor(position / self._scaling["original_max_position_embeddings"])
+        scale = 1 + self._scaling["llama_4_scaling_beta"] * mx.log(1 + far)
+        return scale[:, None, :, None].astype(self.body.norm.weight.dtype)
+
+
+def from_fp8(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Ministral 3's weights of 8 bits, each with a scale, as bfloat16; mlx-lm's decoder would read bytes as numbers.
+    Scales of activations go: these are not rounded here. Source: transformers' FP8Linear."""
+    out = {}
+    for name, value in weights.items():
+        if name.endswith(("_scale_inv", "activation_scale")):
+            continue
+        if (scale := weights.get(f"{name}_scale_inv")) is not None:
+            if scale.size != 1:
+                raise ValueError(f"{name} has scales {scale.shape}; expected one for the whole tensor")
+            value = (mx.from_fp8(value, mx.float32) * scale.astype(mx.float32)).astype(mx.bfloat16)
+        out[name] = value
+    return out

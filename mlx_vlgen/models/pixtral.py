@@ -1,0 +1,130 @@
+"""Pixtral: a vision transformer with rotary positions in two dimensions, for pictures of any size, and Mistral.
+
+Source: Agrawal et al. 2024 (arXiv 2410.07073); transformers' PixtralVisionModel, and LlavaForConditionalGeneration, as
+which its checkpoints are published.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._runtime import mx, nn
+from ..inputs.prompt import Media
+from .base import Features
+from .layers import ACTIVATIONS, attention, rotary_2d, rotate
+from .llava import Llava, Projector
+from .vision_language import VisionLanguageModel
+from .vit import PatchConv, Tower
+
+EPS = 1e-5
+"""Of all norms of the tower; no configuration names it."""
+
+# transformers' PixtralVisionConfig: published configurations leave out what is as it says.
+_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "num_channels": 3, "image_size": 1024, "patch_size": 16, "hidden_act": "gelu",
+}  # fmt: skip
+
+
+def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tower's configuration, complete."""
+    return _DEFAULTS | dict(config["vision_config"])
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
+        self.v_proj, self.o_proj = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
+
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        batch, length, hidden = x.shape
+
+        def split(x: mx.array) -> mx.array:
+            return x.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, N, D)
+
+        q, k = rotate(split(self.q_proj(x)), cos, sin), rotate(split(self.k_proj(x)), cos, sin)
+        out = attention(q, k, split(self.v_proj(x)), scale=q.shape[-1] ** -0.5)
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
+
+
+class MLP(nn.Module):
+    def __init__(self, hidden: int, inner: int, activation: str):
+        super().__init__()
+        self.gate_proj, self.up_proj = nn.Linear(hidden, inner, bias=False), nn.Linear(hidden, inner, bias=False)
+        self.down_proj = nn.Linear(inner, hidden, bias=False)
+        self._activation = ACTIVATIONS[activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.attention_norm, self.ffn_norm = nn.RMSNorm(hidden, eps=EPS), nn.RMSNorm(hidden, eps=EPS)
+        self.attention = Attention(hidden, config["num_attention_heads"])
+        self.feed_forward = MLP(hidden, config["intermediate_size"], config["hidden_act"])
+
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.layers = [Block(config) for _ in range(config["num_hidden_layers"])]
+
+
+class PixtralVision(nn.Module):
+    """pixels (B, 3, H, W) -> hidden states (B, N, d), N patches in reading order."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.patch_conv = PatchConv(config["num_channels"], config["hidden_size"], config["patch_size"], bias=False)
+        self.ln_pre = nn.RMSNorm(config["hidden_size"], eps=EPS)
+        self.transformer = Transformer(config)
+        self.head_size = config["hidden_size"] // config["num_attention_heads"]
+        self.theta = float((config.get("rope_parameters") or config).get("rope_theta", 10000.0))
+
+    def __call__(self, pixels: mx.array, layers: Sequence[int]) -> list[mx.array]:
+        """layers: which hidden states to return, 0 being what the first layer takes and -1 what the last one gives."""
+        patch = self.patch_conv.weight.shape[1]
+        row, column = np.indices((pixels.shape[2] // patch, pixels.shape[3] // patch)).reshape(2, -1)
+        # Frequencies go to rows and columns in turn: those of the columns lie half a step lower.
+        cos, sin = rotary_2d(row, column, self.head_size, self.theta, column_step=0.5)
+        wanted = [layer % (len(self.transformer.layers) + 1) for layer in layers]
+        seen = [self.ln_pre(self.patch_conv(pixels))]
+        for block in self.transformer.layers[: max(wanted)]:
+            seen.append(block(seen[-1], cos, sin))
+        return [seen[layer] for layer in wanted]
+
+
+class Pixtral(VisionLanguageModel):
+    renames = Llava.renames
+    feature_layer = -2
+    """Whose output is used where the configuration is silent; published ones say -1, the last."""
+
+    def __init__(self, config: dict[str, Any]):
+        tied = config.get("tie_word_embeddings", False)  # the text configuration's own word comes first
+        super().__init__(config, {"tie_word_embeddings": tied} | config["text_config"])
+        vision = vision_config(config)
+        layer = config.get("vision_feature_layer", self.feature_layer)
+        self._layers = [layer] if isinstance(layer, int) else list(layer)
+        self.vision_tower = Tower(PixtralVision(vision))
+        self.multi_modal_projector = Projector(
+            vision["hidden_size"] * len(self._layers), self.language_model.args.hidden_size,
+            config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
+        )  # fmt: skip
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        return [Features(own) for own in self.multi_modal_projector(self.see(media))]
+
+    def see(self, media: Sequence[Media]) -> mx.array:
+        """(B, N, d) of pictures of one size: the hidden states that the projector takes."""
+        pixels = mx.array(np.concatenate([own.pixels for own in media]))
+        return mx.concatenate(self.vision_tower.vision_model(pixels, self._layers), axis=-1)

@@ -1,0 +1,85 @@
+"""Qwen2.5-VL: most layers of its tower attend within windows, and a video's positions tell the time.
+
+Source: Bai et al. 2025 (arXiv 2502.13923); transformers' Qwen2_5_VLForConditionalGeneration. Parameter names are those
+of checkpoints converted for MLX.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._runtime import mx, nn
+from .layers import GatedMLP, PatchEmbedding, merge_order, rotary_2d
+from .qwen2_vl import PatchMerger, text_arguments
+from .qwen_vl import QwenVL, VisionAttention, Windows
+
+# What transformers assumes where config.json is silent.
+VISION: dict[str, Any] = {
+    "depth": 32, "hidden_size": 3584, "num_heads": 16, "intermediate_size": 3420, "hidden_act": "silu",
+    "out_hidden_size": 3584, "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    "window_size": 112, "fullatt_block_indexes": (7, 15, 23, 31), "tokens_per_second": 4,
+}  # fmt: skip
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.norm1, self.norm2 = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
+        self.attn = VisionAttention(hidden, config["num_heads"])
+        self.mlp = GatedMLP(hidden, config["intermediate_size"], config["hidden_act"], bias=True)
+
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, windows: Windows) -> mx.array:
+        x = x + self.attn(self.norm1(x), cos, sin, windows)
+        return x + self.mlp(self.norm2(x))
+
+
+def window_order(rows: int, columns: int, side: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """A grid of tokens cut into windows of `side` x `side`, smaller ones at its right and lower edge.
+
+    Returns the tokens (rows * columns,) in an order in which those of a window lie together and windows of equal size
+    after each other; and of each size how many windows there are, and tokens in each.
+    """
+    row, column = np.indices((rows, columns)).reshape(2, -1)
+    window = row // side * -(-columns // side) + column // side
+    sizes = np.bincount(window)
+    order = np.lexsort((window, sizes[window]))
+    return order, [(int(np.sum(sizes == size)), int(size)) for size in np.unique(sizes)]
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.merge, self.head_size = config["spatial_merge_size"], hidden // config["num_heads"]
+        self._window = config["window_size"] // config["patch_size"] // self.merge  # tokens a side
+        self._full = frozenset(config["fullatt_block_indexes"])
+        self.patch_embed = PatchEmbedding(
+            config["in_channels"], config["temporal_patch_size"], config["patch_size"], hidden, bias=False
+        )
+        self.blocks = [VisionBlock(config) for _ in range(config["depth"])]
+        self.merger = PatchMerger(nn.RMSNorm(hidden, eps=1e-6), hidden, self.merge, config["out_hidden_size"])
+
+    def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
+        unit = self.merge**2  # the patches of a token lie together, and move together
+        tokens, runs = window_order(rows // self.merge, columns // self.merge, self._window)
+        patches = (tokens[:, None] * unit + np.arange(unit)).reshape(-1)
+        windows = [(count, size * unit) for count, size in runs]
+        row, column = merge_order(rows, columns, self.merge)
+        cos, sin = rotary_2d(row[patches], column[patches], self.head_size)
+        x = self.patch_embed(pixels)[:, mx.array(patches)]
+        for index, block in enumerate(self.blocks):
+            x = block(x, cos, sin, () if index in self._full else windows)
+        return self.merger(x)[:, mx.array(np.argsort(tokens))], []
+
+
+class Qwen2_5_VL(QwenVL):
+    renames = (*QwenVL.renames, ("model.", "language_model.model."))
+
+    def __init__(self, config: dict[str, Any]):
+        vision = VISION | config["vision_config"]
+        super().__init__(
+            config, text_arguments(config), VisionTower(vision), (16, 24, 24), interleaved=False,
+            tokens_per_second=vision["tokens_per_second"],
+        )  # fmt: skip

@@ -1,0 +1,89 @@
+"""Qwen2-VL: a tower for pictures of any size, with rotary positions in two dimensions.
+
+Source: Wang et al. 2024 (arXiv 2409.12191); transformers' Qwen2VLForConditionalGeneration. Parameter names are those
+of checkpoints converted for MLX.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .._runtime import mx, nn
+from .layers import PatchEmbedding, merge_order, rotary_2d
+from .qwen_vl import QwenVL, VisionAttention, with_rope
+from .vit import MLP
+
+# What transformers assumes where config.json is silent, as some published ones are.
+VISION: dict[str, Any] = {
+    "depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_act": "quick_gelu", "hidden_size": 3584,
+    "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
+}  # fmt: skip
+TEXT: dict[str, Any] = {
+    "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768,
+    "max_window_layers": 80,
+}  # fmt: skip
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["embed_dim"]
+        self.norm1, self.norm2 = nn.LayerNorm(hidden, eps=1e-6), nn.LayerNorm(hidden, eps=1e-6)
+        self.attn = VisionAttention(hidden, config["num_heads"])
+        self.mlp = MLP(hidden, int(hidden * config["mlp_ratio"]), config["hidden_act"])
+
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        x = x + self.attn(self.norm1(x), cos, sin)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """merge x merge neighbouring patches, each normalised by `norm`, to one token of the text model."""
+
+    def __init__(self, norm: nn.Module, hidden: int, merge: int, out: int):
+        super().__init__()
+        self.joined = hidden * merge**2
+        self.ln_q = norm
+        self.mlp = [nn.Linear(self.joined, self.joined), nn.GELU(), nn.Linear(self.joined, out)]
+
+    def __call__(self, x: mx.array) -> mx.array:  # (B, N, d) -> (B, N / merge^2, out)
+        x = self.ln_q(x).reshape(len(x), -1, self.joined)
+        for layer in self.mlp:
+            x = layer(x)
+        return x
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["embed_dim"]
+        self.merge, self.head_size = config["spatial_merge_size"], hidden // config["num_heads"]
+        self.patch_embed = PatchEmbedding(
+            config["in_channels"], config["temporal_patch_size"], config["patch_size"], hidden, bias=False
+        )
+        self.blocks = [VisionBlock(config) for _ in range(config["depth"])]
+        self.merger = PatchMerger(nn.LayerNorm(hidden, eps=1e-6), hidden, self.merge, config["hidden_size"])
+
+    def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
+        cos, sin = rotary_2d(*merge_order(rows, columns, self.merge), self.head_size)
+        x = self.patch_embed(pixels)
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        return self.merger(x), []
+
+
+class Qwen2VL(QwenVL):
+    renames = (*QwenVL.renames, ("model.", "language_model.model."))
+
+    def __init__(self, config: dict[str, Any]):
+        tower = VisionTower(VISION | config["vision_config"])
+        super().__init__(config, text_arguments(config), tower, (16, 24, 24), interleaved=False)
+
+
+def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The text decoder's configuration: nested, or, as the Hub's originals have it, among the model's own."""
+    text = with_rope(TEXT | dict(config.get("text_config") or config), 1_000_000.0)
+    # Some releases said it in one place only.
+    tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
+    head_size = text["hidden_size"] // text["num_attention_heads"]
+    return text | {"model_type": "qwen2", "head_dim": head_size, "tie_word_embeddings": tied}

@@ -1,0 +1,141 @@
+"""What Qwen's vision-language families share: the tower's attention, M-RoPE's positions, and how a forward goes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .._runtime import mx, nn
+from ..errors import LoadError
+from ..inputs.prompt import Media, Prompt
+from .backbone import MRope, decode, logits, pick
+from .base import Embedded, Features
+from .layers import attention, rotate
+from .vision_language import VisionLanguageModel, put
+
+Windows = Sequence[tuple[int, int]]
+"""Runs of (how many windows, patches in each): within one the patches see each other. None at all: all see all."""
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.proj = nn.Linear(hidden, hidden)
+
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, windows: Windows = ()) -> mx.array:
+        batch, length, hidden = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)  # (3, B, H, N, D)
+        q, k, v = rotate(qkv[0], cos, sin), rotate(qkv[1], cos, sin), qkv[2]
+        out = _attention_in(windows or [(1, length)], q, k, v)
+        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
+
+
+def _attention_in(windows: Windows, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+    """(B, H, N, D). The windows of a run are one call: they stand beside each other as heads do."""
+    batch, heads, _, size = q.shape
+    done, outs = 0, []
+    for count, patches in windows:
+        run = slice(done, done + count * patches)
+        done = run.stop
+        cut = [x[:, :, run].reshape(batch, heads * count, patches, size) for x in (q, k, v)]
+        outs.append(attention(cut[0], cut[1], cut[2], scale=size**-0.5).reshape(batch, heads, -1, size))
+    return mx.concatenate(outs, axis=2)
+
+
+def rotary_positions(prompt: Prompt, merge: int, tokens_per_second: float | None = None) -> tuple[np.ndarray, int]:
+    """M-RoPE positions (3, L) and how far they are ahead of the plain ones afterwards.
+
+    Text moves all three axes on together. A picture stands still in time and spreads over row and column, and so does
+    each group of a video's frames; the text after it starts past its longer side, even where a long video's last time
+    is later. The groups of one span are apart in time: by one, or by their seconds times `tokens_per_second`, rounded
+    down. Decoded tokens run on from the last text, as they would if they stood in the prompt.
+    Source: `get_rope_index` of transformers' Qwen2VLModel, Qwen2_5_VLModel (which counts in float32) and Qwen3VLModel;
+    its delta starts past the largest position, which `generate` there does not use.
+    """
+    positions = np.empty((3, len(prompt.tokens)), dtype=np.int32)
+    spans = sorted((*span, index) for index, media in enumerate(prompt.media) for span in media.spans)
+    done, position = 0, 0
+    for start, end, index in spans:
+        positions[:, done:start] = position + np.arange(start - done)
+        position += start - done
+        media = prompt.media[index]
+        rows, columns = (side // merge for side in media.grid[1:])
+        time, row, column = np.indices(((end - start) // (rows * columns), rows, columns)).reshape(3, -1)
+        if tokens_per_second is not None and media.kind == "video":
+            time = (time.astype(np.float32) * np.float32(tokens_per_second * np.float32(media.seconds))).astype(int)
+        positions[:, start:end] = position + np.stack([time, row, column])
+        position += max(rows, columns)
+        done = end
+    positions[:, done:] = position + np.arange(len(prompt.tokens) - done)
+    return positions, position - done
+
+
+def with_rope(text: Mapping[str, Any], theta: float) -> dict[str, Any]:
+    """A text configuration with its rotary settings under the names of transformers 4.x, whichever release wrote it.
+    theta: the base that transformers assumes where it is silent."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise LoadError(f"This checkpoint asks for rotary positions of the type {kind!r}, which are not computed here.")
+    plain = {key: value for key, value in text.items() if key != "rope_parameters"}
+    return plain | {"rope_theta": text.get("rope_theta", rope.get("rope_theta", theta)), "rope_scaling": rope}
+
+
+class QwenVL(VisionLanguageModel):
+    """A family gives its text decoder's arguments, its tower, and how its M-RoPE shares out the frequencies: `section`
+    is what transformers assumes.
+
+    tower: takes pixels (B, N, patch) of B pictures or groups of frames of one grid, N = rows * columns in merge order,
+    and rows and columns; gives features (B, N / merge^2, d), and one of the same for each deepstack layer. Frames do
+    not see each other.
+    """
+
+    renames: Sequence[tuple[str, str]] = (
+        ("model.visual.", "vision_tower."),
+        ("visual.", "vision_tower."),
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    )
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        text: dict[str, Any],
+        tower: nn.Module,
+        section: Sequence[int],
+        interleaved: bool,
+        tokens_per_second: float | None = None,
+    ):
+        super().__init__(config, text)
+        self.vision_tower = tower
+        self._tokens_per_second = tokens_per_second
+        section = text["rope_scaling"].get("mrope_section", section)
+        self._rope = MRope(text["head_dim"], text["rope_theta"], section, interleaved)
+        for layer in self.body.layers:
+            layer.self_attn.rope = self._rope
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        frames, rows, columns = media[0].grid
+        pixels = np.stack([m.pixels for m in media]).reshape(len(media) * frames, rows * columns, -1)
+        joined, between = self.vision_tower(mx.array(pixels), rows, columns)
+
+        def each(x: mx.array) -> mx.array:  # (media * frames, n, d) -> (media, frames * n, d)
+            return x.reshape(len(media), -1, x.shape[-1])
+
+        joined, between = each(joined), [each(x) for x in between]
+        return [Features(joined[i], [x[i] for x in between]) for i in range(len(media))]
+
+    def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
+        plain = super().embed(prompt, features)
+        assert plain.embeds is not None
+        layers = zip(*(own.deepstack for own in features), strict=True)
+        deepstack = [put(mx.zeros_like(plain.embeds), prompt, layer) for layer in layers]
+        # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
+        positions, delta = rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
+        return Embedded(plain.tokens, plain.embeds, mx.array(positions)[:, None], delta, deepstack)
+
+    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+        h = decode(self.body, inputs, cache, self._rope)
+        return logits(self.language_model, self.body.norm(pick(h, at)))

@@ -1,0 +1,155 @@
+"""The README's table of families, measured.
+
+    cd tests && python -m parity.table [--write]
+
+One line a `model_type` of the registry, from what the tests of this folder compare: a column says yes only where a case
+of the family's reference shows it. "float32" is the largest difference of any logit from transformers', over all cases
+and layouts, on the reference's own pixels, in parts of max(1, standard deviation); "bfloat16" the same with weights and
+computing in bfloat16, which is what most people run. Lines of code are those of the family's own files.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import mlx_vlgen
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine import cache
+from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.errors import UnsupportedError
+from mlx_vlgen.models import FAMILIES, PROVED_TEXT
+
+from . import expected, ours
+from .layouts import LAYOUTS, REFERENCE, read_json, write_checkpoint
+from .weights import projection
+
+README = Path(__file__).parents[2] / "README.md"
+MEASURED = REFERENCE / "measured.json"
+BEGIN, END = "<!-- families: made by tests/parity/table.py -->\n", "<!-- end of families -->"
+HEADER = (
+    "| `model_type` | pictures | several | video | batch | quantized KV | float32 | bfloat16 | lines |\n"
+    "|---|---|---|---|---|---|---:|---:|---:|\n"
+)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Largest differences, in parts of max(1, standard deviation)."""
+
+    float32: float
+    bfloat16: float
+
+
+def references(model_type: str) -> list[str]:
+    """The references that are of this type."""
+    named = {name: read_json(REFERENCE / name / "config.json") for name in expected.families() if name != "demo"}
+    return [name for name, config in named.items() if config["model_type"] == model_type]
+
+
+def differences(loaded: ours.Loaded, reference: str) -> Iterator[float]:
+    """Of each case: the whole prompt's logits, and the last position's, from transformers'."""
+    for name in expected.record(reference)["cases"]:
+        case = expected.case(reference, name)
+        prompt = ours.prepare(loaded, case.text, case)
+        pixels = [p.normalised for p in ours.reference_pixels(reference, prompt, case)]
+        logits = ours.logits(loaded, ours.with_pixels(prompt, pixels)).astype(np.float64)
+        worst = max(
+            np.abs(logits[-1] - case.last).max(),
+            np.abs(logits @ projection(len(case.last)) - case.projected).max(),
+        )
+        yield float(worst) / max(1.0, float(case.std))
+
+
+def measure(reference: str) -> Figures:
+    def worst(layout: Any, dtype: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = mlx_vlgen.load(write_checkpoint(reference, layout, Path(folder)), dtype=dtype)
+            return max(differences(loaded, reference))
+
+    return Figures(max(worst(layout, "float32") for layout in LAYOUTS), worst("v5", "bfloat16"))
+
+
+def takes_quantized_cache(reference: str) -> bool:
+    """Whether attention layers of this family can have one."""
+    with tempfile.TemporaryDirectory() as folder:
+        model, _ = ours.load(write_checkpoint(reference, "v5", Path(folder)))
+        try:
+            cache.check(model, KVSettings(bits=8, group_size=32))
+        except UnsupportedError as error:
+            return "does not divide" in str(error)  # the tiny heads' fault, not the family's
+        return True
+
+
+def lines_of(model_type: str) -> int:
+    """Of the family's own two files; a text decoder has none."""
+    if model_type not in FAMILIES:
+        return 0
+    family = FAMILIES[model_type]
+    modules = {place.partition(":")[0] for place in (family.model, family.processor)}
+    root = Path(mlx_vlgen.__file__).parents[1]
+    return sum(len((root / (name.replace(".", "/") + ".py")).read_text().splitlines()) for name in modules)
+
+
+def row(model_type: str, measured: dict[str, Any]) -> str:
+    """One line of the table."""
+    names = references(model_type)
+    cases = [case for name in names for case in expected.record(name)["cases"].values()]
+    batches = [name for name in names if expected.record(name)["batches"]]
+
+    def yes(shown: Any) -> str:
+        return "yes" if shown else ""
+
+    own = [measured[name] for name in names]
+    columns = [
+        f"`{model_type}`",
+        yes(any(case["images"] for case in cases)),
+        yes(any(len(case["images"]) > 1 for case in cases)),
+        yes(any(case["videos"] for case in cases)),
+        yes(batches),
+        yes(all(one["quantized_kv"] for one in own)),
+        f"{max(one['float32'] for one in own):.0e}",
+        f"{max(one['bfloat16'] for one in own):.0e}",
+        str(lines_of(model_type) or ""),
+    ]
+    return f"| {' | '.join(columns)} |\n"
+
+
+def table(measured: dict[str, Any]) -> str:
+    """All of it."""
+    return HEADER + "".join(row(name, measured) for name in [*sorted(FAMILIES), *PROVED_TEXT])
+
+
+def in_readme() -> str:
+    """What the README has between its two marks."""
+    return README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="into the README, and measured.json beside the references")
+    given = parser.parse_args()
+    mx.set_default_device(mx.cpu)
+    measured = {}
+    for name in expected.families():
+        if name == "demo":
+            continue
+        figures = measure(name)
+        measured[name] = {
+            "float32": figures.float32, "bfloat16": figures.bfloat16, "quantized_kv": takes_quantized_cache(name),
+        }  # fmt: skip
+        print(name, measured[name], flush=True)
+    print(table(measured))
+    if given.write:
+        MEASURED.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+        README.write_text(before + BEGIN + table(measured) + END + rest.partition(END)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
