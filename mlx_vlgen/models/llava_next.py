@@ -1,0 +1,57 @@
+"""LLaVA-NeXT (LLaVA 1.6): LLaVA that sees a picture whole and in tiles, row by row of patches.
+
+Source: Liu et al. 2024 (llava-vl.github.io/blog/2024-01-30-llava-next); transformers'
+LlavaNextForConditionalGeneration.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .._runtime import mx
+from ..errors import LoadError
+from ..inputs.prompt import Media
+from .base import Features
+from .llava import Llava
+
+
+class LlavaNext(Llava):
+    """`Media.pixels` are the whole picture and then its tiles; for `Media.grid` see `AnyRes.layout`."""
+
+    strategy = "default"
+    """The `vision_feature_select_strategy` that leaves a square of patches."""
+
+    def __init__(self, config: dict[str, Any], text: dict[str, Any] | None = None):
+        super().__init__(config, text)
+        given = config.get("vision_feature_select_strategy", self.strategy)
+        if given != self.strategy:
+            raise LoadError(f"vision_feature_select_strategy is {given!r}; for this family it is {self.strategy!r}.")
+        self.image_newline = mx.zeros(self.language_model.args.hidden_size)
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        seen = self.look(media)
+        seen = seen.reshape(len(media), -1, *seen.shape[1:])  # (media, tiles, patches, d)
+        return [Features(self.pack(own, medium.grid)) for own, medium in zip(seen, media, strict=True)]
+
+    def pack(self, squares: mx.array, grid: tuple[int, ...]) -> mx.array:
+        """(1 + tiles, patches, d) -> (n, d): the whole picture, then the lines of the tiles."""
+        return mx.concatenate([squares[0], self.lines(unpadded(squares[1:], grid))])
+
+    def lines(self, patches: mx.array) -> mx.array:
+        """(rows, columns, d) -> (rows * (columns + 1), d): an end of line after each row."""
+        rows, columns, size = patches.shape
+        ends = mx.broadcast_to(self.image_newline, (rows, 1, size))
+        return mx.concatenate([patches, ends], axis=1).reshape(rows * (columns + 1), size)
+
+
+def unpadded(tiles: mx.array, grid: tuple[int, ...]) -> mx.array:
+    """(tiles, patches, d) -> (height, width, d): the tiles side by side, and what is no picture cut off.
+
+    grid: (rows, columns) of tiles, and the (height, width) that are kept, from the middle.
+    """
+    rows, columns, height, width = grid[:4]
+    side = math.isqrt(tiles.shape[1])
+    whole = tiles.reshape(rows, columns, side, side, -1).transpose(0, 2, 1, 3, 4)
+    whole = whole.reshape(rows * side, columns * side, -1)
+    top, left = (rows * side - height) // 2, (columns * side - width) // 2
+    return whole[top : top + height, left : left + width]
