@@ -12,7 +12,7 @@ import numpy as np
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .base import Features
-from .layers import ACTIVATIONS, attention, rotary_2d, rotate
+from .layers import GatedMLP, attention, rotary_2d, rotate
 from .llava import Llava, Projector
 from .vision_language import VisionLanguageModel
 from .vit import PatchConv, Tower
@@ -50,24 +50,13 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
 
 
-class MLP(nn.Module):
-    def __init__(self, hidden: int, inner: int, activation: str):
-        super().__init__()
-        self.gate_proj, self.up_proj = nn.Linear(hidden, inner, bias=False), nn.Linear(hidden, inner, bias=False)
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
-        self._activation = ACTIVATIONS[activation]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))
-
-
 class Block(nn.Module):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         hidden = config["hidden_size"]
         self.attention_norm, self.ffn_norm = nn.RMSNorm(hidden, eps=EPS), nn.RMSNorm(hidden, eps=EPS)
         self.attention = Attention(hidden, config["num_attention_heads"])
-        self.feed_forward = MLP(hidden, config["intermediate_size"], config["hidden_act"])
+        self.feed_forward = GatedMLP(hidden, config["intermediate_size"], config["hidden_act"], bias=False)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         x = x + self.attention(self.attention_norm(x), cos, sin)

@@ -1,6 +1,6 @@
 """What transformers made of each case, read from reference/."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -106,6 +106,13 @@ def pixels(family: str, name: str, several: bool = False) -> Pixels:
             name += SEVERAL
         levels, grid, normal = (file[f"{name}.{key}"] for key in ("levels", "grid", "normal"))
     return Pixels(levels, tuple(grid.tolist()), normal, known["channels_last"])
+
+
+def media_pixels(family: str, case: Expected, are_videos: Iterable[bool]) -> list[Pixels]:
+    """Those of each medium of a case's prompt, in the prompt's order."""
+    images, videos = iter(case.images), iter(case.videos)
+    several = len(case.images) > 1
+    return [pixels(family, next(videos if is_video else images), several) for is_video in are_videos]
 
 
 def families() -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 import mlx_vlgen
+from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine.cache import make_cache
 from mlx_vlgen.inputs.prompt import Media, MediaInputs, Prompt
 from mlx_vlgen.models import FAMILIES, PROVED_TEXT
@@ -50,7 +51,8 @@ def logits(loaded: Loaded, prompt: Prompt) -> np.ndarray:
     """(L, V) of a whole prompt in one forward."""
     model = loaded[0]
     features = [model.encode([medium])[0] for medium in prompt.media]
-    return np.array(model(model.embed(prompt, features), make_cache(model.cache_layout())))[0]
+    logits = model(model.embed(prompt, features), make_cache(model.cache_layout()))
+    return np.array(logits.astype(mx.float32))[0]
 
 
 class _WithPixels:

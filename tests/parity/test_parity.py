@@ -55,19 +55,10 @@ def new_tokens(family: str) -> int:
     return expected.record(family)["new_tokens"]
 
 
-def reference_pixels(family: str, prompt: ours.Prompt, case: Expected) -> list[expected.Pixels]:
-    """The reference's pixels for each medium of a prompt, in the prompt's order."""
-    images, videos = iter(case.images), iter(case.videos)
-    several = len(case.images) > 1
-    return [
-        expected.pixels(family, next(videos if ours.is_video(medium) else images), several) for medium in prompt.media
-    ]
-
-
 def normalised_pixels(checkpoint: ours.Loaded, family: str, case: Expected) -> list[np.ndarray]:
     """The same as vision towers take them."""
     prompt = ours.prepare(checkpoint, case.text, case)
-    return [reference.normalised for reference in reference_pixels(family, prompt, case)]
+    return [reference.normalised for reference in expected.media_pixels(family, case, map(ours.is_video, prompt.media))]
 
 
 def test_token_ids(checkpoint: ours.Loaded, case: Expected) -> None:
@@ -81,7 +72,7 @@ def test_token_ids(checkpoint: ours.Loaded, case: Expected) -> None:
 def test_pixels(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
     """Within one 8-bit level before normalisation."""
     prompt = ours.prepare(checkpoint, case.text, case)
-    references = reference_pixels(family, prompt, case)
+    references = expected.media_pixels(family, case, map(ours.is_video, prompt.media))
     assert len(references) == len(case.images) + len(case.videos)
     for medium, reference in zip(prompt.media, references, strict=True):
         assert medium.grid == reference.grid

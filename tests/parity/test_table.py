@@ -1,0 +1,17 @@
+"""The README's table of families claims what the references show, and nothing else."""
+
+from . import expected
+from .layouts import read_json
+from .table import MEASURED, in_readme, table
+
+REMEDY = "make it with `cd tests && python -m parity.table --write`"
+
+
+def test_the_table_in_the_readme_is_the_measured_one() -> None:
+    assert in_readme() == table(read_json(MEASURED)), REMEDY
+
+
+def test_every_reference_is_measured_and_within_the_bound() -> None:
+    measured = read_json(MEASURED)
+    assert set(measured) == {name for name in expected.families() if name != "demo"}, REMEDY
+    assert all(own["float32"] < 1e-4 for own in measured.values())
