@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +120,21 @@ def test_wrong_usage_exits_2(run: Run) -> None:
 # Leaving early
 
 
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """A shell that runs these tests in the background has its jobs ignore Ctrl-C, and they hand that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def stopped(process: "subprocess.Popen[bytes]") -> tuple[int, bytes]:
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     return process.returncode, error
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_it_answers(environment: dict[str, str], qwen: Family) -> None:
     process = subprocess.Popen(
         [*GENERATE, "--model", qwen.folder, *ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
@@ -134,6 +143,7 @@ def test_ctrl_c_while_it_answers(environment: dict[str, str], qwen: Family) -> N
     assert stopped(process) == (130, b"\n")
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_ctrl_c_while_it_loads(environment: dict[str, str], qwen: Family, tmp_path: Path) -> None:
     # A module in the place of the real one, which says that it is being imported and never ends.
     (tmp_path / "transformers.py").write_text("import time; print('here', flush=True); time.sleep(600)")
