@@ -25,7 +25,7 @@ from .media import describe_source
 from .plain import open_picture
 from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import MediaInputs
-from .video import Video, load_video
+from .video import Sampler, Video, load_video
 
 
 class QwenVLProcessor(Processor):
@@ -68,6 +68,14 @@ class QwenVLProcessor(Processor):
 
     # -- what a family says
 
+    def picture_size(self, height: int, width: int, media: MediaInputs) -> tuple[int, int]:
+        """The (height, width) that a picture is resized to."""
+        return picture_size(height, width, bounded(self.pictures, media))
+
+    def sampler(self, media: MediaInputs) -> Sampler | None:
+        """The family's own rule of which frames of a video to keep; see `load_video`."""
+        return None
+
     def frame_size(self, frames: int, height: int, width: int, media: MediaInputs) -> tuple[int, int]:
         """The (height, width) that frames are resized to."""
         raise NotImplementedError
@@ -82,10 +90,10 @@ class QwenVLProcessor(Processor):
         return self._picture(source, media) if kind == "image" else self._video(source, media)
 
     def _picture(self, source: Any, media: MediaInputs) -> Expansion:
-        settings = bounded(self.pictures, media)
+        settings = self.pictures
         image, original = open_picture(source, media, settings.resample)
         with named(source):
-            size = picture_size(image.height, image.width, settings)
+            size = self.picture_size(image.height, image.width, media)
         image = resize(image, size, settings.resample)
         pixels, grid = patchify(normalize(np.asarray(image)[None], settings.mean, settings.std), settings)
         count = len(pixels) // settings.merge**2
@@ -95,7 +103,9 @@ class QwenVLProcessor(Processor):
 
     def _video(self, source: Any, media: MediaInputs) -> Expansion:
         most = 768 if media.max_frames is None else media.max_frames
-        video = load_video(source, fps=media.video_fps, num_frames=media.num_frames, max_frames=most)
+        video = load_video(
+            source, fps=media.video_fps, num_frames=media.num_frames, max_frames=most, sampler=self.sampler(media)
+        )
         frames, settings = video.frames, self.videos
         original = frames.shape[1], frames.shape[2]
         if media.resize_shape:

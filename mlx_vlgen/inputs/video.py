@@ -63,6 +63,7 @@ def load_video(
     max_frames: int | None = 768,
     default_fps: float = 2.0,
     sampler: Sampler | None = None,
+    evenly: Callable[[int, int], np.ndarray] | None = None,
     limits: Limits = Limits(),
 ) -> Video:
     """Read a video and keep some of its frames, evenly spread.
@@ -80,6 +81,7 @@ def load_video(
         min_frames, max_frames: bounds for the number that follows from a rate; `max_frames` also bounds raw frames.
             None: no upper bound.
         sampler: a family's own rule for files and animations, where `num_frames` is not given.
+        evenly: the same where it is: (total frames, `num_frames`) -> indices of the frames to keep.
         limits: caps on pixels, bytes, time and addresses. A file on disk may have any size.
 
     Raises:
@@ -101,7 +103,9 @@ def load_video(
     def sample(total: int, source_fps: float) -> np.ndarray:
         wanted = rate if num_frames is None else fps
         kept = sample_indices(total, source_fps, wanted, num_frames, min_frames, max_frames)
-        return kept if sampler is None or num_frames is not None else sampler(total, source_fps)
+        if num_frames is not None:
+            return kept if evenly is None else evenly(total, num_frames)
+        return kept if sampler is None else sampler(total, source_fps)
 
     sample(1, 1.0)  # refuses bad numbers before anything is read
     with _opened(source, name, limits) as file:
@@ -235,7 +239,8 @@ def _from_animation(data: bytes, name: str, sample: Sampler, limits: Limits) -> 
     if len(numbers) < 2:
         raise _still(name)
     durations = picture.durations()
-    starts = np.concatenate([[0.0], np.cumsum(durations)])  # the last one is the end
+    # Rounded, lest sums of tenths fall short of whole seconds, which prompts tell. The last one is the end.
+    starts = np.concatenate([[0.0], np.cumsum(durations).round(6)])
     indices = sample(len(numbers), len(numbers) / starts[-1])
     pictures = ((f"frame {at}", picture.frame(numbers[at])) for at in indices)
     frames = _stack(pictures, len(indices), name, limits)

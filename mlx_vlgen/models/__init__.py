@@ -35,6 +35,8 @@ def _resolve(place: str) -> Any:
 
 _QWEN2_VL_PROCESSOR = "mlx_vlgen.inputs.qwen2_vl:Qwen2VLProcessor"
 _QWEN3_VL = Family("mlx_vlgen.models.qwen3_vl:Qwen3VL", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor")
+_GLM4V = Family("mlx_vlgen.models.glm4v:Glm4v", "mlx_vlgen.inputs.glm4v:Glm4vProcessor")
+_INTERNVL = Family("mlx_vlgen.models.internvl:InternVL", "mlx_vlgen.inputs.internvl:InternVLProcessor")
 _LFM2_VL = Family("mlx_vlgen.models.lfm2_vl:Lfm2VL", "mlx_vlgen.inputs.lfm2_vl:Lfm2VLProcessor")
 
 FAMILIES: dict[str, Family] = {
@@ -54,6 +56,10 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
     "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
+    "glm4v": _GLM4V,
+    "glm4v_moe": _GLM4V,
+    "internvl": _INTERNVL,
+    "internvl_chat": _INTERNVL,  # as the first releases, with code of their own, were called
     "lfm2_vl": _LFM2_VL,
     "lfm2-vl": _LFM2_VL,  # as the first release, with code of its own, was called
 }

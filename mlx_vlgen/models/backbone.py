@@ -17,7 +17,7 @@ from .._mlx_lm import (
 )
 from .._runtime import mx, nn
 from .base import Embedded, Full, LayerKind, Opaque, Recurrent, Sliding
-from .layers import rotate
+from .layers import rotate, rotate_neighbours
 
 
 @dataclass
@@ -35,11 +35,15 @@ class MRope(nn.Module):
     MLX's own kernel does it), or a `Rotary` that the forward computed once for all layers.
     Source: Qwen3-VL's interleaved M-RoPE (transformers' Qwen3VLTextRotaryEmbedding): frequency i turns with
     time, except that of the first 3 * section[1] those with i % 3 == 1 turn with the row, and likewise the column.
+    dims: how many of a head's values turn, the first ones. neighbours: whether pairs lie side by side (GLM), and are
+    not the halves of these.
     """
 
-    def __init__(self, dims: int, base: float, section: Sequence[int], interleaved: bool = True):
+    def __init__(
+        self, dims: int, base: float, section: Sequence[int], interleaved: bool = True, neighbours: bool = False
+    ):
         super().__init__()
-        self.dims, self.base = dims, base
+        self.dims, self.base, self.neighbours = dims, base, neighbours
         half = np.arange(dims // 2)
         if interleaved:
             axes = np.where((half % 3 > 0) & (half < 3 * np.asarray(section)[half % 3]), half % 3, 0)
@@ -56,8 +60,12 @@ class MRope(nn.Module):
 
     def __call__(self, x: mx.array, offset: "int | mx.array | Rotary" = 0) -> mx.array:
         if isinstance(offset, Rotary):
-            return rotate(x, offset.cos, offset.sin)
-        return mx.fast.rope(x, self.dims, traditional=False, base=self.base, scale=1.0, offset=offset)
+            turn = rotate_neighbours if self.neighbours else rotate
+            if self.dims == x.shape[-1]:
+                return turn(x, offset.cos, offset.sin)
+            turned = turn(x[..., : self.dims], offset.cos, offset.sin)
+            return mx.concatenate([turned, x[..., self.dims :]], axis=-1)
+        return mx.fast.rope(x, self.dims, traditional=self.neighbours, base=self.base, scale=1.0, offset=offset)
 
 
 class PlacedCache:

@@ -8,12 +8,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .base import Features
-from .vision_language import VisionLanguageModel
+from .layers import fold_squares
+from .vision_language import VisionLanguageModel, encode_tiles
 from .vit import SiglipEmbeddings, SiglipVision, position_buckets
 
 # What transformers assumes of the tower where config.json is silent: SmolVLM's leaves out most of it.
@@ -25,9 +24,6 @@ VISION = {
     "image_size": 224,
     "patch_size": 32,
 }
-
-TILES_AT_ONCE = 16
-"""A clip may have hundreds of frames: the tower's widest states then take 0.2 GB in float32, and not gigabytes."""
 
 
 class Embeddings(SiglipEmbeddings):
@@ -50,9 +46,9 @@ class Connector(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         batch, count, hidden = x.shape
-        scale, side = self.scale, math.isqrt(count)
-        x = x.reshape(batch, side // scale, scale, side // scale, scale, hidden).transpose(0, 1, 3, 2, 4, 5)
-        return self.modality_projection(x.reshape(batch, count // scale**2, scale**2 * hidden))
+        side = math.isqrt(count)
+        folded = fold_squares(x.reshape(batch, side, side, hidden), self.scale)
+        return self.modality_projection(folded.reshape(batch, -1, folded.shape[-1]))
 
 
 class Projection(nn.Module):
@@ -88,7 +84,4 @@ class Idefics3(VisionLanguageModel):
         )
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        tiles = np.concatenate([own.pixels for own in media])  # (B * T, 3, H, W)
-        parts = [mx.array(tiles[start : start + TILES_AT_ONCE]) for start in range(0, len(tiles), TILES_AT_ONCE)]
-        features = mx.concatenate([self.connector(self.vision_model(part)) for part in parts])
-        return [Features(own) for own in features.reshape(len(media), -1, features.shape[-1])]
+        return encode_tiles(media, lambda tiles: self.connector(self.vision_model(tiles)))

@@ -37,6 +37,12 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def rotate_neighbours(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+    """The same with values 2i and 2i + 1 of the last axis as pairs."""
+    a, b = x[..., ::2].astype(cos.dtype), x[..., 1::2].astype(cos.dtype)
+    return mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
 def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of each patch of a grid, in the order Qwen stores them: the merge x merge patches
     that become one token lie together. Two arrays (rows * columns,)."""
@@ -55,6 +61,14 @@ def rotary_2d(
     down, across = theta ** -(steps / quarter), theta ** -((steps + np.float32(column_step)) / quarter)
     angles = np.concatenate([np.outer(row, down), np.outer(column, across)], axis=1).astype(np.float32)
     return mx.array(np.cos(angles)), mx.array(np.sin(angles))
+
+
+def fold_squares(x: mx.array, merge: int) -> mx.array:
+    """(B, rows, columns, d) -> (B, rows / merge, columns / merge, merge^2 * d): a merge x merge square becomes one, its
+    parts in reading order."""
+    batch, rows, columns, hidden = x.shape
+    x = x.reshape(batch, rows // merge, merge, columns // merge, merge, hidden).swapaxes(2, 3)
+    return x.reshape(batch, rows // merge, columns // merge, merge**2 * hidden)
 
 
 def interpolate_table(table: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
@@ -79,7 +93,6 @@ def interpolate_table(table: mx.array, row: np.ndarray, column: np.ndarray, rows
 def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
     """A grid (..., R, C, d) bilinearly resampled to (..., rows, columns, d), without smoothing: a new point lies
     between its four nearest old ones. Source: torch's `interpolate`, mode "bilinear"."""
-    *rest, height, width, size = x.shape
 
     def weights(length: int, to: int) -> mx.array:
         """(to, length); a point lies in the middle of its cell."""
@@ -90,6 +103,29 @@ def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
         np.add.at(each, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
         return mx.array(each)
 
+    return _resample(x, rows, columns, weights)
+
+
+def resample_bicubic(x: mx.array, rows: int, columns: int) -> mx.array:
+    """The same from the sixteen nearest old points; past the border, those on it stand again. Source: torch's
+    `grid_sample`, mode "bicubic", padding "border": Keys' cubic with a = -0.75."""
+
+    def weights(length: int, to: int) -> mx.array:
+        source = (np.arange(to) + 0.5) * length / to - 0.5
+        low = np.floor(source).astype(int)
+        each = np.zeros((to, length), np.float32)
+        for tap in range(-1, 3):
+            far = np.abs(source - (low + tap))
+            near, tail = (1.25 * far - 2.25) * far**2 + 1, ((-0.75 * far + 3.75) * far - 6) * far + 3
+            np.add.at(each, (np.arange(to), np.clip(low + tap, 0, length - 1)), np.where(far <= 1, near, tail))
+        return mx.array(each)
+
+    return _resample(x, rows, columns, weights)
+
+
+def _resample(x: mx.array, rows: int, columns: int, weights: Callable[[int, int], mx.array]) -> mx.array:
+    """weights: from the old and new number of points of a side to (new, old), how much of each old one is in a new."""
+    *rest, height, width, size = x.shape
     if (rows, columns) == (height, width):
         return x
     across = weights(width, columns) @ x.astype(mx.float32)  # (..., R, columns, d)

@@ -14,7 +14,7 @@ from ..errors import LoadError
 from ..inputs.prompt import Media
 from .backbone import decode, logits, pick
 from .base import Embedded, Features
-from .layers import ACTIVATIONS
+from .layers import ACTIVATIONS, fold_squares
 from .vision_language import VisionLanguageModel
 from .vit import Encoder
 
@@ -81,9 +81,8 @@ class Projector(nn.Module):
     def __call__(self, x: mx.array, rows: int, columns: int) -> mx.array:
         """(B, rows * columns, d) -> (B, n, text d): merge x merge patches become one token."""
         batch, _, hidden = x.shape
-        m = self.merge
-        squares = x.reshape(batch, rows // m, m, columns // m, m, hidden).swapaxes(2, 3)
-        x = squares.reshape(batch, -1, m * m * hidden)
+        folded = fold_squares(x.reshape(batch, rows, columns, hidden), self.merge)
+        x = folded.reshape(batch, -1, folded.shape[-1])
         x = self.layer_norm(x) if "layer_norm" in self else x
         return self.linear_2(self._activation(self.linear_1(x)))
 

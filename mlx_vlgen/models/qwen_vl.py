@@ -18,11 +18,11 @@ Windows = Sequence[tuple[int, int]]
 
 
 class VisionAttention(nn.Module):
-    def __init__(self, hidden: int, heads: int):
+    def __init__(self, hidden: int, heads: int, qkv_bias: bool = True, out_bias: bool = True):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(hidden, 3 * hidden)
-        self.proj = nn.Linear(hidden, hidden)
+        self.qkv = nn.Linear(hidden, 3 * hidden, bias=qkv_bias)
+        self.proj = nn.Linear(hidden, hidden, bias=out_bias)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, windows: Windows = ()) -> mx.array:
         batch, length, hidden = x.shape
@@ -89,7 +89,7 @@ class QwenVL(VisionLanguageModel):
 
     tower: takes pixels (B, N, patch) of B pictures or groups of frames of one grid, N = rows * columns in merge order,
     and rows and columns; gives features (B, N / merge^2, d), and one of the same for each deepstack layer. Frames do
-    not see each other.
+    not see each other. neighbours: see `MRope`.
     """
 
     renames: Sequence[tuple[str, str]] = (
@@ -107,12 +107,14 @@ class QwenVL(VisionLanguageModel):
         section: Sequence[int],
         interleaved: bool,
         tokens_per_second: float | None = None,
+        neighbours: bool = False,
     ):
         super().__init__(config, text)
         self.vision_tower = tower
         self._tokens_per_second = tokens_per_second
         section = text["rope_scaling"].get("mrope_section", section)
-        self._rope = MRope(text["head_dim"], text["rope_theta"], section, interleaved)
+        turned = int(text["head_dim"] * text.get("partial_rotary_factor", 1.0))
+        self._rope = MRope(turned, text["rope_theta"], section, interleaved, neighbours)
         for layer in self.body.layers:
             layer.self_attn.rope = self._rope
 

@@ -165,6 +165,10 @@ def text_arguments(config: dict[str, Any]) -> dict[str, Any]:
         args |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
         if rope.get("rope_type", "default") != "default":
             args["rope_scaling"] = rope
+    scaling = args.get("rope_scaling") or {}
+    if model_type in _LEFT_OUT and "dynamic" in (scaling.get("rope_type"), scaling.get("type")):
+        # It changes nothing within max_position_embeddings, and mlx-lm's takes no batch.
+        args["rope_scaling"] = None
     if "num_local_experts" in args:
         args.setdefault("num_experts", args["num_local_experts"])
     if model_type == "qwen3_moe":
@@ -242,6 +246,15 @@ def _left_out_of_lfm2(args: Mapping[str, Any]) -> list[str | None]:
     return [None if tied else "an output layer of its own"]
 
 
+def _left_out_of_glm4(args: Mapping[str, Any]) -> list[str | None]:
+    tied = args.get("tie_word_embeddings")
+    return [*_left_out_of_llama(args), "an output layer that is its embeddings" if tied else None]
+
+
+def _left_out_of_glm4_moe(args: Mapping[str, Any]) -> list[str | None]:
+    return [*_left_out_of_glm4(args), "experts in groups" if args.get("n_group", 1) > 1 else None]
+
+
 def _other_activation(name: str, *known: str) -> str | None:
     return None if name in known else f"the activation {name!r}"
 
@@ -255,4 +268,6 @@ _LEFT_OUT: dict[str, Callable[[Mapping[str, Any]], list[str | None]]] = {
     "ministral3": _left_out_of_ministral3,
     "gemma3_text": _left_out_of_gemma3,
     "lfm2": _left_out_of_lfm2,
+    "glm4": _left_out_of_glm4,
+    "glm4_moe": _left_out_of_glm4_moe,
 }

@@ -1,6 +1,6 @@
 """What most families are: a vision tower whose features take the places of placeholders in one of mlx-lm's decoders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from .._mlx_lm import text_decoder
 from .._runtime import mx, nn, tree_flatten
-from ..inputs.prompt import Prompt
+from ..inputs.prompt import Media, Prompt
 from .backbone import decode, layer_kinds, logits, pick
 from .base import Embedded, Features, LayerKind, Model
 from .text import text_arguments
@@ -85,6 +85,18 @@ def text_model(config: dict[str, Any]) -> nn.Module:
     """mlx-lm's decoder for a text configuration of any release of transformers."""
     decoder, arguments = text_decoder(config)
     return decoder(arguments.from_dict(text_arguments(config)))
+
+
+TILES_AT_ONCE = 16
+"""A clip may have hundreds of frames: the tower's widest states then take 0.2 GB in float32, and not gigabytes."""
+
+
+def encode_tiles(media: Sequence[Media], look: Callable[[mx.array], mx.array]) -> list[Features]:
+    """Features of media that are equally many tiles (T, 3, H, W), some at a time. look: (B, 3, H, W) -> (B, n, d)."""
+    tiles = np.concatenate([own.pixels for own in media])
+    starts = range(0, len(tiles), TILES_AT_ONCE)
+    seen = mx.concatenate([look(mx.array(tiles[start : start + TILES_AT_ONCE])) for start in starts])
+    return [Features(own) for own in seen.reshape(len(media), -1, seen.shape[-1])]
 
 
 def put(embeds: mx.array, prompt: Prompt, features: Sequence[mx.array]) -> mx.array:

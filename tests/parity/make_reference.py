@@ -226,7 +226,7 @@ class _RoutingMargins:
 
     def __init__(self, model: Any) -> None:
         self.smallest = np.inf
-        self.routers = [module for module in model.modules() if type(module).__name__.endswith("TopKRouter")]
+        self.routers = [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
 
     def __enter__(self) -> Self:
         self.handles = [router.register_forward_pre_hook(self._look) for router in self.routers]
@@ -238,7 +238,10 @@ class _RoutingMargins:
 
     def _look(self, router: Any, arguments: tuple[torch.Tensor, ...]) -> None:
         hidden = arguments[0].reshape(-1, arguments[0].shape[-1])
-        scores = torch.softmax(hidden @ router.weight.T, dim=-1).sort(descending=True).values
+        scores = hidden @ router.weight.T
+        corrected = hasattr(router, "e_score_correction_bias")
+        scores = scores.sigmoid() + router.e_score_correction_bias if corrected else scores.softmax(dim=-1)
+        scores = scores.sort(descending=True).values
         gap = scores[:, router.top_k - 1] - scores[:, router.top_k]
         self.smallest = min(self.smallest, gap.min().item())
 

@@ -1,0 +1,161 @@
+"""GLM-4.1V, dense, and GLM-4.5V, mixture of experts; GLM-4.6V is one or the other.
+
+Source: GLM-V team 2025 (arXiv 2507.01006); transformers' Glm4vForConditionalGeneration and
+Glm4vMoeForConditionalGeneration. Parameter names are those of checkpoints converted for MLX.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._runtime import mx, nn
+from .layers import GatedMLP, PatchEmbedding, merge_order, resample_bicubic, rotary_2d
+from .qwen_vl import QwenVL, VisionAttention, with_rope
+
+# What transformers assumes where config.json is silent.
+VISION: dict[str, Any] = {
+    "depth": 24, "hidden_size": 1536, "num_heads": 12, "intermediate_size": 13696, "hidden_act": "silu",
+    "out_hidden_size": 4096, "in_channels": 3, "image_size": 336, "patch_size": 14, "spatial_merge_size": 2,
+    "temporal_patch_size": 2, "rms_norm_eps": 1e-5, "attention_bias": False,
+}  # fmt: skip
+TEXT: dict[str, Any] = {
+    "vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40,
+    "num_attention_heads": 32, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768,
+}  # fmt: skip
+TEXT_MOE: dict[str, Any] = {
+    "vocab_size": 151424, "hidden_size": 4096, "intermediate_size": 10944, "num_hidden_layers": 46,
+    "num_attention_heads": 96, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 65536,
+    "attention_bias": True, "moe_intermediate_size": 1408, "num_experts_per_tok": 8, "n_shared_experts": 1,
+    "n_routed_experts": 128, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+}  # fmt: skip
+
+
+class VisionEmbeddings(nn.Module):
+    """A square table of learned positions, resampled to a grid of any size."""
+
+    def __init__(self, side: int, hidden: int):
+        super().__init__()
+        self._side = side
+        self.position_embedding = nn.Embedding(side**2, hidden)
+
+    def __call__(self, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
+        """Those of the patches at `row` and `column` (N,) of a rows x columns grid: (N, d)."""
+        table = self.position_embedding.weight.reshape(self._side, self._side, -1)
+        return resample_bicubic(table, rows, columns)[mx.array(row), mx.array(column)]
+
+
+class VisionBlock(nn.Module):
+    """Its MLP is as wide as the text decoder's states; `intermediate_size` is the merger's."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden, eps = config["hidden_size"], config["rms_norm_eps"]
+        self.norm1, self.norm2 = nn.RMSNorm(hidden, eps=eps), nn.RMSNorm(hidden, eps=eps)
+        self.attn = VisionAttention(hidden, config["num_heads"], qkv_bias=config["attention_bias"], out_bias=False)
+        self.mlp = GatedMLP(hidden, config["out_hidden_size"], config["hidden_act"], bias=False)
+
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
+        x = x + self.attn(self.norm1(x), cos, sin)
+        return x + self.mlp(self.norm2(x))
+
+
+class Downsample(nn.Conv2d):
+    """A convolution over merge x merge patches that lie together, computed as one matmul: (B, N, d) to
+    (B, N / merge^2, out)."""
+
+    def __init__(self, hidden: int, out: int, merge: int):
+        super().__init__(hidden, out, merge, stride=merge)  # weight (out, merge, merge, d)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        weight = self.weight.reshape(len(self.weight), -1)
+        return x.reshape(len(x), -1, weight.shape[1]) @ weight.T + self.bias
+
+
+class Merger(GatedMLP):
+    def __init__(self, size: int, inner: int, activation: str):
+        super().__init__(size, inner, activation, bias=False)
+        self.proj = nn.Linear(size, size, bias=False)
+        self.post_projection_norm = nn.LayerNorm(size, eps=1e-5)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(nn.gelu(self.post_projection_norm(self.proj(x))))
+
+
+class VisionTower(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden, out, eps = config["hidden_size"], config["out_hidden_size"], config["rms_norm_eps"]
+        self.merge, self.head_size = config["spatial_merge_size"], hidden // config["num_heads"]
+        self._theta = (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
+        self.patch_embed = PatchEmbedding(
+            config["in_channels"], config["temporal_patch_size"], config["patch_size"], hidden
+        )
+        self.embeddings = VisionEmbeddings(config["image_size"] // config["patch_size"], hidden)
+        self.post_conv_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.blocks = [VisionBlock(config) for _ in range(config["depth"])]
+        self.post_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.downsample = Downsample(hidden, out, self.merge)
+        self.merger = Merger(out, config["intermediate_size"], config["hidden_act"])
+
+    def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
+        row, column = merge_order(rows, columns, self.merge)
+        cos, sin = rotary_2d(row, column, self.head_size, self._theta)
+        x = self.post_conv_layernorm(self.patch_embed(pixels)) + self.embeddings(row, column, rows, columns)
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        return self.merger(self.downsample(self.post_layernorm(x))), []
+
+
+class Router(nn.Module):
+    """Which experts a token goes to, and their shares. A bias, which balanced the experts' load in training, has a say
+    in the choice and none in the shares.
+
+    In the place of mlx-lm's: in float32 throughout, as in transformers, lest half precision chooses other experts.
+    """
+
+    def __init__(self, text: Mapping[str, Any]):
+        super().__init__()
+        self._chosen, self._scale = text["num_experts_per_tok"], text["routed_scaling_factor"]
+        self._normalised = text["norm_topk_prob"]
+        self.weight = mx.zeros((text["n_routed_experts"], text["hidden_size"]))
+        self.e_score_correction_bias = mx.zeros(text["n_routed_experts"])
+
+    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
+        """(..., d) -> experts and shares, (..., chosen) each."""
+        scores = mx.sigmoid(x.astype(mx.float32) @ self.weight.T.astype(mx.float32))
+        order = mx.argpartition(-(scores + self.e_score_correction_bias), kth=self._chosen - 1, axis=-1)
+        experts = order[..., : self._chosen]
+        shares = mx.take_along_axis(scores, experts, axis=-1)
+        if self._normalised:
+            shares = shares / shares.sum(axis=-1, keepdims=True)
+        return experts, shares * self._scale
+
+
+class Glm4v(QwenVL):
+    renames = (*QwenVL.renames, ("model.", "language_model.model."))  # the last as the first release had it
+
+    def __init__(self, config: dict[str, Any]):
+        text = text_arguments(config)
+        tower = VisionTower(VISION | config["vision_config"])
+        dense = text["model_type"] == "glm4"
+        super().__init__(config, text, tower, (8, 12, 12), interleaved=False, neighbours=dense)
+        for layer in self.body.layers:
+            if "gate" in layer.mlp:
+                layer.mlp.gate = Router(text)
+
+
+def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The text decoder's configuration: nested, or, as in the first release, among the model's own."""
+    moe = "moe" in config["model_type"]
+    text = with_rope((TEXT_MOE if moe else TEXT) | dict(config.get("text_config") or config), 10_000.0)
+    part = text["rope_scaling"].get("partial_rotary_factor", text.get("partial_rotary_factor", 0.5 if moe else 1.0))
+    head_size = text["hidden_size"] // text["num_attention_heads"]
+    tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
+    own: dict[str, Any] = {"partial_rotary_factor": part, "tie_word_embeddings": tied}
+    if moe:
+        own |= {"model_type": "glm4_moe", "head_dim": text.get("head_dim") or head_size, "use_qk_norm": False}
+    else:
+        own |= {"model_type": "glm4", "head_dim": head_size, "attention_bias": True}
+    return text | own

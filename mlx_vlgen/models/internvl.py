@@ -1,0 +1,214 @@
+"""InternVL 3 and 3.5: InternViT looks at tiles, 2 x 2 patches fold into one feature, a Qwen or Llama reads them.
+
+Source: Chen et al. 2023 (arXiv 2312.14238) and Zhu et al. 2025 (arXiv 2504.10479); transformers'
+InternVLForConditionalGeneration. Parameters have the names of the first releases (`internvl_chat`), which conversions
+for MLX keep.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._runtime import mx, nn
+from ..errors import LoadError
+from ..inputs.prompt import Media
+from .base import Features
+from .layers import ACTIVATIONS, attention, fold_squares
+from .vision_language import VisionLanguageModel, encode_tiles
+from .vit import MLP, PatchConv
+
+# What transformers assumes of the tower where config.json is silent.
+VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 448,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "norm_type": "layer_norm",
+    "layer_norm_eps": 1e-6,
+    "attention_bias": False,
+    "use_qk_norm": False,
+}
+# The first releases' names of two of these.
+OLD_NAMES = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}
+
+# What every published checkpoint has, and nothing else is computed here: (name, value), which is the default, too.
+ALWAYS = (
+    ("select_layer", -1),
+    ("vision_feature_layer", -1),
+    ("vision_feature_select_strategy", "default"),
+    ("ps_version", "v2"),
+)
+ALWAYS_OF_TOWER = (("use_absolute_position_embeddings", True), ("use_mean_pooling", True))
+
+TEXTS = ("qwen2", "qwen3", "qwen3_moe", "llama")
+
+
+def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `vision_config` of a config.json of either release, whole."""
+    own = config["vision_config"]
+    return VISION | {OLD_NAMES.get(key, key): value for key, value in own.items()}
+
+
+def norm(config: Mapping[str, Any]) -> nn.Module:
+    kinds = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
+    made: nn.Module = kinds[config["norm_type"]](config["hidden_size"], eps=config["layer_norm_eps"])
+    return made
+
+
+def side(size: int | Sequence[int]) -> int:
+    """Of a square, from one number or from two, as configurations have it."""
+    return size if isinstance(size, int) else size[0]
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.heads = config["num_attention_heads"]
+        self.qkv = nn.Linear(hidden, 3 * hidden, bias=config["attention_bias"])
+        self.proj = nn.Linear(hidden, hidden)
+        if config["use_qk_norm"]:  # over all heads together
+            self.q_norm, self.k_norm = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, length, hidden = x.shape
+        q, k, v = mx.split(self.qkv(x), 3, axis=-1)
+        if "q_norm" in self:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3) for part in (q, k, v))
+        out = attention(q, k, v, scale=q.shape[-1] ** -0.5)
+        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
+
+
+class Layer(nn.Module):
+    """Each half's result is scaled, channel by channel, before it is added."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden = config["hidden_size"]
+        self.norm1, self.norm2 = norm(config), norm(config)
+        self.attn = Attention(config)
+        self.mlp = MLP(hidden, config["intermediate_size"], config["hidden_act"])
+        self.ls1, self.ls2 = mx.ones(hidden), mx.ones(hidden)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.ls1 * self.attn(self.norm1(x))
+        return x + self.ls2 * self.mlp(self.norm2(x))
+
+
+class Embeddings(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        hidden, patch = config["hidden_size"], side(config["patch_size"])
+        self.class_embedding = mx.zeros((1, 1, hidden))
+        self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=True)
+        self.position_embedding = mx.zeros((1, (side(config["image_size"]) // patch) ** 2 + 1, hidden))
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        patches = self.patch_embedding(pixels)
+        first = mx.broadcast_to(self.class_embedding, (len(patches), 1, patches.shape[-1]))
+        return mx.concatenate([first, patches], axis=1) + self.position_embedding
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.layers = [Layer(config) for _ in range(config["num_hidden_layers"])]
+
+
+class InternViT(nn.Module):
+    """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d), the class token first."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.embeddings, self.encoder = Embeddings(config), Encoder(config)
+
+    def __call__(self, pixels: mx.array) -> mx.array:
+        x = self.embeddings(pixels)
+        for layer in self.encoder.layers:
+            x = layer(x)
+        return x
+
+
+class InternVL(VisionLanguageModel):
+    renames = (
+        ("model.vision_tower.", "vision_model."),
+        ("vision_tower.", "vision_model."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    )
+    # Parts of names in transformers' releases, and the same in the first ones.
+    parts = (
+        ("multi_modal_projector.layer_norm.", "mlp1.0."),
+        ("multi_modal_projector.linear_1.", "mlp1.1."),
+        ("multi_modal_projector.linear_2.", "mlp1.3."),
+        ("vision_model.encoder.layer.", "vision_model.encoder.layers."),
+        (".embeddings.cls_token", ".embeddings.class_embedding"),
+        (".embeddings.position_embeddings", ".embeddings.position_embedding"),
+        (".embeddings.patch_embeddings.projection.", ".embeddings.patch_embedding."),
+        (".attention.projection_layer.", ".attn.proj."),
+        (".attention.", ".attn."),
+        (".layernorm_before.", ".norm1."),
+        (".layernorm_after.", ".norm2."),
+        (".lambda_", ".ls"),
+    )
+
+    def __init__(self, config: dict[str, Any]):
+        text = config.get("text_config") or config["llm_config"]
+        config = config | {"text_config": text}
+        vision = vision_config(config)
+        _check(config, ALWAYS)
+        _check(vision, ALWAYS_OF_TOWER)
+        if text["model_type"] not in TEXTS:
+            raise LoadError(
+                f"This InternVL checkpoint's text decoder is {text['model_type']!r}; expected {', '.join(TEXTS)}."
+            )
+        super().__init__(config, text | {"tie_word_embeddings": False})  # see `sanitize`
+        self._tied = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)
+        self._fold = round(1 / config.get("downsample_ratio", 0.5))
+        inner, outer = vision["hidden_size"] * self._fold**2, self.language_model.args.hidden_size
+        self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
+        self.vision_model = InternViT(vision)
+        self.mlp1 = [nn.LayerNorm(inner), nn.Linear(inner, outer), nn.Identity(), nn.Linear(outer, outer)]
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        return encode_tiles(media, self.look)
+
+    def look(self, tiles: mx.array) -> mx.array:
+        """(B, 3, H, W) -> (B, n, d) for the text decoder."""
+        patches = self.vision_model(tiles)[:, 1:]
+        batch, count, hidden = patches.shape
+        rows = math.isqrt(count)
+        squares = fold_squares(patches.reshape(batch, rows, rows, hidden), self._fold)
+        ahead, first, _, second = self.mlp1
+        return second(self._activation(first(ahead(squares.reshape(batch, -1, squares.shape[-1])))))
+
+    @classmethod
+    def rename(cls, key: str) -> str | None:
+        name = super().rename(key)
+        if name is None or name.startswith("language_model."):
+            return name
+        for old, new in cls.parts:
+            name = name.replace(old, new)
+        return name
+
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """Queries, keys and values as one; and an output layer where the checkpoint has one. Whether it has is in
+        published configurations not always so as they say: what transformers 5 saves may have one and call it tied."""
+        out = super().sanitize(weights)
+        for name in [name for name in out if ".attn.q_proj." in name]:
+            parts = [out.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+            out[name.replace("q_proj", "qkv")] = mx.concatenate(parts)
+        if self._tied and "language_model.lm_head.weight" not in out:
+            del self.language_model.lm_head  # the embeddings serve
+        return out
+
+
+def _check(config: Mapping[str, Any], always: Sequence[tuple[str, Any]]) -> None:
+    for name, value in always:
+        if (given := config.get(name, value)) != value:
+            raise LoadError(f"This InternVL checkpoint has {name} = {given!r}; only {value!r} is computed here.")
