@@ -391,6 +391,6 @@ def test_on_a_fast_blas() -> None:
     if not found.stdout.strip():
         pytest.skip("no OpenBLAS, MKL or BLIS on this machine: MLX has its own BLAS only")
     chosen = "every_request or (late_joins and not chunked) or real_"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
