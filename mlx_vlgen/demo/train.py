@@ -4,10 +4,11 @@ Needs the extra `train` (torch, transformers). Two CPU cores are enough. The tow
 under each patch, and its rank in reading order), then everything is trained together on answers. What is saved is the
 running average of the weights, in bfloat16, next to all the other files of a Qwen3-VL checkpoint.
 
-The checkpoint in `model/` comes from 113 minutes of `--compile` on two busy cores, resumed several times while the plan
-below was found, the last time after a first schedule had ended: the batch was 48 for the first 950 steps, pictures of
-dense labels alone were mixed in after step 1,600, and the labels of place and the position table's waves came at steps
-2,800 and 3,270. A run of this file as it stands starts with all of that.
+The checkpoint in `model/` comes from two trainings with `--compile` on two busy cores. The first, 113 minutes, was
+resumed several times while the plan below was found: the batch was 48 for the first 950 steps, pictures of dense labels
+alone were mixed in after step 1,600, and the labels of place and the position table's waves came at steps 2,800 and
+3,270. The second, 107 minutes (5,727 steps), began with its weights (`--start`, `--rate 0.5`, resumed at 0.6); the
+labels of number and most questions about crowds are new in it. A run of this file as it stands starts with all of that.
 """
 
 from __future__ import annotations
