@@ -14,6 +14,8 @@ _setrlimit = resource.setrlimit
 resource.setrlimit = lambda *_: None
 
 from mlx_lm import models  # noqa: E402
+from mlx_lm.convert import QUANT_RECIPES as MIXED_RECIPES  # noqa: E402
+from mlx_lm.convert import mixed_quant_predicate_builder as mixed_recipe  # noqa: E402
 from mlx_lm.models.base import create_attention_mask, create_ssm_mask, scaled_dot_product_attention  # noqa: E402
 from mlx_lm.models.cache import (  # noqa: E402
     ArraysCache,
@@ -26,7 +28,7 @@ from mlx_lm.models.cache import (  # noqa: E402
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear  # noqa: E402
 from mlx_lm.tuner.dora import DoRALinear  # noqa: E402
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear  # noqa: E402
-from mlx_lm.utils import MODEL_REMAPPING, _get_classes, infer_quant_config  # noqa: E402
+from mlx_lm.utils import MODEL_REMAPPING, _get_classes, get_total_parameters, infer_quant_config  # noqa: E402
 from mlx_lm.utils import _transform_awq_weights as unpack_awq  # noqa: E402
 
 resource.setrlimit = _setrlimit
@@ -46,6 +48,7 @@ def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 __all__ = [
+    "MIXED_RECIPES",
     "MODEL_REMAPPING",
     "ArraysCache",
     "BatchKVCache",
@@ -60,8 +63,10 @@ __all__ = [
     "SwitchLinear",
     "create_attention_mask",
     "create_ssm_mask",
+    "get_total_parameters",
     "infer_quant_config",
     "make_prompt_cache",
+    "mixed_recipe",
     "models_folder",
     "scaled_dot_product_attention",
     "text_decoder",

@@ -19,7 +19,10 @@ DEFAULT_MODEL = "mlx-community/Qwen3-VL-2B-Instruct-4bit"
 MODEL_VARIABLE = "MLX_VLGEN_MODEL"
 TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 
-COMMANDS = {"generate": "answer one prompt about pictures, a video or text"}
+COMMANDS = {
+    "generate": "answer one prompt about pictures, a video or text",
+    "convert": "write a checkpoint for MLX, quantized or as it is",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments and arguments[0] == "generate":
         return main_generate(arguments[1:], program="mlx-vlgen generate")
+    if arguments and arguments[0] == "convert":
+        return main_convert(arguments[1:], program="mlx-vlgen convert")
     return guarded(lambda: list_commands(arguments))
 
 
@@ -48,6 +53,11 @@ def list_commands(arguments: Sequence[str]) -> int:
 def main_generate(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.generate") -> int:
     """`python -m mlx_vlgen.generate` and `mlx-vlgen generate`."""
     return guarded(lambda: run_generate(generate_parser(program), arguments))
+
+
+def main_convert(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.convert") -> int:
+    """`python -m mlx_vlgen.convert` and `mlx-vlgen convert`."""
+    return guarded(lambda: run_convert(convert_parser(program), arguments))
 
 
 class Parser(argparse.ArgumentParser):
@@ -157,6 +167,57 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
         notice(f"the answer was cut after {result.generation_tokens} tokens; --max-tokens allows more")
     if given.verbose and result is not None:
         print(statistics(result), file=sys.stderr, flush=True)
+    return 0
+
+
+def convert_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s MODEL [--mlx-path FOLDER] [-q] [options]",
+        description="Write a Hugging Face checkpoint as one for MLX. The new folder appears when it is whole.",
+        epilog="exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C",
+        argument_default=argparse.SUPPRESS,
+    )
+    what = parser.add_argument_group("what to convert, and where to")
+    what.add_argument("given", nargs="?", metavar="MODEL", help="folder or Hugging Face id")
+    what.add_argument("--hf-path", "--model", metavar="MODEL", help="the same as a flag")
+    what.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
+    what.add_argument("--mlx-path", metavar="FOLDER", help="new folder for the result (default: mlx_model)")
+    weights = parser.add_argument_group("what is done to the weights")
+    weights.add_argument("--quantize", "-q", action="store_true", help="quantize the text decoder")
+    weights.add_argument("--q-bits", type=int, metavar="BITS", help="bits per weight (default: 4; mxfp8: 8)")
+    weights.add_argument("--q-group-size", type=int, metavar="N",
+                         help="weights that share a scale (default: 64; mxfp4, mxfp8: 32; nvfp4: 16)")  # fmt: skip
+    weights.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), help="default: affine")
+    weights.add_argument("--q-recipe", "--quant-predicate", metavar="RECIPE",
+                         help="mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6: more bits where they matter")  # fmt: skip
+    weights.add_argument("--quantize-vision", action="store_true", help="quantize what sees, too")
+    weights.add_argument("--dequantize", "-d", action="store_true", help="make floats of a quantized checkpoint")
+    weights.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
+                         help="of the floating-point weights (default: their own)")  # fmt: skip
+    hub = parser.add_argument_group("the Hugging Face Hub")
+    hub.add_argument("--upload-repo", metavar="ID", help="upload the result to this repository")
+    hub.add_argument("--dry-run", action="store_true", help="list on stdout what would be uploaded, and do not upload")
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
+
+
+def run_convert(parser: Parser, arguments: Sequence[str] | None) -> int:
+    given = vars(parser.parse(arguments))
+    named = [given.pop(name) for name in ("given", "hf_path") if name in given]
+    if len(named) != 1:
+        parser.error("name one checkpoint to convert" if named else "no checkpoint is named")
+    if given.get("dry_run") and "upload_repo" not in given:
+        parser.error("--dry-run lists what --upload-repo would get, which is not given")
+
+    from .convert import Plan, convert
+
+    where = {name: given.pop(name) for name in ("mlx_path", "revision", "upload_repo", "dry_run") if name in given}
+    try:
+        Plan.of(**given)
+    except ValueError as error:
+        parser.error(re.sub(r"^\w+", lambda name: "--" + name[0].replace("_", "-"), str(error)))
+    convert(named[0], **where, **given)
     return 0
 
 

@@ -132,6 +132,13 @@ def joined(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ]
 
 
+def words_joined(message: Message) -> Message:
+    """The same for one message, if it holds words only."""
+    content = message.get("content")
+    words = isinstance(content, list) and all("text" in part for part in content)
+    return joined([message])[0] if words else message
+
+
 def in_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages whose contents are lists of parts: some templates go through them without a look, and a string has no
     parts to them."""

@@ -44,7 +44,7 @@ class Glm4vProcessor(QwenVLProcessor):
 
     def format(self, messages: Sequence[Message], **kwargs: Any) -> list[Segment]:
         """The templates write a list of parts down as it is, but for a user's."""
-        texts = [message if message["role"] == "user" else _joined(message) for message in messages]
+        texts = [message if message["role"] == "user" else chat_template.words_joined(message) for message in messages]
         return super().format(texts, **kwargs)
 
     def picture_size(self, height: int, width: int, media: MediaInputs) -> tuple[int, int]:
@@ -116,9 +116,3 @@ def _even(indices: np.ndarray, total: int) -> np.ndarray:
     """Each once, in order; the last one again where they are odd in number."""
     kept = np.unique(np.minimum(indices.astype(np.int64), total - 1))
     return np.append(kept, kept[-1:]) if len(kept) % 2 else kept
-
-
-def _joined(message: Message) -> Message:
-    content = message.get("content")
-    words = isinstance(content, list) and all("text" in part for part in content)
-    return chat_template.joined([message])[0] if words else message

@@ -14,7 +14,7 @@ from ..notices import notice
 from .adapters import apply_adapter
 from .checkpoint import few, quantization_config, read_config, read_generation_config, read_weights, weight_files
 from .hub import locate, locate_adapter
-from .quantization import Quantization, cast, is_quantized, quantize_as_stored, quantize_text
+from .quantization import Quantization, cast, dequantized, quantize_as_stored, quantize_layers, recipe_of
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
@@ -52,8 +52,11 @@ def load(
     if hint := blas_hint():
         notice(hint)
     config = read_config(folder)
-    model = _build(folder, config)
-    _fill(model, folder, wanted, recipe)
+    model = build(folder, config)
+    fill(model, folder, wanted)
+    if recipe is not None:
+        refuse_quantized(model, folder)
+        quantize_layers(model, recipe)
     if adapter is not None:
         apply_adapter(model, adapter)
     model.generation_config.update(read_generation_config(folder))
@@ -76,7 +79,7 @@ def _dtype(given: str | mx.Dtype | None) -> mx.Dtype | None:
     return dtype
 
 
-def _build(folder: Path, config: dict[str, Any]) -> Model:
+def build(folder: Path, config: dict[str, Any]) -> Model:
     """The network, with weights still to come."""
     family, model_type = find(config), config["model_type"]
     if family is TEXT and model_type not in PROVED_TEXT:
@@ -96,23 +99,29 @@ def _fitting(folder: Path, trouble: str) -> Iterator[None]:
         raise LoadError(f"{folder}: {trouble}: {type(error).__name__}: {error}") from error
 
 
-def _fill(model: Model, folder: Path, dtype: mx.Dtype | None, recipe: Quantization | None) -> None:
-    """Put the checkpoint's weights into `model`, as `dtype`, and quantize them by `recipe` if there is one."""
+def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = False) -> None:
+    """Put the checkpoint's weights into `model`, as `dtype`; quantized ones as they are, or as floats."""
     stored = read_weights(weight_files(folder))
+    if dtype is not None and dtype == mx.float32:  # MLX's types cannot be compared with None
+        stored = cast(stored, dtype, model)  # first, for `sanitize` may add to weights, and halves would round
     with _fitting(folder, f"the weights are not those of a {model.config['model_type']}"):
         weights = model.sanitize(stored)
         weights = _unpacked(model.config, weights)
-    if recipe is not None and is_quantized(weights):
-        raise UnsupportedError(
-            f"{folder} is quantized already: load it without quantization, or load the float checkpoint it was made of."
-        )
+    if dequantize:
+        weights = dequantized(model, weights)
     if dtype is not None:
         weights = cast(weights, dtype, model)
     quantize_as_stored(model, weights)
     _check_complete(model, weights, folder, stored)
     model.load_weights(list(weights.items()))
-    if recipe is not None:
-        quantize_text(model, recipe)
+
+
+def refuse_quantized(model: Model, folder: Path) -> None:
+    """UnsupportedError for a model that is quantized already, where it shall be."""
+    if recipe_of(model):
+        raise UnsupportedError(
+            f"{folder} is quantized already: take it without quantization, or the float checkpoint it was made of."
+        )
 
 
 def _unpacked(config: Mapping[str, Any], weights: dict[str, mx.array]) -> dict[str, mx.array]:

@@ -1,11 +1,12 @@
 """Quantized weights: as a checkpoint stores them, and made from a float checkpoint as it loads."""
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._mlx_lm import infer_quant_config
+from .._mlx_lm import infer_quant_config, mixed_recipe
 from .._runtime import mx, nn
 from ..errors import LoadError, UnsupportedError
 from ..models.base import Model
@@ -65,67 +66,107 @@ class Quantization:
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 
-def is_quantized(weights: Mapping[str, mx.array]) -> bool:
-    """Whether these are the weights of a quantized checkpoint."""
-    return any(name.endswith(".scales") for name in weights)
+def recipe_of(model: Model) -> dict[str, Any]:
+    """What config.json says of a model's quantized layers: the most common settings, and those of each layer that has
+    others. Empty where no layer is quantized."""
+    layers = {
+        path: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+        | ({"global_scale": True} if "global_scale" in module else {})
+        for path, module in model.named_modules()
+        if "scales" in module
+    }
+    if not layers:
+        return {}
+    common = dict(Counter(tuple(settings.items()) for settings in layers.values()).most_common(1)[0][0])
+    return common | {path: settings for path, settings in layers.items() if settings != common}
 
 
-def quantize_as_stored(model: Model, weights: Mapping[str, mx.array]) -> None:
-    """Give `model` a quantized layer wherever `weights` hold scales for one.
+def stored_settings(path: str, module: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, Any] | None:
+    """How `weights` hold the layer `module` of a float model; None where they hold it as floats.
 
     Bits, group size and mode come from the tensors' shapes and types, which decide them wholly, so that a mixed
     recipe needs no entry for each layer in config.json.
     """
-
-    def stored(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
-            return False
-        try:
-            settings = infer_quant_config(path, module, dict(weights))
-            Quantization.parse(settings)
-        except ValueError as error:
-            raise LoadError(f"{path} is quantized in a way that cannot be read: {error}") from None
-        takes = inspect.signature(module.to_quantized).parameters
-        if f"{path}.global_scale" in weights and "global_scale" in takes:
-            settings["global_scale"] = True
-        return settings
-
-    nn.quantize(model, class_predicate=stored)
+    if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
+        return None
+    try:
+        settings: dict[str, Any] = infer_quant_config(path, module, dict(weights))
+        Quantization.parse(settings)
+    except ValueError as error:
+        raise LoadError(f"{path} is quantized in a way that cannot be read: {error}") from None
+    takes = inspect.signature(module.to_quantized).parameters
+    if f"{path}.global_scale" in weights and "global_scale" in takes:
+        settings["global_scale"] = True
+    return settings
 
 
-def quantize_text(model: Model, quantization: Quantization) -> dict[str, Any]:
-    """Quantize the text decoder's layers and embeddings in place; a vision tower stays whole, and so do layers whose
-    rows do not divide into groups.
+def quantize_as_stored(model: Model, weights: Mapping[str, mx.array]) -> None:
+    """Give `model` a quantized layer wherever `weights` hold scales for one."""
+    nn.quantize(model, class_predicate=lambda path, module: stored_settings(path, module, weights) or False)
 
-    Returns what config.json says of it: the settings, and those of each layer that mlx-lm's decoder wants different.
+
+def dequantized(model: Model, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """`weights` with floats for every quantized layer of the float model `model`: of the type of its scales, or where
+    these are no floats, of the type of the first tensor that is."""
+    if not any(name.endswith(".scales") for name in weights):
+        raise UnsupportedError("dequantize: the checkpoint is not quantized.")
+    out = dict(weights)
+    floats = (tensor.dtype for tensor in weights.values() if mx.issubdtype(tensor.dtype, mx.floating))
+    other = next(floats, mx.bfloat16)
+    for path, module in model.named_modules():
+        if not (settings := stored_settings(path, module, weights)):
+            continue
+        if settings.pop("global_scale", False):
+            raise UnsupportedError(f"{path} has one nvfp4 scale over all the others, which cannot be dequantized yet.")
+        weight, scales = out.pop(f"{path}.weight"), out.pop(f"{path}.scales")
+        dtype = None if settings["mode"] == "affine" else other
+        out[f"{path}.weight"] = mx.dequantize(weight, scales, out.pop(f"{path}.biases", None), **settings, dtype=dtype)
+    return out
+
+
+def quantize_layers(
+    model: Model, quantization: Quantization, mixed: str | None = None, vision: bool = False
+) -> dict[str, Any]:
+    """Quantize the text decoder's layers and embeddings in place. What sees stays whole unless `vision` asks for its
+    linear layers too, and layers stay whole whose rows do not divide into groups.
+
+    mixed: one of mlx-lm's recipes, which chooses the bits of each text layer. What mlx-lm's decoder wants different of
+    its own accord (a router at 8 bits) stays different.
+
+    Returns what config.json says of it (see `recipe_of`).
     """
-    recipe = quantization.settings()
-    own_rule = getattr(model.text_decoder(), "quant_predicate", None) or (lambda path, module: True)
+    prefix, decoder = model.text_prefix, model.text_decoder()
+    own_rule = getattr(decoder, "quant_predicate", None) or (lambda path, module: True)
+    try:
+        of_recipe = mixed_recipe(mixed, decoder, quantization.group_size) if mixed else lambda path, module: True
+    except ValueError as error:
+        raise UnsupportedError(f"The recipe {mixed} does not fit {model.config['model_type']}: {error}") from None
     done, left = 0, 0
+
+    def wanted(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not path.startswith(prefix):
+            return vision and isinstance(module, nn.Linear)
+        own = own_rule(path, module)
+        return of_recipe(path.removeprefix(prefix), module) if own is True else own
 
     def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
         nonlocal done, left
-        if not path.startswith(model.text_prefix) or not hasattr(module, "to_quantized"):
-            return False
-        own = own_rule(path, module)
-        if not own:
+        if not hasattr(module, "to_quantized") or not (own := wanted(path, module)):
             return False
         settings = own if isinstance(own, dict) else quantization.settings()
         if module.weight.shape[-1] % settings["group_size"]:
             left += 1
             return False
-        if settings != quantization.settings():
-            recipe[path] = settings
         done += 1
         return settings
 
     nn.quantize(model, class_predicate=chosen)
     if not done:
         notice(
-            f"no layer was quantized: the rows of all {left} text layers do not divide into groups of "
+            f"no layer was quantized: the rows of all {left} layers do not divide into groups of "
             f"{quantization.group_size}. Try group_size=32."
         )
-    return recipe
+    return recipe_of(model)
 
 
 def cast(weights: Mapping[str, mx.array], dtype: mx.Dtype, model: Model) -> dict[str, mx.array]:

@@ -35,6 +35,7 @@ def _resolve(place: str) -> Any:
 
 _QWEN2_VL_PROCESSOR = "mlx_vlgen.inputs.qwen2_vl:Qwen2VLProcessor"
 _QWEN3_VL = Family("mlx_vlgen.models.qwen3_vl:Qwen3VL", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor")
+_QWEN3_5 = Family("mlx_vlgen.models.qwen3_5:Qwen3_5", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor")
 _GLM4V = Family("mlx_vlgen.models.glm4v:Glm4v", "mlx_vlgen.inputs.glm4v:Glm4vProcessor")
 _INTERNVL = Family("mlx_vlgen.models.internvl:InternVL", "mlx_vlgen.inputs.internvl:InternVLProcessor")
 _LFM2_VL = Family("mlx_vlgen.models.lfm2_vl:Lfm2VL", "mlx_vlgen.inputs.lfm2_vl:Lfm2VLProcessor")
@@ -44,6 +45,8 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": Family("mlx_vlgen.models.qwen2_5_vl:Qwen2_5_VL", _QWEN2_VL_PROCESSOR),
     "qwen3_vl": _QWEN3_VL,
     "qwen3_vl_moe": _QWEN3_VL,
+    "qwen3_5": _QWEN3_5,
+    "qwen3_5_moe": _QWEN3_5,
     "llava": Family("mlx_vlgen.models.llava:Llava", "mlx_vlgen.inputs.llava:LlavaProcessor"),
     "llava_next": Family("mlx_vlgen.models.llava_next:LlavaNext", "mlx_vlgen.inputs.llava_next:LlavaNextProcessor"),
     "llava_onevision": Family(
@@ -55,6 +58,7 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
+    "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma4:Gemma4Processor"),
     "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
     "glm4v": _GLM4V,
     "glm4v_moe": _GLM4V,
@@ -76,7 +80,6 @@ PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
 # Vision-language types that mlx-lm loads by dropping what sees: answering without the picture is worse than refusing.
 _MLX_LM_BLIND = {
     "gemma3n",
-    "gemma4",
     "gemma4_unified",
     "kimi_k25",
     "kimi_k3",
@@ -87,8 +90,6 @@ _MLX_LM_BLIND = {
     "muse_glimmer",
     "muse_spark",
     "prism_hadamard_qwen35",
-    "qwen3_5",
-    "qwen3_5_moe",
 }
 # What a configuration of a model that sees or hears holds, whatever its type is called.
 _TOWERS = ("vision_config", "vision_tower", "mm_vision_tower", "vision_encoder", "audio_config", "audio_encoder")

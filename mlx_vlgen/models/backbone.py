@@ -98,7 +98,8 @@ def decode(
         first = next(own for own in cache if not isinstance(own, ArraysCache))
         offset = rope.angles(inputs.positions) if inputs.positions is not None else first.offset + inputs.delta
     for index, (layer, own) in enumerate(zip(body.layers, cache, strict=True)):
-        h = layer(h, *before_mask, masks(own), own if offset is None else PlacedCache(own, offset))
+        placed = own if offset is None or isinstance(own, ArraysCache) else PlacedCache(own, offset)
+        h = layer(h, *before_mask, masks(own), placed)
         if index < len(inputs.deepstack):
             h = h + inputs.deepstack[index]
     return h

@@ -133,6 +133,9 @@ class Model(nn.Module):
     text_prefix: ClassVar[str] = "language_model."
     """What the names of the text decoder's parameters begin with; `load(quantization=…)` quantizes these."""
 
+    copies: ClassVar[Mapping[str, str]] = {}
+    """Layers that quantized conversions for MLX hold once more, which mlx-vlm needs: the copy's name -> the layer's."""
+
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         # Underscores: MLX takes a module's public dictionaries and lists for parameters.
@@ -158,6 +161,11 @@ class Model(nn.Module):
         """A tensor's name in any published layout -> the parameter's name here; other names come back as they are.
         None for one that is of no use here (buffers that some releases saved)."""
         return key
+
+    @staticmethod
+    def published(name: str) -> str:
+        """What conversions for MLX call the parameter or layer `name`; `rename` turns it back."""
+        return name
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Weights of any published layout -> this module's names and shapes."""

@@ -160,6 +160,10 @@ class Gemma(nn.Module):
             raise LoadError(f"This {config['model_type']} checkpoint has scaled rotary positions, which are not known.")
         self.model = Body(config)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.model.layers
+
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Without the copy of the embeddings that some checkpoints have."""
         return {name: tensor for name, tensor in weights.items() if not name.startswith("lm_head.")}

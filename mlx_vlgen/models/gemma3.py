@@ -3,8 +3,8 @@
 Source: Gemma Team 2025 (arXiv 2503.19786); transformers' Gemma3ForConditionalGeneration.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,6 +42,8 @@ class Gemma3(VisionLanguageModel):
         self.vision_tower = Tower(SiglipVision(vision))
         width = self.body.norm.weight.shape[0]
         self.multi_modal_projector = Projector(vision, width, config.get("mm_tokens_per_image", 256))
+
+    copies: ClassVar[Mapping[str, str]] = {"language_model.lm_head": "language_model.model.embed_tokens"}
 
     def words(self, tokens: mx.array) -> mx.array:
         return scaled(self.body.embed_tokens(tokens))

@@ -64,6 +64,7 @@ class VisionTower(nn.Module):
         super().__init__()
         hidden = config["hidden_size"]
         self.merge, self.head_size = config["spatial_merge_size"], hidden // config["num_heads"]
+        self._theta = (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
         self._deepstack = tuple(config.get("deepstack_visual_indexes", ()))
         self.patch_embed = PatchEmbedding(
             config.get("in_channels", 3), config["temporal_patch_size"], config["patch_size"], hidden
@@ -81,7 +82,7 @@ class VisionTower(nn.Module):
         row, column = merge_order(rows, columns, self.merge)
         x = self.patch_embed(pixels)
         x = x + interpolate_table(self.pos_embed.weight, row, column, rows, columns)
-        cos, sin = rotary_2d(row, column, self.head_size)
+        cos, sin = rotary_2d(row, column, self.head_size, self._theta)
         between = []
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin)
@@ -96,22 +97,24 @@ class Qwen3VL(QwenVL):
         super().__init__(config, text_arguments(config), tower, (24, 20, 20), interleaved=True)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        split = dict(weights)
-        for key in [key for key in weights if re.search(r"mlp\.experts\.gate_up_proj$", key)]:
-            self._split_experts(split, key.removesuffix(".gate_up_proj"))
-        return super().sanitize(split)
+        text = self.language_model.args
+        return super().sanitize(split_experts(weights, text.hidden_size, getattr(text, "moe_intermediate_size", 0)))
 
-    def _split_experts(self, weights: dict[str, mx.array], prefix: str) -> None:
-        """Fused experts -> mlx-lm's three stacks (E, out, in). The Hub stores them (E, in, out), transformers 5
-        (E, out, in); the shape of the down projection tells, or, where it is square, that of the other."""
-        joined, down = weights.pop(f"{prefix}.gate_up_proj"), weights.pop(f"{prefix}.down_proj")
-        hidden, inner = self.language_model.args.hidden_size, self.language_model.args.moe_intermediate_size
+
+def split_experts(weights: Mapping[str, mx.array], hidden: int, inner: int) -> dict[str, mx.array]:
+    """Fused experts -> mlx-lm's three stacks (E, out, in). Qwen3-VL's on the Hub are stored (E, in, out), others
+    (E, out, in); the shape of the down projection tells, or, where it is square, that of the other."""
+    out = dict(weights)
+    for key in [key for key in weights if re.search(r"mlp\.experts\.gate_up_proj$", key)]:
+        prefix = key.removesuffix(".gate_up_proj")
+        joined, down = out.pop(key), out.pop(f"{prefix}.down_proj")
         hub = down.shape[1:] == (inner, hidden) if inner != hidden else joined.shape[1:] == (hidden, 2 * inner)
         if hub:
             joined, down = joined.swapaxes(1, 2), down.swapaxes(1, 2)
         gate, up = mx.split(joined, 2, axis=1)
         stem = prefix.removesuffix("experts") + "switch_mlp"
-        weights |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up, f"{stem}.down_proj.weight": down}
+        out |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up, f"{stem}.down_proj.weight": down}
+    return out
 
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

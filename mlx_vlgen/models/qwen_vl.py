@@ -116,7 +116,8 @@ class QwenVL(VisionLanguageModel):
         turned = int(text["head_dim"] * text.get("partial_rotary_factor", 1.0))
         self._rope = MRope(turned, text["rope_theta"], section, interleaved, neighbours)
         for layer in self.body.layers:
-            layer.self_attn.rope = self._rope
+            if "self_attn" in layer:
+                layer.self_attn.rope = self._rope
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         frames, rows, columns = media[0].grid

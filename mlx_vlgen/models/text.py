@@ -149,6 +149,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA | {"vocab_size": 262208},
+    "gemma4_text": _GEMMA
+    | {
+        "vocab_size": 262144,
+        "num_hidden_layers": 30,
+        "sliding_window": 512,
+        "final_logit_softcapping": None,
+        "num_kv_shared_layers": 0,
+        "use_double_wide_mlp": False,
+    },
 }
 
 
@@ -175,8 +184,12 @@ def text_arguments(config: dict[str, Any]) -> dict[str, Any]:
         args.setdefault("head_dim", args["hidden_size"] // args["num_attention_heads"])
     if model_type == "lfm2":
         args.setdefault("block_dim", args["hidden_size"])
+    if model_type in ("qwen3_5", "qwen3_5_moe") and "full_attention" in (kinds := args.get("layer_types") or ()):
+        args["full_attention_interval"] = kinds.index("full_attention") + 1
     if model_type == "gemma3_text":
         _gemma3_arguments(args, rope)
+    if model_type == "gemma4_text":
+        _gemma4_arguments(args)
     if reason := next((reason for reason in _LEFT_OUT.get(model_type, _nothing)(args) if reason), None):
         raise LoadError(f"This {model_type} checkpoint has {reason}, which its decoder here does not compute.")
     return args
@@ -194,6 +207,16 @@ def _gemma3_arguments(args: dict[str, Any], rope: Mapping[str, Any]) -> None:
         args["sliding_window_pattern"] = kinds.index("full_attention") + 1
     elif "_sliding_window_pattern" in args:
         args.setdefault("sliding_window_pattern", args["_sliding_window_pattern"])
+
+
+def _gemma4_arguments(args: dict[str, Any]) -> None:
+    count = args["num_hidden_layers"]
+    kinds = args.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
+    args["layer_types"] = kinds = [*kinds[:-1], "full_attention"]
+    if layers := args.get("per_layer_config"):
+        full = layers.get(str(count - 1), {})
+        args["global_head_dim"] = full.get("head_dim", args["head_dim"])
+        args["num_global_key_value_heads"] = full.get("num_key_value_heads")
 
 
 def _nothing(args: Mapping[str, Any]) -> list[str | None]:
@@ -217,6 +240,17 @@ def _left_out_of_qwen(args: Mapping[str, Any]) -> list[str | None]:
     return [*_left_out_of_llama(args), "sliding-window layers" if "sliding_attention" in kinds else None]
 
 
+def _left_out_of_qwen3_5(args: Mapping[str, Any]) -> list[str | None]:
+    layers, interval = args["num_hidden_layers"], args.get("full_attention_interval", 4)
+    regular = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(layers)]
+    missing = {"linear_attention", "full_attention"} - set(regular)
+    return [
+        *_left_out_of_llama(args),
+        "an irregular order of linear and full layers" if (args.get("layer_types") or regular) != regular else None,
+        f"no {missing.pop()} layer" if missing else None,
+    ]
+
+
 def _left_out_of_ministral3(args: Mapping[str, Any]) -> list[str | None]:
     rope = args.get("rope_parameters") or {}
     scaled = {"llama_4_scaling_beta", "original_max_position_embeddings"} <= rope.keys()
@@ -238,6 +272,22 @@ def _left_out_of_gemma3(args: Mapping[str, Any]) -> list[str | None]:
         "no full-attention layer" if layers < pattern else None,
         "soft-capped logits" if capped else None,
         "two-way attention" if args.get("use_bidirectional_attention") else None,
+    ]
+
+
+def _left_out_of_gemma4(args: Mapping[str, Any]) -> list[str | None]:
+    full = {str(i) for i, kind in enumerate(args["layer_types"]) if kind == "full_attention"}
+    layers = args.get("per_layer_config") or {}
+    known = {"head_dim", "num_key_value_heads"} if args.get("attention_k_eq_v") else {"head_dim"}
+    own = list(layers.values())
+    regular = not layers or (layers.keys() == full and own[0].keys() <= known and own == own[:1] * len(own))
+    ropes = {rope.get("rope_type", "default") for rope in (args.get("rope_parameters") or {}).values()}
+    return [
+        _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
+        "biases in its attention" if args.get("attention_bias") else None,
+        "two-way attention of all tokens" if args.get("use_bidirectional_attention") == "all" else None,
+        None if regular else "layers of sizes of their own",
+        None if ropes <= {"default", "proportional"} else "scaled rotary positions",
     ]
 
 
@@ -265,8 +315,11 @@ _LEFT_OUT: dict[str, Callable[[Mapping[str, Any]], list[str | None]]] = {
     "qwen2": _left_out_of_qwen,
     "qwen3": _left_out_of_qwen,
     "qwen3_moe": _left_out_of_qwen,
+    "qwen3_5": _left_out_of_qwen3_5,
+    "qwen3_5_moe": _left_out_of_qwen3_5,
     "ministral3": _left_out_of_ministral3,
     "gemma3_text": _left_out_of_gemma3,
+    "gemma4_text": _left_out_of_gemma4,
     "lfm2": _left_out_of_lfm2,
     "glm4": _left_out_of_glm4,
     "glm4_moe": _left_out_of_glm4_moe,

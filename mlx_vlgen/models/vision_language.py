@@ -84,7 +84,8 @@ class VisionLanguageModel(Model):
 def text_model(config: dict[str, Any]) -> nn.Module:
     """mlx-lm's decoder for a text configuration of any release of transformers."""
     decoder, arguments = text_decoder(config)
-    return decoder(arguments.from_dict(text_arguments(config)))
+    made = decoder(arguments.from_dict(text_arguments(config)))
+    return made.language_model if "language_model" in made else made  # Qwen3.5's comes in a wrapper
 
 
 TILES_AT_ONCE = 16

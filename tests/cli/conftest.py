@@ -1,9 +1,10 @@
 """A tiny checkpoint on disk, and the command line as a person runs it: a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,11 @@ def run(environment: dict[str, str], tmp_path: Path) -> Callable[..., Ran]:
         return Ran(ran.args, ran.returncode, ran.stdout.decode(speaks), ran.stderr.decode(speaks))
 
     return run
+
+
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """A shell that runs these tests in the background has its jobs ignore Ctrl-C, and they hand that on."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

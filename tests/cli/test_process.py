@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +118,6 @@ def test_wrong_usage_exits_2(run: Run) -> None:
 
 
 # Leaving early
-
-
-@pytest.fixture
-def heeds_interrupts() -> Iterator[None]:
-    """A shell that runs these tests in the background has its jobs ignore Ctrl-C, and they hand that on."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def stopped(process: "subprocess.Popen[bytes]") -> tuple[int, bytes]:

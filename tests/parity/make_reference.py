@@ -227,9 +227,11 @@ class _RoutingMargins:
     def __init__(self, model: Any) -> None:
         self.smallest = np.inf
         self.routers = [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
+        self.others = [module for module in model.modules() if type(module).__name__ == "Gemma4TextRouter"]
 
     def __enter__(self) -> Self:
         self.handles = [router.register_forward_pre_hook(self._look) for router in self.routers]
+        self.handles += [router.register_forward_hook(self._look_after) for router in self.others]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -242,7 +244,14 @@ class _RoutingMargins:
         corrected = hasattr(router, "e_score_correction_bias")
         scores = scores.sigmoid() + router.e_score_correction_bias if corrected else scores.softmax(dim=-1)
         scores = scores.sort(descending=True).values
-        gap = scores[:, router.top_k - 1] - scores[:, router.top_k]
+        self._note(scores, router.top_k)
+
+    def _look_after(self, router: Any, _: Any, made: tuple[torch.Tensor, ...]) -> None:
+        """Of one that gives the probabilities of all experts, sorted by none."""
+        self._note(made[0].sort(descending=True).values, router.config.top_k_experts)
+
+    def _note(self, scores: torch.Tensor, chosen: int) -> None:
+        gap = scores[:, chosen - 1] - scores[:, chosen]
         self.smallest = min(self.smallest, gap.min().item())
 
 
@@ -373,7 +382,10 @@ def check_hub_layout(v5: Path, hub: Path, recipe: Recipe) -> None:
     """transformers must read the "hub" layout as the same model."""
     case = list(recipe.cases.values())[-1]
     inputs = model_inputs(recipe, load_processor(recipe), [case])
-    logits = [load_model(folder)(**inputs).logits.detach() for folder in (v5, hub)]
+    models = [load_model(folder) for folder in (v5, hub)]
+    for model in models:  # to equal addresses, which decide how the last bit is rounded
+        model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+    logits = [model(**inputs).logits.detach() for model in models]
     difference = (logits[0] - logits[1]).abs().max().item()
     if difference:
         raise RuntimeError(f'transformers reads the "hub" layout differently: {difference}')

@@ -41,7 +41,7 @@ def _draw(name: str, shape: tuple[int, ...], seed: int, table: Iterable[Rule]) -
     # Fused experts are (experts, out, in); convolutions (out, in, *kernel).
     fan_in = shape[-1] if "experts" in name else int(np.prod(shape[1:]))
     mean, std = next(matching, (0.0, 1.0 / np.sqrt(fan_in)))
-    return (mean + std * bell(f"{seed}:{name}", shape)).astype(np.float32)
+    return np.asarray(mean + std * bell(f"{seed}:{name}", shape), np.float32)  # an array where the shape is ()
 
 
 def bell(key: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -15,7 +15,7 @@ from mlx_vlgen.inputs.processor import TextProcessor
 from mlx_vlgen.inputs.prompt import Media, Prompt
 from mlx_vlgen.inputs.qwen_vl import Qwen3VLProcessor
 from mlx_vlgen.loading import load, loader
-from mlx_vlgen.loading.quantization import MODES, Quantization, quantize_text
+from mlx_vlgen.loading.quantization import MODES, Quantization, quantize_layers
 from mlx_vlgen.models import base
 
 QWEN2 = LLAMA | {"model_type": "qwen2"}
@@ -492,7 +492,7 @@ def test_quantize_while_loading(llama, given):
 @pytest.mark.parametrize("config", [LLAMA, QWEN3_MOE, QWEN3_VL], ids=lambda config: config["model_type"])
 def test_what_was_quantized_loads_again(tmp_path, no_pictures, config):
     model, _ = load(write(tmp_path / "float", config, draw(config)), dtype="float16")
-    recipe = quantize_text(model, Quantization.parse({"bits": 4, "group_size": 32}))
+    recipe = quantize_layers(model, Quantization.parse({"bits": 4, "group_size": 32}))
     again, _ = load(write(tmp_path / "packed", config | {"quantization": recipe}, parameters(model)), dtype="float16")
     assert parameters(again).keys() == parameters(model).keys()
     np.testing.assert_array_equal(logits(again), logits(model))
@@ -516,8 +516,8 @@ def test_experts_router_keeps_its_own_recipe(tmp_path):
     model, _ = load(folder, quantization=4)
     assert model.model.layers[0].mlp.gate.bits == 8
     assert model.model.layers[0].mlp.switch_mlp.up_proj.bits == 4
-    recipe = quantize_text(load(folder)[0], Quantization.parse(4))
-    assert recipe["model.layers.0.mlp.gate"] == {"group_size": 64, "bits": 8}
+    recipe = quantize_layers(load(folder)[0], Quantization.parse(4))
+    assert recipe["model.layers.0.mlp.gate"] == {"group_size": 64, "bits": 8, "mode": "affine"}
     assert {key: recipe[key] for key in ("group_size", "bits", "mode")} == {
         "group_size": 64,
         "bits": 4,

@@ -88,6 +88,9 @@ def mlx(tensors: Tensors) -> Tensors:
         ("model.language_model.", "language_model.model."),
         ("model.visual.", "vision_tower."),
         ("lm_head.", "language_model.lm_head."),
+        # As they are saved where transformers turns its new names back.
+        ("visual.", "vision_tower."),
+        ("model.", "language_model.model."),
     )
     return channels_last(renamed(tensors, *pairs))
 

@@ -1,0 +1,252 @@
+"""A Hugging Face checkpoint in, one for MLX out: renamed, quantized, narrowed or widened.
+
+Also `python -m mlx_vlgen.convert`.
+"""
+
+import sys
+
+if __name__ == "__main__":  # before the imports below, which take a second: --help is instant, Ctrl-C is heeded
+    from .cli import main_convert
+
+    sys.exit(main_convert())
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, ModelCard, ModelCardData, constants, metadata_load
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from . import __version__
+from ._mlx_lm import MIXED_RECIPES, get_total_parameters
+from ._runtime import mx, tree_flatten
+from .errors import UnsupportedError, VlgenError
+from .loading.checkpoint import INDEX, read_config, weight_files
+from .loading.hub import locate
+from .loading.loader import DTYPES, build, fill, refuse_quantized
+from .loading.quantization import Quantization, quantize_layers, recipe_of
+from .loading.saving import check_free, write_json, write_weights, written_whole
+from .notices import notice
+
+# Beside weights and configuration: settings, tokenizers, processors, templates, licences. Never code, never pickles.
+_COPIED = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
+_NOT_COPIED = {"config.json", INDEX, "adapter_config.json", "quantize_config.json", "hf_quant_config.json"}
+
+# What the model card says of the licence and the languages is the original's.
+_CARD_FIELDS = ("license", "license_name", "license_link", "language")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to the weights: `quantization` and the mixed `recipe` that chooses its bits, of what sees too where
+    `vision` says so; or `dequantize`; and the type of floats, None for their own."""
+
+    quantization: Quantization | None = None
+    recipe: str | None = None
+    vision: bool = False
+    dequantize: bool = False
+    dtype: mx.Dtype | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        quantize: bool = False,
+        q_bits: int | None = None,
+        q_group_size: int | None = None,
+        q_mode: str | None = None,
+        q_recipe: str | None = None,
+        quantize_vision: bool = False,
+        dtype: str | mx.Dtype | None = None,
+        dequantize: bool = False,
+    ) -> "Plan":
+        """From `convert`'s keywords. UnsupportedError, which begins with a keyword's name, where they do not fit."""
+        given = {"bits": q_bits, "group_size": q_group_size, "mode": q_mode}
+        settings = {name: value for name, value in given.items() if value is not None}
+        if dequantize and quantize:
+            raise UnsupportedError("dequantize and quantize exclude each other.")
+        if not quantize and (settings or q_recipe or quantize_vision):
+            name = next((f"q_{name}" for name in settings), "q_recipe" if q_recipe else "quantize_vision")
+            raise UnsupportedError(f"{name} says how to quantize, and quantize is not given.")
+        if q_recipe and q_recipe not in MIXED_RECIPES:
+            raise UnsupportedError(f"q_recipe={q_recipe!r}: expected one of {', '.join(MIXED_RECIPES)}.")
+        if q_recipe and (q_bits is not None or q_mode not in (None, "affine")):
+            raise UnsupportedError(
+                f"q_recipe={q_recipe!r} chooses the bits, in mode affine: leave q_bits and q_mode out."
+            )
+        narrow = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if dtype is not None and not (isinstance(narrow, mx.Dtype) and narrow in DTYPES.values()):
+            raise UnsupportedError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}.")
+        try:
+            quantization = Quantization.parse(settings) if quantize else None
+        except UnsupportedError as error:
+            raise UnsupportedError(str(error).replace("quantization ", "q_", 1)) from None
+        return cls(quantization, q_recipe, quantize_vision, dequantize, narrow)
+
+
+def convert(
+    hf_path: str | Path,
+    mlx_path: str | Path = "mlx_model",
+    *,
+    revision: str | None = None,
+    upload_repo: str | None = None,
+    dry_run: bool = False,
+    **settings: Any,
+) -> Path:
+    """Write the checkpoint `hf_path` into the new folder `mlx_path`, as MLX reads it; return that folder.
+
+    hf_path: a folder or an id on the Hugging Face Hub, as `load` takes it; nothing is written there. revision: branch,
+    tag or commit on the Hub. mlx_path: appears when everything in it is written, and not before.
+    upload_repo: id on the Hub to upload the result to; with `dry_run` what would be uploaded is only listed on stdout.
+
+    Keywords that say what is done to the weights; without any they keep their types and are only renamed:
+    quantize: False. q_mode: "affine", "mxfp4", "mxfp8" or "nvfp4". q_bits, q_group_size: the mode's own, 4 and 64 for
+    affine. q_recipe: mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6, mlx-lm's choices of bits for each layer.
+    quantize_vision: False; linear layers of what sees, too. dequantize: False. dtype: "float32", "bfloat16" or
+    "float16" for floating-point weights; default their own.
+
+    Raises what `load` raises; UnsupportedError for settings that do not fit; VlgenError where the result cannot be
+    written.
+    """
+    plan = Plan.of(**settings)
+    if upload_repo is not None:
+        _check_repo(upload_repo)
+    elif dry_run:
+        raise UnsupportedError("dry_run lists what upload_repo would get, which is not given.")
+    target = Path(mlx_path).expanduser().resolve()
+    check_free(target)
+    source = locate(hf_path, revision)
+    if source.resolve() in (target, *target.parents):
+        raise VlgenError(f"{target} is in the checkpoint's own folder. Nothing is written there: choose another.")
+    before = sum(file.stat().st_size for file in weight_files(source))
+    origin = None if Path(hf_path).expanduser().is_dir() or hf_path == "demo" else str(hf_path)
+    with written_whole(target) as folder:
+        tensors, count, recipe, sees = _weights(source, plan)
+        bits = sum(tensor.nbytes for tensor in tensors.values()) * 8 / count
+        write_weights(folder, tensors, {"total_parameters": count})
+        write_json(folder / "config.json", _config(source, plan, recipe))
+        _copy_files(source, folder)
+        _card(source, origin, upload_repo or target.name, recipe, sees).save(folder / "README.md")
+    after = sum(file.stat().st_size for file in weight_files(target))
+    notice(f"{target}: {_gigabytes(after)}, {bits:.3f} bits per weight; it was {_gigabytes(before)}")
+    if upload_repo is not None:
+        _upload(target, upload_repo, dry_run)
+    return target
+
+
+def _weights(source: Path, plan: Plan) -> tuple[dict[str, mx.array], int, dict[str, Any], bool]:
+    """The tensors by the names that conversions for MLX have, not computed yet; how many numbers they stand for; what
+    config.json says of their quantization; and whether the model sees."""
+    config = read_config(source)
+    model = build(source, config)
+    fill(model, source, plan.dtype, plan.dequantize)
+    sees = bool(model.text_prefix)
+    if plan.vision and not sees:
+        raise UnsupportedError(
+            f"quantize_vision: {config['model_type']} is a text decoder; there is nothing that sees."
+        )
+    if plan.quantization:
+        refuse_quantized(model, source)
+        quantize_layers(model, plan.quantization, plan.recipe, plan.vision)
+    recipe = {model.published(key): value for key, value in recipe_of(model).items()}
+    if plan.quantization and not recipe:
+        raise UnsupportedError("q_group_size: no layer's rows divide into such groups, so nothing would be quantized.")
+    tensors = {model.published(name): tensor for name, tensor in tree_flatten(model.parameters())}
+    for copy, layer in model.copies.items():
+        if f"{layer}.scales" in tensors and f"{copy}.weight" not in tensors:
+            parts = ("weight", "scales", "biases")
+            tensors |= {f"{copy}.{part}": tensors[f"{layer}.{part}"] for part in parts if f"{layer}.{part}" in tensors}
+            recipe |= {copy: recipe[layer]} if layer in recipe else {}
+    return tensors, get_total_parameters(model), recipe, sees
+
+
+def _config(source: Path, plan: Plan, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with all that the original says but of the quantization and types that the weights no longer have."""
+    config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    for part in parts:
+        for key in ("quantization", "quantization_config"):
+            part.pop(key, None)
+        if plan.dtype is not None:
+            name = next(name for name, dtype in DTYPES.items() if dtype == plan.dtype)
+            part |= {key: name for key in ("dtype", "torch_dtype") if part.get(key)}
+    return config | ({"quantization": recipe, "quantization_config": recipe} if recipe else {})
+
+
+def _copy_files(source: Path, folder: Path) -> None:
+    for path in {path for pattern in _COPIED for path in source.glob(pattern)}:
+        if path.is_file() and path.name not in _NOT_COPIED:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _card(source: Path, origin: str | None, name: str, recipe: Mapping[str, Any], sees: bool) -> ModelCard:
+    """README.md. origin: the id on the Hub of the original, where it came from there."""
+    try:
+        known = metadata_load(source / "README.md") or {}
+    except Exception:  # whoever wrote it may have written anything
+        known = {}
+    data = ModelCardData(
+        base_model=origin,
+        base_model_relation="quantized" if recipe and origin else None,
+        library_name="mlx",
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
+        tags=["mlx", "mlx-vlgen"],
+        **{field: known[field] for field in _CARD_FIELDS if field in known},
+    )
+    how = f" with {recipe['bits']} bits per weight ({recipe['mode']})" if recipe else ""
+    what = f"[{origin}](https://huggingface.co/{origin})" if origin else "A checkpoint"
+    picture = {"flag": "--image photo.jpg ", "count": ", num_images=1", "image": ', image="photo.jpg"'} if sees else {}
+    text = f"""# {name}
+
+{what} in MLX format{how}, converted by mlx-vlgen {__version__}.
+
+```sh
+python -m mlx_vlgen.generate --model {name} {picture.get("flag", "")}--prompt "What is this?"
+```
+
+```python
+from mlx_vlgen import apply_chat_template, generate, load
+
+model, processor = load("{name}")
+prompt = apply_chat_template(processor, model.config, "What is this?"{picture.get("count", "")})
+print(generate(model, processor, prompt{picture.get("image", "")}).text)
+```
+"""
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _check_repo(repo: str) -> None:
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise UnsupportedError(
+            f"upload_repo={repo!r} is no id on the Hugging Face Hub; ids look like owner/name."
+        ) from None
+
+
+def _upload(folder: Path, repo: str, dry_run: bool) -> None:
+    files = sorted(folder.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    if dry_run:
+        print(f"{len(files)} files, {_gigabytes(size)}, would be uploaded to {constants.ENDPOINT}/{repo}:")
+        for file in files:
+            print(f"{file.stat().st_size:>15,} {file.name}")
+        return
+    notice(f"uploading {len(files)} files, {_gigabytes(size)}, to {constants.ENDPOINT}/{repo}")
+    try:
+        hub = HfApi()
+        hub.create_repo(repo, exist_ok=True)
+        hub.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Converted by mlx-vlgen {__version__}")
+    except Exception as error:  # huggingface_hub raises its HTTP library's own, and that differs by version
+        raise VlgenError(
+            f"{folder} is whole, but uploading it to {repo} failed ({type(error).__name__}: {error}). "
+            f"Log in with `hf auth login` if you have not, and try again: hf upload {repo} {folder}"
+        ) from None
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,220 @@
+"""`python -m mlx_vlgen.convert`: its flags, its streams and exit codes, and that no kill leaves half a checkpoint."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from invariants.family import Family
+from parity.layouts import write_checkpoint
+
+from mlx_vlgen import cli, load
+from mlx_vlgen._runtime import mx, tree_flatten
+
+from .conftest import COMMANDS, Ran
+
+CONVERT = (sys.executable, "-m", "mlx_vlgen.convert")
+Run = Callable[..., Ran]
+
+
+# Flags
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command asks for, in the place of doing it."""
+    noted: dict[str, Any] = {}
+
+    def convert(hf_path: str, **keywords: Any) -> None:
+        noted.update(hf_path=hf_path, **keywords)
+
+    import mlx_vlgen.convert
+
+    monkeypatch.setattr(mlx_vlgen.convert, "convert", convert)
+    return noted
+
+
+def say(*words: str) -> int:
+    try:
+        return cli.main_convert(words)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def test_every_flag_is_passed_on_and_no_other(asked: dict[str, Any]) -> None:
+    words = "owner/name --mlx-path out --revision r -q --q-bits 3 --q-group-size 32 --q-mode affine --quantize-vision"
+    assert say(*words.split(), *"--dtype float16 --upload-repo me/it --dry-run".split()) == 0
+    assert asked == {
+        "hf_path": "owner/name", "mlx_path": "out", "revision": "r", "quantize": True, "q_bits": 3, "q_group_size": 32,
+        "q_mode": "affine", "quantize_vision": True, "dtype": "float16", "upload_repo": "me/it", "dry_run": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ["it", "--hf-path it", "--model it"])
+def test_flags_not_given_are_not_passed_on(asked: dict[str, Any], words: str) -> None:
+    assert say(*words.split()) == 0
+    assert asked == {"hf_path": "it"}
+
+
+@pytest.mark.parametrize("flag", ["--q-recipe", "--quant-predicate"])
+def test_recipes_and_dequantizing(asked: dict[str, Any], flag: str) -> None:
+    assert say("it", "-q", flag, "mixed_2_6") == 0
+    assert asked == {"hf_path": "it", "quantize": True, "q_recipe": "mixed_2_6"}
+    asked.clear()
+    assert say("it", "-d") == 0
+    assert asked == {"hf_path": "it", "dequantize": True}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", "no checkpoint is named"),
+        ("a --model b", "name one checkpoint"),
+        ("a b", "'b' belongs to no flag"),
+        ("a --q-bit 4", "unknown flag --q-bit; did you mean '--q-bits'?"),
+        ("a --q-bits 4", "--q-bits says how to quantize, and quantize is not given"),
+        ("a -q --q-bits 7", "--q-bits=7: affine has 2, 3, 4, 5, 6, 8."),
+        ("a -q --q-group-size 7", "--q-group-size=7: affine has 32, 64, 128."),
+        ("a -q -d", "--dequantize and quantize exclude each other"),
+        ("a -q --q-recipe mixed", "--q-recipe='mixed': expected one of mixed_2_6"),
+        ("a -q --q-mode int4", "invalid choice: 'int4'"),
+        ("a --dtype int8", "invalid choice: 'int8'"),
+        ("a --dry-run", "--dry-run lists what --upload-repo would get"),
+    ],
+)
+def test_wrong_usage(asked: dict[str, Any], capsys: pytest.CaptureFixture[str], words: str, told: str) -> None:
+    assert say(*words.split()) == 2
+    out, error = capsys.readouterr()
+    assert (out, asked) == ("", {}) and told in error
+
+
+# As a process
+
+
+def test_a_checkpoint_is_converted_answers_and_is_not_overwritten(run: Run, qwen: Family, tmp_path: Path) -> None:
+    ran = run(*CONVERT, qwen.folder, "-q", "--q-group-size", "32", "--upload-repo", "me/it", "--dry-run")
+    assert ran.returncode == 0
+    made = tmp_path / "mlx_model"
+    told, *listed = ran.stdout.splitlines()
+    assert re.fullmatch(r"\d+ files, 1\.\d MB, would be uploaded to https://huggingface.co/me/it:", told)
+    assert [line.split()[1] for line in listed] == sorted(path.name for path in made.iterdir())
+    assert [line.partition(": ")[0] for line in ran.stderr.splitlines()] == ["mlx_vlgen", "mlx_vlgen"]
+    assert re.search(r"mlx_model: 1\.\d MB, \d+\.\d{3} bits per weight; it was 2\.\d MB$", ran.stderr)
+    ours, theirs = (
+        dict(tree_flatten(load(folder, quantization=how)[0].parameters()))
+        for folder, how in ((made, None), (qwen.folder, {"bits": 4, "group_size": 32}))
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(np.array(ours[name]), np.array(theirs[name])) for name in ours)
+
+    answer = run(*COMMANDS, "generate", "--model", made, "--prompt", "Hi", "--max-tokens", "3")
+    assert (answer.returncode, answer.stderr) == (0, "") and len(answer.stdout) > 1
+    again = run(*COMMANDS, "convert", qwen.folder)
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr.startswith(f"mlx_vlgen: error: {made} is there already and is not empty. ")
+
+
+def test_help_is_instant(run: Run) -> None:
+    ran = run(sys.executable, "-W", "error", "-X", "importtime", "-m", "mlx_vlgen.convert", "--help")
+    assert ran.returncode == 0 and ran.stdout.startswith("usage: python -m mlx_vlgen.convert ")
+    assert not re.search(r"\| +(mlx|numpy|transformers|PIL|huggingface_hub)$", ran.stderr, re.MULTILINE)
+
+
+def test_a_full_disk_leaves_nothing(environment: dict[str, str], qwen: Family, tmp_path: Path) -> None:
+    # No file of this process may be larger than half a megabyte.
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000,) * 2); " \
+              "from mlx_vlgen.cli import main_convert; sys.exit(main_convert(sys.argv[1:]))"  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, "-c", limited, qwen.folder, "--mlx-path", tmp_path / "out"],
+        capture_output=True, encoding="utf-8", env=environment, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 1 and ran.stderr.startswith("mlx_vlgen: error: ")
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.converting").exists()
+
+
+# Killed
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that takes a while: the tiny one with a larger vocabulary."""
+    folder = write_checkpoint("llama", "v5", tmp_path_factory.mktemp("large"))
+    config = json.loads((folder / "config.json").read_text())
+    tensors = dict(mx.load(str(folder / "model.safetensors")).items())  # type: ignore[union-attr]
+    config["vocab_size"] = 50_000
+    for name, tensor in tensors.items():
+        if "embed_tokens" in name or "lm_head" in name:
+            tensors[name] = mx.random.normal((50_000, tensor.shape[1]), key=mx.random.key(0))
+    mx.save_safetensors(str(folder / "model.safetensors"), tensors)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def changed(folder: Path) -> int | None:
+    """When a file was last made or removed in it."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def until(process: "subprocess.Popen[bytes]", happened: Callable[[], bool]) -> float:
+    """The time at which it happened, or the process ended."""
+    while not happened() and process.poll() is None:
+        time.sleep(0.0005)
+    return time.perf_counter()
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
+def test_killed_at_any_moment_it_leaves_nothing_or_all(
+    how: signal.Signals, environment: dict[str, str], large: Path, tmp_path: Path
+) -> None:
+    target, part = tmp_path / "out", tmp_path / ".out.converting"
+
+    def start() -> "subprocess.Popen[bytes]":
+        command = [*CONVERT, str(large), "--mlx-path", str(target), "-q", "--q-group-size", "32"]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    first = start()
+    begun = until(first, part.exists)
+    length = until(first, target.exists) - begun
+    assert first.wait(timeout=60) == 0
+    whole = contents(target)
+    assert "config.json" in whole and len(whole["model.safetensors"]) > 1_000_000
+    random_moments = random.Random(0)
+    stopped = 0
+    for _ in range(10):
+        if target.exists():
+            target.rename(tmp_path / f"whole{len(os.listdir(tmp_path))}")
+        left = changed(part)
+        process = start()
+        until(process, lambda left=left: changed(part) != left)  # type: ignore[misc]
+        time.sleep(random_moments.uniform(0, length))
+        process.send_signal(how)
+        _, error = process.communicate(timeout=60)
+        assert b"Traceback" not in error
+        if target.exists():
+            assert contents(target) == whole
+        else:
+            stopped += 1
+            assert process.returncode == (130 if how == signal.SIGINT else -how)
+            assert how == signal.SIGKILL or not part.exists()
+    assert stopped >= 3
+    if target.exists():
+        target.rename(tmp_path / "last")
+    assert start().wait(timeout=60) == 0  # what the killed ones left is no hindrance
+    assert contents(target) == whole and not part.exists()

@@ -1,0 +1,176 @@
+"""Gemma 4, dense and mixture of experts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..recipe import (
+    HEADS,
+    VIDEO_BATCHES,
+    VIDEO_CASES,
+    VISION_BATCHES,
+    VISION_CASES,
+    Config,
+    Ids,
+    ProcessorKit,
+    Recipe,
+    TokenizerKit,
+    ends,
+    metadata,
+    renamed,
+    rope,
+)
+from ..weights import Rule, Tensors
+
+# Does what the published one does, which is not ours to copy: the first token, a system turn, trimmed texts.
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<|turn>' + role + '\\n' }}"
+    "{% if m['content'] is string %}{{ m['content'] | trim }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] in ['image', 'video'] %}{{ '<|' + c['type'] + '|>' }}{% else %}{{ c['text'] | trim }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<turn|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\\n' }}{% endif %}"
+)
+TOKENIZER = TokenizerKit(
+    "gemma4",
+    ["<pad>", "<eos>", "<bos>", "<|turn>", "<turn|>", "<|image>", "<image|>", "<|image|>", "<|audio>", "<audio|>",
+     "<|audio|>", "<|video|>"],
+    "<eos>",
+    "<pad>",
+    TEMPLATE,
+    "<bos>",
+    {
+        "boi_token": "<|image>", "eoi_token": "<image|>", "image_token": "<|image|>",
+        "boa_token": "<|audio>", "eoa_token": "<audio|>", "audio_token": "<|audio|>",
+    },
+)  # fmt: skip
+CASES = VISION_CASES | {name: VIDEO_CASES[name] for name in ("video", "odd_video", "video_img")}
+ENDS = ends("<bos>", "<eos>", "<pad>")
+PATCH, POOL, PICTURE, FRAME = 4, 3, 24, 6
+"""The last two: tokens of each at most. A picture has more than the sliding window, which hides some from others."""
+
+FULL_ROPE: Config = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
+ROPE: Config = {"full_attention": FULL_ROPE, "sliding_attention": rope(1e4)}
+RULES: tuple[Rule, ...] = (
+    # Scores are not divided by the root of the head's size: large ones would magnify the last bits of float32.
+    (r"[qk]_norm\.weight$", 0.5, 0.1),
+    (r"norm(_\d)?\.weight$", 1.0, 0.2),
+    (r"embed_tokens\.weight$", 0.0, 0.08),
+    (r"embed_tokens_per_layer\.weight$", 0.0, 0.25),
+    (r"position_embedding_table$", 0.0, 0.5),
+    (r"layer_scalar$", 0.8, 0.1),
+    (r"put_min$", -1.0, 0.1),
+    (r"put_max$", 1.0, 0.1),
+    (r"std_bias$", 0.0, 0.5),
+    (r"(std_scale|router\.scale|per_expert_scale)$", 1.0, 0.2),
+    (r"router\.proj\.weight$", 0.0, 1.0),
+)
+
+
+def config(text: Config, vision: Config) -> Callable[[Ids, int], Any]:
+    def build(ids: Ids, vocabulary: int) -> Any:
+        import transformers
+
+        text_config = HEADS | ENDS(ids) | {
+            "hidden_size": 72, "intermediate_size": 96, "head_dim": 32, "global_head_dim": 64, "vocab_size": vocabulary,
+            "vocab_size_per_layer_input": vocabulary, "sliding_window": 10, "final_logit_softcapping": 3.0,
+            "num_hidden_layers": 6, "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2,
+            "rope_parameters": ROPE,
+        } | text  # fmt: skip
+        vision_config = {
+            "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "head_dim": 12, "patch_size": PATCH, "pooling_kernel_size": POOL,
+            "position_embedding_size": 64,
+        } | vision  # fmt: skip
+        return transformers.Gemma4Config(
+            text_config=text_config, vision_config=vision_config, audio_config=None, boi_token_id=ids("<|image>"),
+            eoi_token_id=ids("<image|>"), image_token_id=ids("<|image|>"), video_token_id=ids("<|video|>"),
+            boa_token_id=ids("<|audio>"), eoa_token_index=ids("<audio|>"), audio_token_id=ids("<|audio|>"),
+            eos_token_id=[ids("<eos>"), ids("<turn|>")],
+        )  # fmt: skip
+
+    return build
+
+
+def processor(tokenizer: Any) -> Any:
+    import transformers
+    from transformers.models.gemma4 import image_processing_pil_gemma4 as pictures
+    from transformers.models.gemma4 import video_processing_gemma4 as clips
+
+    # It takes no smaller numbers of tokens than the published models know.
+    pictures._SUPPORTED_SOFT_TOKENS = clips._SUPPORTED_SOFT_TOKENS = (PICTURE, FRAME)
+    sizes = {"patch_size": PATCH, "pooling_kernel_size": POOL}
+    return transformers.Gemma4Processor(
+        transformers.Gemma4AudioFeatureExtractor(), pictures.Gemma4ImageProcessorPil(max_soft_tokens=PICTURE, **sizes),
+        tokenizer, clips.Gemma4VideoProcessor(max_soft_tokens=FRAME, **sizes), image_seq_length=PICTURE,
+        chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+
+
+def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    made = processor.image_processor(images=[picture], return_tensors="np")
+    return unpadded(made["pixel_values"], made["image_position_ids"])
+
+
+def video_pixels(processor: Any, clip: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    made = processor.video_processor(videos=[clip], return_tensors="np", do_sample_frames=False, **metadata([clip]))
+    return unpadded(np.asarray(made["pixel_values_videos"]), np.asarray(made["video_position_ids"]))
+
+
+def unpadded(pixels: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    """positions: (column, row) of each patch, -1 where it is padding."""
+    columns, rows = (positions[0].max(axis=0) + 1).tolist()
+    return pixels[:, : rows * columns], (rows, columns)
+
+
+def mlx(tensors: Tensors) -> Tensors:
+    """Experts under mlx-lm's names."""
+    pairs = (
+        ("model.vision_tower.", "vision_tower."),
+        ("model.embed_vision.", "embed_vision."),
+        ("model.language_model.", "language_model.model."),
+    )
+    out = renamed(tensors, *pairs)
+    for name in [name for name in out if name.endswith(".experts.gate_up_proj")]:
+        stem = name.removesuffix("gate_up_proj")
+        gate, up = np.split(out.pop(name), 2, axis=1)
+        out[f"{stem}switch_glu.gate_proj.weight"] = np.ascontiguousarray(gate)
+        out[f"{stem}switch_glu.up_proj.weight"] = np.ascontiguousarray(up)
+        out[f"{stem}switch_glu.down_proj.weight"] = out.pop(f"{stem}down_proj")
+    return out
+
+
+def legacy(config: Config) -> None:
+    """The first release had rotary parameters as today's, but sizes of global layers by names of their own."""
+    text, vision = config["text_config"], config["vision_config"]
+    for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
+        text.pop(key, None)
+    text["rope_parameters"] = ROPE
+    vision |= {"model_type": "gemma4_vision", "rope_parameters": rope(100.0)}
+    full = next(iter(text.pop("per_layer_config").values()))
+    text |= {"global_head_dim": full["head_dim"], "num_global_key_value_heads": full.get("num_key_value_heads")}
+
+
+def recipe(text: Config, **vision: Any) -> Recipe:
+    kit = ProcessorKit("gemma4", processor, image_pixels, video_pixels, channels_last=True, nested=True)
+    return Recipe(
+        config(text, vision), TOKENIZER, CASES, VISION_BATCHES | VIDEO_BATCHES, kit, RULES,
+        mlx=mlx, legacy=legacy,
+    )  # fmt: skip
+
+
+RECIPES = {
+    "gemma4": recipe(
+        {"hidden_size_per_layer_input": 16, "num_kv_shared_layers": 3, "use_double_wide_mlp": True},
+        use_clipped_linears=True,
+    ),
+    "gemma4_moe": recipe(
+        {
+            "hidden_size_per_layer_input": 0, "enable_moe_block": True, "num_experts": 8, "top_k_experts": 2,
+            "moe_intermediate_size": 40, "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+            "use_bidirectional_attention": "vision",
+        },
+        standardize=True,
+    ),
+}  # fmt: skip

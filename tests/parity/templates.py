@@ -1,0 +1,125 @@
+"""Conversations through chat templates, ours and transformers'."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_vlgen import apply_chat_template
+from mlx_vlgen.errors import PromptError
+from mlx_vlgen.inputs import chat_template
+from mlx_vlgen.inputs.processor import Processor
+
+WORDS = (
+    "Describe  the café, s'il te plaît: naïve e\u0301, 図書館で続けて。 12345 + 678?\n\n\tdef f(x):\n        return x\n"
+    "🙂👩‍👩‍👧 مرحبا Привет “quoted” … don't WE'RE http://a.b/c?d=e&f=1 \u00a0 end  "
+)
+IMAGE, VIDEO = {"type": "image", "image": "a.png"}, {"type": "video", "video": "a.mp4"}
+SUM = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds two numbers.",
+        "parameters": {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a"]},
+    },
+}
+
+
+def words(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def turn(*content: Any, role: str = "user") -> dict[str, Any]:
+    return {"role": role, "content": list(content)}
+
+
+ANSWERED = [turn(words("One?")), turn(words("A café."), role="assistant"), turn(words("Two?"))]
+THOUGHT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "<think>\nSum.\n</think>\n\n4"}]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """needs: words that the template must hold for the conversation to say anything to it."""
+
+    messages: list[dict[str, Any]]
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    needs: str = ""
+
+
+CONVERSATIONS = {
+    "text": Conversation([turn(words(WORDS))]),
+    "string": Conversation([{"role": "user", "content": WORDS}]),
+    "picture": Conversation([turn(IMAGE, words("What is it?"))]),
+    "picture last": Conversation([turn(words("What is it? "), IMAGE)]),
+    "two pictures": Conversation([turn(IMAGE, words(" and "), IMAGE, words("What differs?"))]),
+    "video": Conversation([turn(VIDEO, words("What moves?"))]),
+    "picture and video": Conversation([turn(IMAGE, VIDEO, words("Compare."))]),
+    "system": Conversation([turn(words("Be brief."), role="system"), turn(IMAGE, words("Hi"))]),
+    "system string": Conversation([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]),
+    "dialogue": Conversation([turn(IMAGE, words("One?")), *ANSWERED[1:]]),
+    "dialogue of strings": Conversation([*THOUGHT, {"role": "user", "content": "Sure?"}]),
+    "pictures in turns": Conversation([turn(IMAGE, words("One?")), ANSWERED[1], turn(words("And "), IMAGE)]),
+    "no answer": Conversation(ANSWERED[:2], {"add_generation_prompt": False}),
+    "thinking": Conversation([*ANSWERED], {"enable_thinking": True}, needs="enable_thinking"),
+    "no thinking": Conversation([*ANSWERED], {"enable_thinking": False}, needs="enable_thinking"),
+    "tools": Conversation([turn(words("1 + 2?"))], {"tools": [SUM]}, needs="tools"),
+    "numbered": Conversation([turn(IMAGE, IMAGE, words("Hi"))], {"add_vision_id": True}, needs="add_vision_id"),
+}
+
+
+def fitting(processor: Processor) -> Iterator[tuple[str, Conversation]]:
+    """The conversations that the template and the family can take."""
+    for name, conversation in CONVERSATIONS.items():
+        kinds = {part.kind for part in chat_template.media_parts(conversation.messages)}
+        if kinds <= set(processor.placeholders) and conversation.needs in (processor.chat_template or ""):
+            yield name, conversation
+
+
+def ours(processor: Processor, conversation: Conversation) -> str:
+    """What a user gets."""
+    return apply_chat_template(processor, {}, conversation.messages, **conversation.keywords)
+
+
+def theirs(processor: Processor, messages: Sequence[Mapping[str, Any]], keywords: Mapping[str, Any]) -> str:
+    """transformers' rendering. It is told that nobody asked for thinking, as `apply_chat_template` tells templates."""
+    given = {"add_generation_prompt": True, "enable_thinking": False} | dict(keywords)
+    rendered = processor.tokenizer.apply_chat_template(
+        list(messages), chat_template=processor.chat_template, tokenize=False, **given
+    )
+    return str(rendered)
+
+
+def difference(processor: Processor, conversation: Conversation) -> str:
+    """Between the two renderings, or "". Where transformers' leaves a person's words out without a word, or writes
+    parts down as a list, ours is compared with its rendering of the same messages in the shape that the template reads,
+    or has to refuse them."""
+    shapes = [conversation.messages, chat_template.in_parts(conversation.messages), strings(conversation.messages)]
+    expected, refused = "", ""
+    for messages in shapes:
+        try:
+            expected = theirs(processor, messages, conversation.keywords)
+        except Exception as error:  # a template's own refusal has no class of its own
+            refused = refused or str(error)
+            continue
+        if all(text in expected for text in texts(messages)) and "'type'" not in expected:
+            break
+    else:
+        expected = ""
+    try:
+        made = ours(processor, conversation)
+    except PromptError as error:
+        return f"ours refuses: {error}" if expected else ""
+    if not expected:
+        return f"ours does not refuse: {made!r:.200}" + (f"; theirs: {refused:.100}" if refused else "")
+    return "" if made == expected else f"ours {made!r}\ntheirs {expected!r}"
+
+
+def texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What people said, and not the assistant, whose thoughts templates rewrite; templates trim it."""
+    said = [message["content"] for message in messages if message["role"] != "assistant"]
+    parts = [[content] if isinstance(content, str) else [p["text"] for p in content if "text" in p] for content in said]
+    return [text.strip() for own in parts for text in own]
+
+
+def strings(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Contents that are words alone as strings."""
+    return [chat_template.words_joined(message) for message in messages]
