@@ -177,7 +177,7 @@ def render(
 
     if any(isinstance(message["content"], str) for message in bare) and _reads_parts_only(write):
         bare = in_parts(bare)
-    text = write(bare)
+    text = _written(write, bare)
     _check_kept(protected, text)
     if not marks:
         return [Segment(text)]
@@ -197,6 +197,18 @@ def _reads_parts_only(write: Callable[[list[dict[str, Any]]], str]) -> bool:
             return False
 
     return not reads(words) and reads(in_parts(words))
+
+
+def _written(write: Callable[[list[dict[str, Any]]], str], messages: list[dict[str, Any]]) -> str:
+    """The text. Where a template refuses a list of words, or writes the list down as it is, they go as a string."""
+    strings = [dict(words_joined(message)) for message in messages]
+    try:
+        text = write(messages)
+    except PromptError:
+        if strings == messages:
+            raise
+        return write(strings)
+    return write(strings) if "[{'type': 'text', 'text': " in text and strings != messages else text
 
 
 def _protect(message: Message, placeholders: Sequence[str], marks: dict[str, str]) -> dict[str, Any]:

@@ -45,8 +45,7 @@ class Embedded:
     positions: (3, B, L) int32 rotary positions (time, row, column), or None where they run on from the cache.
     delta: an int or (B,) int32, what a row's rotary position is ahead of its cache position once the prompt is over.
     deepstack: for each of the first text layers a (B, L, d) to be added to its output. two_way: (B, L) int32, tokens of
-    one row with the same number other than 0 all see each other; None where all are causal. per_layer: (B, L, layers,
-    n) inputs that each text layer adds (Gemma 4), or None.
+    one row with the same number other than 0 all see each other; None where all are causal.
     """
 
     tokens: mx.array
@@ -55,7 +54,6 @@ class Embedded:
     delta: int | mx.array = 0
     deepstack: Sequence[mx.array] = ()
     two_way: mx.array | None = None
-    per_layer: mx.array | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -73,13 +71,11 @@ class Embedded:
             delta=self.delta,
             deepstack=[layer[:, span] for layer in self.deepstack],
             two_way=cut(self.two_way),
-            per_layer=cut(self.per_layer),
         )
 
     @staticmethod
     def stack(rows: Sequence["Embedded"]) -> "Embedded":
-        """Several single rows as one batch, padded on the right with zeros. All have embeds or none has, and likewise
-        inputs per layer."""
+        """Several single rows as one batch, padded on the right with zeros. All have embeds or none has."""
         most = max(map(len, rows))
 
         def pad(parts: Sequence[mx.array], axis: int = 1) -> mx.array:
@@ -115,7 +111,6 @@ class Embedded:
                 pad([layer(row, index) for row in rows]) for index in range(max(len(row.deepstack) for row in rows))
             ],
             two_way=joined(lambda row: row.two_way, lambda row: mx.zeros_like(row.tokens)),
-            per_layer=joined(lambda row: row.per_layer, nothing),
         )
 
 

@@ -8,6 +8,9 @@ from mlx_vlgen import apply_chat_template
 from mlx_vlgen.errors import PromptError
 from mlx_vlgen.inputs import chat_template
 from mlx_vlgen.inputs.processor import Processor
+from mlx_vlgen.inputs.prompt import MediaInputs
+
+from . import media
 
 WORDS = (
     "Describe  the café, s'il te plaît: naïve e\u0301, 図書館で続けて。 12345 + 678?\n\n\tdef f(x):\n        return x\n"
@@ -88,28 +91,29 @@ def theirs(processor: Processor, messages: Sequence[Mapping[str, Any]], keywords
     return str(rendered)
 
 
-def difference(processor: Processor, conversation: Conversation) -> str:
-    """Between the two renderings, or "". Where transformers' leaves a person's words out without a word, or writes
-    parts down as a list, ours is compared with its rendering of the same messages in the shape that the template reads,
-    or has to refuse them."""
-    shapes = [conversation.messages, chat_template.in_parts(conversation.messages), strings(conversation.messages)]
-    expected, refused = "", ""
-    for messages in shapes:
+def expected_text(processor: Processor, conversation: Conversation) -> str:
+    """transformers' rendering, or "" where there is none. Where it leaves a person's words out without a word, writes
+    parts down as a list, or refuses them, that of the same messages in the shape that the template reads."""
+    for shape in (list, chat_template.in_parts, strings):
+        messages = shape(conversation.messages)
         try:
-            expected = theirs(processor, messages, conversation.keywords)
-        except Exception as error:  # a template's own refusal has no class of its own
-            refused = refused or str(error)
+            rendered = theirs(processor, messages, conversation.keywords)
+        except Exception:  # a template's own refusal has no class of its own
             continue
-        if all(text in expected for text in texts(messages)) and "'type'" not in expected:
-            break
-    else:
-        expected = ""
+        if all(text in rendered for text in texts(messages)) and "[{'type'" not in rendered:
+            return rendered
+    return ""
+
+
+def difference(processor: Processor, conversation: Conversation) -> str:
+    """Between the two renderings, or "". What transformers cannot render whole, ours has to refuse."""
+    expected = expected_text(processor, conversation)
     try:
         made = ours(processor, conversation)
     except PromptError as error:
         return f"ours refuses: {error}" if expected else ""
     if not expected:
-        return f"ours does not refuse: {made!r:.200}" + (f"; theirs: {refused:.100}" if refused else "")
+        return f"ours does not refuse: {made!r:.200}"
     return "" if made == expected else f"ours {made!r}\ntheirs {expected!r}"
 
 
@@ -123,3 +127,31 @@ def texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
 def strings(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Contents that are words alone as strings."""
     return [chat_template.words_joined(message) for message in messages]
+
+
+def ids_difference(processor: Processor, conversation: Conversation) -> str | None:
+    """Between our ids of a conversation and those of transformers' tokenizer on transformers' rendering, each picture's
+    placeholder as often there as the picture has features; or "". None where that is not all that the family writes."""
+    parts = list(chat_template.media_parts(conversation.messages))
+    if any(part.kind == "video" for part in parts) or (parts and type(processor).expand is Processor.expand):
+        return None
+    bare = [{**message, "content": _bare(message["content"])} for message in conversation.messages]
+    keywords = dict(conversation.keywords)
+    images = [media.picture(name) for name in ("plain", "upright")][: len(parts)]
+    made = processor.prepare(bare, MediaInputs(images=images), **keywords)
+    text = expected_text(processor, conversation)
+    if parts:
+        placeholder = processor.placeholders["image"]
+        first, *rest = text.split(placeholder)
+        counts = [sum(end - start for start, end in medium.spans) for medium in made.media]
+        text = first + "".join(placeholder * count + part for count, part in zip(counts, rest, strict=True))
+    expected = processor.tokenizer(text)["input_ids"]
+    ids = made.tokens.tolist()
+    return "" if ids == expected else f"ours {ids}\ntheirs {expected}"
+
+
+def _bare(content: Any) -> Any:
+    """Without the sources of pictures."""
+    if isinstance(content, str):
+        return content
+    return [{"type": part["type"]} if part["type"] == "image" else part for part in content]

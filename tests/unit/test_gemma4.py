@@ -9,7 +9,8 @@ from invariants.family import Family
 from PIL import Image
 
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine.cache import make_cache
+from mlx_vlgen.engine.cache import check, make_cache
+from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.errors import LoadError, UnsupportedError
 from mlx_vlgen.inputs.gemma4 import fitted, spread
 from mlx_vlgen.inputs.prompt import MediaInputs
@@ -145,3 +146,7 @@ def test_a_position_has_the_same_logits_alone(load_family: Callable[[str], Famil
     for at in (0, 5, len(inputs) - 2):
         alone = family.model(inputs, make_cache(family.model.cache_layout()), at=mx.array([at]))
         assert mx.abs(alone - whole[:, at]).max().item() < 1e-5
+
+
+def test_layers_that_share_keys_take_them_quantized_too(gemma: Family) -> None:
+    check(gemma.model, KVSettings(bits=8, group_size=32))

@@ -1,0 +1,422 @@
+"""The parity table of mlx-vlm 0.7.10, measured beside this package's.
+
+    python3 -m venv VENV && VENV/bin/pip install "mlx[cpu]==0.32.4" mlx-vlm==0.7.10 transformers==5.23.0
+    PYTHONPATH=. python benchmarks/parity_peer.py --peer VENV/bin/python [--layouts mlx hub v5] [FAMILY ...]
+
+Each reference of tests/parity is written as a checkpoint and read by both packages in float32 on the CPU with MLX's own
+BLAS. A figure is the largest difference of any of the prompt's logits from transformers', in parts of max(1, standard
+deviation), worst of the cases of its kind; both packages' have the same meaning. "batch" counts the rows whose greedy
+tokens are transformers' when they are decoded together.
+
+mlx-vlm is called as its own `generate` and server call it, and is given every chance:
+- its model is judged on the ids and pixels that transformers' processor makes, in transformers' layout, and again on
+  what its own processor makes where its ids are transformers'; the smaller figure of the two counts;
+- of the layouts (conversions for MLX, the Hub's originals) the one that it reads better counts, kind by kind;
+- where it expects a size that published checkpoints have and these do not, they are edited if that helps (`publish`).
+For this package, on its own processor's ids, the worst layout counts. Where mlx-vlm's processor or a layout falls
+short, the notes below the table say so; where only the tiny configuration shows it, they say that too. Its rows are
+decoded together as its server does it, each prompt embedded by itself.
+
+The seconds that mlx-vlm may take for one checkpoint are bounded (--limit); a family that fails or takes longer does not
+stop the others.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLX_VLGEN_BLAS", "off")  # MLX's own, as the other package has
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import numpy as np
+from parity import expected, media, ours
+from parity.expected import Expected
+from parity.layouts import LAYOUTS, REFERENCE, Layout, read_json, write_checkpoint, write_json
+from parity.table import differences
+from parity.weights import projection
+
+from mlx_vlgen.inputs.prompt import Media, Prompt
+
+DRIVER = Path(__file__).with_name("parity_peer_driver.py")
+KINDS = ("text", "picture", "several", "video", "picture and video")
+Arrays = dict[str, np.ndarray]
+Finding = dict[str, Any]
+"""One line of what the driver says."""
+
+
+def kind(case: Expected) -> str:
+    if case.videos:
+        return "picture and video" if case.images else "video"
+    return ("text", "picture", "several")[min(len(case.images), 2)]
+
+
+# What transformers' processors hand to its models
+
+
+def transformers_inputs(processor: str, prompt: Prompt) -> Arrays:
+    """The ids (1, L) of a prompt and its pixels as the processor of that name in reference/processors lays them out."""
+    lay = LAID_OUT.get(processor, _in_a_row)
+    arrays = {"input_ids": prompt.tokens[None].astype(np.int32)}
+    pictures, clips = ([m for m in prompt.media if ours.is_video(m) is video] for video in (False, True))
+    if processor == "smolvlm" and prompt.media:  # frames are pictures to it
+        return arrays | lay(prompt.media)
+    if pictures:
+        arrays |= lay(pictures)
+    if processor == "gemma4":
+        kinds = np.zeros_like(arrays["input_ids"])
+        for medium in prompt.media:
+            for start, end in medium.spans:
+                kinds[:, start:end] = 2 if ours.is_video(medium) else 1
+        arrays["mm_token_type_ids"] = kinds
+    if clips:
+        arrays |= LAID_OUT_CLIPS.get(processor, lay)(clips)
+    return arrays
+
+
+def _in_a_row(given: Sequence[Media]) -> Arrays:
+    return {"pixel_values": np.concatenate([medium.pixels for medium in given])}
+
+
+def _grids(given: Sequence[Media]) -> Arrays:
+    return _in_a_row(given) | {"image_grid_thw": np.array([medium.grid for medium in given], np.int32)}
+
+
+def _grids_of_clips(given: Sequence[Media]) -> Arrays:
+    laid = {
+        "pixel_values_videos": np.concatenate([medium.pixels for medium in given]),
+        "video_grid_thw": np.array([medium.grid for medium in given], np.int32),
+    }
+    return laid | {"second_per_grid_ts": np.array([medium.seconds for medium in given], np.float32)}
+
+
+def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """As one array, zeros after the ends of the smaller ones."""
+    out = np.zeros((len(parts), *np.max([part.shape for part in parts], axis=0)), parts[0].dtype)
+    for row, part in zip(out, parts, strict=True):
+        row[tuple(map(slice, part.shape))] = part
+    return out
+
+
+def _tiles(given: Sequence[Media]) -> Arrays:
+    sizes = np.array([medium.size for medium in given], np.int32)
+    return {"pixel_values": _stacked([medium.pixels for medium in given]), "image_sizes": sizes}
+
+
+def _frames(given: Sequence[Media]) -> Arrays:
+    return {"pixel_values_videos": _stacked([medium.pixels for medium in given])}
+
+
+def _whole(given: Sequence[Media]) -> Arrays:
+    """Pictures of sizes of their own, (1, 3, height, width) each."""
+    sizes = np.array([medium.pixels.shape[2:] for medium in given], np.int32)
+    return {"pixel_values": _stacked([medium.pixels[0] for medium in given]), "image_sizes": sizes}
+
+
+def _nested(given: Sequence[Media]) -> Arrays:
+    pixels = _in_a_row(given)["pixel_values"][None]
+    return {"pixel_values": pixels, "pixel_attention_mask": np.ones((*pixels.shape[:2], *pixels.shape[3:]), np.int32)}
+
+
+def _patches(given: Sequence[Media]) -> Arrays:
+    """LFM2-VL: tiles of (patches, patch), then the whole picture."""
+    parts, shapes = [], []
+    for medium in given:
+        tiles, side, rows, columns = medium.grid
+        laid = [(side, side)] * tiles + [(rows, columns)]
+        parts += np.split(medium.pixels, np.cumsum([np.prod(shape) for shape in laid])[:-1])
+        shapes += laid
+    masks = _stacked([np.ones(len(part), np.int32) for part in parts])
+    return {
+        "pixel_values": _stacked(parts),
+        "pixel_attention_mask": masks,
+        "spatial_shapes": np.array(shapes, np.int32),
+    }
+
+
+def _positions(given: Sequence[Media]) -> tuple[np.ndarray, np.ndarray]:
+    """Gemma 4: frames of (patches, patch), and where each patch lies as (column, row), -1 where it is padding."""
+    places = []
+    for medium in given:
+        rows, columns = medium.grid
+        row, column = np.divmod(np.arange(rows * columns, dtype=np.int32), columns)
+        places += [np.stack([column, row], axis=-1) + 1] * len(medium.pixels)
+    return _stacked([frame for medium in given for frame in medium.pixels]), _stacked(places) - 1
+
+
+def _placed(given: Sequence[Media]) -> Arrays:
+    pixels, places = _positions(given)
+    return {"pixel_values": pixels, "image_position_ids": places}
+
+
+def _placed_clips(given: Sequence[Media]) -> Arrays:
+    """(clips, frames, patches, …)"""
+    laid = [_positions([medium]) for medium in given]
+    pixels, places = (_stacked([part[i] for part in laid]) for i in (0, 1))
+    return {"pixel_values_videos": pixels, "video_position_ids": places}
+
+
+LAID_OUT: dict[str, Callable[[Sequence[Media]], Arrays]] = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "glm46v"), _grids),
+    **dict.fromkeys(("llava_next", "llava_onevision"), _tiles),
+    **dict.fromkeys(("pixtral", "mistral3"), _whole),
+    **dict.fromkeys(("idefics3", "smolvlm"), _nested),
+    "lfm2_vl": _patches,
+    "gemma4": _placed,
+}
+LAID_OUT_CLIPS: dict[str, Callable[[Sequence[Media]], Arrays]] = {
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "glm46v"), _grids_of_clips),
+    "llava_onevision": _frames,
+    "gemma4": _placed_clips,
+}
+
+
+# Both packages on one checkpoint
+
+
+def publish(family: str, folder: Path) -> None:
+    """Write into a checkpoint what published ones say and this package does not read, or where the other one expects a
+    size that its default fits in published ones, and not in these tiny ones."""
+    if kit := expected.record(family)["processor"]:
+        nested = read_json(REFERENCE / "processors" / kit / "processor_config.json")
+        flat = {key: value for key, value in nested.items() if not isinstance(value, dict)}
+        write_json(folder / "processor_config.json", flat)
+    config = read_json(folder / "config.json")
+    match family:
+        case "gemma3":
+            config["text_config"]["mm_tokens_per_image"] = config["mm_tokens_per_image"]
+        case "internvl" | "internvl_qwen3":
+            config["image_token_index"] = read_json(REFERENCE / family / "config.json")["image_token_id"]
+        case "llava_next":
+            config["text_config"] |= {"rms_norm_eps": 1e-6, "rope_theta": 1e4}
+        case "qwen3_5":
+            config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"]
+        case "smolvlm":
+            config["vision_config"]["model_type"] = "smolvlm_vision"
+    write_json(folder / "config.json", config)
+
+
+def measure_ours(family: str, folder: Path) -> dict[str, str]:
+    """By kind: the cell of this package."""
+    loaded = ours.load(folder)
+    known = expected.record(family)
+    by_kind: dict[str, list[float]] = {}
+    for name, worst in zip(known["cases"], differences(loaded, family), strict=True):
+        by_kind.setdefault(kind(expected.case(family, name)), []).append(worst)
+    cells = {name: figure(max(found)) for name, found in by_kind.items()}
+    right = []
+    for rows in known["batches"].values():
+        cases = [expected.case(family, name) for name in rows]
+        made = ours.iterate(loaded, cases, known["new_tokens"])
+        right += [row == case.tokens.tolist() for row, case in zip(made, cases, strict=True)]
+    return cells | ({"batch": f"{sum(right)} of {len(right)}"} if right else {})
+
+
+def write_work(family: str, folder: Path, work: Path) -> None:
+    """What the driver needs of a reference. folder: a checkpoint of it."""
+    known = expected.record(family)
+    loaded = ours.load(folder)
+    arrays: Arrays = {}
+    cases: dict[str, Any] = {}
+    for name in known["cases"]:
+        case = expected.case(family, name)
+        prompt = ours.prepare(loaded, case.text, case)
+        made = expected.media_pixels(family, case, map(ours.is_video, prompt.media))
+        prompt = ours.with_pixels(prompt, [own.normalised for own in made])
+        inputs = transformers_inputs(known["processor"] or "", prompt) | {"input_ids": case.ids[None].astype(np.int32)}
+        arrays |= {f"{name}.input.{key}": value for key, value in inputs.items()}
+        arrays |= {f"{name}.{key}": getattr(case, key) for key in ("last", "projected", "tokens")}
+        arrays |= {f"{name}.std": np.array(case.std), "projection": projection(len(case.last))}
+        arrays |= {f"media.{picture}": media.picture(picture) for picture in case.images}
+        arrays |= {f"media.{clip}": media.clip(clip) for clip in case.videos}
+        given = {"images": list(case.images), "videos": list(case.videos), "fps": media.CLIP_FPS}
+        cases[name] = {"text": case.text, **given}
+    np.savez(work / "work.npz", allow_pickle=False, **arrays)
+    wanted = {"cases": cases, "batches": known["batches"], "steps": known["new_tokens"]}
+    (work / "work.json").write_text(json.dumps(wanted), encoding="utf-8")
+
+
+def ask_peer(python: Path, work: Path, folder: Path, limit: float) -> list[Finding]:
+    """The driver's findings, and last what ended it early."""
+    report = work / "report.jsonl"
+    report.unlink(missing_ok=True)
+    words = [str(python), str(DRIVER), str(work), str(folder), str(report)]
+    end = ""
+    try:
+        ran = subprocess.run(words, capture_output=True, text=True, check=False, timeout=limit)
+        if ran.returncode:
+            end = f"ends with {ran.returncode}: {(ran.stderr.strip().splitlines() or ['nothing'])[-1]}"
+    except subprocess.TimeoutExpired:
+        end = f"takes longer than {limit:.0f} s"
+    lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
+    return [json.loads(line) for line in lines] + ([{"end": end}] if end else [])
+
+
+# The table
+
+
+def figure(worst: float) -> str:
+    return f"{worst:.0e}".replace("e-0", "e-") if worst < 0.01 else f"{worst:.2g}"
+
+
+PUBLISHED_OTHERWISE = {
+    "gemma4": "it takes the pad id for 0, which it is in published checkpoints; here features' own embeddings are off",
+    "paligemma": "it takes a head for hidden size / heads, as it is in published checkpoints",
+    "smolvlm": "it takes a head for hidden size / heads, as it is in published checkpoints",
+}
+"""Why mlx-vlm fails here and need not on what is published."""
+
+
+class Verdict:
+    """What one layout's findings come to."""
+
+    def __init__(self, family: str, findings: Sequence[Finding]) -> None:
+        self.family = family
+        self.failure = next((f["loads"] for f in findings if f.get("loads")), "")
+        self.end = next((f["end"] for f in findings if "end" in f), "")
+        self.cases: dict[str, dict[str, Finding]] = {}
+        self.batches: dict[str, dict[str, Finding]] = {}
+        for finding in findings:
+            for place, key in ((self.cases, "case"), (self.batches, "batch")):
+                if key in finding:
+                    place.setdefault(finding[key], {})[finding["way"]] = finding
+
+    def worst(self) -> dict[str, float | str]:
+        """By kind: the largest difference over its cases, the smaller of both ways for each; or why there is none."""
+        out: dict[str, float | str] = {}
+        for name in expected.record(self.family)["cases"]:
+            ways = self.cases.get(name, {})
+            figures = [f["difference"] for f in ways.values() if "difference" in f]
+            here: float | str = min(figures, default=self._why(ways))
+            group = kind(expected.case(self.family, name))
+            before = out.get(group, 0.0)
+            if isinstance(before, float):
+                out[group] = here if isinstance(here, str) else max(here, before)
+        return out
+
+    def rows(self) -> tuple[int, int] | str:
+        """How many rows of how many are right, or why none is counted."""
+        right = total = 0
+        why = ""
+        for name, rows in expected.record(self.family)["batches"].items():
+            total += len(rows)
+            ways = self.batches.get(name, {})
+            counts = [sum(f["right"]) for f in ways.values() if "right" in f]
+            right += max(counts, default=0)
+            why = why or ("" if counts else self._why(ways))
+        return why if why and not right else (right, total)
+
+    def _why(self, ways: dict[str, Finding]) -> str:
+        if self.failure:
+            return "does not load"
+        raised = ways.get("reference", {}).get("raises") or ways.get("own", {}).get("raises")
+        return f"raises: {raised}" if raised else self.end or "no answer"
+
+    def processor(self) -> dict[str, list[str]]:
+        """What its own processor does otherwise -> the cases."""
+        out: dict[str, list[str]] = {}
+        for name, ways in self.cases.items():
+            own = ways.get("own", {})
+            if fault := own.get("ids") or own.get("raises"):
+                out.setdefault(shortened(fault), []).append(name)
+        return out
+
+
+def shortened(text: str, length: int = 100) -> str:
+    text = " ".join(text.replace("|", "/").split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def best(verdicts: Sequence[Verdict]) -> dict[str, str]:
+    """The cells of the other package: by kind the best of its layouts."""
+    found = [verdict.worst() for verdict in verdicts]
+    cells = {}
+    for group in found[0]:
+        figures = [value for one in found if isinstance(value := one[group], float)]
+        cells[group] = figure(min(figures)) if figures else reason([one[group] for one in found])
+    if expected.record(verdicts[0].family)["batches"]:
+        counts = [verdict.rows() for verdict in verdicts]
+        pairs = [count for count in counts if isinstance(count, tuple)]
+        cells["batch"] = "{} of {}".format(*max(pairs)) if pairs else reason(counts)
+    return cells
+
+
+def reason(cells: Sequence[Any]) -> str:
+    """Why there is no figure: where one layout does not load, what the other one does."""
+    return shortened(min(cells, key="does not load".__eq__), 60)
+
+
+def notes(layouts: Sequence[Layout], verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """What mlx-vlm does not do beyond the table."""
+    for layout, verdict in zip(layouts, verdicts, strict=True):
+        if verdict.failure:
+            yield f'layout "{layout}" does not load: {shortened(verdict.failure)}'
+        if verdict.end:
+            yield f'layout "{layout}" {shortened(verdict.end)}'
+        bad = {k: v for k, v in verdict.worst().items() if isinstance(v, float) and v > 1e-3}
+        others = [one.worst() for one in verdicts if one is not verdict]
+        least = {k: min((v for o in others if isinstance(v := o[k], float)), default=bad[k]) for k in bad}
+        if worse := [k for k, v in bad.items() if least[k] < v / 10]:
+            yield f'layout "{layout}" is answered otherwise: ' + ", ".join(f"{k} {figure(bad[k])}" for k in worse)
+    loaded = next((verdict for verdict in verdicts if verdict.cases), None)
+    if faults := loaded.processor() if loaded else {}:
+        yield "its processor: " + "; ".join(f"{', '.join(names)}: {fault}" for fault, names in faults.items())
+    if reason := PUBLISHED_OTHERWISE.get(verdicts[0].family):
+        yield f"only here: {reason}"
+
+
+def compare(family: str, layouts: Sequence[Layout], python: Path, limit: float) -> tuple[str, list[str]]:
+    """Two lines of the table, and the notes."""
+    own: dict[str, str] = {}
+    verdicts = []
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        for layout in layouts:
+            folder = write_checkpoint(family, layout, work / layout)
+            measured = measure_ours(family, folder)
+            own = {k: max(cell, own.get(k, cell), key=_how_bad) for k, cell in measured.items()}
+            write_work(family, folder, work)
+            if layout != "v5":
+                publish(family, folder)
+            verdicts.append(Verdict(family, ask_peer(python, work, folder, limit)))
+    theirs = best(verdicts)
+    lines = ""
+    for name, cells in ((family, own), ("", theirs)):
+        package = "this" if name else "mlx-vlm"
+        lines += f"| {name} | {package} | {' | '.join(cells.get(k, '') for k in (*KINDS, 'batch'))} |\n"
+    return lines, list(notes(layouts, verdicts))
+
+
+def _how_bad(cell: str) -> float:
+    return float(cell) if " of " not in cell else -float(cell.split()[0])
+
+
+def main() -> None:
+    known = [name for name in expected.families() if name != "demo"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: every one of tests/parity/reference")
+    parser.add_argument("--peer", type=Path, required=True, metavar="PYTHON", help="of an environment with mlx-vlm")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["mlx", "hub"])
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds for mlx-vlm and one checkpoint")
+    given = parser.parse_args()
+    if unknown := set(given.families) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    table, remarks = "", ""
+    for family in given.families or known:
+        try:
+            lines, found = compare(family, given.layouts, given.peer, given.limit)
+        except Exception as error:
+            lines, found = f"| {family} | not measured |{' |' * 6}\n", [shortened(f"{type(error).__name__}: {error}")]
+        table += lines
+        remarks += "".join(f"- {family}: {note}\n" for note in found)
+        print(lines, end="", file=sys.stderr, flush=True)
+    print(f"| family | package | {' | '.join((*KINDS, 'batch'))} |\n|---|---|{'---|' * 6}\n{table}\n{remarks}", end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The half of parity_peer.py that runs in the other package's interpreter; it imports nothing of this one.
+
+    python parity_peer_driver.py WORK CHECKPOINT REPORT
+
+WORK holds work.json and work.npz, which parity_peer.py writes. One line of JSON for each finding goes to REPORT as soon
+as it is there, so that what ran before a crash or the end of the time is kept.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import mlx.core as mx
+import numpy as np
+from mlx_vlm import load
+from mlx_vlm.generate.ar import BatchGenerator
+from mlx_vlm.models.cache import make_prompt_cache
+from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
+from PIL import Image
+
+Inputs = dict[str, Any]
+"""Keywords of the model: input_ids (1, L), attention_mask (1, L), pixel_values and more."""
+
+
+class OtherIds(Exception):
+    """Its processor makes other ids than transformers'."""
+
+
+class Peer:
+    """A checkpoint as the other package loads it, and what it is asked."""
+
+    def __init__(self, work: Path, cases: dict[str, Any], checkpoint: str) -> None:
+        self.cases = cases
+        with np.load(work / "work.npz") as file:
+            self.arrays = dict(file)
+        self.model, self.processor = load(checkpoint)
+
+    def reference_inputs(self, name: str) -> Inputs:
+        """What transformers' processor hands to transformers' model."""
+        prefix = f"{name}.input."
+        given = {
+            key.removeprefix(prefix): mx.array(value) for key, value in self.arrays.items() if key.startswith(prefix)
+        }
+        return given | {"attention_mask": mx.ones_like(given["input_ids"])}
+
+    def own_inputs(self, name: str) -> Inputs:
+        """What its processor makes of the formatted prompt, its pictures and its clips, as its `generate` calls it."""
+        case = self.cases[name]
+        videos = [self.arrays[f"media.{clip}"].transpose(0, 3, 1, 2) for clip in case["videos"]]  # as it decodes files
+        made = prepare_inputs(
+            self.processor,
+            images=[Image.fromarray(self.arrays[f"media.{picture}"]) for picture in case["images"]] or None,
+            videos=videos or None,
+            prompts=case["text"],
+            image_token_index=getattr(self.model.config, "image_token_index", None),
+            add_special_tokens=should_add_special_tokens(self.model.config.model_type, self.processor),
+            **({"fps": case["fps"]} if videos else {}),
+        )
+        ids, expected = np.array(made["input_ids"])[0].tolist(), self.arrays[f"{name}.input.input_ids"][0].tolist()
+        if ids != expected:
+            raise OtherIds(f"{len(ids)} ids for {len(expected)}" if len(ids) != len(expected) else "other ids")
+        return made
+
+    def embed(self, inputs: Inputs) -> Inputs:
+        """What it makes of the media, for its language model."""
+        others = beside(inputs)
+        made = self.model.get_input_embeddings(
+            inputs["input_ids"], inputs.get("pixel_values"), mask=inputs["attention_mask"], **others
+        )
+        return {k: v for k, v in made.to_dict().items() if v is not None}
+
+    def difference(self, name: str, inputs: Callable[[str], Inputs]) -> dict[str, Any]:
+        """Of the whole prompt's logits from transformers', the largest, in parts of max(1, standard deviation)."""
+        given = inputs(name)
+        others = beside(given) | self.embed(given)
+        caches = make_prompt_cache(self.model.language_model)
+        made = self.model.language_model(given["input_ids"], cache=caches, **others).logits
+        logits = np.array(made.astype(mx.float32))[0].astype(np.float64)
+        last, projected = self.arrays[f"{name}.last"], self.arrays[f"{name}.projected"]
+        if len(logits) != len(projected):
+            raise ValueError(f"{len(logits)} positions for {len(projected)}")
+        worst = max(np.abs(logits[-1] - last).max(), np.abs(logits @ self.arrays["projection"] - projected).max())
+        return {"difference": float(worst) / max(1.0, float(self.arrays[f"{name}.std"]))}
+
+    def rows_right(self, names: list[str], inputs: Callable[[str], Inputs], steps: int) -> dict[str, Any]:
+        """Whether each row's greedy tokens are transformers' where the rows are decoded together, each one's pictures
+        read by themselves, as its server does it. A row that cannot be read is wrong, and not in the others' way."""
+        read: dict[str, tuple[list[int], Inputs]] = {}
+        for name in names:
+            try:
+                given = inputs(name)
+                read[name] = given["input_ids"][0].tolist(), self.embed(given)
+            except Exception:
+                if name == names[-1] and not read:
+                    raise
+        generator = BatchGenerator(self.model.language_model, self.processor)
+        ids, embedded = zip(*read.values(), strict=True)
+        rows = dict(zip(read, generator.insert(list(ids), steps, prompt_kwargs=list(embedded)), strict=True))
+        tokens: dict[int, list[int]] = {row: [] for row in rows.values()}
+        try:
+            while generator.has_work:
+                for made in generator.next()[1]:
+                    tokens[made.uid].append(int(made.token))
+        finally:
+            generator.close()
+        expected = {name: self.arrays[f"{name}.tokens"].tolist() for name in names}
+        return {"right": [name in rows and tokens[rows[name]][: len(e)] == e for name, e in expected.items()]}
+
+    def findings(self, batches: dict[str, list[str]], steps: int) -> Iterator[dict[str, Any]]:
+        for way, inputs in (("reference", self.reference_inputs), ("own", self.own_inputs)):
+            for name in self.cases:
+                yield {"case": name, "way": way} | attempt(partial(self.difference, name, inputs))
+            for name, rows in batches.items():
+                yield {"batch": name, "way": way} | attempt(partial(self.rows_right, rows, inputs, steps))
+
+
+def beside(inputs: Inputs) -> Inputs:
+    """What goes by keyword to whatever part of the model reads it."""
+    return {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask", "pixel_values")}
+
+
+def attempt(judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What it says, or the first line of what it raises."""
+    try:
+        return judge()
+    except OtherIds as error:
+        return {"ids": str(error)}
+    except Exception as error:
+        return {"raises": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+
+
+def main(work: Path, checkpoint: str, report: Path) -> None:
+    mx.set_default_device(mx.cpu)
+    wanted = json.loads((work / "work.json").read_text(encoding="utf-8"))
+    with report.open("w", encoding="utf-8") as file:
+
+        def say(finding: dict[str, Any]) -> None:
+            print(json.dumps(finding), file=file, flush=True)
+
+        try:
+            peer = Peer(work, wanted["cases"], checkpoint)
+        except Exception as error:
+            say({"loads": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"})
+            return
+        say({"loads": ""})
+        for finding in peer.findings(wanted["batches"], wanted["steps"]):
+            say(finding)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
