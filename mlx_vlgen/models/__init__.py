@@ -85,7 +85,6 @@ _MLX_LM_BLIND = {
     "kimi_k3",
     "kimi_vl",
     "llama4",
-    "llava",
     "minimax_m3_vl",
     "muse_glimmer",
     "muse_spark",
