@@ -196,6 +196,14 @@ GEMMA_RULES: Sequence[Rule] = ((r"norm\.weight$", 0.0, 0.2), (r"embed_tokens\.we
 # Tensors in conversions for MLX
 
 
+MLX_NAMES = (
+    ("model.language_model.", "language_model.model."),
+    ("model.visual.", "vision_tower."),
+    ("lm_head.", "language_model.lm_head."),
+)
+"""What conversions call the parts that transformers 5 calls so, in families with a `visual` tower."""
+
+
 def renamed(tensors: Tensors, *pairs: tuple[str, str]) -> Tensors:
     """With the first fitting (old, new) beginning of each name replaced."""
 

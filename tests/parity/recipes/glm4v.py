@@ -5,6 +5,7 @@ from typing import Any
 
 from ..recipe import (
     HEADS,
+    MLX_NAMES,
     VIDEO_CASES,
     VISION_BATCHES,
     VISION_CASES,
@@ -96,12 +97,7 @@ def flat(config: Config) -> None:
 
 
 def _mlx(tensors: Tensors) -> Tensors:
-    pairs = (
-        ("model.language_model.", "language_model.model."),
-        ("model.visual.", "vision_tower."),
-        ("lm_head.", "language_model.lm_head."),
-    )
-    return channels_last(switch_experts(renamed(tensors, *pairs)))
+    return channels_last(switch_experts(renamed(tensors, *MLX_NAMES)))
 
 
 EXPERTS = {

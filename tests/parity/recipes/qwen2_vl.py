@@ -5,6 +5,7 @@ from typing import Any
 
 from ..recipe import (
     HEADS,
+    MLX_NAMES,
     QWEN_ENDS,
     QWEN_SPECIALS,
     VIDEO_BATCHES,
@@ -85,9 +86,7 @@ def hub(tensors: Tensors) -> Tensors:
 
 def mlx(tensors: Tensors) -> Tensors:
     pairs = (
-        ("model.language_model.", "language_model.model."),
-        ("model.visual.", "vision_tower."),
-        ("lm_head.", "language_model.lm_head."),
+        *MLX_NAMES,
         # As they are saved where transformers turns its new names back.
         ("visual.", "vision_tower."),
         ("model.", "language_model.model."),

@@ -9,6 +9,7 @@ import numpy as np
 from ..recipe import (
     EXPERTS,
     HEADS,
+    MLX_NAMES,
     QWEN_ENDS,
     QWEN_SPECIALS,
     VIDEO_BATCHES,
@@ -27,7 +28,7 @@ from ..recipe import (
     switch_experts,
 )
 from ..weights import Rule, Tensors
-from .qwen3_vl import KIT
+from .qwen3_vl import KIT, media_ids
 
 # Its template is the published one (Apache-2.0), which lies in reference/tokenizers/qwen3_5.
 TOKENIZER = TokenizerKit("qwen3_5", QWEN_SPECIALS, "<|im_end|>", "<|endoftext|>", template="")
@@ -62,10 +63,7 @@ def _config(name: str, tied: bool, kinds: str, rotary: Config, **text: Any) -> C
             text_config=text_config | HEADS | QWEN_ENDS(ids) | text,
             vision_config=vision_config,
             tie_word_embeddings=tied,
-            image_token_id=ids("<|image_pad|>"),
-            video_token_id=ids("<|video_pad|>"),
-            vision_start_token_id=ids("<|vision_start|>"),
-            vision_end_token_id=ids("<|vision_end|>"),
+            **media_ids(ids),
         )
 
     return build
@@ -98,12 +96,7 @@ def mlx(tensors: Tensors) -> Tensors:
         if name.endswith("conv1d.weight"):
             tensor = swap(tensor, 1, 2)
         made[name] = tensor + np.float32(1) if re.search(NORM, name) else tensor
-    pairs = (
-        ("model.language_model.", "language_model.model."),
-        ("model.visual.", "vision_tower."),
-        ("lm_head.", "language_model.lm_head."),
-    )
-    return channels_last(switch_experts(renamed(made, *pairs)))
+    return channels_last(switch_experts(renamed(made, *MLX_NAMES)))
 
 
 # A word is shorter than the convolution over time.

@@ -8,12 +8,14 @@ import numpy as np
 from ..recipe import (
     EXPERTS,
     HEADS,
+    MLX_NAMES,
     QWEN_ENDS,
     QWEN_SPECIALS,
     VIDEO_BATCHES,
     VIDEO_CASES,
     VISION_BATCHES,
     VISION_CASES,
+    Config,
     Ids,
     ProcessorKit,
     Recipe,
@@ -54,6 +56,15 @@ def video_pixels(processor: Any, clip: np.ndarray) -> tuple[np.ndarray, tuple[in
     return np.asarray(made["pixel_values_videos"]), tuple(made["video_grid_thw"][0].tolist())
 
 
+def media_ids(ids: Ids) -> Config:
+    return {
+        "image_token_id": ids("<|image_pad|>"),
+        "video_token_id": ids("<|video_pad|>"),
+        "vision_start_token_id": ids("<|vision_start|>"),
+        "vision_end_token_id": ids("<|vision_end|>"),
+    }
+
+
 def _config(name: str, tied: bool, **text: Any) -> Callable[[Ids, int], Any]:
     def build(ids: Ids, vocabulary: int) -> Any:
         import transformers
@@ -72,10 +83,7 @@ def _config(name: str, tied: bool, **text: Any) -> Callable[[Ids, int], Any]:
             text_config=text_config | HEADS | QWEN_ENDS(ids) | text,
             vision_config=vision_config,
             tie_word_embeddings=tied,
-            image_token_id=ids("<|image_pad|>"),
-            video_token_id=ids("<|video_pad|>"),
-            vision_start_token_id=ids("<|vision_start|>"),
-            vision_end_token_id=ids("<|vision_end|>"),
+            **media_ids(ids),
         )
 
     return build
@@ -87,12 +95,7 @@ def _hub_experts(tensors: Tensors) -> Tensors:
 
 
 def _mlx(tensors: Tensors) -> Tensors:
-    pairs = (
-        ("model.language_model.", "language_model.model."),
-        ("model.visual.", "vision_tower."),
-        ("lm_head.", "language_model.lm_head."),
-    )
-    return channels_last(switch_experts(renamed(tensors, *pairs)))
+    return channels_last(switch_experts(renamed(tensors, *MLX_NAMES)))
 
 
 CASES, BATCHES = VISION_CASES | VIDEO_CASES, VISION_BATCHES | VIDEO_BATCHES
