@@ -9,6 +9,10 @@ __version__ = "0.1.0"
 
 # Public name -> the module that has it, imported when it is first asked for: `import mlx_vlgen` must stay instant.
 _WHERE = {
+    "AutoModelForCausalLM": "hf.auto",
+    "AutoModelForImageTextToText": "hf.auto",
+    "AutoProcessor": "hf.auto",
+    "AutoTokenizer": "hf.auto",
     "BatchResponse": "results",
     "BatchStats": "results",
     "GenerationResult": "results",
@@ -25,6 +29,10 @@ _WHERE = {
 }
 
 __all__ = [
+    "AutoModelForCausalLM",
+    "AutoModelForImageTextToText",
+    "AutoProcessor",
+    "AutoTokenizer",
     "BatchResponse",
     "BatchStats",
     "GenerationResult",
@@ -46,6 +54,7 @@ if TYPE_CHECKING:
     from .engine.params import SamplingParams
     from .engine.request import Request
     from .generate import batch_generate, generate, stream_generate
+    from .hf.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
     from .inputs.media import load_image
     from .inputs.prompt import MediaInputs
     from .loading import load

@@ -13,11 +13,14 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .errors import MediaError, UnreachableError, VlgenError
-from .options import LATER, OPTIONS, Option, did_you_mean, divide
+from .options import LATER, OPTIONS, Option, checkpoint, content, did_you_mean, divide, schema
 
 DEFAULT_MODEL = "mlx-community/Qwen3-VL-2B-Instruct-4bit"
 MODEL_VARIABLE = "MLX_VLGEN_MODEL"
 TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
+
+SHORT = {"temperature": ("--temp",), "choices": ("--choice",)}
+"""Other names of flags."""
 
 COMMANDS = {
     "generate": "answer one prompt about pictures, a video or text",
@@ -120,11 +123,12 @@ def generate_parser(program: str) -> Parser:
 def add_options(group: Any, options: Sequence[Option]) -> None:
     """A flag for each keyword; left out of the result where it was not given."""
     for option in options:
-        names = [option.flag] + ["--temp"] * (option.name == "temperature")
+        names = [option.flag, *SHORT.get(option.name, ())]
         if option.parse is None:
             group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=option.help)
             continue
-        metavar: Any = {int: "N", float: "X", str: "TEXT"}.get(option.parse, "TOKEN")  # type: ignore[call-overload]
+        words: Any = {int: "N", float: "X", str: "TEXT", schema: "FILE", content: "FILE", checkpoint: "MODEL"}
+        metavar: Any = words.get(option.parse, "TOKEN")
         how: dict[str, Any] = {"type": option.parse, "default": argparse.SUPPRESS, "help": option.help}
         if option.many:
             how |= {"nargs": "+", "action": "extend"}

@@ -14,14 +14,17 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from .engine.asked import Drafter
 from .engine.iterator import TokenIterator
 from .engine.kv_settings import KVSettings
 from .engine.params import sampling_params
 from .engine.request import Request
-from .errors import UnsupportedError
+from .engine.speculative import DraftModel, PromptLookup, same_vocabulary
+from .errors import PromptError, UnsupportedError
 from .inputs import chat_template
 from .inputs.processor import Processor
 from .inputs.prompt import MediaInputs
+from .loading import load
 from .models.base import Model
 from .options import NULLABLE, divide
 from .prompt_utils import as_videos
@@ -46,9 +49,10 @@ def generate(
     as it comes and the statistics.
 
     Keywords are every field of `SamplingParams` and `MediaInputs`; `kv_bits`, `kv_group_size`, `quantized_kv_start` and
-    `max_kv_size` (see `KVSettings`); `enable_thinking`; `prefill_step_size`; `prompt_progress_callback`, called
-    with the prompt tokens that are computed and all there are; and `sampling`, which names a preset ("instruct",
-    "thinking", "model") over which the other keywords win.
+    `max_kv_size` (see `KVSettings`); `draft_model` (a model, its folder or Hub id) with `num_draft_tokens`, or
+    `prompt_lookup`, which guess tokens and leave the answer as it is; `enable_thinking`; `prefill_step_size`;
+    `prompt_progress_callback`, called with the prompt tokens that are computed and all there are; and `sampling`, which
+    names a preset ("instruct", "thinking", "model") over which the other keywords win.
 
     Raises what is wrong with the request: PromptError, MediaError, UnsupportedError; TypeError for an unknown keyword.
     """
@@ -96,6 +100,7 @@ def stream_generate(
         MediaInputs(images=_listed(image), videos=as_videos(given["other"].get("video")), **given["media"]),
         sampling_params(given["sampling"], model.generation_config),
         KVSettings.of(given["kv"]),
+        drafter=_drafter(processor, **given["draft"]),
         **given["template"],
     )
     progress = None if told is None else lambda id, done, total: told(done, total)
@@ -143,12 +148,14 @@ def batch_generate(
     videos = _per_row("videos", other.pop("videos", None), count)
     rows = _rows(given["sampling"], count)
     templates, caches = _rows(given["template"], count), _rows(given["kv"], count)
+    drafter = _drafter(processor, **given["draft"])
     requests = [
         Request(
             [prompt] if isinstance(prompt, Mapping) else prompt,
             MediaInputs(images=_listed(picture), videos=as_videos(video), **given["media"]),
             sampling_params(settings, model.generation_config),
             KVSettings.of(cache),
+            drafter=drafter,
             **template,
         )
         for prompt, picture, video, settings, cache, template in zip(
@@ -188,6 +195,23 @@ def _summed(told: Callable[[int, int], None] | None) -> Callable[[int, int, int]
     return tell
 
 
+def _drafter(
+    processor: Processor, draft_model: Any = None, num_draft_tokens: int | None = None, prompt_lookup: int | None = None
+) -> Callable[[], Drafter] | None:
+    """What makes a row's guesses, if any are asked for."""
+    if draft_model is None:
+        if num_draft_tokens is not None:
+            raise PromptError(f"num_draft_tokens={num_draft_tokens} does nothing without draft_model: give that too")
+        return None if prompt_lookup is None else lambda: PromptLookup(prompt_lookup)
+    if prompt_lookup is not None:
+        raise UnsupportedError("draft_model and prompt_lookup do not go together: leave one of them out")
+    drafts: Model = draft_model if isinstance(draft_model, Model) else load(draft_model)[0]
+    if not same_vocabulary(processor, drafts.processor):
+        raise UnsupportedError("draft_model: it has another vocabulary than the model; take one of the same family")
+    reads_media = bool(drafts.processor.placeholders)
+    return lambda: DraftModel(drafts, num_draft_tokens or 3, reads_media=reads_media)
+
+
 def _listed(image: Any) -> tuple[Any, ...]:
     """One picture or several, as several."""
     return () if image is None else tuple(image) if isinstance(image, list | tuple) else (image,)
@@ -211,7 +235,7 @@ def _rows(keywords: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{} for _ in range(count)]
     for name, value in keywords.items():
         listed = isinstance(value, list | tuple)
-        if listed and name in ("eos_tokens", "stop", "logits_processors", "stopping_criteria"):
+        if listed and name in ("eos_tokens", "stop", "choices", "logits_processors", "stopping_criteria"):
             listed = any(isinstance(own, list | tuple) or own is None for own in value)
         for row, own in zip(rows, _per_row(name, value, count) if listed else [value] * count, strict=True):
             if own is not None or name in NULLABLE:
@@ -232,17 +256,21 @@ def _batch_stats(results: Sequence[GenerationResult], iterator: TokenIterator) -
         generation_time=generation_time,
         peak_memory=max((r.peak_memory for r in results), default=0.0),
         cached_tokens=sum(r.cached_tokens for r in results),
+        drafted_tokens=sum(r.drafted_tokens for r in results),
+        accepted_tokens=sum(r.accepted_tokens for r in results),
         encode_time=sum(r.encode_time for r in results),
     )
 
 
 def statistics(result: GenerationResult) -> str:
-    """The lines that mlx-vlm prints after an answer, which scripts parse."""
+    """The lines that mlx-vlm prints after an answer, which scripts parse; and what became of guesses, if any were
+    made."""
+    drafts = f"\nDrafts: {result.drafted_tokens} tokens, {result.accepted_tokens} right" * (result.drafted_tokens > 0)
     return (
         f"{'=' * 10}\n"
         f"Prompt: {result.prompt_tokens} tokens, {result.prompt_tps:.3f} tokens-per-sec\n"
         f"Generation: {result.generation_tokens} tokens, {result.generation_tps:.3f} tokens-per-sec\n"
-        f"Peak memory: {result.peak_memory:.3f} GB"
+        f"Peak memory: {result.peak_memory:.3f} GB{drafts}"
     )
 
 

@@ -1,10 +1,12 @@
 """Every keyword of the faces, once: what it goes to, and its flag on the command line."""
 
+import argparse
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from .errors import UnsupportedError
@@ -66,6 +68,26 @@ def size(word: str) -> int | None:
     return None if word == "all" else int(word)
 
 
+def content(word: str) -> str:
+    """The text of a file."""
+    try:
+        return Path(word).read_text(encoding="utf-8")
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{word}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{word}: not text in UTF-8") from error
+
+
+def schema(word: str) -> str:
+    """The text of a file of JSON."""
+    return content(word)
+
+
+def checkpoint(word: str) -> str:
+    """A folder or an id on the Hub; in Python a model, too."""
+    return word
+
+
 _KINDS: dict[Any, tuple[Any, str]] = {
     None: (bool, "True or False"),
     int: (Integral, "a whole number"),
@@ -73,6 +95,9 @@ _KINDS: dict[Any, tuple[Any, str]] = {
     float: (Real, "a number"),
     str: (str, "text"),
     token: ((str, Integral), "a token's text or id"),
+    content: (str, "text"),
+    checkpoint: (object, "a model"),
+    schema: ((Mapping, str), "a schema, or its text"),
 }
 
 
@@ -94,6 +119,10 @@ SAMPLING = (
     Option("thinking_budget", int, "tokens inside a thinking block at most"),
     Option("thinking_start_token", str, "what opens a thinking block (default <think>)"),
     Option("thinking_end_token", str, "what closes it (default </think>)"),
+    Option("json_schema", schema, "the answer is JSON by the schema in this file"),
+    Option("regex", str, "the answer matches this regular expression"),
+    Option("grammar", content, "the answer is a sentence of the Lark grammar in this file"),
+    Option("choices", str, "the answer is one of these", many=True),
     Option("seed", int, "the same draw every time (default: another one)"),
     Option("eos_tokens", token, "more end tokens, as text or id", many=True),
     Option("stop", str, "end the answer before this text", many=True),
@@ -109,6 +138,11 @@ MEDIA = (
     Option("num_frames", int, "take exactly so many frames of a video", positive=True),
     Option("max_frames", int, "take at most so many frames of a video (default 768)", positive=True),
 )
+DRAFTS = (
+    Option("draft_model", checkpoint, "a smaller model with the same vocabulary guesses tokens: faster, same answer"),
+    Option("num_draft_tokens", int, "guesses of it at a time (default 3)", positive=True),
+    Option("prompt_lookup", int, "guess so many tokens at a time from text that was there before", positive=True),
+)
 KV_CACHE = (
     Option("kv_bits", int, "quantize the KV cache to 2, 3, 4, 6 or 8 bits"),
     Option("kv_group_size", int, "values of it that share a scale: 32, 64 (default) or 128"),
@@ -118,7 +152,7 @@ KV_CACHE = (
 TEMPLATE = (Option("enable_thinking", None, "let the model think before it answers"),)
 ENGINE = (Option("prefill_step_size", int, "prompt tokens to compute at once (default 2048)", positive=True),)
 
-OPTIONS = SAMPLING + MEDIA + KV_CACHE + TEMPLATE + ENGINE
+OPTIONS = SAMPLING + MEDIA + DRAFTS + KV_CACHE + TEMPLATE + ENGINE
 NULLABLE = frozenset(option.name for option in OPTIONS if option.nullable)
 _BY_NAME = {option.name: option for option in OPTIONS}
 
@@ -128,15 +162,13 @@ _CALLABLES = ("logits_processors", "sampler", "stopping_criteria", "logprobs", "
 _FACES = ("image", "images", "audio", "audios", "video", "videos", "prompt", "prompts", "verbose")
 """Parameters of the faces' signatures, for suggestions."""
 
-LATER: Mapping[str, Any] = dict.fromkeys(
-    "draft_model num_draft_tokens prompt_lookup json_schema regex grammar choices prompt_cache".split()
-)
+LATER: Mapping[str, Any] = {"prompt_cache": None}
 """Keywords of the documented interface that this version does not have yet, each with the value that asks for nothing
 (so does None): with any other they are refused by name, never dropped."""
 
 
 def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> dict[str, dict[str, Any]]:
-    """Keywords by what they go to: "sampling", "media", "kv", "template", "engine", "other" (those named in `known`).
+    """Keywords by what they go to: "sampling", "media", "draft", "kv", "template", "engine", "other" (those `known`).
     per_row: whether those of "sampling", "kv" and "template" may be lists, of one value a row.
 
     None stands for a keyword's default. TypeError for an unknown keyword, with the nearest name, and for a value of
@@ -145,6 +177,7 @@ def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> d
     groups = {
         "sampling": {option.name for option in SAMPLING} | set(_CALLABLES),
         "media": {option.name for option in MEDIA},
+        "draft": {option.name for option in DRAFTS},
         "kv": {option.name for option in KV_CACHE},
         "template": {option.name for option in TEMPLATE},
         "engine": {option.name for option in ENGINE},

@@ -28,6 +28,16 @@ class _Lazy:
         setattr(instance, self._name, value)
 
 
+@dataclass(frozen=True)
+class Beam:
+    """One answer of a beam search. score: the sum of its tokens' log-probabilities after the logits processors, over
+    length ** length_penalty. origins: for each token the place, one step before, of the hypothesis it was added to."""
+
+    tokens: list[int]
+    score: float
+    origins: list[int]
+
+
 @dataclass
 class GenerationResult:
     """One step of a stream, or a whole answer.
@@ -44,6 +54,8 @@ class GenerationResult:
     run together share their time.
     unquantized_layers: layers whose cache stayed whole although kv_bits was given (sliding and recurrent ones cannot be
     quantized). image_sizes: the pictures' original (height, width). error: what ended a row with "error".
+    drafted_tokens, accepted_tokens: of speculative decoding, guesses made, and how many were right. beams: of a beam
+    search, at the end, the best answers.
     """
 
     text: str = ""
@@ -68,6 +80,9 @@ class GenerationResult:
     unquantized_layers: int = 0
     image_sizes: list[tuple[int, int]] = field(default_factory=list, repr=False)
     top_logprobs: Any = _Lazy()
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    beams: list[Beam] = field(default_factory=list, repr=False)
     error: Exception | None = None
 
 
@@ -85,6 +100,8 @@ class BatchStats:
     peak_memory: float = 0.0
     cached_tokens: int = 0
     encode_time: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 def speed(tokens: int, seconds: float) -> float:

@@ -1,14 +1,24 @@
-"""Rows that decode together."""
+"""Rows that decode together, one token each at a time. Other ways of stepping are classes of this form: `beam.py`,
+`speculative.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
 
 from .._runtime import mx
 from ..models.base import Embedded, Model
 from . import cache as kv
+from .asked import Past
+from .guidance import follow, mix
 from .penalties import penalize
 from .request import Row
-from .sampling import BatchSampler, Scores, draw_with_user_code
+from .sampling import BatchSampler, Scores, own_draws, process
+from .structured import constrain
+
+Emit = Callable[[Row, int, Scores | None], None]
+"""Takes a row's token that was read, with what it was drawn from: records it, hands it out, and ends the row by it."""
 
 
 @dataclass
@@ -22,34 +32,45 @@ class Batch:
     scores: list[Scores]  # what they were drawn from
 
     @classmethod
-    def draw(
-        cls,
-        rows: list[Row],
-        cache: kv.Cache,
-        sampler: BatchSampler,
-        logits: mx.array,
-        unread: mx.array | None = None,
-    ) -> "Batch":
-        """Draw one token a row from logits (B, V), and start computing it.
+    def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
+        """Rows whose prompt is through: draw their first token from its logits (B, V)."""
+        return cls(rows, cache, BatchSampler(rows), *_drawn(rows, BatchSampler(rows), logits, None))
 
-        unread (B,): the token that each row drew before and that is not recorded yet, if there is one.
+    def step(self, model: Model, emit: Emit) -> Self | None:
+        """Hand out the tokens that are drawn, with the next step already under way; what goes on, if anything does.
+
+        A row that ends by its length is known before and computes nothing more. One that its token ends (end
+        token, stop string) has one token drawn in vain, which nobody sees. Where a row has to wait, all do.
         """
-        scores = penalize(rows, logits, unread)
-        if any(row.sampling.calls_user for row in rows):
-            tokens = draw_with_user_code(rows, scores, sampler)
-        else:
-            tokens = sampler(scores, ahead=0 if unread is None else 1)
-        for place, row in enumerate(rows):
-            if row.thinking and row.thinking.forced is not None:
-                tokens[place] = row.thinking.forced
-        mx.async_eval(tokens, logits)
-        return cls(rows, cache, sampler, tokens, [Scores(logits, place) for place in range(len(rows))])
+        going = [i for i, row in enumerate(self.rows) if not row.last_token_due]
+        following = None
+        tokens, scores, rows = self.tokens, self.scores, self.rows
+        if going and not any(row.waits for row in rows):
+            following = self.select(going).advance(model, read=False)
+        for i, token in enumerate(np.array(tokens).tolist()):
+            emit(rows[i], token, scores[i])
+        left = [i for i in going if not rows[i].over]
+        self.keep()
+        if not left:
+            return None
+        if following is None:
+            return self.select(left).advance(model, read=True)
+        return following.select([place for place, i in enumerate(going) if i in left])
 
-    def advance(self, model: Model, read: bool) -> "Batch":
+    def keep(self) -> None:
+        """The caches of rows that are over and whose requests want to have them."""
+        for place, row in enumerate(self.rows):
+            trace = row.request.trace
+            if row.over and trace and trace.keep_cache:
+                trace.past = Past(kv.alone(self.cache, place), row.length + len(row.tokens) - 1, row.delta)
+
+    def advance(self, model: Model, read: bool) -> Self:
         """One forward on the tokens these rows have drawn; the next ones, under way. read: whether the tokens are
         read and recorded already."""
-        logits = model(Embedded(self.tokens[:, None], delta=self.delta), self.cache)[:, 0]
-        return Batch.draw(self.rows, self.cache, self.sampler, logits, None if read else self.tokens)
+        inputs = Embedded(self.tokens[:, None], delta=self.delta, watch=self.rows[0].watch())
+        logits = model(inputs, self.cache)[:, 0]
+        drawn = _drawn(self.rows, self.sampler, logits, None if read else self.tokens)
+        return type(self)(self.rows, self.cache, self.sampler, *drawn)
 
     @property
     def delta(self) -> int | mx.array:
@@ -59,9 +80,9 @@ class Batch:
     def lengths(self) -> list[int]:
         return [row.length + len(row.tokens) for row in self.rows]
 
-    def join(self, other: "Batch") -> "Batch":
+    def join(self, other: Self) -> Self:
         rows = self.rows + other.rows
-        return Batch(
+        return type(self)(
             rows,
             kv.join(self.cache, other.cache, self.lengths() + other.lengths()),
             BatchSampler(rows),
@@ -69,10 +90,35 @@ class Batch:
             self.scores + other.scores,
         )
 
-    def select(self, places: Sequence[int]) -> "Batch":
+    def select(self, places: Sequence[int]) -> Self:
         if len(places) == len(self.rows):
             return self
         rows, index = [self.rows[i] for i in places], mx.array(list(places))
         lengths = [row.length + len(row.tokens) for row in rows]
         cache = kv.select(self.cache, places, lengths)
-        return Batch(rows, cache, BatchSampler(rows), self.tokens[index], [self.scores[i] for i in places])
+        return type(self)(rows, cache, BatchSampler(rows), self.tokens[index], [self.scores[i] for i in places])
+
+
+def _drawn(
+    rows: list[Row], sampler: BatchSampler, logits: mx.array, unread: mx.array | None
+) -> tuple[mx.array, list[Scores]]:
+    """One token a row from logits (B, V), being computed, and what each was drawn from.
+
+    unread (B,): the token that each row drew before and that is not recorded yet, if there is one.
+    """
+    tokens = draw(rows, sampler, logits, unread)
+    mx.async_eval(tokens, logits)
+    return tokens, [Scores(logits, place) for place in range(len(rows))]
+
+
+def draw(rows: list[Row], sampler: BatchSampler, logits: mx.array, unread: mx.array | None) -> mx.array:
+    """Tokens (B,) from logits (B, V) through all that the rows asked for."""
+    scores = constrain(rows, process(rows, penalize(rows, mix(rows, logits), unread)))
+    tokens = own_draws(rows, scores, sampler(scores, ahead=0 if unread is None else 1))
+    for place, row in enumerate(rows):
+        if row.thinking and row.thinking.forced is not None:
+            tokens[place] = row.thinking.forced
+        if trace := row.request.trace:
+            trace.logits.append(logits[place])
+            trace.scores.append(scores[place])
+    return follow(rows, tokens)

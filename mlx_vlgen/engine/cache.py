@@ -28,6 +28,14 @@ class _BatchKVCache(BatchKVCache):
 
     unpadded = False
 
+    def shorten(self, longest: int) -> None:
+        """Leave out the columns on the left that no row has, where the longest has so many positions."""
+        extra = int(self._idx) - longest
+        self.keys: mx.array = self.keys[..., extra:, :]
+        self.values: mx.array = self.values[..., extra:, :]
+        self.left_padding: mx.array = self.left_padding - extra
+        self._idx: int = longest
+
     def make_mask(self, N: int, return_array: bool = False, **kwargs: Any) -> mx.array | None:
         if N == 1 and self.unpadded:
             return None
@@ -137,6 +145,61 @@ def select(cache: Cache, rows: Sequence[int], lengths: Sequence[int]) -> Cache:
         own.filter(index)
     _note_padding(cache, lengths)
     return cache
+
+
+def alone(cache: Cache, row: int) -> Cache:
+    """One row of a cache, unbatched; the cache stays as it is."""
+
+    def one(own: Any) -> Any:
+        if isinstance(own, KVCache | RotatingKVCache):
+            apart = copy.copy(own)  # MLX writes into an array object: two caches must not share one
+            apart.keys, apart.values = own.keys[...], own.values[...]
+            return apart
+        return own.extract(row)
+
+    return [one(own) for own in cache]
+
+
+def take(cache: Cache, rows: Sequence[int], lengths: Sequence[int]) -> Cache:
+    """These rows, in this order, some more than once; batched, and apart from `cache`, which stays as it is."""
+    index = mx.array(list(rows))
+    taken = [copy.copy(_batched(own)) for own in cache]
+    for own in taken:
+        own.filter(index)
+    _note_padding(taken, lengths)
+    return taken
+
+
+def rollback(cache: Cache, drop: Sequence[int], lengths: Sequence[int]) -> None:
+    """Forget the last drop[b] positions of each row, which were the end of one forward on more than max(drop) tokens
+    a row. lengths: positions that each row then holds. Recurrent layers cannot: `can_roll_back`."""
+    if max(drop) == 0:
+        return
+    least = min(drop)
+    more = [own - least for own in drop]
+    for own in cache:
+        if isinstance(own, RaggedCache):
+            own.rollback(drop)
+            continue
+        if isinstance(own, RotatingKVCache | BatchRotatingKVCache):
+            # After several tokens it is in order, and still holds what the dropped ones would push out.
+            end = own.keys.shape[2] - least
+            own.keys, own.values = own.keys[..., :end, :], own.values[..., :end, :]
+        own.trim(least)
+        if max(more) and isinstance(own, BatchRotatingKVCache):
+            own.prepare(lengths=[-extra for extra in more], right_padding=more)
+            own.finalize()
+        elif max(more):
+            own.prepare(right_padding=more)
+            own.finalize()
+            own.shorten(max(lengths))
+    _note_padding(cache, lengths)
+
+
+def can_roll_back(layout: Sequence[LayerKind], settings: KVSettings) -> bool:
+    """Whether positions can be taken back from such caches: not from states, nor from a bound, which has pushed out
+    what would come back."""
+    return settings.max_size is None and all(isinstance(kind, Full | Sliding) for kind in layout)
 
 
 def evaluate(cache: Cache, *more: mx.array) -> None:

@@ -3,16 +3,19 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from .._runtime import mx
-from ..errors import PromptError
-from ..inputs.prompt import Media, MediaInputs
-from ..models.base import Features, Model
+from ..errors import PromptError, UnsupportedError
+from ..inputs.prompt import Media, MediaInputs, Prompt
+from ..models.base import Embedded, Features, Model
 from . import cache as kv
 from . import prefill
 from .kv_settings import KVSettings
-from .request import Row
+from .params import SamplingParams
+from .request import Request, Row
+from .structured import Constraint, Forms
 from .thinking import Marks, Thinking
 
 
@@ -31,17 +34,51 @@ class Intake:
         request = row.request
         media = request.media
         assert isinstance(media, MediaInputs)
-        row.prompt = self._processor.prepare(
-            request.prompt, media, enable_thinking=request.enable_thinking, **request.template_kwargs
-        )
+        if isinstance(request.prompt, Prompt):
+            row.prompt = request.prompt
+        else:
+            row.prompt = self._processor.prepare(
+                request.prompt, media, enable_thinking=request.enable_thinking, **request.template_kwargs
+            )
         self._check_length(row)
         if request.kv not in self._possible:
             kv.check(self._model, request.kv)
             self._possible.add(request.kv)
         request.kv.check_spans(row.prompt.two_way)
         row.unquantized_layers = len(kv.unquantized(self._model.cache_layout(), request.kv))
-        row.end_tokens = self._end_tokens | self._token_ids(request.sampling.eos_tokens)
+        own = self._end_tokens if request.end_tokens is None else request.end_tokens
+        row.end_tokens = own | self._token_ids(request.sampling.eos_tokens)
+        _check_together(request)
         row.thinking = self._thinking(row)
+        row.constraint = self._constraint(row)
+        if request.drafter is not None:
+            self._check_rollback(request.kv)
+            row.drafter = request.drafter()
+            row.drafter.read(row.prompt)
+        if request.guidance is not None:
+            row.guide = self._negative(row)
+
+    def _check_rollback(self, settings: KVSettings) -> None:
+        if not kv.can_roll_back(self._model.cache_layout(), settings):
+            why = "a bounded cache (max_kv_size)" if settings.max_size else "this model's recurrent layers"
+            raise UnsupportedError(
+                f"speculative decoding: {why} cannot forget a wrong guess; leave the draft model or prompt_lookup out"
+            )
+
+    def _negative(self, row: Row) -> Row:
+        """The row of its negative prompt."""
+        request = row.request
+        assert request.guidance
+        guide = Row(
+            row.id,
+            replace(request, prompt=request.guidance.negative, guidance=None, sampling=SamplingParams(), trace=None),
+            row.text,
+            row.seed,
+            prompt=request.guidance.negative,
+            leader=row,
+        )
+        self._check_length(guide)
+        return guide
 
     def _thinking(self, row: Row) -> Thinking | None:
         sampling = row.sampling
@@ -56,6 +93,13 @@ class Intake:
             return None
         assert row.prompt
         return Thinking(marks, row.prompt.tokens.tolist(), sampling.thinking_budget)
+
+    def _constraint(self, row: Row) -> Constraint | None:
+        asked = row.sampling.form
+        if asked is None:
+            return None
+        opening = row.thinking.marks.start if row.thinking and row.request.enable_thinking else ()
+        return Constraint(Forms.of(self._processor.tokenizer).get(*asked), row.end_tokens, row.thinking, opening)
 
     def _token_ids(self, tokens: Sequence[str | int]) -> frozenset[int]:
         """Ids of `eos_tokens`; a string must be one token of the vocabulary."""
@@ -85,12 +129,15 @@ class Intake:
     def encode(self, rows: Sequence[Row]) -> None:
         """Features of all media of these rows, equal shapes together; then each row's embeddings, and its pixels are
         let go. A row whose media fail gets an error and keeps them: it may only have lacked memory."""
-        owners: list[Row] = []
-        media: list[Media] = []
+        rows = [*rows, *(row.guide for row in rows if row.guide)]
+        owners: dict[int, list[Row]] = {}  # by the identity of a medium, which several rows of one prompt share
+        known: dict[int, Media] = {}
         for row in rows:
             assert row.prompt
-            owners += [row] * len(row.prompt.media)
-            media += row.prompt.media
+            for own in row.prompt.media:
+                owners.setdefault(id(own), []).append(row)
+                known[id(own)] = own
+        media, sharing = list(known.values()), list(owners.values())
         features: dict[int, Features] = {}
         groups = deque(prefill.encoding_groups(media, self._vision_batch, self._group))
         while groups:
@@ -102,24 +149,60 @@ class Intake:
                 if len(group) > 1:  # one by one, to see whose fault it is
                     groups.extend([i] for i in group)
                 else:
-                    owners[group[0]].error = error
+                    for row in sharing[group[0]]:
+                        row.error = error
                 continue
-            features |= zip(group, made, strict=True)
+            features |= zip((id(media[i]) for i in group), made, strict=True)
             for i in group:
-                owners[i].encode_time += (time.perf_counter() - begun) / len(group)
-        places = iter(range(len(media)))
+                for row in sharing[i]:
+                    row.encode_time += (time.perf_counter() - begun) / len(group) / len(sharing[i])
         for row in rows:
             assert row.prompt
-            own = [next(places) for _ in row.prompt.media]
             if row.error:
                 continue
             try:
-                row.inputs = self._model.embed(row.prompt, [features[i] for i in own])
+                row.inputs = self._embed(row, [features[id(own)] for own in row.prompt.media])
             except Exception as error:
                 row.error = error
                 continue
             row.delta = int(row.inputs.delta)
             row.prompt = row.prompt.without_pixels()
+        for row in rows:
+            if row.leader and row.error:
+                row.leader.error = row.error
+
+    def _embed(self, row: Row, features: Sequence[Features]) -> Embedded:
+        """The prompt's embeddings, or those after its past, whose rotary positions go on from it."""
+        assert row.prompt
+        past = row.request.past
+        if past is None:
+            return self._model.embed(row.prompt, features)
+        inputs = self._model.embed(row.prompt.after(past.length), features)
+        inputs.delta = inputs.delta + past.delta
+        if inputs.positions is not None:
+            inputs.positions = inputs.positions + (past.length + past.delta)
+        return inputs
+
+
+def _check_together(request: Request) -> None:
+    """UnsupportedError for ways of decoding of which one cannot follow the other."""
+    sampling, drafts = request.sampling, "speculative decoding (an assistant, a draft model, prompt lookup)"
+    guided = "guidance by a negative prompt"
+    for one, asked, others in (
+        ("beam search", request.beams, {
+            drafts: request.drafter,
+            guided: request.guidance,
+            "thinking_budget": sampling.thinking_budget is not None,
+            sampling.form[0] if sampling.form else "": sampling.form,
+        }),
+        (drafts, request.drafter, {guided: request.guidance}),
+        ("attention weights", request.trace and request.trace.attentions, {
+            "kv_bits or max_kv_size": request.kv != KVSettings(),
+        }),
+    ):  # fmt: skip
+        for other, also in others.items():
+            if asked and also:
+                raise UnsupportedError(f"{one} does not go with {other}: leave one of them out")
 
 
 def end_tokens(model: Model, processor: Any) -> frozenset[int]:

@@ -15,8 +15,6 @@ from itertools import takewhile
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from .._runtime import mx
 from ..errors import emptied
 from ..models.base import Embedded, Model
@@ -25,11 +23,12 @@ from ..results import FinishReason, GenerationResult
 from . import cache as kv
 from . import prefill, wired
 from .batch import Batch
+from .beam import Search
 from .intake import Intake
-from .kv_settings import KVSettings
 from .report import report
 from .request import Request, Row, fresh_seed
-from .sampling import BatchSampler, Scores
+from .sampling import Scores
+from .speculative import Speculative
 from .text import TextStream
 
 # Every thread that iterates has a stream of its own; MLX evaluates an array on the stream it was made on.
@@ -75,7 +74,7 @@ class TokenIterator:
         self._rows: dict[int, Row] = {}  # every row that has not ended
         self._ready: deque[Row] = deque()  # encoded, waiting for prefill
         self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
-        self._batches: dict[KVSettings, Batch] = {}  # rows decode with those whose caches are like theirs
+        self._batches: dict[Any, Batch] = {}  # rows decode with those whose caches and way of stepping are like theirs
         self._out: deque[tuple[int, GenerationResult]] = deque()
         self._next_id = 0
         self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
@@ -231,19 +230,18 @@ class TokenIterator:
         free = self._slots.now - self._live
         if not self._ready or free < 1:
             return []
-        settings = self._ready[0].request.kv
-        alike = takewhile(lambda row: row.request.kv == settings, self._ready)
-        count = min(prefill.pack_size([row.length for row in alike], self._step_size), free)
+        way = self._ready[0].way
+        # What begins with a past is prefilled alone.
+        alike = takewhile(lambda row: row.way == way and not row.request.past, self._ready)
+        count = max(1, min(prefill.pack_size([row.length for row in alike], self._step_size), free))
         rows = [self._ready.popleft() for _ in range(count)]
         for row in rows:
             row.prefill_started = time.perf_counter()
         return rows
 
     def _prefill_chunk(self, row: Row) -> None:
-        assert row.prompt and row.inputs
-        _, cache, start = self._partial or (row, kv.make_cache(self._layout, row.request.kv), 0)
-        end = prefill.chunk_end(start, row.length, self._step_size, row.prompt.two_way)
-        logits = self._model(row.inputs[start:end], cache, at=mx.array([end - start - 1]))
+        _, cache, start = self._partial or (row, self._empty(row), row.computed)
+        end, logits = self._forward(row, cache, start)
         if end < row.length:
             kv.evaluate(cache)
             mx.clear_cache()
@@ -252,6 +250,20 @@ class TokenIterator:
         else:
             self._arrive([row], cache, logits)
             self._partial = None
+
+    def _empty(self, row: Row) -> kv.Cache:
+        """The cache that its prefill begins with."""
+        past = row.request.past
+        return kv.alone(past.cache, 0) if past else kv.make_cache(self._layout, row.request.kv)
+
+    def _forward(self, row: Row, cache: kv.Cache, start: int) -> tuple[int, mx.array]:
+        """The next chunk of its prompt: where it ends, and the logits (1, V) there."""
+        assert row.prompt and row.inputs
+        size = row.length if row.runs_alone else self._step_size
+        end = prefill.chunk_end(start, row.length, size, row.prompt.two_way)
+        inputs = row.inputs[start - row.computed : end - row.computed]
+        inputs.watch = row.watch()
+        return end, self._model(inputs, cache, at=mx.array([end - start - 1]))
 
     def _prefill_pack(self, rows: list[Row]) -> None:
         lengths = [row.length for row in rows]
@@ -263,19 +275,34 @@ class TokenIterator:
 
     def _arrive(self, rows: list[Row], cache: kv.Cache, logits: mx.array) -> None:
         """Rows whose prompt is through: draw their first token and let them decode with the others."""
-        new = Batch.draw(rows, cache, BatchSampler(rows), logits)
-        kv.evaluate(cache, new.tokens)
+        way, kind = rows[0].way, _kind(rows[0])
         if self._budget is None:
             self._budget = kv.affordable(cache, len(rows) * max(row.length for row in rows))
-        settings = rows[0].request.kv
-        if live := self._batches.get(settings):
+        for guide in [row.guide for row in rows if row.guide]:
+            rows, cache, logits = self._beside(rows, cache, logits, guide)
+        new = kind.begin(rows, cache, logits)
+        kv.evaluate(new.cache, new.tokens)
+        if live := self._batches.get(way):
             new = live.join(new)
             kv.evaluate(new.cache)
-        self._batches[settings] = new
+        self._batches[way] = new
         now = time.perf_counter()
         for row in rows:
             row.inputs, row.prefilled = None, now
-            self._tell(row, row.length)
+            if row.leader is None:
+                self._tell(row, row.length)
+
+    def _beside(
+        self, rows: list[Row], cache: kv.Cache, logits: mx.array, guide: Row
+    ) -> tuple[list[Row], kv.Cache, mx.array]:
+        """The rows with a negative prompt, which is computed now, as one more."""
+        own, end = self._empty(guide), 0
+        while end < guide.length:
+            end, last = self._forward(guide, own, end)
+            kv.evaluate(own)
+        together = [*rows, guide]
+        joined = kv.join(cache, own, [row.length for row in together])
+        return together, joined, mx.concatenate([logits, last])
 
     def _tell(self, row: Row, done: int) -> None:
         if self._progress is not None:
@@ -317,9 +344,9 @@ class TokenIterator:
     def _decode(self) -> None:
         """One step of every batch. Where memory does not suffice for it, its rows end, for their caches are half
         written, and so many never run together again."""
-        for settings, batch in list(self._batches.items()):
+        for way, batch in list(self._batches.items()):
             try:
-                following = self._decode_batch(batch)
+                following = batch.step(self._model, self._emit)
             except (MemoryError, RuntimeError) as error:
                 if not prefill.is_out_of_memory(error):
                     raise
@@ -327,37 +354,20 @@ class TokenIterator:
                 self._slots = prefill.Slots(max(1, self._live - 1))
                 self._warn()
                 for row in batch.rows:
-                    if row.finish_reason is None:
+                    if not row.over and row.leader is None:
                         self._end(row, "error", error)
             if following is None:
-                del self._batches[settings]
+                del self._batches[way]
             else:
-                self._batches[settings] = following
-
-    def _decode_batch(self, batch: Batch) -> Batch | None:
-        """Hand out the tokens that are drawn, with the next step already under way; what goes on, if anything does.
-
-        A row that ends by its length is known before and computes nothing more. One that its token ends (end
-        token, stop string) has one token drawn in vain, which nobody sees. Where a row has to wait, all do.
-        """
-        going = [i for i, row in enumerate(batch.rows) if not row.last_token_due]
-        following = None
-        tokens, scores, rows = batch.tokens, batch.scores, batch.rows
-        if going and not any(row.waits for row in rows):
-            following = batch.select(going).advance(self._model, read=False)
-        for i, token in enumerate(np.array(tokens).tolist()):
-            self._emit(rows[i], token, scores[i])
-        left = [i for i in going if rows[i].finish_reason is None]
-        if not left:
-            return None
-        if following is None:
-            return batch.select(left).advance(self._model, read=True)
-        return following.select([place for place, i in enumerate(going) if i in left])
+                self._batches[way] = following
 
     # -- emit
 
-    def _emit(self, row: Row, token: int, scores: Scores) -> None:
+    def _emit(self, row: Row, token: int, scores: Scores | None) -> None:
         """Record a row's token and hand out its result."""
+        if row.leader:
+            row.record(token)
+            return
         if row.cancelled or row.error:
             self._end(row, "error" if row.error else "cancelled", row.error)
             return
@@ -366,13 +376,15 @@ class TokenIterator:
         reason: FinishReason | None = None
         is_end = token in row.end_tokens
         text = "" if is_end and not sampling.include_eos else row.text.add(token)
-        if is_end or row.text.stopped:
+        if is_end or row.text.stopped or (row.constraint and row.constraint.over):
             reason = "stop"
         elif len(row.tokens) >= sampling.max_tokens or (
             sampling.max_time is not None and time.perf_counter() - row.started >= sampling.max_time
         ):
             reason = "length"
-        elif sampling.stopping_criteria:
+        elif row.found:
+            reason = "stop" if len(row.tokens) == len(row.found[0].tokens) else None
+        elif sampling.stopping_criteria and scores:
             try:
                 reason = "stop" if self._criteria_met(row, scores.own[None]) else None
             except Exception as error:
@@ -399,9 +411,16 @@ class TokenIterator:
         """Retire a row, with all the text it still holds back."""
         text += row.text.finish()
         row.finish_reason = "stop" if reason == "length" and row.text.stopped else reason
+        if row.finish_reason == "stop" and row.constraint and not row.constraint.met(row.text):
+            row.finish_reason = "length"  # cut, by a stop string or the user's code: "stop" promises a whole answer
         row.error = error and emptied(error)
         if error is None:
             self._slots.row_ended()
         with self._lock:
             self._rows.pop(row.id, None)
         self._out.append((row.id, report(row, text, scores)))
+
+
+def _kind(row: Row) -> type[Batch]:
+    """How a row steps."""
+    return Search if row.request.beams else Speculative if row.drafter else Batch

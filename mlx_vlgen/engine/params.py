@@ -1,5 +1,6 @@
 """How one row draws its tokens and when it stops."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,12 @@ LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 Sampler = Callable[[mx.array], mx.array]
 """log-probabilities (1, V) -> token (1,)."""
 
-StoppingCriterion = Callable[[mx.array, mx.array], Any]
-"""(the row's tokens so far (n,), prompt included; raw logits (1, V)) -> true to stop after this token."""
+StoppingCriterion = Callable[[mx.array, mx.array | None], Any]
+"""(the row's tokens so far (n,), prompt included; raw logits (1, V), or None in a beam search) -> true to stop after
+this token."""
 
 _LISTS = ("eos_tokens", "stop", "logits_processors", "stopping_criteria")
+_FORMS = ("json_schema", "regex", "grammar", "choices")
 _AT_LEAST_0 = ("max_tokens", "temperature", "top_n_sigma", "top_logprobs")
 _SHARES = ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold")
 
@@ -26,7 +29,8 @@ class SamplingParams:
     """How one row draws its tokens and when it stops.
 
     Applied in this order, which is transformers': repetition_penalty, presence_penalty, frequency_penalty, logit_bias,
-    logits_processors, then (when drawing) temperature, top_n_sigma, top_k, top_p, min_p, typical_p, xtc.
+    logits_processors, the answer's form, then (when drawing) temperature, top_n_sigma, top_k, top_p, min_p, typical_p,
+    xtc.
 
     temperature: 0 is greedy. top_k: keep so many most likely tokens; 0 and -1 are off. top_p: keep the smallest set of
     most likely tokens whose probability reaches it. min_p: keep tokens at least this likely relative to the most likely
@@ -41,6 +45,10 @@ class SamplingParams:
     text before one is the answer. max_time: seconds from admission.
     thinking_budget: tokens inside a thinking block at most; None is no bound. thinking_start_token, thinking_end_token:
     strings; None: `<think>` and `</think>` where the model has them.
+    json_schema, regex, grammar, choices: what the answer must be, of which only one can be given: JSON by a schema (a
+    dict, or its text; `{}` for any JSON), on one line; a match of a regular expression (Rust's syntax); a sentence of a
+    Lark grammar as llguidance takes it; or one of these strings. What is thought before is free. An answer that ended
+    with "stop" is of that form; one that was cut, by max_tokens or by a stop string, ends with "length".
     logprobs: whether results carry them; top_logprobs: how many best ones. skip_special_tokens, include_eos: what of
     special tokens the text shows.
     """
@@ -66,6 +74,10 @@ class SamplingParams:
     thinking_budget: int | None = None
     thinking_start_token: str | None = None
     thinking_end_token: str | None = None
+    json_schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    choices: Sequence[str] | None = None
     skip_special_tokens: bool = False
     include_eos: bool = False
     logits_processors: Sequence[LogitsProcessor] = ()
@@ -91,6 +103,7 @@ class SamplingParams:
         self._check("more than 0", lambda value: value > 0, (), "repetition_penalty")
         if self.top_k < -1:
             raise ValueError(f"top_k={self.top_k}: expected a number of tokens, or 0 or -1 for off")
+        self._check_form()
         if any(not text for text in self.stop):
             raise ValueError("stop: an empty string would stop at once; remove it")
 
@@ -101,6 +114,30 @@ class SamplingParams:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not right(value):
                 raise ValueError(f"{name}={value!r}: expected {expected}")
+
+    def _check_form(self) -> None:
+        given = [name for name in _FORMS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[1]}: only one of {', '.join(_FORMS)} can be given, and {given[0]} is")
+        if self.json_schema is not None:
+            try:
+                schema = self.json_schema
+                text = json.dumps(json.loads(schema) if isinstance(schema, str) else schema, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"json_schema: not JSON: {error}") from None
+            object.__setattr__(self, "json_schema", text)
+        if self.choices is not None:
+            if isinstance(self.choices, str) or not self.choices or any(not isinstance(c, str) for c in self.choices):
+                raise ValueError(f"choices={self.choices!r:.80}: expected a list of strings, at least one")
+            object.__setattr__(self, "choices", tuple(self.choices))
+
+    @property
+    def form(self) -> tuple[str, str] | None:
+        """What the answer must be: the name of its keyword, and the value as text (choices as JSON)."""
+        for name in _FORMS:
+            if (value := getattr(self, name)) is not None:
+                return name, value if isinstance(value, str) else json.dumps(value)
+        return None
 
     @property
     def calls_user(self) -> bool:

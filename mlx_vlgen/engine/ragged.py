@@ -114,6 +114,19 @@ class RaggedCache(ABC):
             rest = [mx.take_along_axis(part, source, axis=2) for part in rest]
         self._store(head, rest)
 
+    def rollback(self, drop: Sequence[int]) -> None:
+        """Forget the last drop[b] positions of each row."""
+        head, rest = self._parts()
+        least, columns = min(drop), rest[0].shape[2]
+        kept = max(0, columns - least)  # of the rest; below `head` there are no columns to drop
+        self.lengths = [length - least for length in self.lengths]
+        self._store(head, [part[:, :, :kept] for part in rest])
+        if max(drop) > least:
+            self.prepare(lengths=[n + least - own for n, own in zip(self.lengths, drop, strict=True)], right_padding=())
+            self.finalize()
+            head, rest = self._parts()
+            self._store(head, self._shortened(rest))
+
     def extend(self, other: Self) -> None:
         """Add the rows of `other` after these."""
         (head, rest), (other_head, other_rest) = self._parts(), other._parts()
@@ -124,8 +137,12 @@ class RaggedCache(ABC):
         """Keep only these rows, in this order."""
         head, rest = self._parts()
         self.lengths = [self.lengths[row] for row in np.array(index)]
-        extra = rest[0].shape[2] - max(0, self._longest - self.head)  # columns that only longer rows had
-        self._store([part[index] for part in head], [part[index][:, :, max(0, extra) :] for part in rest])
+        self._store([part[index] for part in head], self._shortened([part[index] for part in rest]))
+
+    def _shortened(self, rest: Parts) -> Parts:
+        """Without the columns that only longer rows had."""
+        extra = rest[0].shape[2] - max(0, self._longest - self.head)
+        return [part[:, :, max(0, extra) :] for part in rest]
 
     def extract(self, row: int) -> Self:
         """One row alone."""

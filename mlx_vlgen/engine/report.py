@@ -15,7 +15,7 @@ def report(row: Row, text: str, scores: Scores | None) -> GenerationResult:
     generation_time = time.perf_counter() - row.prefilled if made > 1 else 0.0
     result = GenerationResult(
         text=text,
-        token=row.tokens[-1] if made and scores is not None else None,
+        token=row.tokens[-1] if made and (scores is not None or row.found) else None,
         prompt_tokens=row.length,
         generation_tokens=made,
         total_tokens=row.length + made,
@@ -29,6 +29,9 @@ def report(row: Row, text: str, scores: Scores | None) -> GenerationResult:
         encode_time=row.encode_time,
         unquantized_layers=row.unquantized_layers,
         image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
+        drafted_tokens=row.drafted,
+        accepted_tokens=row.accepted,
+        beams=row.found,
         error=row.error,
     )
     if row.finish_reason is not None:
@@ -55,4 +58,5 @@ def _tell_thinking(row: Row, result: GenerationResult) -> None:
     thought, answer = row.thinking.parts()
     result.thinking_tokens, result.answer_tokens = len(thought), len(answer)
     result.thinking = row.text.decode(thought).strip()
-    result.answer = row.text.decode([t for t in answer if t not in row.end_tokens]).strip()
+    text = row.text.decode([t for t in answer if t not in row.end_tokens])
+    result.answer = text if row.constraint else text.strip()

@@ -3,15 +3,17 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..inputs.prompt import MediaInputs, Prompt
-from ..models.base import Embedded
-from ..results import FinishReason, GenerationResult
+from ..models.base import Embedded, Watch
+from ..results import Beam, FinishReason, GenerationResult
+from .asked import Beams, Drafter, Guidance, Past, Trace
 from .kv_settings import KVSettings
 from .params import SamplingParams
+from .structured import Constraint
 from .text import TextStream
 from .thinking import Thinking
 
@@ -21,16 +23,26 @@ class Request:
     """One prompt with its media and settings.
 
     prompt: a formatted string, in which each placeholder stands for one of `media`, or messages, which the chat
-    template formats. media: `MediaInputs`, one picture, or a list of pictures. enable_thinking and
-    template_kwargs go to the chat template.
+    template formats, or a `Prompt` that is ready. media: `MediaInputs`, one picture, or a list of pictures.
+    enable_thinking and template_kwargs go to the chat template.
+
+    end_tokens: these and no others end the row; None is the model's own. guidance, beams: other ways of decoding.
+    drafter: makes what guesses the row's next tokens. past: the keys and values of the prompt's first positions.
+    trace: what is to be kept of each step.
     """
 
-    prompt: str | Sequence[Mapping[str, Any]]
+    prompt: str | Sequence[Mapping[str, Any]] | Prompt
     media: Any = None
     sampling: SamplingParams = SamplingParams()
     kv: KVSettings = KVSettings()
     enable_thinking: bool = False
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    end_tokens: frozenset[int] | None = None
+    guidance: Guidance | None = None
+    beams: Beams | None = None
+    drafter: Callable[[], Drafter] | None = None
+    past: Past | None = None
+    trace: Trace | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.media, MediaInputs):
@@ -49,12 +61,19 @@ class Row:
     text: TextStream
     seed: int
     prompt: Prompt | None = None
-    inputs: Embedded | None = None  # held from encoding to the end of prefill
+    inputs: Embedded | None = None  # held from encoding to the end of prefill; without what `past` holds
     delta: int = 0  # what its rotary positions are ahead of its cache once the prompt is over
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)  # of the same tokens
     thinking: Thinking | None = None  # None for a model that does not think
+    constraint: Constraint | None = None  # None where any answer will do
+    guide: "Row | None" = None  # its negative prompt, a row that decodes beside it
+    leader: "Row | None" = None  # of such a row
+    drafter: Drafter | None = None
+    found: list[Beam] = field(default_factory=list)  # by a beam search that is over
+    drafted: int = 0
+    accepted: int = 0
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     cancelled: bool = False
@@ -77,12 +96,25 @@ class Row:
     @property
     def reserve(self) -> int:
         """Cache positions this row may come to need."""
-        return self.length + self.sampling.max_tokens
+        own = self.length + self.sampling.max_tokens
+        beams = self.request.beams.count if self.request.beams else 1
+        return beams * own + (self.guide.reserve if self.guide else 0)
+
+    @property
+    def computed(self) -> int:
+        """Positions of the prompt whose keys and values came with the request."""
+        return self.request.past.length if self.request.past else 0
+
+    @property
+    def over(self) -> bool:
+        return (self.leader or self).finish_reason is not None
 
     def record(self, token: int) -> None:
         """A token that was drawn for this row and read."""
         self.tokens.append(token)
         self.counts[token] += 1
+        if self.constraint:
+            self.constraint.add(token)
         if self.thinking:
             self.thinking.add(token)
 
@@ -101,12 +133,29 @@ class Row:
     @property
     def waits(self) -> bool:
         """Whether the next step of this row must wait until its last token is read: it runs the user's code, which
-        must not see a token that is thrown away later, or that token decides whether the next one is forced."""
-        return self.sampling.calls_user or (self.thinking is not None and self.thinking.undecided)
+        must not see a token that is thrown away later, or that token decides what the next one may be."""
+        seen = self.sampling.calls_user or self.request.trace is not None
+        return seen or self.constraint is not None or (self.thinking is not None and self.thinking.undecided)
+
+    @property
+    def runs_alone(self) -> bool:
+        return self.request.trace is not None and self.request.trace.alone
+
+    @property
+    def way(self) -> Hashable:
+        """Rows that are equal in this run together: their caches are alike, and they step in the same way."""
+        own = self.id if self.runs_alone else None
+        return self.request.kv, self.request.beams is not None, self.request.drafter is not None, own
+
+    def watch(self) -> Watch | None:
+        """What the next forward of this row shows, where its request wants to see it: it then runs alone."""
+        return self.request.trace.watch() if self.request.trace else None
 
     @property
     def last_token_due(self) -> bool:
         """Whether the token now being computed is the last one, known in advance."""
+        if self.leader:
+            return self.leader.last_token_due
         return self.cancelled or len(self.tokens) + 1 >= self.sampling.max_tokens
 
 

@@ -56,12 +56,14 @@ class BatchSampler:
         self._xtc = _column([s.xtc_probability for s in settings], off=0)
         self._xtc_threshold = _array([s.xtc_threshold for s in settings])
 
-    def __call__(self, logits: mx.array, ahead: int) -> mx.array:
-        """logits (B, V) -> tokens (B,) int32. ahead: how many drawn tokens the rows have not recorded yet."""
+    def __call__(self, logits: mx.array, ahead: int | Sequence[int]) -> mx.array:
+        """logits (B, V) -> tokens (B,) int32. ahead: how many drawn tokens the rows, or each of them, have not recorded
+        yet."""
         if all(self._greedy):
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         scores = self.truncate(logits.astype(mx.float32) / self._temperature)
-        steps = [len(row.tokens) + ahead for row in self._rows]
+        more = [ahead] * len(self._rows) if isinstance(ahead, int) else ahead
+        steps = [len(row.tokens) + own for row, own in zip(self._rows, more, strict=True)]
         if self._xtc is not None:
             scores = self._exclude_top_choices(scores, self._xtc, self._keys(steps, use=1))
         drawn = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(scores, self._keys(steps))
@@ -75,19 +77,17 @@ class BatchSampler:
     def truncate(self, scores: mx.array) -> mx.array:
         """Scores (B, V), already divided by the temperature, with what is excluded at -inf."""
         if self._sigma is not None:
-            spread = self._sigma * mx.std(scores, axis=-1, keepdims=True)
+            spread = self._sigma * _deviation(scores)
             least = mx.max(scores, axis=-1, keepdims=True) - spread
-            scores = _without(scores, (scores < least) & (self._sigma > 0))
+            scores = without(scores, (scores < least) & (self._sigma > 0))
         if self._top_k is not None:
-            scores = _without(scores, scores < _kth_largest(scores, self._top_k))
+            scores = without(scores, scores < kth_largest(scores, self._top_k))
         if self._top_p is not None:
-            scores = _without(scores, _past(self._top_p, order=-scores, scores=scores))
+            scores = without(scores, past_top_p(scores, self._top_p))
         if self._min_p is not None:
-            scores = _without(scores, scores < mx.max(scores, axis=-1, keepdims=True) + mx.log(self._min_p))
+            scores = without(scores, below_min_p(scores, self._min_p))
         if self._typical_p is not None:
-            surprise = -log_softmax(scores)
-            entropy = mx.where(mx.isinf(surprise), 0, mx.exp(-surprise) * surprise).sum(axis=-1, keepdims=True)
-            scores = _without(scores, _past(self._typical_p, order=mx.abs(surprise - entropy), scores=scores))
+            scores = without(scores, past_typical_p(scores, self._typical_p))
         return scores
 
     def _exclude_top_choices(self, scores: mx.array, probability: mx.array, keys: mx.array) -> mx.array:
@@ -97,20 +97,51 @@ class BatchSampler:
         top = likely >= self._xtc_threshold
         last = mx.where(top, likely, mx.inf).min(axis=-1, keepdims=True)
         coin = mx.vmap(lambda key: mx.random.uniform(key=key))(keys)[:, None]
-        return _without(scores, top & (likely > last) & (coin < probability))
+        return without(scores, top & (likely > last) & (coin < probability))
 
 
-def _without(scores: mx.array, excluded: mx.array) -> mx.array:
+def without(scores: mx.array, excluded: mx.array) -> mx.array:
+    """Scores (B, V) with what is excluded (B, V) at -inf."""
     return mx.where(excluded, -mx.inf, scores)
 
 
-def _past(share: mx.array, order: mx.array, scores: mx.array) -> mx.array:
+def past_top_p(scores: mx.array, share: mx.array, keep: int = 1) -> mx.array:
+    """(B, V): what lies past the most likely tokens that reach `share` (B, 1), but for the `keep` most likely ones."""
+    return _past(share, -scores, scores, keep)
+
+
+def below_min_p(scores: mx.array, share: mx.array) -> mx.array:
+    """(B, V): what is less likely than `share` (B, 1) of the most likely token."""
+    return scores < mx.max(scores, axis=-1, keepdims=True) + mx.log(share)
+
+
+def past_typical_p(scores: mx.array, share: mx.array, keep: int = 1) -> mx.array:
+    """(B, V): what lies past the tokens of most typical surprise that reach `share` (B, 1), but for the `keep` most
+    typical ones."""
+    surprise = -log_softmax(scores)
+    return _past(share, mx.abs(surprise - entropy(surprise)), scores, keep)
+
+
+def entropy(surprise: mx.array) -> mx.array:
+    """(B, 1), of negated log-probabilities (B, V)."""
+    return mx.where(mx.isinf(surprise), 0, mx.exp(-surprise) * surprise).sum(axis=-1, keepdims=True)
+
+
+def _deviation(scores: mx.array) -> mx.array:
+    """(B, 1): the standard deviation of each row's scores, but of those that are excluded already."""
+    own = mx.isfinite(scores)
+    count = own.sum(axis=-1, keepdims=True)
+    mean = mx.where(own, scores, 0).sum(axis=-1, keepdims=True) / count
+    return mx.sqrt((mx.where(own, scores - mean, 0) ** 2).sum(axis=-1, keepdims=True) / count)
+
+
+def _past(share: mx.array, order: mx.array, scores: mx.array, keep: int) -> mx.array:
     """(B, V): the tokens before which others, taken by ascending `order`, have reached `share` of the probability; the
-    first one never. A share of 1 excludes none, whatever the sum rounds to."""
+    first `keep` never. A share of 1 excludes none, whatever the sum rounds to."""
     index = mx.argsort(order, axis=-1)
     likely = mx.take_along_axis(mx.softmax(scores, axis=-1), index, axis=-1)
     before = mx.cumsum(likely, axis=-1) - likely
-    past = (before > 0) & (before >= share) & (share < 1)
+    past = (mx.arange(scores.shape[-1]) >= keep) & (before >= share) & (share < 1)
     return mx.put_along_axis(mx.zeros_like(past), index, past, axis=-1)
 
 
@@ -124,7 +155,7 @@ def _column(values: Sequence[float], off: float) -> mx.array | None:
     return None if all(value == off for value in values) else _array(values)
 
 
-def _kth_largest(scores: mx.array, ranks: Sequence[int]) -> mx.array:
+def kth_largest(scores: mx.array, ranks: Sequence[int]) -> mx.array:
     """(B, 1): the ranks[b]-th largest score of each row; -inf where the rank is off (0, -1) or past the vocabulary."""
     vocabulary = scores.shape[-1]
     most = min(max(ranks), vocabulary)
@@ -134,43 +165,56 @@ def _kth_largest(scores: mx.array, ranks: Sequence[int]) -> mx.array:
     return mx.where(off, -mx.inf, mx.take_along_axis(best, index, axis=-1))
 
 
-def draw_with_user_code(rows: Sequence[Row], logits: mx.array, sampler: BatchSampler) -> mx.array:
-    """As `sampler(logits, 0)`, through the rows' logits processors and samplers. An exception there is noted on its
-    row, whose token then means nothing, and no other row's changes."""
-    scores, chosen = [], {}
+def process(rows: Sequence[Row], logits: mx.array) -> mx.array:
+    """logits (B, V) through the rows' own logits processors. An exception there is noted on its row, whose logits then
+    mean nothing, and no other row's change."""
+    if not any(row.sampling.logits_processors for row in rows):
+        return logits
+    processed = []
     for place, row in enumerate(rows):
         own = logits[place : place + 1]
-        if row.sampling.calls_user and row.error is None:
+        if row.sampling.logits_processors and row.error is None:
             try:
-                own, token = _apply_user_code(row, own)
-                if token is not None:
-                    chosen[place] = token
+                own = _processed(row, own)
             except Exception as error:  # the user's code may raise anything, and ends its own row only
-                row.error, own = error, logits[place : place + 1]
-        scores.append(own)
-    drawn = sampler(mx.concatenate(scores), 0)
-    return mx.concatenate([chosen.get(place, drawn[place : place + 1]) for place in range(len(rows))])
+                row.error = error
+        processed.append(own)
+    return mx.concatenate(processed)
 
 
-def _apply_user_code(row: Row, logits: mx.array) -> tuple[mx.array, mx.array | None]:
-    """Logits (1, V) through the row's processors, and the token (1,) that its own sampler takes, if it has one.
-    TypeError or ValueError for what is neither: it would end other rows, or the process."""
+def _processed(row: Row, logits: mx.array) -> mx.array:
+    """Logits (1, V) through one row's processors. TypeError for what is none: it would end other rows too."""
     assert row.prompt
-    so_far = mx.array([*row.prompt.tokens.tolist(), *row.tokens])
-    scores, token = logits, None
+    so_far, scores = mx.array([*row.prompt.tokens.tolist(), *row.tokens]), logits
     for processor in row.sampling.logits_processors:
         scores = processor(so_far, scores)
         if not isinstance(scores, mx.array) or scores.shape != logits.shape:
             raise TypeError(f"a logits processor returned {_named(scores)}: expected an mlx array {logits.shape}")
     mx.eval(scores)
-    if row.sampling.sampler is not None:
-        token = row.sampling.sampler(log_softmax(scores))
-        if not isinstance(token, mx.array) or token.size != 1:
-            raise TypeError(f"the sampler returned {_named(token)}: expected one token as an mlx array (1,)")
-        if not 0 <= (drawn := int(np.array(token).item())) < logits.shape[-1]:
-            raise ValueError(f"the sampler returned token {drawn}: expected one of 0 to {logits.shape[-1] - 1}")
-        token = token.reshape(1).astype(mx.int32)
-    return scores, token
+    return scores
+
+
+def own_draws(rows: Sequence[Row], logits: mx.array, drawn: mx.array) -> mx.array:
+    """The tokens `drawn` (B,) from logits (B, V), but those of the rows' own samplers where they have one. An exception
+    there is noted on its row, whose token then means nothing."""
+    for place, row in enumerate(rows):
+        if row.sampling.sampler is not None and row.error is None:
+            try:
+                drawn[place] = _own_draw(row, logits[place : place + 1])
+            except Exception as error:  # as above
+                row.error = error
+    return drawn
+
+
+def _own_draw(row: Row, logits: mx.array) -> int:
+    """The token that the row's own sampler takes. TypeError or ValueError for what is none."""
+    assert row.sampling.sampler
+    token = row.sampling.sampler(log_softmax(logits))
+    if not isinstance(token, mx.array) or token.size != 1:
+        raise TypeError(f"the sampler returned {_named(token)}: expected one token as an mlx array (1,)")
+    if not 0 <= (drawn := int(np.array(token).item())) < logits.shape[-1]:
+        raise ValueError(f"the sampler returned token {drawn}: expected one of 0 to {logits.shape[-1] - 1}")
+    return drawn
 
 
 def _named(value: object) -> str:

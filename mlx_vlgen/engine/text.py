@@ -69,6 +69,10 @@ class TextStream:
         text = self._detokenizer.decode(list(tokens))
         return text[: self._first_stop(text)]
 
+    def stops(self, tokens: Sequence[int]) -> bool:
+        """Whether a stop string comes in these tokens' text."""
+        return bool(self._stop) and self._first_stop(self._detokenizer.decode(list(tokens))) is not None
+
     def _first_stop(self, text: str) -> int | None:
         return min((at for at in (text.find(stop) for stop in self._stop) if at >= 0), default=None)
 

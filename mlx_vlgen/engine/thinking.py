@@ -35,15 +35,17 @@ class Thinking:
     """Follows one row's tokens. A block that the prompt opened and did not close is open from the first of them.
 
     budget: how many tokens may stand inside; None is no bound. Once they do, `forced` gives the tokens of the closing
-    mark one by one, and what comes after is the answer. A second block has what the first one left.
+    mark one by one, and what comes after is the answer. A second block has what the first one left; where `over` is set
+    there is none any more.
     """
 
     def __init__(self, marks: Marks, prompt: Sequence[int], budget: int | None = None):
-        self._marks, self._budget = marks, budget
+        self.marks, self._budget = marks, budget
         self._tokens: list[int] = []
         self.inside = _last(prompt, marks.start) > _last(prompt, marks.end)
         self._blocks: list[tuple[int, int]] = [(0, 0)] if self.inside else []  # ranges of the row's tokens, no marks
         self._answer_from = 0
+        self.over = False
 
     @property
     def count(self) -> int:
@@ -59,10 +61,10 @@ class Thinking:
         here = len(self._tokens)
         if self.inside:
             begin = self._blocks[-1][0]
-            self.inside = not _ends_with(self._tokens, begin, self._marks.end)
-            self._blocks[-1] = begin, here if self.inside else here - len(self._marks.end)
+            self.inside = not _ends_with(self._tokens, begin, self.marks.end)
+            self._blocks[-1] = begin, here if self.inside else here - len(self.marks.end)
             self._answer_from = here
-        elif _ends_with(self._tokens, self._answer_from, self._marks.start):
+        elif not self.over and _ends_with(self._tokens, self._answer_from, self.marks.start):
             self.inside = True
             self._blocks.append((here, here))
             self._answer_from = here
@@ -80,8 +82,8 @@ class Thinking:
         if not self.inside or self._budget is None:
             return None
         begin = self._blocks[-1][0]
-        begun = _overlap(self._tokens, begin, self._marks.end)  # of the closing mark, forced or the model's own
-        return self._marks.end[begun] if self.count - begun >= self._budget else None
+        begun = _overlap(self._tokens, begin, self.marks.end)  # of the closing mark, forced or the model's own
+        return self.marks.end[begun] if self.count - begun >= self._budget else None
 
     def parts(self) -> tuple[list[int], list[int]]:
         """The tokens inside, and those after the last block."""

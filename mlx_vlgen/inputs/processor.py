@@ -58,7 +58,7 @@ class Processor:
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         """Read and process one picture or video. media: all of the prompt's, and how to read them."""
-        raise self._takes_no(kind)
+        raise self.takes_no(kind)
 
     def lay_out(self, segments: list[Segment], images: int) -> list[Segment]:
         """What a formatted prompt for so many pictures still needs around it."""
@@ -75,7 +75,7 @@ class Processor:
         kwargs.setdefault("add_generation_prompt", True)
         for part in chat_template.media_parts(messages):
             if part.kind not in self.placeholders:
-                raise self._takes_no(part.kind)
+                raise self.takes_no(part.kind)
         if not self.placeholders:
             messages = chat_template.joined(messages)
         reserved = [*self.placeholders.values(), *self.feature_tokens.values()]
@@ -113,7 +113,7 @@ class Processor:
             token = self.placeholders.get(kind)
             if token is None:
                 if sources:
-                    raise self._takes_no(kind)
+                    raise self.takes_no(kind)
                 continue
             found = sum(segment.text.count(token) for segment in segments if not segment.literal)
             if found != len(sources):
@@ -130,7 +130,8 @@ class Processor:
                     f"processor: write {' or '.join(self.placeholders.values())} where a picture belongs"
                 )
 
-    def _takes_no(self, kind: str) -> UnsupportedError:
+    def takes_no(self, kind: str) -> UnsupportedError:
+        """What to raise where media of a kind are given that this model does not take."""
         takes = ["text", *(_words(own) + "s" for own in self.placeholders)]
         listed = ", ".join(takes[:-1]) + " and " * (len(takes) > 1) + takes[-1]
         return UnsupportedError(f"{_a(kind)} was given, and this model takes only {listed}")
@@ -214,11 +215,11 @@ def _a(kind: str) -> str:
     return kind if kind == "audio" else f"a {_words(kind)}"
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a checkpoint on disk: no network, no code of the checkpoint's."""
+def load_tokenizer(folder: Path, **keywords: Any) -> Any:
+    """transformers' tokenizer of a checkpoint on disk: no network, no code of the checkpoint's. keywords: its own."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **keywords)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Media:
     its shape; for Qwen (frames, rows, columns) in patches. Media of equal shapes and grids can be encoded as one batch.
     spans: where its features go, in order, in `Prompt.tokens`; a Qwen3-VL video has one span per pair of frames. size:
     the original (height, width) in pixels. seconds: how long one step of a video's grid in time takes, which some
-    families' positions tell; 0 for a picture.
+    families' positions tell; 0 for a picture, and in other families.
     """
 
     kind: Literal["image", "video"]
@@ -85,3 +85,12 @@ class Prompt:
     def without_pixels(self) -> "Prompt":
         """The same with its media encoded: a row lives long after, and its pixels take more than its cache."""
         return replace(self, media=tuple(replace(media, pixels=np.empty(0, np.float32)) for media in self.media))
+
+    def after(self, length: int) -> "Prompt":
+        """What comes after so many tokens. Its media must, too."""
+        media = tuple(
+            replace(media, spans=tuple((start - length, end - length) for start, end in media.spans))
+            for media in self.media
+        )
+        two_way = tuple((start - length, end - length) for start, end in self.two_way if start >= length)
+        return Prompt(self.tokens[max(0, length) :], media, two_way, self.text)

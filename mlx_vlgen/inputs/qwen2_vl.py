@@ -25,6 +25,7 @@ class Qwen2VLProcessor(QwenVLProcessor):
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Self:
         processor, own = super().from_folder(folder, config), read_settings(folder).video
+        processor.timed = config.get("model_type") == "qwen2_5_vl"
         if own.get("cap_pixels_per_frame"):
             processor.all_frames = int(own.get("max_video_tokens", 128_000) * processor.videos.factor**2 * 0.9)
         return processor

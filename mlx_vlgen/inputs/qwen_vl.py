@@ -39,6 +39,8 @@ class QwenVLProcessor(Processor):
     video_bounds: ClassVar[tuple[int, int]]
     mean: ClassVar[tuple[float, ...]]
     std: ClassVar[tuple[float, ...]]
+    timed: bool = False
+    """Whether the model's positions tell how fast a video runs."""
 
     def __init__(self, tokenizer: Any, chat_template: str | None, pictures: PixelSettings, videos: PixelSettings):
         super().__init__(tokenizer, chat_template)
@@ -115,7 +117,8 @@ class QwenVLProcessor(Processor):
         frames = _resized(frames, size, settings)
         pixels, grid = patchify(normalize(frames, settings.mean, settings.std), settings)
         text, counts = self.video_text(video, grid[0], grid[1] * grid[2] // settings.merge**2)
-        return Expansion(text, counts, pixels, grid, original, settings.frames / video.fps)
+        seconds = settings.frames / video.fps if self.timed else 0.0
+        return Expansion(text, counts, pixels, grid, original, seconds)
 
 
 class Qwen3VLProcessor(QwenVLProcessor):

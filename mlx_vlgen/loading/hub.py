@@ -62,8 +62,8 @@ _NEEDED: dict[str, Any] = {
 }
 
 
-def locate(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint, downloaded first if need be.
+def locate(path_or_hf_repo: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
+    """The folder of a checkpoint, downloaded first if need be, unless `local_files_only` forbids it.
 
     In this order: the name "demo"; a folder; a whole copy in the Hugging Face cache; the Hub. LoadError, with what to
     do, when it is in none of them.
@@ -72,7 +72,7 @@ def locate(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:
         if not Path("demo/config.json").is_file():
             return _locate(DEMO, revision, _CHECKPOINT)
         notice('loading the folder ./demo, not the built-in model "demo".')
-    return _locate(path_or_hf_repo, revision, _CHECKPOINT)
+    return _locate(path_or_hf_repo, revision, _CHECKPOINT, local_files_only)
 
 
 def locate_adapter(path_or_hf_repo: str | Path) -> Path:
@@ -80,7 +80,7 @@ def locate_adapter(path_or_hf_repo: str | Path) -> Path:
     return _locate(path_or_hf_repo, None, _ADAPTER)
 
 
-def _locate(given: str | Path, revision: str | None, kind: _Kind) -> Path:
+def _locate(given: str | Path, revision: str | None, kind: _Kind, local: bool = False) -> Path:
     path = Path(given).expanduser()
     if given != "" and path.is_dir():
         if revision is not None:
@@ -103,7 +103,14 @@ def _locate(given: str | Path, revision: str | None, kind: _Kind) -> Path:
         raise LoadError(
             f"{name!r} is neither a folder nor an id on the Hugging Face Hub; ids look like owner/name."
         ) from None
-    return _cached(name, revision, kind) or _download(name, revision, kind)
+    if cached := _cached(name, revision, kind):
+        return cached
+    if local:
+        raise UnreachableError(
+            f"{name} has no whole copy in the cache ({constants.HF_HUB_CACHE}), and local_files_only forbids a "
+            f"download. Leave it out, or give a folder.{_cached_like(name)}"
+        )
+    return _download(name, revision, kind)
 
 
 def _looks_like_a_path(given: str | Path) -> bool:

@@ -1,7 +1,7 @@
 """A path or Hub id -> the model and its processor."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ def load(
     revision: branch, tag or commit on the Hub. Default None, the main branch.
     dtype: "float32", "bfloat16", "float16" or an mx.Dtype for the floating-point weights. Default None or "auto":
     the checkpoint's own, and float32 where MLX runs on the CPU, on which the others are ten times slower.
-    lazy: leave the weights on disk until they are used. Default False.
+    lazy: leave the weights on disk until they are used, by any thread, but the first time by one. Default False.
     quantization: bits, or {"bits", "group_size", "mode"}: quantize the text layers of a float checkpoint. Default None.
 
     Raises LoadError for a checkpoint that is missing, gated, damaged, unknown or refused (pickled weights, remote
@@ -52,13 +52,14 @@ def load(
     if hint := blas_hint():
         notice(hint)
     config = read_config(folder)
-    model = build(folder, config)
-    fill(model, folder, wanted)
-    if recipe is not None:
-        refuse_quantized(model, folder)
-        quantize_layers(model, recipe)
-    if adapter is not None:
-        apply_adapter(model, adapter)
+    with _for_any_thread() if lazy else nullcontext():
+        model = build(folder, config)
+        fill(model, folder, wanted)
+        if recipe is not None:
+            refuse_quantized(model, folder)
+            quantize_layers(model, recipe)
+        if adapter is not None:
+            apply_adapter(model, adapter)
     model.generation_config.update(read_generation_config(folder))
     model.eval()
     _warn_if_too_large(model)
@@ -66,7 +67,18 @@ def load(
         # One at a time: together they would all be read before the first is narrowed or quantized.
         for tensor in _parameters(model).values():
             mx.eval(tensor)
-    return model, find(config).processor_class().from_folder(folder, config)
+    model.processor = find(config).processor_class().from_folder(folder, config)
+    return model, model.processor
+
+
+@contextmanager
+def _for_any_thread() -> Iterator[None]:
+    """What is computed later of arrays made here may be computed in any one thread: MLX's other streams are bound to
+    the thread that they were made in. Files are always read on the CPU."""
+    with ExitStack() as streams:
+        for device in dict.fromkeys((mx.DeviceType.cpu, mx.default_device().type)):
+            streams.enter_context(mx.stream(mx.new_thread_unsafe_stream(device)))
+        yield
 
 
 def _dtype(given: str | mx.Dtype | None) -> mx.Dtype | None:

@@ -1,11 +1,16 @@
 """What every family keeps: the contract between a model and the engine."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._runtime import mx, nn
+from ..errors import UnsupportedError
 from ..inputs.prompt import Media, Prompt
+
+if TYPE_CHECKING:
+    from ..inputs.processor import Processor
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,16 @@ LayerKind = Full | Sliding | Recurrent | Opaque
 
 
 @dataclass
+class Watch:
+    """What one forward shows of itself. hidden_states: the embeddings (B, L, d), then each layer's output, before the
+    last norm. attentions: whether attention weights are wanted, (B, H, L, T) a layer; computed apart, and slowly."""
+
+    attentions: bool = False
+    hidden_states: list[mx.array] = field(default_factory=list)
+    weights: list[mx.array] = field(default_factory=list)
+
+
+@dataclass
 class Embedded:
     """All that a forward takes per token, for B rows of L positions, so that a chunk cannot forget a part.
 
@@ -45,7 +60,8 @@ class Embedded:
     positions: (3, B, L) int32 rotary positions (time, row, column), or None where they run on from the cache.
     delta: an int or (B,) int32, what a row's rotary position is ahead of its cache position once the prompt is over.
     deepstack: for each of the first text layers a (B, L, d) to be added to its output. two_way: (B, L) int32, tokens of
-    one row with the same number other than 0 all see each other; None where all are causal.
+    one row with the same number other than 0 all see each other; None where all are causal. watch: what the forward
+    shall show of itself; it is not cut or stacked with the rest.
     """
 
     tokens: mx.array
@@ -54,6 +70,7 @@ class Embedded:
     delta: int | mx.array = 0
     deepstack: Sequence[mx.array] = ()
     two_way: mx.array | None = None
+    watch: Watch | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -131,6 +148,9 @@ class Model(nn.Module):
     copies: ClassVar[Mapping[str, str]] = {}
     """Layers that quantized conversions for MLX hold once more, which mlx-vlm needs: the copy's name -> the layer's."""
 
+    processor: "Processor"
+    """What makes this model's inputs, once it is loaded; it holds nothing about any request either."""
+
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         # Underscores: MLX takes a module's public dictionaries and lists for parameters.
@@ -181,6 +201,24 @@ class Model(nn.Module):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         """One row (B = 1): the prompt's embeddings with `features` (one per `prompt.media`) in their places."""
         raise NotImplementedError
+
+    def last_norm(self, h: mx.array) -> mx.array:
+        """Hidden states (B, L, d) after the last norm, from which logits are made; for what `Watch` shows.
+        UnsupportedError for a family whose forward shows nothing."""
+        raise UnsupportedError(
+            f"hidden states and attention weights: {self.config['model_type']} does not show them; leave "
+            "output_hidden_states and output_attentions out"
+        )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' `generate`: see `mlx_vlgen.hf.generate`. With the method below the one door upwards: this room
+        imports none above it, and code written for transformers calls methods of the model."""
+        return import_module("mlx_vlgen.hf.generate").generate(self, *args, **kwargs)
+
+    def compute_transition_scores(self, *args: Any, **kwargs: Any) -> mx.array:
+        """transformers' method of that name: see `mlx_vlgen.hf.outputs.compute_transition_scores`."""
+        scores: mx.array = import_module("mlx_vlgen.hf.outputs").compute_transition_scores(*args, **kwargs)
+        return scores
 
     def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         """Run `inputs` after what `cache` (one per layer) holds, and add them to it.

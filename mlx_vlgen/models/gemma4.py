@@ -14,7 +14,7 @@ import numpy as np
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .backbone import Masks, logits, pick
-from .base import Embedded, Features
+from .base import Embedded, Features, Model
 from .gemma import capped, scaled
 from .layers import ACTIVATIONS, attention, rotary_2d, rotate
 from .vision_language import VisionLanguageModel, encode_tiles
@@ -213,6 +213,8 @@ class Gemma4(VisionLanguageModel):
         told = scaled(text.embed_tokens_per_layer(self._said(tokens)).reshape(shape))
         context = (text.per_layer_model_projection(embeds) * embeds.shape[-1] ** -0.5).reshape(shape)
         return (text.per_layer_projection_norm(context) + told) * 2**-0.5
+
+    last_norm = Model.last_norm  # shows nothing: its last layers may compute one position only
 
     def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         embeds = self.words(inputs.tokens) if inputs.embeds is None else inputs.embeds

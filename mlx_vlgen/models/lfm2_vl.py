@@ -12,8 +12,7 @@ import numpy as np
 from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media
-from .backbone import decode, logits, pick
-from .base import Embedded, Features
+from .base import Features
 from .layers import ACTIVATIONS, fold_squares
 from .vision_language import VisionLanguageModel
 from .vit import Encoder
@@ -129,6 +128,5 @@ class Lfm2VL(VisionLanguageModel):
     def _see(self, patches: mx.array, rows: int, columns: int) -> mx.array:
         return self.multi_modal_projector(self.vision_tower(patches, rows, columns), rows, columns)
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        h = decode(self.body, inputs, cache)
-        return logits(self.language_model, self.body.embedding_norm(pick(h, at)))
+    def last_norm(self, h: mx.array) -> mx.array:
+        return self.body.embedding_norm(h)

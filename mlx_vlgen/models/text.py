@@ -1,6 +1,7 @@
 """Text-only checkpoints: any text decoder of mlx-lm behind the same contract as a vision-language family."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .._mlx_lm import text_decoder
@@ -77,10 +78,17 @@ class TextModel(Model):
             # Its head may scale or cap the logits: run it whole.
             return pick(self._decoder(inputs.tokens, cache=cache), at)
         if model_type == "gemma3_text":
-            h = decode(self.model, Embedded(inputs.tokens, scaled(self.model.embed_tokens(inputs.tokens))), cache)
-            return logits(self, self.model.norm(pick(h, at)))
+            inputs = replace(inputs, embeds=scaled(self.model.embed_tokens(inputs.tokens)))
+            return logits(self, self.last_norm(pick(decode(self.model, inputs, cache), at)))
+        if inputs.watch is not None:
+            return logits(self, self.last_norm(pick(decode(self.model, inputs, cache), at)))
         h = pick(self.model(inputs.tokens, cache), at)
         return logits(self, h)
+
+    def last_norm(self, h: mx.array) -> mx.array:
+        if self.config["model_type"] not in PROVED_TEXT:
+            return super().last_norm(h)
+        return self.model.embedding_norm(h) if "embedding_norm" in self.model else self.model.norm(h)
 
 
 # What transformers assumes where config.json is silent and mlx-lm assumes something else or nothing.

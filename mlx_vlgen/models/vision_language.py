@@ -38,6 +38,9 @@ class VisionLanguageModel(Model):
     def cache_layout(self) -> list[LayerKind]:
         return layer_kinds(self.language_model)
 
+    def last_norm(self, h: mx.array) -> mx.array:
+        return self.body.norm(h)
+
     def words(self, tokens: mx.array) -> mx.array:
         """Tokens (B, L) as the layers take them: (B, L, d)."""
         return self.body.embed_tokens(tokens)
@@ -51,7 +54,7 @@ class VisionLanguageModel(Model):
         if inputs.embeds is None:
             inputs = replace(inputs, embeds=self.words(inputs.tokens))
         h = decode(self.body, inputs, cache, within_window=self.within_window)
-        return logits(self.language_model, self.body.norm(pick(h, at)))
+        return logits(self.language_model, self.last_norm(pick(h, at)))
 
     @classmethod
     def rename(cls, key: str) -> str | None:

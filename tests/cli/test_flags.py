@@ -52,6 +52,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 # What is asked for
 
+JSON = Path(cli.__file__).parent / "demo" / "model" / "config.json"
+FORMS = ("json_schema", "regex", "grammar", "choices")
 FLAGS: dict[str, tuple[list[str], Any]] = {
     "max_tokens": (["7"], 7),
     "sampling": (["thinking"], "thinking"),
@@ -70,6 +72,10 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "thinking_budget": (["9"], 9),
     "thinking_start_token": (["<a>"], "<a>"),
     "thinking_end_token": (["</a>"], "</a>"),
+    "json_schema": ([str(JSON)], JSON.read_text(encoding="utf-8")),
+    "regex": (["a+"], "a+"),
+    "grammar": ([str(JSON)], JSON.read_text(encoding="utf-8")),
+    "choices": (["a b", "-"], ["a b", "-"]),
     "seed": (["-3"], -3),
     "eos_tokens": (["5", "</s>"], [5, "</s>"]),
     "stop": (["a b", "5"], ["a b", "5"]),
@@ -91,10 +97,12 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("left_out", ["kv_bits", "max_kv_size"])  # which do not go together
-def test_every_keyword_has_its_flag(left_out: str, say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("form", FORMS)  # of each of these kinds one alone can be given
+@pytest.mark.parametrize("cache", ["kv_bits", "max_kv_size"])
+def test_every_keyword_has_its_flag(cache: str, form: str, say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
     assert FLAGS.keys() == {option.name for option in OPTIONS}
-    flags = {name: given for name, given in FLAGS.items() if name != left_out}
+    left_out = {"kv_bits", "max_kv_size", *FORMS} - {cache, form}
+    flags = {name: given for name, given in FLAGS.items() if name not in left_out}
     words = [word for name, (values, _) in flags.items() for word in ("--" + name.replace("_", "-"), *values)]
     assert say("--prompt", "Hi", *words) == (0, "answer\n", "")
     assert asked["keywords"] == {name: value for name, (_, value) in flags.items()}
@@ -112,9 +120,9 @@ def test_flags_not_given_are_not_passed_on(say: Callable[..., Spoken], asked: di
 
 def test_model_flags_reach_load(say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
     words = "-p Hi -m m --adapter-path a --revision r --dtype float16 --quantize 4 --temp 1 --stop x --stop y".split()
-    assert say(*words)[0] == 0
+    assert say(*words, "--choice", "u", "--choice", "v", "w")[0] == 0
     assert asked["options"] == {"adapter_path": "a", "revision": "r", "dtype": "float16", "quantization": 4}
-    assert asked["keywords"] == {"temperature": 1.0, "stop": ["x", "y"]}
+    assert asked["keywords"] == {"temperature": 1.0, "stop": ["x", "y"], "choices": ["u", "v", "w"]}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +189,8 @@ def test_an_answer_cut_by_a_default_is_told(
         (["-p", "Hi", "--temperature", "nan"], "--temperature=nan: expected a finite number"),
         (["-p", "Hi", "--max-tokens", "-1"], "--max-tokens=-1: expected at least 0"),
         (["-p", "Hi", "--max-time", "0"], "--max-time=0.0: expected more than 0"),
+        (["-p", "Hi", "--json-schema", "none.json"], "argument --json-schema: none.json: No such file or directory\n"),
+        (["-p", "Hi", "--regex", "a", "--choice", "b"], "--choices: only one of json_schema, regex, grammar, choices"),
         (["-p", "Hi", "--stop", ""], "--stop: an empty string would stop at once"),
         (["-p", "Hi", "--resize-shape", "0", "9"], "--resize-shape=0: expected more than 0"),
         (["-p", "Hi", "--prefill-step-size", "0"], "--prefill-step-size=0: expected more than 0"),
@@ -194,6 +204,18 @@ def test_wrong_usage_is_told_in_two_lines(
     assert (code, out, asked) == (2, "", {})
     assert error.startswith(f"python -m mlx_vlgen.generate: error: {message}")
     assert error.endswith("\nTry: python -m mlx_vlgen.generate --help\n") and error.count("\n") == 2
+
+
+def test_files_that_a_flag_cannot_read_are_told(say: Callable[..., Spoken], tmp_path: Path) -> None:
+    words, latin = tmp_path / "words.txt", tmp_path / "latin.txt"
+    words.write_text("no schema")
+    latin.write_bytes(b'start: "\xe9"')
+    for flag, path, message in (
+        ("--json-schema", words, "--json-schema: not JSON: Expecting value"),
+        ("--grammar", latin, f"argument --grammar: {latin}: not text in UTF-8"),
+    ):
+        code, out, error = say("-p", "Hi", flag, path)
+        assert (code, out) == (2, "") and message in error
 
 
 def test_flags_still_to_come_are_named(say: Callable[..., Spoken]) -> None:

@@ -1,0 +1,83 @@
+"""Ways of decoding that a request may ask for, and what it wants to see of its steps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from .._runtime import mx
+from ..inputs.prompt import Prompt
+from ..models.base import Watch
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance. scale: how far to go from what the negative prompt makes likely; 1 changes nothing.
+    negative: that prompt, with pictures of its own or without."""
+
+    scale: float
+    negative: Prompt
+
+
+@dataclass(frozen=True)
+class Beams:
+    """Beam search: transformers' `num_beams`, `length_penalty`, `early_stopping` and `num_return_sequences`, with its
+    defaults. sample: draw the candidates instead of taking the best."""
+
+    count: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    returned: int = 1
+    sample: bool = False
+
+
+class Drafter(Protocol):
+    """What guesses a row's next tokens. It belongs to the row, and sees only what is certain."""
+
+    def read(self, prompt: Prompt) -> None:
+        """The row's prompt, with its pixels."""
+
+    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+        """At most so many guesses of what follows the prompt and these tokens."""
+
+    def told(self, proposed: int, accepted: int) -> None:
+        """How many of the last guesses were right."""
+
+
+@dataclass
+class Past:
+    """Keys and values of a row's first `length` positions, one cache a layer. delta: how far its rotary positions are
+    ahead of them."""
+
+    cache: list[Any]
+    length: int
+    delta: int
+
+
+@dataclass
+class Trace:
+    """What a request wants to see, and what was seen. With it the next step waits until the last token is read.
+
+    logits: (V,) as the model gave them, scores: (V,) as the token was drawn from, one a step; of a beam search
+    (beams, V). watches: one a forward, the prompt's first, where `states` or `attentions` are wanted; such a row runs
+    alone. past: what its cache holds at the end.
+    """
+
+    states: bool = False
+    attentions: bool = False
+    keep_cache: bool = False
+    logits: list[mx.array] = field(default_factory=list)
+    scores: list[mx.array] = field(default_factory=list)
+    watches: list[Watch] = field(default_factory=list)
+    past: Past | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether a row with it decodes alone, and its prompt in one piece."""
+        return self.states or self.attentions
+
+    def watch(self) -> Watch | None:
+        """What the next forward fills."""
+        if not self.alone:
+            return None
+        self.watches.append(Watch(self.attentions))
+        return self.watches[-1]

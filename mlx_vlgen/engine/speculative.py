@@ -1,0 +1,203 @@
+"""Speculative decoding: guesses of a row's next tokens, checked by one forward of the model on all of them.
+
+A guess is right when it is the token that the row draws there, with the very random numbers it would have drawn with
+alone. So the answer is the same token for token, sampled or greedy, and its distribution is the model's own. For
+guesses that are no draws themselves (a draft model's likeliest tokens, text that was there before) this accepts as many
+as rejection sampling does (Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, 2.3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from .._runtime import mx
+from ..inputs.prompt import Prompt
+from ..models.base import Embedded, Model
+from . import cache as kv
+from .batch import Batch, Emit, draw
+from .request import Row
+from .sampling import BatchSampler, Scores
+
+
+@dataclass
+class Speculative(Batch):
+    """Rows whose next tokens are guessed, each as many as its own drafter does. Nothing is under way between steps."""
+
+    def step(self, model: Model, emit: Emit) -> Self | None:
+        for row, token, scores in zip(self.rows, np.array(self.tokens).tolist(), self.scores, strict=True):
+            emit(row, token, scores)
+        self.keep()
+        left = [place for place, row in enumerate(self.rows) if not row.over]
+        return self.select(left)._check(model, emit) if left else None
+
+    def _check(self, model: Model, emit: Emit) -> Self | None:
+        """One forward on each row's last token and the guesses after it; tokens are handed out as long as guesses are
+        right. What goes on, with one token drawn a row that nobody has seen yet."""
+        guesses = [_guesses(row) for row in self.rows]
+        longest = max(map(len, guesses))
+        block = np.zeros((len(self.rows), 1 + longest), dtype=np.int32)
+        for place, (row, own) in enumerate(zip(self.rows, guesses, strict=True)):
+            block[place, : 1 + len(own)] = [row.tokens[-1], *own]
+        logits = model(Embedded(mx.array(block), delta=self.delta), self.cache)  # (B, 1 + longest, V)
+        tokens, scores = [0] * len(self.rows), list(self.scores)
+        right = [0] * len(self.rows)
+        alive = list(range(len(self.rows)))
+        known = self._draw_all(logits) if all(map(_draws_freely, self.rows)) else None
+        while alive:
+            at = right[alive[0]]
+            drawn = self._draw(alive, logits[:, at]) if known is None else known[alive, at]
+            for place, token in zip(alive, drawn, strict=True):
+                tokens[place], scores[place] = int(token), Scores(logits[:, at], place)
+            alive = [place for place in alive if guesses[place][at : at + 1] == tokens[place : place + 1]]
+            for place in alive:
+                right[place] += 1
+                self.rows[place].accepted += 1
+                emit(self.rows[place], tokens[place], scores[place])
+            alive = [place for place in alive if not self.rows[place].over]
+        for row, own, accepted in zip(self.rows, guesses, right, strict=True):
+            assert row.drafter
+            row.drafter.told(len(own), accepted)
+        self.tokens, self.scores = mx.array(tokens, dtype=mx.int32), scores
+        kv.rollback(self.cache, [longest - accepted for accepted in right], self._held())
+        self.keep()
+        left = [place for place, row in enumerate(self.rows) if not row.over]
+        return self.select(left) if left else None
+
+    def _draw(self, places: Sequence[int], logits: mx.array) -> np.ndarray:
+        """The next token of these rows, from logits (B, V) of all."""
+        rows = [self.rows[place] for place in places]
+        own = logits if len(rows) == len(self.rows) else logits[mx.array(list(places))]
+        return np.array(draw(rows, BatchSampler(rows), own, None))
+
+    def _draw_all(self, logits: mx.array) -> np.ndarray:
+        """(B, L): the tokens at all positions at once, from logits (B, L, V)."""
+        rows, length, _ = logits.shape
+        sampler = BatchSampler([row for row in self.rows for _ in range(length)])
+        tokens = sampler(logits.flatten(0, 1), [*range(length)] * rows)
+        return np.array(tokens).reshape(rows, length)
+
+    def _held(self) -> list[int]:
+        """Positions in each row's cache: the prompt and all tokens handed out."""
+        return [row.length + len(row.tokens) for row in self.rows]
+
+
+def _draws_freely(row: Row) -> bool:
+    """Whether what it draws hangs on no token before, but through the model."""
+    own = row.sampling
+    penalized = own.presence_penalty or own.frequency_penalty or own.repetition_penalty not in (None, 1.0)
+    return not (row.waits or row.guide or penalized or own.logit_bias or own.thinking_budget is not None)
+
+
+def _guesses(row: Row) -> list[int]:
+    """No more than the row may still hand out before its last token, which needs no forward."""
+    assert row.drafter
+    most = row.sampling.max_tokens - len(row.tokens) - 1
+    guesses = row.drafter.propose(row.tokens, most)[:most] if most > 0 else []
+    row.drafted += len(guesses)
+    return guesses
+
+
+class PromptLookup:
+    """Guesses that text goes on as it did the last time the same tokens came (Saxena 2023, Prompt Lookup Decoding).
+
+    count: guesses at a time. ngram: how many last tokens must have come before, at most; fewer are tried after that.
+    """
+
+    def __init__(self, count: int = 10, ngram: int = 2):
+        for name, value in (("prompt_lookup", count), ("max_matching_ngram_size", ngram)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        self._count, self._ngram = count, ngram
+        self._prompt: list[int] = []
+
+    def read(self, prompt: Prompt) -> None:
+        self._prompt = prompt.tokens.tolist()
+
+    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+        text = np.array([*self._prompt, *tokens])
+        for size in range(min(self._ngram, len(text) - 1), 0, -1):
+            windows = np.lib.stride_tricks.sliding_window_view(text[:-1], size)  # what something came after
+            found = np.flatnonzero((windows == text[-size:]).all(axis=1))
+            if len(found):
+                start = int(found[-1]) + size
+                return [int(token) for token in text[start : start + min(self._count, most)]]
+        return []
+
+    def told(self, proposed: int, accepted: int) -> None:
+        pass
+
+
+class DraftModel:
+    """Guesses what a smaller model would say: its likeliest tokens, one after another.
+
+    processor: of the draft model; its vocabulary must be that of the model it drafts for. count: guesses at a time;
+    schedule "heuristic" takes two more after all were right and one fewer otherwise, "constant" does not. confidence:
+    stop guessing below this probability. A text-only draft model reads the prompt without the tokens of pictures.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        count: int = 5,
+        schedule: str = "constant",
+        confidence: float = 0.0,
+        reads_media: bool = False,
+        prefill_step_size: int = 2048,
+    ):
+        if count < 1:
+            raise ValueError(f"num_draft_tokens={count}: expected at least 1")
+        self._model, self._count, self._schedule, self._confidence = model, count, schedule, confidence
+        self._reads_media, self._step = reads_media, prefill_step_size
+        self._cache: kv.Cache = []
+        self._waiting: Embedded | None = None  # the prompt, until the first guess
+        self._known = 0  # generated tokens that the cache holds
+        self._delta: int | mx.array = 0
+
+    def read(self, prompt: Prompt) -> None:
+        if not self._reads_media:
+            prompt = Prompt(np.array(prompt.words, dtype=np.int32))
+        features = [self._model.encode([media])[0] for media in prompt.media]
+        self._waiting = self._model.embed(prompt, features)
+        self._delta = self._waiting.delta
+        mx.eval(self._waiting.embeds if self._waiting.embeds is not None else self._waiting.tokens)
+
+    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+        if self._waiting is not None:
+            self._prefill(self._waiting)
+            self._waiting = None
+        logits = self._forward(tokens[self._known :])
+        self._known = len(tokens)
+        certain, guesses = self._cache, list[int]()
+        self._cache = kv.alone(certain, 0)  # guesses are never kept: what was right is computed again, in one forward
+        while True:
+            best = mx.argmax(logits)
+            if self._confidence > 0 and np.array(mx.softmax(logits)[best]) < self._confidence:
+                break
+            guesses.append(int(np.array(best)))
+            if len(guesses) >= min(self._count, most):
+                break
+            logits = self._forward(guesses[-1:])
+        self._cache = certain
+        return guesses
+
+    def _prefill(self, prompt: Embedded) -> None:
+        self._cache = kv.make_cache(self._model.cache_layout())
+        for start in range(0, len(prompt), self._step):
+            self._model(prompt[start : start + self._step], self._cache, at=mx.array([0]))
+            kv.evaluate(self._cache)
+
+    def _forward(self, tokens: Sequence[int]) -> mx.array:
+        """(V,) after these tokens."""
+        inputs = Embedded(mx.array([list(tokens)], dtype=mx.int32), delta=self._delta)
+        return self._model(inputs, self._cache, at=mx.array([len(tokens) - 1]))[0]
+
+    def told(self, proposed: int, accepted: int) -> None:
+        if self._schedule != "constant" and proposed:
+            self._count = max(1, self._count + (2 if accepted == proposed else -1))
+
+
+def same_vocabulary(one: Any, other: Any) -> bool:
+    """Whether two processors' tokenizers write the same tokens."""
+    return one.tokenizer is other.tokenizer or one.tokenizer.get_vocab() == other.tokenizer.get_vocab()

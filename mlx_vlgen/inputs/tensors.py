@@ -1,0 +1,327 @@
+"""Prompts as named tensors, as transformers' processors return them, and back.
+
+For the families of Qwen and GLM names, shapes and values are those of transformers 5:
+
+    input_ids, attention_mask, mm_token_type_ids   (B, L) int64; the last is 0 for words, 1 for pictures, 2 for videos
+    pixel_values, pixel_values_videos              (N, patch) float32, all pictures' (videos') patches, row by row
+    image_grid_thw, video_grid_thw                 (n, 3) int64, frames, rows and columns in patches
+    second_per_grid_ts                             (n,) float64, `Media.seconds` of videos, where positions tell them
+
+Families without such grids have the first two lines, pixels padded with zeros where pictures differ in shape, and
+
+    num_image_tokens, num_video_tokens   (n,) int64, features of each
+    image_shapes, video_shapes           (n, d) int64, the shape of each one's `Media.pixels`
+    image_grids, video_grids             (n, g) int64, each one's `Media.grid`, -1 after its end; absent if all empty
+"""
+
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import PromptError, UnsupportedError
+from .processor import Kind, Processor
+from .prompt import Media, Prompt, Span
+from .qwen_vl import QwenVLProcessor
+
+KINDS: tuple[Kind, Kind] = ("image", "video")
+CODES: Mapping[Kind, int] = {"image": 1, "video": 2}
+"""What `mm_token_type_ids` calls them."""
+
+PIXELS: Mapping[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
+NAMES = (
+    "input_ids", "attention_mask", "mm_token_type_ids", "second_per_grid_ts", *PIXELS.values(),
+    *(name.format(kind) for kind in KINDS for name in ("{}_grid_thw", "num_{}_tokens", "{}_shapes", "{}_grids")),
+)  # fmt: skip
+
+
+# -- prompts to tensors
+
+
+def pack(
+    prompts: Sequence[Prompt],
+    pad_token: int | None,
+    *,
+    side: str = "left",
+    padding: bool | str = True,
+    max_length: int | None = None,
+    pad_to_multiple_of: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Prompts -> tensors of one batch.
+
+    side: where padding goes, "left" or "right". padding: True or "longest": as long as the longest row; "max_length":
+    `max_length` tokens, or more where a row is longer; False: rows must be equally long. pad_to_multiple_of: lengths
+    are rounded up to it. PromptError where padding is needed and forbidden, or there is no pad_token.
+    """
+    length = _length([len(prompt.tokens) for prompt in prompts], padding, max_length, pad_to_multiple_of)
+    if pad_token is None and any(len(prompt.tokens) < length for prompt in prompts):
+        raise PromptError("rows are to be padded and the tokenizer has no pad_token: set tokenizer.pad_token")
+
+    def rows(each: Iterable[np.ndarray], filler: int) -> np.ndarray:
+        made = np.full((len(prompts), length), filler, np.int64)
+        for row, own in zip(made, each, strict=True):
+            row[slice(length - len(own), None) if side == "left" else slice(len(own))] = own
+        return made
+
+    tensors = {
+        "input_ids": rows((prompt.tokens for prompt in prompts), pad_token or 0),
+        "attention_mask": rows((np.ones(len(prompt.tokens)) for prompt in prompts), 0),
+        "mm_token_type_ids": rows(map(_types, prompts), 0),
+    }
+    for kind in KINDS:
+        if media := [own for prompt in prompts for own in prompt.media if own.kind == kind]:
+            tensors |= _pack_media(kind, media)
+    return tensors
+
+
+def _length(lengths: Sequence[int], padding: bool | str, most: int | None, multiple: int | None) -> int:
+    """Tokens of a padded row."""
+    longest = max(lengths, default=0)
+    if padding == "max_length":
+        longest = max(longest, most or 0)
+    elif padding in (False, "do_not_pad"):
+        if len(set(lengths)) > 1:
+            raise PromptError("the prompts differ in length, so that they are no tensor: give padding=True")
+        return longest
+    elif padding not in (True, "longest"):
+        raise ValueError(f'padding={padding!r}: expected True, "longest", "max_length" or False')
+    return -(-longest // multiple) * multiple if multiple else longest
+
+
+def _types(prompt: Prompt) -> np.ndarray:
+    types = np.zeros(len(prompt.tokens), np.int64)
+    for media in prompt.media:
+        for start, end in media.spans:
+            types[start:end] = CODES[media.kind]
+    return types
+
+
+def _pack_media(kind: Kind, media: Sequence[Media]) -> dict[str, np.ndarray]:
+    grids = [own.grid for own in media]
+    if all(len(grid) == 3 for grid in grids):
+        tensors = {PIXELS[kind]: np.concatenate([own.pixels for own in media]), f"{kind}_grid_thw": np.array(grids)}
+        if any(own.seconds for own in media):
+            tensors["second_per_grid_ts"] = np.array([own.seconds for own in media])
+        return tensors
+    shapes = np.array([own.pixels.shape for own in media])
+    largest = shapes.max(axis=0)[1:]
+    padded = np.zeros((shapes[:, 0].sum(), *largest), np.float32)
+    for own, place in zip(media, _places(shapes), strict=True):
+        padded[place] = own.pixels
+    tensors = {
+        PIXELS[kind]: padded,
+        f"num_{kind}_tokens": np.array([sum(end - start for start, end in own.spans) for own in media]),
+        f"{kind}_shapes": shapes,
+    }
+    if most := max(map(len, grids)):
+        tensors[f"{kind}_grids"] = np.array([(*grid, *[-1] * (most - len(grid))) for grid in grids])
+    return tensors
+
+
+def _places(shapes: np.ndarray) -> Iterator[tuple[slice, ...]]:
+    """Where arrays of these shapes lie in one that holds them one after the other, each padded to the largest."""
+    begun = 0
+    for rows, *rest in shapes.tolist():
+        yield slice(begun, begun + rows), *(slice(side) for side in rest)
+        begun += rows
+
+
+# -- tensors to prompts
+
+
+def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
+    """Tensors -> a prompt a row, without its padding on the left. The inverse of `pack`, and for the families of Qwen
+    and GLM of what transformers' own processors return.
+
+    tensors: numpy or MLX arrays, or nested lists, by the names above; None stands for one that is absent. What is not
+    in them is not in the prompts: `Media.size` is (0, 0), `Prompt.text` empty.
+
+    PromptError for what does not fit together, or is padded on the right; TypeError for an unknown name, with the
+    nearest one; UnsupportedError for media that the model does not take, and for torch's tensors.
+    """
+    arrays = {name: value for name, value in tensors.items() if value is not None}
+    for name in arrays.keys() - set(NAMES):
+        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
+        raise TypeError(f"unknown tensor {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    if "input_ids" not in arrays:
+        raise PromptError("input_ids are missing: give what the processor returned, as generate(**inputs)")
+    rows = _rows("input_ids", arrays["input_ids"])
+    if any((ids < 0).any() for ids in rows):
+        raise PromptError("input_ids holds negative numbers, which are no tokens")
+    masks = _like(rows, "attention_mask", arrays)
+    types = _like(rows, "mm_token_type_ids", arrays)
+    media = {kind: _unpack_media(processor, kind, arrays) for kind in KINDS}
+    prompts = []
+    for number, ids in enumerate(rows):
+        begin = 0 if masks is None else _padding(masks[number])
+        own_types = None if types is None else types[number][begin:]
+        prompts.append(_row(processor, ids[begin:].astype(np.int32), own_types, media))
+    for kind, left in media.items():
+        if left:
+            raise PromptError(
+                f"{PIXELS[kind]} holds {len(left)} more {kind}{'s' * (len(left) != 1)} than input_ids has placeholders "
+                "for: give all tensors as the processor returned them"
+            )
+    return prompts
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One picture or video of a batch, and how many tokens stand for it."""
+
+    pixels: np.ndarray
+    grid: tuple[int, ...]
+    count: int
+    seconds: float
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    _refuse_torch(name, value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # a ragged list; a type of MLX's that numpy lacks
+        reason = f"{name}: numpy cannot read it ({error}); give rows of equal length, and pixels in float32"
+        raise PromptError(reason) from None
+    if array.dtype.kind not in "biuf":
+        raise PromptError(f"{name}: {array.dtype} values; expected numbers")
+    return array
+
+
+def _refuse_torch(name: str, value: Any) -> None:
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    for one in (value, first):
+        package = type(one).__module__.partition(".")[0]
+        if package in ("torch", "tensorflow", "jax", "jaxlib"):
+            raise UnsupportedError(
+                f'{name} is a tensor of {package}: make inputs with return_tensors="mlx" or return_tensors="np"'
+            )
+
+
+def _integers(name: str, value: Any, dimensions: int) -> np.ndarray:
+    array = _array(name, value)
+    if array.ndim != dimensions or array.dtype.kind == "f":
+        shape = ("(n,)", "(n, …)")[dimensions - 1]
+        raise PromptError(f"{name}: {array.dtype} of shape {array.shape}; expected whole numbers of shape {shape}")
+    return array.astype(np.int64)
+
+
+def _rows(name: str, value: Any) -> list[np.ndarray]:
+    """(B, L), or a list of rows that may differ in length -> each row, whole numbers."""
+    _refuse_torch(name, value)
+    rows = [_array(name, row) for row in value] if isinstance(value, list | tuple) else list(_array(name, value))
+    if not rows or any(row.ndim != 1 or (row.dtype.kind == "f" and len(row)) for row in rows):
+        raise PromptError(
+            f"{name}: expected whole numbers of shape (batch, tokens); a single row needs a list around it"
+        )
+    return [row.astype(np.int64) for row in rows]
+
+
+def _like(rows: Sequence[np.ndarray], name: str, arrays: Mapping[str, Any]) -> list[np.ndarray] | None:
+    """The rows of `name`, as many and as long as those of input_ids; None where it is absent."""
+    if name not in arrays:
+        return None
+    own = _rows(name, arrays[name])
+    if list(map(len, own)) != list(map(len, rows)):
+        raise PromptError(
+            f"{name} has rows of other lengths than input_ids: give all tensors as the processor made them"
+        )
+    return own
+
+
+def _padding(mask: np.ndarray) -> int:
+    """How many tokens on the left are padding."""
+    kept = np.flatnonzero(mask)
+    if not len(kept):
+        raise PromptError("a row's attention_mask is 0 throughout: the prompt is empty")
+    if len(kept) != len(mask) - kept[0]:
+        raise PromptError(
+            "a row's attention_mask has zeros after its first token: an answer must follow the prompt itself. "
+            'Set processor.tokenizer.padding_side = "left" before making the inputs'
+        )
+    return int(kept[0])
+
+
+def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -> list[_Source]:
+    """The pictures, or videos, of all rows, in order."""
+    given = [name for name in NAMES if name in arrays and (name == PIXELS[kind] or kind in name.split("_"))]
+    if not given:
+        return []
+    if kind not in processor.placeholders:
+        raise processor.takes_no(kind)
+    gridded = isinstance(processor, QwenVLProcessor)
+    needed = [PIXELS[kind], *([f"{kind}_grid_thw"] if gridded else [f"num_{kind}_tokens", f"{kind}_shapes"])]
+    if missing := [name for name in needed if name not in arrays]:
+        raise PromptError(f"{given[0]} is given without {' and '.join(missing)}: give all tensors of the processor")
+    pixels = _array(PIXELS[kind], arrays[PIXELS[kind]]).astype(np.float32, copy=False)
+    if isinstance(processor, QwenVLProcessor):
+        thw = _integers(f"{kind}_grid_thw", arrays[f"{kind}_grid_thw"], 2)
+        merge = (processor.pictures if kind == "image" else processor.videos).merge
+        grids = [tuple(grid) for grid in thw.tolist()]
+        counts = [math.prod(grid) // merge**2 for grid in grids]
+        shapes = np.array([(math.prod(grid), *pixels.shape[1:]) for grid in grids]).reshape(len(grids), -1)
+    else:
+        counts = _integers(f"num_{kind}_tokens", arrays[f"num_{kind}_tokens"], 1).tolist()
+        shapes = _integers(f"{kind}_shapes", arrays[f"{kind}_shapes"], 2)
+        ends = _integers(name, arrays[name], 2).tolist() if (name := f"{kind}_grids") in arrays else [()] * len(counts)
+        grids = [tuple(side for side in grid if side >= 0) for grid in ends]
+    paced = kind == "video" and "second_per_grid_ts" in arrays
+    seconds = _array("second_per_grid_ts", arrays["second_per_grid_ts"]).tolist() if paced else [0.0] * len(counts)
+    fit = (
+        {len(counts), len(shapes), len(grids), len(seconds)} == {len(counts)}
+        and shapes.shape[1] == pixels.ndim
+        and sum(shapes[:, 0]) == len(pixels)
+        and min(counts, default=0) > 0
+        and (shapes > 0).all()
+        and (shapes[:, 1:] <= pixels.shape[1:]).all()
+    )
+    if not fit:
+        raise PromptError(
+            f"{PIXELS[kind]} of shape {pixels.shape} is not what {', '.join(needed[1:])} describe: give all tensors as "
+            "the processor returned them"
+        )
+    cut = [np.ascontiguousarray(pixels[place]) for place in _places(shapes)]
+    return [_Source(*own) for own in zip(cut, grids, counts, seconds, strict=True)]
+
+
+def _row(
+    processor: Processor, tokens: np.ndarray, types: np.ndarray | None, media: Mapping[Kind, list[_Source]]
+) -> Prompt:
+    """One prompt; takes its media out of `media`."""
+    names = {kind: processor.feature_tokens.get(kind, token) for kind, token in processor.placeholders.items()}
+    found = []
+    for kind, name in names.items():
+        held = tokens == processor.tokenizer.convert_tokens_to_ids(name)
+        if list(names.values()).count(name) > 1:
+            held &= _of_kind(kind, types, media)
+        places = np.flatnonzero(held)
+        while len(places):
+            if not media[kind] or media[kind][0].count > len(places):
+                given = f"one {kind} of {media[kind][0].count}" if media[kind] else f"no {kind} left"
+                raise PromptError(
+                    f"a row has {len(places)} placeholders {name} and {given} to fill them: give all tensors as the "
+                    "processor returned them, without cutting rows"
+                )
+            source = media[kind].pop(0)
+            spans = _runs(places[: source.count])
+            found.append(Media(kind, source.pixels, source.grid, spans, (0, 0), source.seconds))
+            places = places[source.count :]
+    found.sort(key=lambda own: own.spans)
+    return Prompt(tokens, tuple(found), processor.two_way(tokens, found))
+
+
+def _of_kind(kind: Kind, types: np.ndarray | None, media: Mapping[Kind, list[_Source]]) -> np.ndarray | bool:
+    """Which features are of this kind, in a family that has one token for both."""
+    if types is not None:
+        return types == CODES[kind]
+    if all(media.values()):
+        raise PromptError("pictures and videos have one placeholder in this model: give mm_token_type_ids, which tells")
+    return bool(media[kind])
+
+
+def _runs(places: np.ndarray) -> tuple[Span, ...]:
+    """Positions in order -> their unbroken runs."""
+    cuts = np.flatnonzero(np.diff(places) > 1) + 1
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(places, cuts))

@@ -1,0 +1,75 @@
+"""What a forward shows when it is asked to: attention weights, computed apart from the fused kernels.
+
+A layer keeps nothing of a request. Its cache's offset, which its attention hands to the rotary module, brings along the
+place where rotated queries are put down; keys are seen as they go through the cache.
+"""
+
+from typing import Any
+
+from .._runtime import mx, nn
+from ..errors import UnsupportedError
+
+
+class Turned:
+    """An offset, and what was rotated by it: queries, then keys."""
+
+    def __init__(self, offset: Any):
+        self.offset = offset
+        self.seen: list[mx.array] = []
+
+
+class SeenRope(nn.Module):
+    """Stands in the place of a layer's rotary module, and does what it does."""
+
+    def __init__(self, rope: nn.Module):
+        super().__init__()
+        self.rope = rope
+
+    def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
+        if not isinstance(offset, Turned):
+            return self.rope(x, offset=offset)
+        offset.seen.append(self.rope(x, offset=offset.offset))
+        return offset.seen[-1]
+
+
+class WatchedCache:
+    """A layer's cache as its attention sees it, with an offset that brings back what was rotated."""
+
+    def __init__(self, cache: Any, offset: Any):
+        self._cache, self.offset = cache, Turned(offset)
+        self._keys = mx.zeros(0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self._keys, values = self._cache.update_and_fetch(keys, values)
+        return self._keys, values
+
+    def weights(self, attention: nn.Module, mask: mx.array | str | None) -> mx.array:
+        """(B, H, L, T) float32: what the layer's tokens gave to each position. mask: what the layer had."""
+        q, k = self.offset.seen[0].astype(mx.float32), self._keys.astype(mx.float32)
+        batch, heads, length, size = q.shape
+        grouped = (q * attention.scale).reshape(batch, k.shape[1], -1, length, size)
+        scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).reshape(batch, heads, length, -1)
+        if (cap := getattr(attention, "cap", None)) is not None:
+            scores = mx.tanh(scores / cap) * cap
+        if isinstance(mask, str):
+            keys = scores.shape[-1]
+            mask = mx.arange(keys) <= mx.arange(keys - length, keys)[:, None]
+        if mask is not None:
+            scores = mx.where(mask, scores, -mx.inf)
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        # mlx-lm's rotating caches write over their oldest key; turned, the newest is the last, as in every other.
+        turned = getattr(self._cache, "_idx", 0) % weights.shape[-1]
+        return mx.roll(weights, -turned, -1) if turned else weights
+
+
+def watched(layer: nn.Module, cache: Any, offset: Any) -> WatchedCache:
+    """The cache for a layer whose attention weights are wanted. UnsupportedError where they cannot be seen."""
+    attention = layer.self_attn if "self_attn" in layer else None
+    if attention is None or "rope" not in attention:
+        raise UnsupportedError("output_attentions: this model has layers without plain attention; leave it out")
+    if not isinstance(attention.rope, SeenRope):
+        attention.rope = SeenRope(attention.rope)  # once and for all: it holds nothing of this request
+    return WatchedCache(cache, offset)

@@ -1,0 +1,1 @@
+"""model.generate, the Hugging Face face, against transformers."""

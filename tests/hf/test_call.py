@@ -1,0 +1,292 @@
+"""`model.generate` as a whole: what it takes besides settings, and what it gives back besides tokens."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from transformers import TextIteratorStreamer, TextStreamer
+
+import mlx_vlgen
+from mlx_vlgen import AutoModelForImageTextToText, AutoProcessor
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.errors import PromptError, UnsupportedError
+
+Inputs = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return AutoModelForImageTextToText.from_pretrained("demo")
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    made = AutoProcessor.from_pretrained("demo")
+    made.tokenizer.padding_side = "left"
+    return made
+
+
+def drawn(colour: str) -> Image.Image:
+    picture = Image.new("RGB", (96, 96), "white")
+    ImageDraw.Draw(picture).ellipse((20, 20, 70, 70), fill=colour)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def inputs(processor: Any) -> Inputs:
+    """The tensors of questions, each about a picture of one colour, or about none."""
+
+    def make(*colours: str | None, question: str = "Describe this image.") -> Any:
+        rows = []
+        for colour in colours:
+            content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+            if colour is not None:
+                content.insert(0, {"type": "image", "image": drawn(colour)})
+            rows.append([{"role": "user", "content": content}])
+        return processor.apply_chat_template(
+            rows, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="mlx", padding=True
+        )
+
+    return make
+
+
+def said(processor: Any, given: Any, out: Any) -> list[str]:
+    width = given.input_ids.shape[1]
+    texts: list[str] = processor.batch_decode([row[width:] for row in out], skip_special_tokens=True)
+    return texts
+
+
+def test_a_batch_is_padded_as_transformers_pads_it(model: Any, processor: Any, inputs: Inputs) -> None:
+    given = inputs("red", None, "blue")
+    out = model.generate(**given, max_new_tokens=40)
+    assert said(processor, given, out)[0] == "There is a red circle in the middle."
+    for row, ids, text in zip(np.array(out), np.array(given.input_ids), said(processor, given, out), strict=True):
+        assert row[: len(ids)].tolist() == ids.tolist()
+        alone = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert set(row[len(ids) + len(alone) + 1 :].tolist()) <= {processor.tokenizer.pad_token_id}
+
+
+def test_each_returned_sequence_has_a_draw_of_its_own(model: Any, inputs: Inputs) -> None:
+    given = inputs("red", "green")
+    keywords = {"do_sample": True, "temperature": 8.0, "top_k": 0, "max_new_tokens": 12}
+    three = np.array(model.generate(**given, **keywords, num_return_sequences=3, seed=5))
+    assert len(three) == 6
+    for row in (three[:3], three[3:]):
+        assert len({tuple(sequence) for sequence in row.tolist()}) == 3
+    one = np.array(model.generate(**given, **keywords, seed=5))
+    width = min(one.shape[1], three.shape[1])
+    assert (three[[0, 3], :width] == one[:, :width]).all()  # the first of each row is its draw alone
+    listed = np.array(model.generate(**inputs("green"), **keywords, seed=[5]))
+    assert (listed[0, -5:] == one[1, listed.shape[1] - 5 : listed.shape[1]]).all()
+    with pytest.raises(ValueError, match="seed: 3 given for 2 rows"):
+        model.generate(**given, **keywords, seed=[1, 2, 3])
+
+
+# -- the cache that comes back
+
+
+def test_a_chat_goes_on_from_the_cache_of_its_first_turn(model: Any, processor: Any, inputs: Inputs) -> None:
+    """A second question, with the picture given again and without, and another picture."""
+    given = inputs("red")
+    first = model.generate(**given, max_new_tokens=30, return_dict_in_generate=True)
+    past = first.past_key_values
+    assert past.get_seq_length() == first.sequences.shape[1] - 1
+    question = processor.tokenizer(
+        "\n<|im_start|>user\nHow many shapes are there?<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False
+    )["input_ids"]
+    ids = mx.array([first.sequences[0].tolist() + question])
+    pictures = {"pixel_values": given["pixel_values"], "image_grid_thw": given["image_grid_thw"]}
+    whole = model.generate(input_ids=ids, **pictures, max_new_tokens=20)
+    for more in (pictures, {}):
+        again = model.generate(input_ids=ids, **more, past_key_values=past, max_new_tokens=20)
+        assert again.tolist() == whole.tolist()
+    assert "1 shape" in processor.batch_decode(whole)[0]
+
+
+def test_a_new_picture_after_the_cache_has_its_own_place(model: Any, processor: Any, inputs: Inputs) -> None:
+    given, other = inputs("red"), inputs("blue")
+    first = model.generate(**given, max_new_tokens=30, return_dict_in_generate=True)
+    ids = mx.concatenate([first.sequences, other.input_ids.astype(mx.int32)], axis=1)
+    both = {
+        "pixel_values": mx.concatenate([given["pixel_values"], other["pixel_values"]]),
+        "image_grid_thw": mx.concatenate([given["image_grid_thw"], other["image_grid_thw"]]),
+    }
+    asked = {"max_new_tokens": 20, "return_dict_in_generate": True, "output_logits": True}
+    whole = model.generate(input_ids=ids, **both, **asked)
+    new = {"pixel_values": other["pixel_values"], "image_grid_thw": other["image_grid_thw"]}
+    for more in (both, new):
+        later = model.generate(input_ids=ids, **more, past_key_values=first.past_key_values, **asked)
+        assert later.sequences.tolist() == whole.sequences.tolist()
+        for mine, theirs in zip(later.logits, whole.logits, strict=True):
+            assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-4
+
+
+def test_a_batch_goes_on_from_its_caches(model: Any, inputs: Inputs) -> None:
+    given = inputs("red", None)
+    first = model.generate(**given, max_new_tokens=4, return_dict_in_generate=True)  # no row ends so soon
+    mask = mx.concatenate([given.attention_mask, mx.ones((2, 4), dtype=given.attention_mask.dtype)], axis=1)
+    more = {"attention_mask": mask, "max_new_tokens": 30, "past_key_values": first.past_key_values}
+    later = model.generate(input_ids=first.sequences, **more)
+    whole = model.generate(**given, max_new_tokens=34)
+    assert later.tolist() == whole.tolist()
+
+
+def test_a_prompt_that_is_not_the_caches_is_refused(model: Any, inputs: Inputs) -> None:
+    first = model.generate(**inputs("red"), max_new_tokens=4, return_dict_in_generate=True)
+    other = mx.array([[5] * (first.sequences.shape[1] + 3)])
+    with pytest.raises(PromptError, match="must begin with the tokens"):
+        model.generate(input_ids=other, past_key_values=first.past_key_values)
+    with pytest.raises(PromptError, match="1 rows, and the prompt has 2"):
+        model.generate(input_ids=mx.concatenate([other, other]), past_key_values=first.past_key_values)
+
+
+# -- streamers
+
+
+class Heard(TextStreamer):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.pieces: list[str] = []
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.pieces.append(text)
+
+
+def test_transformers_streamer_hears_prompt_and_answer(model: Any, processor: Any, inputs: Inputs) -> None:
+    given = inputs("red")
+    for skip in (True, False):
+        streamer = Heard(processor.tokenizer, skip_prompt=skip, skip_special_tokens=True)
+        out = model.generate(**given, streamer=streamer, max_new_tokens=40)
+        text = "".join(streamer.pieces)
+        assert text.endswith(said(processor, given, out)[0])
+        assert len(streamer.pieces) > 3
+        assert ("Describe" in text) != skip
+
+
+def test_an_iterating_streamer_in_a_thread_with_lazy_weights(processor: Any, inputs: Inputs) -> None:
+    lazy, _ = mlx_vlgen.load("demo", lazy=True)
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
+    given = inputs("green")
+    thread = threading.Thread(target=lazy.generate, kwargs={**given, "streamer": streamer, "max_new_tokens": 40})
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    assert text == "There is a green circle in the middle."
+
+
+def test_a_streamer_takes_one_row(model: Any, processor: Any, inputs: Inputs) -> None:
+    streamer = Heard(processor.tokenizer)
+    for more in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):
+        with pytest.raises(ValueError, match="streamer: it takes one row"):
+            model.generate(**inputs("red"), streamer=streamer, **more)
+
+
+# -- users' functions
+
+
+def test_users_functions_get_mlx_arrays_of_one_row(model: Any, inputs: Inputs) -> None:
+    given, seen = inputs("red", None), set()
+    lengths = set(np.array(given.attention_mask).sum(axis=1).tolist())
+
+    def processor(ids: mx.array, scores: mx.array) -> mx.array:
+        assert isinstance(ids, mx.array)
+        seen.add((ids.shape, scores.shape))
+        return scores
+
+    def allowed(row: int, ids: mx.array) -> list[int]:
+        assert isinstance(ids, mx.array)
+        assert ids.ndim == 1
+        return [row + 7]
+
+    out = model.generate(
+        **given, logits_processor=[processor], prefix_allowed_tokens_fn=allowed, max_new_tokens=3, eos_token_id=None
+    )
+    assert np.array(out)[:, -3:].tolist() == [[7, 7, 7], [8, 8, 8]]
+    assert {shape[0][1] for shape in seen} == {length + step for length in lengths for step in range(3)}
+    assert {shape[1] for shape in seen} == {(1, 576)}
+
+
+def test_a_criterion_ends_the_row_that_it_holds_for(model: Any, inputs: Inputs) -> None:
+    given = inputs("red", "blue")
+    width = given.input_ids.shape[1]
+    plain = np.array(model.generate(**given, max_new_tokens=40))
+    word = plain[1, width + 4]  # where the second row names its colour
+
+    def named(ids: mx.array, scores: Any, **_: Any) -> mx.array:
+        return mx.array([bool(ids[0, -1].item() == word)])
+
+    out = np.array(model.generate(**given, max_new_tokens=40, stopping_criteria=[named]))
+    assert (out[0] == plain[0, : out.shape[1]]).all()
+    stop = width + plain[1, width:].tolist().index(word)
+    assert (out[1, stop + 1 :] == out[1, -1]).all()
+    assert (out[1, : stop + 1] == plain[1, : stop + 1]).all()
+
+
+def test_a_users_error_comes_out_and_leaves_the_model_usable(model: Any, inputs: Inputs) -> None:
+    def broken(ids: mx.array, scores: mx.array) -> mx.array:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        model.generate(**inputs("red", "blue"), logits_processor=[broken])
+    assert model.generate(**inputs("red"), max_new_tokens=2).shape[0] == 1
+
+
+def test_custom_generate_is_a_function_and_not_code_from_the_hub(model: Any, inputs: Inputs) -> None:
+    def mine(model: Any, input_ids: Any, generation_config: Any, **tensors: Any) -> Any:
+        return generation_config.max_new_tokens, sorted(tensors)
+
+    most, names = model.generate(**inputs("red"), custom_generate=mine, max_new_tokens=3)
+    assert most == 3
+    assert "pixel_values" in names
+    with pytest.raises(UnsupportedError, match="is not run here"):
+        model.generate(**inputs("red"), custom_generate="someone/decoder")
+
+
+# -- what is not given, or wrongly
+
+
+def test_without_input_the_prompt_is_the_first_token(model: Any) -> None:
+    assert model.generate(bos_token_id=9, max_new_tokens=2).tolist()[0][0] == 9
+    with pytest.raises(PromptError, match="no input_ids"):
+        model.generate(bos_token_id=None, max_new_tokens=2)
+
+
+def test_128_tokens_where_nothing_says_how_many(model: Any, inputs: Inputs) -> None:
+    given = inputs("red")
+    out = model.generate(**given, eos_token_id=None)
+    assert out.shape[1] - given.input_ids.shape[1] == 128
+
+
+def wrong() -> Iterator[Any]:
+    yield {"inputs_embeds": mx.zeros((1, 2, 4))}, UnsupportedError, "give input_ids"
+    yield {"max_new_token": 3}, TypeError, "max_new_tokens"
+    yield {"pixel_value": 3}, TypeError, "pixel_values"
+    yield {"negative_prompt_ids": [[1]]}, PromptError, "without guidance_scale"
+    yield {"num_beams": 2, "guidance_scale": 1.5}, UnsupportedError, "beam search does not go with guidance"
+    yield {"num_beams": 2, "prompt_lookup_num_tokens": 3}, (UnsupportedError, ValueError), "beam"
+    yield {"guidance_scale": 2.0, "prompt_lookup_num_tokens": 3}, UnsupportedError, "does not go with guidance"
+    yield {"num_beams": 2, "regex": "a+"}, UnsupportedError, "beam search does not go with regex"
+    traced = {"return_dict_in_generate": True, "output_attentions": True}
+    yield {**traced, "kv_bits": 8}, UnsupportedError, "attention weights does not go with kv_bits"
+    yield {"penalty_alpha": 0.6}, UnsupportedError, "custom_generate"
+
+
+@pytest.mark.parametrize(("keywords", "error", "says"), list(wrong()), ids=lambda value: str(value)[:40])
+def test_what_cannot_be_is_refused_by_name(
+    keywords: dict[str, Any], error: Any, says: str, model: Any, inputs: Inputs
+) -> None:
+    with pytest.raises(error, match=says):
+        model.generate(**inputs("red"), **keywords)
+
+
+def test_inputs_as_a_mapping_or_as_ids(model: Any, inputs: Inputs, tmp_path: Path) -> None:
+    given = inputs(None)
+    by_name = model.generate(**given, max_new_tokens=5).tolist()
+    assert model.generate(given, max_new_tokens=5).tolist() == by_name
+    assert model.generate(given.input_ids, max_new_tokens=5).tolist() == by_name
+    with pytest.raises(TypeError, match="give one of them"):
+        model.generate(given.input_ids, input_ids=given.input_ids)

@@ -1,0 +1,52 @@
+"""A model that says the next token by the last one alone, so that every probability is known."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.inputs.prompt import Media, Prompt
+from mlx_vlgen.models.base import Embedded, Features, Full, LayerKind, Model
+
+
+class Chain(Model):
+    """logits (V, V): row t is what follows token t. Its cache holds the tokens, so that a wrong rollback shows."""
+
+    def __init__(self, logits: np.ndarray):
+        super().__init__({"model_type": "chain"})
+        self._table = mx.array(logits.astype(np.float32))
+        self.forwards = 0
+
+    def cache_layout(self) -> list[LayerKind]:
+        return [Full()]
+
+    def encode(self, media: Sequence[Media]) -> list[Features]:
+        raise NotImplementedError
+
+    def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
+        return Embedded(mx.array(prompt.tokens)[None])
+
+    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+        self.forwards += 1
+        keys = inputs.tokens[:, None, :, None].astype(mx.float32)
+        held, _ = cache[0].update_and_fetch(keys, keys)
+        # What it says hangs on what the cache says was last, for each of the new positions.
+        last = held[:, 0, -len(inputs) :, 0].astype(mx.int32)
+        logits = self._table[last]
+        return logits if at is None else logits[mx.arange(len(logits)), at]
+
+
+class Letters:
+    """A processor whose tokens are letters."""
+
+    placeholders: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, size: int):
+        def decode(tokens: Sequence[int], **_: Any) -> str:
+            return "".join(chr(97 + token) for token in tokens)
+
+        self.tokenizer = SimpleNamespace(
+            eos_token_id=None, decode=decode, get_vocab=lambda: {chr(97 + token): token for token in range(size)}
+        )
