@@ -76,6 +76,7 @@ class TokenIterator:
         self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
         self._batches: dict[Any, Batch] = {}  # rows decode with those whose caches and way of stepping are like theirs
         self._out: deque[tuple[int, GenerationResult]] = deque()
+        self._latest: dict[int, GenerationResult] = {}  # what was handed out last for each row
         self._next_id = 0
         self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
         mx.reset_peak_memory()
@@ -119,6 +120,7 @@ class TokenIterator:
             self._queue.clear()
         self._ready.clear()
         self._out.clear()
+        self._latest.clear()
         self._partial = None
         self._batches.clear()
         if self._unwire.alive:
@@ -139,7 +141,12 @@ class TokenIterator:
                 except BaseException:  # Ctrl-C too: nothing may go on with the caches of half a step
                     self.close()
                     raise
-        return self._out.popleft()
+        id, result = self._out.popleft()
+        if (before := self._latest.pop(id, None)) is not None:  # only the newest holds the vocabulary
+            before.logprobs = before.top_logprobs = None
+        if result.finish_reason is None:
+            self._latest[id] = result
+        return id, result
 
     def _step(self) -> None:
         self._drop_cancelled()

@@ -44,9 +44,6 @@ def report(row: Row, text: str, scores: Scores | None) -> GenerationResult:
             result.logprobs = lambda: log_softmax(scores.own)
         if count:
             result.top_logprobs = lambda: top(scores.own, count)
-        if row.latest:  # only the newest result of a stream holds the vocabulary
-            row.latest.logprobs = row.latest.top_logprobs = None
-        row.latest = result
     return result
 
 

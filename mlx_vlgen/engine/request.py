@@ -9,7 +9,7 @@ from typing import Any
 
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Embedded, Watch
-from ..results import Beam, FinishReason, GenerationResult
+from ..results import Beam, FinishReason
 from .asked import Beams, Drafter, Guidance, Past, Trace
 from .kv_settings import KVSettings
 from .params import SamplingParams
@@ -82,7 +82,6 @@ class Row:
     encode_time: float = 0.0
     prefill_started: float = 0.0
     prefilled: float = 0.0  # when the forward of the whole prompt was through; 0 before
-    latest: GenerationResult | None = None
 
     @property
     def sampling(self) -> SamplingParams:

@@ -47,9 +47,11 @@ class Speculative(Batch):
         known = self._draw_all(logits) if all(map(_draws_freely, self.rows)) else None
         while alive:
             at = right[alive[0]]
-            drawn = self._draw(alive, logits[:, at]) if known is None else known[alive, at]
+            here = logits[:, at]
+            mx.async_eval(here)  # other threads may look at it
+            drawn = self._draw(alive, here) if known is None else known[alive, at]
             for place, token in zip(alive, drawn, strict=True):
-                tokens[place], scores[place] = int(token), Scores(logits[:, at], place)
+                tokens[place], scores[place] = int(token), Scores(here, place)
             alive = [place for place in alive if guesses[place][at : at + 1] == tokens[place : place + 1]]
             for place in alive:
                 right[place] += 1

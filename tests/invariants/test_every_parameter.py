@@ -18,13 +18,13 @@ from parity import media
 from mlx_vlgen import GenerationResult, apply_chat_template, batch_generate, generate, stream_generate
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.errors import UnsupportedError
-from mlx_vlgen.options import _CALLABLES, ENGINE, KV_CACHE, MEDIA, OPTIONS
+from mlx_vlgen.options import _CALLABLES, DRAFTS, ENGINE, KV_CACHE, MEDIA, OPTIONS
 
 from .family import STEPS, Ask, Family
 from .play import TOLERANCE
 
 KEYWORDS = [*(option.name for option in OPTIONS), *_CALLABLES]
-OF_THE_BATCH = [option.name for option in MEDIA + ENGINE]
+OF_THE_BATCH = [option.name for option in MEDIA + DRAFTS + ENGINE]
 OF_A_ROW = [name for name in KEYWORDS if name not in OF_THE_BATCH]
 GROUPS = len(OF_A_ROW) // 3
 DEFAULTS = {"repetition_context_size": 20}  # whose None means another thing than its default
@@ -109,6 +109,9 @@ def table(family: Family, plain: GenerationResult) -> dict[str, Entry]:
         "video_fps": Entry(0.5, small, "logprobs", CLIP),
         "num_frames": Entry(2, small, "prompt_tokens", CLIP),
         "max_frames": Entry(3, small, "prompt_tokens", CLIP),
+        "draft_model": Entry(family.model, shows="drafted_tokens"),
+        "num_draft_tokens": Entry(1, {"draft_model": family.model}, "drafted_tokens"),
+        "prompt_lookup": Entry(2, shows="drafted_tokens"),
         "kv_bits": Entry(4, {"kv_group_size": 32}, "logprobs"),
         # Heads of 32, which the tiny model has, take no other group than 32.
         "kv_group_size": Entry(32, {"kv_bits": 4}, "logprobs" if family.name == "demo" else "refused", WHO),
