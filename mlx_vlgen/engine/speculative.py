@@ -112,13 +112,15 @@ class PromptLookup:
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         self._count, self._ngram = count, ngram
-        self._prompt: list[int] = []
+        self._text = np.zeros(0, np.int32)  # the prompt and the tokens it was told of
+        self._length = 0  # of the prompt
 
     def read(self, prompt: Prompt) -> None:
-        self._prompt = prompt.tokens.tolist()
+        self._text, self._length = prompt.tokens, len(prompt.tokens)
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
-        text = np.array([*self._prompt, *tokens])
+        new = np.array(tokens[len(self._text) - self._length :], np.int32)
+        self._text = text = np.concatenate([self._text, new])
         for size in range(min(self._ngram, len(text) - 1), 0, -1):
             windows = np.lib.stride_tricks.sliding_window_view(text[:-1], size)  # what something came after
             found = np.flatnonzero((windows == text[-size:]).all(axis=1))
