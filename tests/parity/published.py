@@ -1,0 +1,81 @@
+"""Checkpoints of the references' families as people publish them and other packages expect them.
+
+What layouts.py writes holds all that transformers and this package read. Others want a little more: settings that every
+published checkpoint has, sizes that fit published ones only.
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+from .layouts import REFERENCE, Layout, assemble, read_json, write_json
+from .recipe import Config
+from .recipes import recipes
+from .weights import Tensors, draw
+
+FIRST_RELEASE: dict[str, Layout] = {"internvl": "mlx", "internvl_qwen3": "mlx"}
+"""Published by their authors as `internvl_chat`, whose names and configuration conversions for MLX keep."""
+
+GEMMA = {72: 128, 451: 512, 455: 512}
+LARGER = {
+    **dict.fromkeys(("gemma3", "gemma3_text", "gemma4", "gemma4_moe", "paligemma", "paligemma2"), GEMMA),
+    "smolvlm": {64: 128, 2: 4},
+}
+"""Sizes in the place of others: rows that divide into groups, heads as wide as hidden size / heads (SmolVLM's text, Gemma
+1), vocabularies that make every table's size a multiple of 64. The root of 128 still shows in rounded embeddings."""
+_RESIZED = ("hidden_size", "vocab_size", "vocab_size_per_layer_input", "projection_dim", "num_key_value_heads")
+
+
+def publish(family: str, folder: Path) -> None:
+    """Write into a checkpoint what published ones say and this package does not read, or where the other one expects a
+    size that its default fits in published ones, and not in these tiny ones."""
+    if kit := read_json(REFERENCE / family / "cases.json")["processor"]:
+        nested = read_json(REFERENCE / "processors" / kit / "processor_config.json")
+        flat = {key: value for key, value in nested.items() if not isinstance(value, dict)}
+        write_json(folder / "processor_config.json", flat)
+    config = read_json(folder / "config.json")
+    match family:
+        case "gemma3":
+            config["text_config"]["mm_tokens_per_image"] = config["mm_tokens_per_image"]
+        case "glm4v_moe":
+            config["text_config"]["use_qk_norm"] = False
+        case "internvl" | "internvl_qwen3":
+            config["image_token_index"] = read_json(REFERENCE / family / "config.json")["image_token_id"]
+        case "llava_next":
+            config["text_config"] |= {"rms_norm_eps": 1e-6, "rope_theta": 1e4}
+        case "pixtral":
+            config["model_type"] = "pixtral"
+        case "qwen3_5":
+            config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"]
+        case "smolvlm":
+            config["vision_config"]["model_type"] = "smolvlm_vision"
+    write_json(folder / "config.json", config)
+
+
+def published_parts(family: str) -> tuple[Config, Tensors]:
+    """Configuration and weights as transformers 5 saves them, of sizes that published checkpoints have alike."""
+    record = read_json(REFERENCE / family / "cases.json")
+    config = read_json(REFERENCE / family / "config.json")
+    sizes = LARGER.get(family, {})
+    shapes = {
+        name: tuple(sizes.get(size, size) for size in shape)
+        for name, shape in read_json(REFERENCE / family / "shapes.json").items()
+    }
+    return _resized(config, sizes), draw(shapes, record["seed"], [tuple(rule) for rule in record["rules"]])
+
+
+def _resized(config: Config, sizes: dict[int, int]) -> Config:
+    def value(key: str, old: Any) -> Any:
+        if isinstance(old, dict):
+            return _resized(old, sizes)
+        return sizes.get(old, old) if key in _RESIZED else old
+
+    return {key: value(key, old) for key, old in config.items()}
+
+
+def write_published(family: str, folder: Path) -> Path:
+    """Write what `published_parts` gives as the Hub's originals are, and return the folder."""
+    config, tensors = published_parts(family)
+    layout = FIRST_RELEASE.get(family, cast(Layout, "hub"))
+    assemble(recipes()[family], config, tensors, layout, folder)
+    publish(family, folder)
+    return folder
