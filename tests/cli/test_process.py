@@ -73,6 +73,18 @@ def test_the_answer_alone_is_on_stdout_and_the_statistics_on_stderr(
     )
 
 
+def test_guesses_change_no_answer_and_are_counted() -> None:
+    asked = [*GENERATE, "--model", "demo", "--prompt", "Who are you?", "--verbose"]
+    plain, guessed = (
+        subprocess.run([*asked, *more], capture_output=True, encoding="utf-8", check=True)
+        for more in ([], ["--draft-model", "demo", "--num-draft-tokens", "4"])
+    )
+    assert guessed.stdout == plain.stdout
+    assert "Drafts" not in plain.stderr
+    assert (found := re.search(r"\nDrafts: (\d+) tokens, (\d+) right\n", guessed.stderr))
+    assert 0 < int(found[2]) <= int(found[1])
+
+
 @pytest.mark.parametrize("kind", ["animation", "folder"])
 def test_a_video_is_an_animation_or_a_folder(run: Run, qwen: Family, clip: dict[str, Path], kind: str) -> None:
     ran = run(*GENERATE, "--model", qwen.folder, "--video", clip[kind], "--video-fps", "2", "--max-tokens", "6")
