@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 from .._runtime import mx
 from ..inputs.prompt import Prompt
 from ..models.base import Watch
+from .kv_settings import KVSettings
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,13 @@ class Drafter(Protocol):
 
 @dataclass
 class Past:
-    """Keys and values of a row's first `length` positions, one cache a layer. delta: how far its rotary positions are
-    ahead of them."""
+    """Keys and values of a row's first `length` positions, one cache a layer, of the kind `kv`. delta: how far its
+    rotary positions are ahead of them."""
 
     cache: list[Any]
     length: int
     delta: int
+    kv: KVSettings
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Trace:
 
     logits: (V,) as the model gave them, scores: (V,) as the token was drawn from, one a step; of a beam search
     (beams, V). watches: one a forward, the prompt's first, where `states` or `attentions` are wanted; such a row runs
-    alone. past: what its cache holds at the end.
+    alone. past: what its cache holds at the end, with keep_cache; not of a beam search, nor with a drafter.
     """
 
     states: bool = False

@@ -62,7 +62,9 @@ class Batch:
         for place, row in enumerate(self.rows):
             trace = row.request.trace
             if row.over and trace and trace.keep_cache:
-                trace.past = Past(kv.alone(self.cache, place), row.length + len(row.tokens) - 1, row.delta)
+                trace.past = Past(
+                    kv.alone(self.cache, place), row.length + len(row.tokens) - 1, row.delta, row.request.kv
+                )
 
     def advance(self, model: Model, read: bool) -> Self:
         """One forward on the tokens these rows have drawn; the next ones, under way. read: whether the tokens are

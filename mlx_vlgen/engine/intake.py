@@ -186,6 +186,11 @@ class Intake:
 
 def _check_together(request: Request) -> None:
     """UnsupportedError for ways of decoding of which one cannot follow the other."""
+    if request.past and request.past.kv != request.kv:
+        raise UnsupportedError(
+            "past_key_values: its cache is of another kind than kv_bits, kv_group_size, quantized_kv_start and "
+            "max_kv_size ask for; give what the call that made it had"
+        )
     sampling, drafts = request.sampling, "speculative decoding (an assistant, a draft model, prompt lookup)"
     guided = "guidance by a negative prompt"
     for one, asked, others in (

@@ -28,7 +28,6 @@ class Speculative(Batch):
     def step(self, model: Model, emit: Emit) -> Self | None:
         for row, token, scores in zip(self.rows, np.array(self.tokens).tolist(), self.scores, strict=True):
             emit(row, token, scores)
-        self.keep()
         left = [place for place, row in enumerate(self.rows) if not row.over]
         return self.select(left)._check(model, emit) if left else None
 
@@ -63,7 +62,6 @@ class Speculative(Batch):
             row.drafter.told(len(own), accepted)
         self.tokens, self.scores = mx.array(tokens, dtype=mx.int32), scores
         kv.rollback(self.cache, [longest - accepted for accepted in right], self._held())
-        self.keep()
         left = [place for place, row in enumerate(self.rows) if not row.over]
         return self.select(left) if left else None
 

@@ -140,6 +140,9 @@ def test_a_prompt_that_is_not_the_caches_is_refused(model: Any, inputs: Inputs) 
     other = mx.array([[5] * (first.sequences.shape[1] + 3)])
     with pytest.raises(PromptError, match="must begin with the tokens"):
         model.generate(input_ids=other, past_key_values=first.past_key_values)
+    longer = mx.concatenate([first.sequences, first.sequences[:, -1:]], axis=1)
+    with pytest.raises(UnsupportedError, match="its cache is of another kind"):
+        model.generate(input_ids=longer, past_key_values=first.past_key_values, kv_bits=8)
     with pytest.raises(PromptError, match="1 rows, and the prompt has 2"):
         model.generate(input_ids=mx.concatenate([other, other]), past_key_values=first.past_key_values)
 
