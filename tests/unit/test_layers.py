@@ -61,6 +61,7 @@ def test_patch_embedding_is_the_convolution() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three minutes of MLX's own BLAS where nothing else runs
 def test_a_12_megapixel_picture_fits_in_memory() -> None:
     """46,875 patches: whole scores would take 8.8 GB a head; in blocks the tower stays within 2 GB."""
     from mlx_vlgen.models.qwen3_vl import VisionTower
