@@ -37,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import numpy as np
 from parity import expected, media, ours
 from parity.expected import Expected
-from parity.layouts import LAYOUTS, REFERENCE, Layout, read_json, write_checkpoint, write_json
+from parity.layouts import LAYOUTS, Layout, write_checkpoint
+from parity.published import publish
 from parity.table import differences
 from parity.weights import projection
 
@@ -177,28 +178,6 @@ LAID_OUT_CLIPS: dict[str, Callable[[Sequence[Media]], Arrays]] = {
 
 
 # Both packages on one checkpoint
-
-
-def publish(family: str, folder: Path) -> None:
-    """Write into a checkpoint what published ones say and this package does not read, or where the other one expects a
-    size that its default fits in published ones, and not in these tiny ones."""
-    if kit := expected.record(family)["processor"]:
-        nested = read_json(REFERENCE / "processors" / kit / "processor_config.json")
-        flat = {key: value for key, value in nested.items() if not isinstance(value, dict)}
-        write_json(folder / "processor_config.json", flat)
-    config = read_json(folder / "config.json")
-    match family:
-        case "gemma3":
-            config["text_config"]["mm_tokens_per_image"] = config["mm_tokens_per_image"]
-        case "internvl" | "internvl_qwen3":
-            config["image_token_index"] = read_json(REFERENCE / family / "config.json")["image_token_id"]
-        case "llava_next":
-            config["text_config"] |= {"rms_norm_eps": 1e-6, "rope_theta": 1e4}
-        case "qwen3_5":
-            config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"]
-        case "smolvlm":
-            config["vision_config"]["model_type"] = "smolvlm_vision"
-    write_json(folder / "config.json", config)
 
 
 def measure_ours(family: str, folder: Path) -> dict[str, str]:

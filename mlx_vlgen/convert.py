@@ -152,10 +152,13 @@ def _weights(source: Path, plan: Plan) -> tuple[dict[str, mx.array], int, dict[s
     if plan.quantization:
         refuse_quantized(model, source)
         quantize_layers(model, plan.quantization, plan.recipe, plan.vision)
-    recipe = {model.published(key): value for key, value in recipe_of(model).items()}
+    recipe = {name: value for key, value in recipe_of(model).items() for name in model.published(key)}
     if plan.quantization and not recipe:
         raise UnsupportedError("q_group_size: no layer's rows divide into such groups, so nothing would be quantized.")
-    tensors = {model.published(name): tensor for name, tensor in tree_flatten(model.parameters())}
+    tensors: dict[str, mx.array] = {}
+    for name, tensor in tree_flatten(model.parameters()):
+        names = model.published(name)
+        tensors |= zip(names, mx.split(tensor, len(names)) if len(names) > 1 else [tensor], strict=True)
     for copy, layer in model.copies.items():
         if f"{layer}.scales" in tensors and f"{copy}.weight" not in tensors:
             parts = ("weight", "scales", "biases")

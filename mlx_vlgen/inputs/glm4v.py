@@ -37,7 +37,10 @@ class Glm4vProcessor(QwenVLProcessor):
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Self:
         processor, settings = super().from_folder(folder, config), read_settings(folder)
-        processor.paced = "Glm46VProcessor" in (part.get("processor_class") for part in (settings.own, settings.image))
+        # mlx-vlm names every processor that it saves after GLM-4.6V's, and leaves the files beside it as they were.
+        parts = (settings.video, settings.image, settings.own)
+        named = next((part["processor_class"] for part in parts if "processor_class" in part), "")
+        processor.paced = named == "Glm46VProcessor"
         processor.fps = settings.video.get("fps") or cls.fps
         processor.longest = settings.video.get("max_duration") or cls.longest
         return processor

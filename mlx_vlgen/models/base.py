@@ -171,16 +171,15 @@ class Model(nn.Module):
         """Where this model runs: MLX's default device."""
         return mx.default_device()
 
-    @staticmethod
-    def rename(key: str) -> str | None:
+    def rename(self, key: str) -> str | None:
         """A tensor's name in any published layout -> the parameter's name here; other names come back as they are.
         None for one that is of no use here (buffers that some releases saved)."""
         return key
 
-    @staticmethod
-    def published(name: str) -> str:
-        """What conversions for MLX call the parameter or layer `name`; `rename` turns it back."""
-        return name
+    def published(self, name: str) -> tuple[str, ...]:
+        """What conversions for MLX call the parameter or layer `name`, or the equal parts that they cut its rows into;
+        `sanitize` turns it back."""
+        return (name,)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Weights of any published layout -> this module's names and shapes."""

@@ -83,9 +83,8 @@ class Idefics3(VisionLanguageModel):
             vision["hidden_size"], self.language_model.args.hidden_size, config.get("scale_factor", 2)
         )
 
-    @staticmethod
-    def published(name: str) -> str:
-        return name.replace("language_model.model.", "language_model.", 1)
+    def published(self, name: str) -> tuple[str, ...]:
+        return (name.replace("language_model.model.", "language_model.", 1),)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         return encode_tiles(media, lambda tiles: self.connector(self.vision_model(tiles)))

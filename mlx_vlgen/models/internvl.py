@@ -1,8 +1,8 @@
 """InternVL 3 and 3.5: InternViT looks at tiles, 2 x 2 patches fold into one feature, a Qwen or Llama reads them.
 
 Source: Chen et al. 2023 (arXiv 2312.14238) and Zhu et al. 2025 (arXiv 2504.10479); transformers'
-InternVLForConditionalGeneration. Parameters have the names of the first releases (`internvl_chat`), which conversions
-for MLX keep.
+InternVLForConditionalGeneration. Parameters have the names of the first releases (`internvl_chat`); conversions for MLX
+keep those of the release that they are of.
 """
 
 import math
@@ -195,6 +195,17 @@ class InternVL(VisionLanguageModel):
         for old, new in cls.parts:
             name = name.replace(old, new)
         return name
+
+    def published(self, name: str) -> tuple[str, ...]:
+        """In transformers' names where config.json is transformers', queries, keys and values apart."""
+        if self.config["model_type"] != "internvl" or name.startswith("language_model."):
+            return (name,)
+        name += "."  # a layer's name may be all of a part
+        for old, new in self.parts:
+            name = name.replace(new, old)
+        name = name.replace("vision_model.", "vision_tower.").removesuffix(".")
+        is_fused = ".attention.qkv" in name
+        return tuple(name.replace(".qkv", f".{part}_proj") for part in "qkv") if is_fused else (name,)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Queries, keys and values as one; and an output layer where the checkpoint has one. Whether it has is in

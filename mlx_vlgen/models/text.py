@@ -49,10 +49,15 @@ class TextModel(Model):
     def text_decoder(self) -> nn.Module:
         return self._decoder
 
+    def rename(self, key: str) -> str:
+        """mlx-vlm writes a text decoder as if it were a part of a model that sees; some of mlx-lm's decoders are."""
+        return key if "language_model" in self._decoder else key.removeprefix("language_model.")
+
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        renamed = {self.rename(key): value for key, value in weights.items()}
         if not hasattr(self._decoder, "sanitize"):
-            return dict(weights)
-        renamed = self._decoder.sanitize(dict(weights))
+            return renamed
+        renamed = self._decoder.sanitize(renamed)
         self._adopt()  # gemma3_text drops its lm_head there when the checkpoint has none
         return renamed
 

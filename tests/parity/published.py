@@ -4,11 +4,12 @@ What layouts.py writes holds all that transformers and this package read. Others
 published checkpoint has, sizes that fit published ones only.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from .layouts import REFERENCE, Layout, assemble, read_json, write_json
-from .recipe import Config
+from .recipe import Config, as_they_are
 from .recipes import recipes
 from .weights import Tensors, draw
 
@@ -20,8 +21,8 @@ LARGER = {
     **dict.fromkeys(("gemma3", "gemma3_text", "gemma4", "gemma4_moe", "paligemma", "paligemma2"), GEMMA),
     "smolvlm": {64: 128, 2: 4},
 }
-"""Sizes in the place of others: rows that divide into groups, heads as wide as hidden size / heads (SmolVLM's text, Gemma
-1), vocabularies that make every table's size a multiple of 64. The root of 128 still shows in rounded embeddings."""
+"""Sizes in the place of others: rows that divide into groups, heads as wide as hidden size / heads (Gemma 1, SmolVLM),
+vocabularies that make every table's size a multiple of 64. The root of 128 still shows in rounded embeddings."""
 _RESIZED = ("hidden_size", "vocab_size", "vocab_size_per_layer_input", "projection_dim", "num_key_value_heads")
 
 
@@ -77,5 +78,14 @@ def write_published(family: str, folder: Path) -> Path:
     config, tensors = published_parts(family)
     layout = FIRST_RELEASE.get(family, cast(Layout, "hub"))
     assemble(recipes()[family], config, tensors, layout, folder)
+    publish(family, folder)
+    return folder
+
+
+def write_internvl_of_transformers(family: str, folder: Path) -> Path:
+    """InternVL as transformers 4 saved it: its own configuration, and the names that transformers 5 has, too."""
+    config, tensors = published_parts(family)
+    recipe = replace(recipes()[family], hub=as_they_are)
+    assemble(recipe, config, tensors, "hub", folder)
     publish(family, folder)
     return folder

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conversions import CONFIGS, assert_equal, config_of, message, stored, write_originals
 from parity.layouts import family_tensors, write_checkpoint
-from parity.recipe import as_they_are
+from parity.published import FIRST_RELEASE
+from parity.recipe import as_they_are, channels_last
 from parity.recipes import recipes
 from tiny_checkpoints import LFM2, LLAMA, QWEN3_MOE, QWEN3_VL, draw, logits, write
 
@@ -75,12 +76,24 @@ FAMILIES = [name for name, recipe in recipes().items() if recipe.mlx is not as_t
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_written_is_what_conversions_for_mlx_hold(tmp_path, family):
-    target = convert(write_checkpoint(family, "hub", tmp_path / "hub"), tmp_path / "out")
+    target = convert(write_checkpoint(family, FIRST_RELEASE.get(family, "hub"), tmp_path / "hub"), tmp_path / "out")
     expected = {name: mx.array(value) for name, value in recipes()[family].mlx(family_tensors(family)).items()}
     if "language_model.lm_head.weight" not in stored(target):  # the embeddings once more, which mlx-vlm adds itself
         head = expected.pop("language_model.lm_head.weight", None)
         assert head is None or mx.array_equal(head, expected["language_model.model.embed_tokens.weight"])
     assert_equal(stored(target), expected)
+
+
+@pytest.mark.parametrize("family", FIRST_RELEASE)
+def test_internvl_as_transformers_has_it_stays_so(tmp_path, family):
+    """Packages for MLX tell both releases apart by `model_type`, and expect the names of each."""
+    folders = [write_checkpoint(family, layout, tmp_path / layout) for layout in ("hub", "mlx")]
+    written = stored(convert(folders[0], tmp_path / "out"))
+    assert_equal(written, {name: mx.array(value) for name, value in channels_last(family_tensors(family)).items()})
+    settings = {"quantize": True, "q_mode": "nvfp4", "quantize_vision": True}
+    last, first = (convert(folder, tmp_path / f"{folder.name}, 4 bits", **settings) for folder in folders)
+    assert any(".attention.k_proj.scales" in name for name in stored(last))
+    assert_equal(parameters(last), parameters(first))
 
 
 @pytest.mark.parametrize("recipe", [None, "mixed_3_6"])

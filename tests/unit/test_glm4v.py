@@ -4,15 +4,17 @@ import copy
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from invariants.family import Family
+from parity.layouts import read_json, write_checkpoint, write_json
 from PIL import Image
 
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError
-from mlx_vlgen.inputs.glm4v import frames_at, paced_frames
+from mlx_vlgen.inputs.glm4v import Glm4vProcessor, frames_at, paced_frames
 from mlx_vlgen.inputs.images import PixelSettings
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.models.glm4v import Router, text_arguments
@@ -42,6 +44,17 @@ def test_frames_are_kept_as_transformers_keeps_them(
     kept, paced = frames_at(total, rate, 2, 300).tolist(), paced_frames(total, rate, 2).tolist()
     assert (len(kept), kept[:3] + kept[-3:]) == (count, ends)
     assert (len(paced), paced[:3] + paced[-3:]) == (paced_count, paced_ends)
+
+
+@pytest.mark.parametrize(("family", "paced"), [("glm4v", False), ("glm4v_moe", True)])
+def test_the_release_is_told_by_what_conversions_leave_alone(tmp_path: Path, family: str, paced: bool) -> None:
+    """mlx-vlm writes the name of a class of its own into one of the three files."""
+    folder = write_checkpoint(family, "hub", tmp_path)
+    config, settings = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
+    own = {"glm4v": "Glm46VProcessor", "glm4v_moe": "Glm46VMoEProcessor"}[family]
+    picture = {key: value for key, value in settings.items() if key != "processor_class"}
+    write_json(folder / "processor_config.json", {"image_processor": picture, "processor_class": own})
+    assert Glm4vProcessor.from_folder(folder, config).paced is paced
 
 
 def test_a_video_of_one_frame_has_one() -> None:

@@ -17,6 +17,7 @@ from mlx_vlgen.inputs.qwen_vl import Qwen3VLProcessor
 from mlx_vlgen.loading import load, loader
 from mlx_vlgen.loading.quantization import MODES, Quantization, quantize_layers
 from mlx_vlgen.models import base
+from mlx_vlgen.models.text import TextModel
 
 QWEN2 = LLAMA | {"model_type": "qwen2"}
 QWEN3 = LLAMA | {"model_type": "qwen3", "head_dim": 32, "max_position_embeddings": 512}
@@ -72,6 +73,27 @@ def test_text_decoder_answers_alike_whole_in_chunks_and_at_one_position(tmp_path
     np.testing.assert_allclose(np.concatenate(parts), whole, atol=2e-5)
     one = model(inputs, make_cache(model.cache_layout()), mx.array([4]))
     np.testing.assert_allclose(np.array(one)[0], whole[4], atol=2e-5)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("model_type", PROVED)
+def test_a_text_decoder_as_mlx_vlm_names_it(tmp_path, model_type, quantized):
+    config = PROVED[model_type]
+    weights = draw(config)
+    if quantized:
+        made, _ = load(write(tmp_path / "floats", config, weights), quantization={"bits": 4, "group_size": 32})
+        weights = parameters(made)
+    expected = parameters(load(write(tmp_path / "plain", config, weights))[0])
+    renamed = {f"language_model.{name}": value for name, value in weights.items()}
+    found = parameters(load(write(tmp_path / "renamed", config, renamed))[0])
+    assert found.keys() == expected.keys()
+    assert all(mx.array_equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_decoder_that_mlx_lm_wraps_keeps_its_names():
+    model = TextModel({"model_type": "pixtral", "text_config": LLAMA})
+    names = {name for name in parameters(model) if name.startswith("language_model.")}
+    assert names and names <= model.sanitize(parameters(model)).keys()
 
 
 def test_cache_layouts(tmp_path):

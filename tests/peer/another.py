@@ -1,0 +1,74 @@
+"""mlx-vlm 0.7.10, in an environment of its own, and what it and this package write."""
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_vlgen._runtime import mx
+
+PEER = os.environ.get("MLX_VLGEN_PEER_PYTHON", "")
+needs_peer = pytest.mark.skipif(not PEER, reason="MLX_VLGEN_PEER_PYTHON names no Python with mlx-vlm")
+Weights = dict[str, mx.array]
+
+# One process does a family's jobs: importing takes longer than all of them. For each, what it raised, or nothing.
+_JOBS = """
+import json, sys
+from pathlib import Path
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_vlm.convert import convert
+from mlx_vlm.utils import load_model
+
+mx.set_default_device(mx.cpu)
+said = []
+for verb, source, target, settings in json.loads(sys.argv[1]):
+    try:
+        if verb == "convert":
+            convert(source, target, **settings)
+        else:
+            mx.save_safetensors(target, dict(tree_flatten(load_model(Path(source)).parameters())))
+        said.append("")
+    except Exception as error:
+        said.append(f"{type(error).__name__}: {error}")
+Path(sys.argv[2]).write_text(json.dumps(said))
+"""
+Job = tuple[str, Path, Path, dict[str, Any]]
+"""("convert", original, new folder, its `convert`'s keywords), or ("load", folder, file for the parameters, {})."""
+
+
+def ask(jobs: Sequence[Job], folder: Path) -> list[str]:
+    """Let mlx-vlm do `jobs`; of each, what it raised, or "". folder: an empty place for its answer."""
+    answer = folder / "answer.json"
+    words = json.dumps([[verb, str(source), str(target), settings] for verb, source, target, settings in jobs])
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    ran = subprocess.run([PEER, "-c", _JOBS, words, answer], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    said: list[str] = json.loads(answer.read_text(encoding="utf-8"))
+    return said
+
+
+def stored(folder: Path) -> Weights:
+    """The weights in a checkpoint's files."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    files = sorted(set(index["weight_map"].values()))
+    return {name: value for file in files for name, value in mx.load(str(folder / file)).items()}
+
+
+def as_ours(weights: Weights, text_only: bool) -> Weights:
+    """Names of mlx-vlm as this package's: it writes text decoders as if they were a part of models that see."""
+    return {name.removeprefix("language_model."): value for name, value in weights.items()} if text_only else weights
+
+
+def unlike(ours: Weights, theirs: Weights) -> set[str]:
+    """Names that only one has, and of those that both have of another type, shape or value."""
+
+    def same(name: str) -> bool:
+        one, other = ours[name], theirs[name]
+        return (one.dtype, one.shape) == (other.dtype, other.shape) and mx.array_equal(one, other).item()
+
+    return (ours.keys() ^ theirs.keys()) | {name for name in ours.keys() & theirs.keys() if not same(name)}
