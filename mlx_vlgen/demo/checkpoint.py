@@ -167,7 +167,7 @@ def write(folder: Path, tokenizer: Tokenizer) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>",
             "pad_token": "<|endoftext|>", "unk_token": None, "add_prefix_space": False,
             "additional_special_tokens": list(SPECIAL[1:]), "clean_up_tokenization_spaces": False,
-            "model_max_length": 4096, "processor_class": "Qwen3VLProcessor",
+            "model_max_length": 4096, "padding_side": "left", "processor_class": "Qwen3VLProcessor",
         },
     }  # fmt: skip
     for name, content in files.items():

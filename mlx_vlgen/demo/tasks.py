@@ -274,7 +274,7 @@ def shapes_lesson(rng: random.Random) -> Lesson:
 def crowd_lesson(rng: random.Random) -> Lesson:
     scene = scenes.crowd_scene(rng)
     listed = len(scene.things) > 4 or not scene.things
-    makers = [count_turn] * 3  # questions are cheap beside the picture
+    makers = [count_turn] * 5  # questions are cheap beside the picture
     return _scene_lesson(rng, scene, [*makers, describe_turn if listed and rng.random() < 0.6 else count_turn])
 
 

@@ -140,7 +140,7 @@ def test_log_probabilities_are_the_models_own(demo: Family) -> None:
 
 
 def test_any_json(demo: Family) -> None:
-    rows = [{"json_schema": {}, "max_tokens": 30, "temperature": 1.5, "seed": seed} for seed in range(8)]
+    rows = [{"json_schema": {}, "max_tokens": 30, "temperature": 1.5, "seed": seed} for seed in range(24)]
     whole = [result.text for result in say_all(demo, rows) if result.finish_reason == "stop"]
     assert len(whole) > 3 and all(json.loads(text) != "" for text in whole)
 
