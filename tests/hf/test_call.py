@@ -147,6 +147,28 @@ def test_a_prompt_that_is_not_the_caches_is_refused(model: Any, inputs: Inputs) 
         model.generate(input_ids=mx.concatenate([other, other]), past_key_values=first.past_key_values)
 
 
+# -- guidance
+
+
+def test_a_negative_prompt_may_see_the_pictures_too(model: Any, inputs: Inputs) -> None:
+    """Away from itself nothing is to be gone; away from the same words without a picture there is."""
+    given, blind = inputs("red", "green"), inputs(None, None)
+    asked = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_scores": True}
+    plain = model.generate(**given, **asked)
+    itself = {"negative_prompt_ids": given.input_ids, "negative_prompt_attention_mask": given.attention_mask}
+    words = {"negative_prompt_ids": blind.input_ids, "negative_prompt_attention_mask": blind.attention_mask}
+
+    def likely(out: Any) -> np.ndarray:
+        scores = np.array(out.scores[0])
+        return scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+
+    same = model.generate(**given, **itself, guidance_scale=3.0, **asked)
+    assert same.sequences.tolist() == plain.sequences.tolist()
+    assert np.abs(likely(same) - likely(plain)).max() < 1e-4
+    other = model.generate(**given, **words, guidance_scale=3.0, **asked)
+    assert np.abs(likely(other) - likely(plain)).max() > 0.1
+
+
 # -- streamers
 
 
