@@ -35,7 +35,7 @@ TEXT = ("llama", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")  # gemma3_text has
 RANDOM = VISION + TEXT  # random weights, whose draws all differ
 FAMILIES = (*RANDOM, "demo")
 
-REAL = ("text", "img1", "img2", "video", "shapes", "print")  # what the built-in model is sure of
+REAL = ("text", "img1", "video", "img_video", "shapes", "print")  # what the built-in model is sure of
 
 CHUNKS = (1, 3, 7, 64, 2048)
 SAMPLERS: tuple[dict[str, Any], ...] = (
