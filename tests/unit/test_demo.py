@@ -1,6 +1,7 @@
 """The built-in model: real answers about pictures, whatever runs beside them and however the cache is kept."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -104,34 +105,39 @@ def mixed_rows() -> Iterator[Any]:
             yield sample(task, 50 + seed)
 
 
+@pytest.fixture(scope="module")
+def alone(demo: Any) -> Any:
+    """The answers to each of `mixed_rows` alone."""
+
+    @cache
+    def answers(kv_bits: int | None) -> list[str]:
+        return [
+            generate(*demo, own.messages, image=list(own.images), max_tokens=64, kv_bits=kv_bits).text
+            for own in mixed_rows()
+        ]
+
+    return answers
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"prefill_step_size": 7}, {"max_batch_size": 3}, {"group_by_shape": False}, {"kv_bits": 8}],
     ids=lambda settings: str(settings) or "plain",
 )
-def test_real_answers_do_not_depend_on_the_batch(demo: Any, settings: dict[str, Any]) -> None:
+def test_real_answers_do_not_depend_on_the_batch(demo: Any, alone: Any, settings: dict[str, Any]) -> None:
     examples = list(mixed_rows())
-    prompts = [
-        [{"role": "user", "content": [*[{"type": "image"}] * len(e.images), {"type": "text", "text": e.question}]}]
-        for e in examples
-    ]
-    pictures = [list(e.images) for e in examples]
-    alone = [
-        generate(*demo, prompt, image=own, max_tokens=64, **{k: v for k, v in settings.items() if k == "kv_bits"}).text
-        for prompt, own in zip(prompts, pictures, strict=True)
-    ]
-    assert batch_generate(*demo, pictures, prompts=prompts, max_tokens=64, **settings).texts == alone
+    prompts = [example.messages for example in examples]
+    pictures = [list(example.images) for example in examples]
+    made = batch_generate(*demo, pictures, prompts=prompts, max_tokens=64, **settings)
+    assert made.texts == alone(settings.get("kv_bits"))
 
 
 def test_it_is_right_more_often_than_not(demo: Any) -> None:
     """A floor that a broken processor or tower would not reach; `python -m mlx_vlgen.demo.evaluate` measures."""
     right = {}
     for task in ("describe", "count", "compare", "photo", "text"):
-        examples = [sample(task, seed) for seed in range(20)]
-        prompts = [
-            [{"role": "user", "content": [*[{"type": "image"}] * len(e.images), {"type": "text", "text": e.question}]}]
-            for e in examples
-        ]
+        examples = [sample(task, seed) for seed in range(8)]
+        prompts = [example.messages for example in examples]
         texts = batch_generate(*demo, [list(e.images) for e in examples], prompts=prompts, max_tokens=160).texts
         right[task] = sum(text == e.answer for text, e in zip(texts, examples, strict=True))
-    assert all(count >= 10 for count in right.values()), right
+    assert all(count >= 6 for count in right.values()), right
