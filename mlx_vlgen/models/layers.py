@@ -9,7 +9,7 @@ from .._runtime import mx, nn
 FUSED_HEAD_SIZES = {"gpu": (64, 80, 128), "cpu": ()}
 """Head sizes for which MLX computes attention without writing the scores to memory (read in MLX's source)."""
 
-SCORE_BYTES = 128 << 20
+SCORE_BYTES = 32 << 20
 """Memory for attention scores where they are written out: a 1024 x 1024 picture then peaks at 0.15 GB, not 1.1."""
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
