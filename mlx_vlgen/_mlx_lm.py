@@ -25,6 +25,7 @@ from mlx_lm.models.cache import (  # noqa: E402
     RotatingKVCache,
     make_prompt_cache,
 )
+from mlx_lm.models.rope_utils import initialize_rope  # noqa: E402
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear  # noqa: E402
 from mlx_lm.tuner.dora import DoRALinear  # noqa: E402
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear  # noqa: E402
@@ -65,6 +66,7 @@ __all__ = [
     "create_ssm_mask",
     "get_total_parameters",
     "infer_quant_config",
+    "initialize_rope",
     "make_prompt_cache",
     "mixed_recipe",
     "models_folder",

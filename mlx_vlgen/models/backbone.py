@@ -1,7 +1,7 @@
 """mlx-lm's text decoders, driven layer by layer: rotary positions from outside, deepstack between layers, masks in
 which some tokens see each other both ways."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from .._mlx_lm import (
     RotatingKVCache,
     create_attention_mask,
     create_ssm_mask,
+    initialize_rope,
     make_prompt_cache,
 )
 from .._runtime import mx, nn
@@ -37,27 +38,36 @@ class MRope(nn.Module):
     Source: Qwen3-VL's interleaved M-RoPE (transformers' Qwen3VLTextRotaryEmbedding): frequency i turns with
     time, except that of the first 3 * section[1] those with i % 3 == 1 turn with the row, and likewise the column.
     dims: how many of a head's values turn, the first ones. neighbours: whether pairs lie side by side (GLM), and are
-    not the halves of these.
+    not the halves of these. yarn: settings of YaRN, as `configuration.yarn_settings` gives them.
     """
 
     def __init__(
-        self, dims: int, base: float, section: Sequence[int], interleaved: bool = True, neighbours: bool = False
+        self,
+        dims: int,
+        base: float,
+        section: Sequence[int],
+        interleaved: bool = True,
+        neighbours: bool = False,
+        yarn: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.dims, self.base, self.neighbours = dims, base, neighbours
+        self._yarn = None if yarn is None else initialize_rope(dims, base, neighbours, dict(yarn))
         half = np.arange(dims // 2)
         if interleaved:
             axes = np.where((half % 3 > 0) & (half < 3 * np.asarray(section)[half % 3]), half % 3, 0)
         else:
             axes = np.repeat(np.arange(3), section)
         self._axes = mx.array(axes)
-        self._frequencies = mx.array(base ** -(half.astype(np.float32) * 2 / dims), dtype=mx.float32)
+        plain = mx.array(base ** -(half.astype(np.float32) * 2 / dims), dtype=mx.float32)
+        self._frequencies = plain if self._yarn is None else 1 / self._yarn._freqs
+        self._growth = 1.0 if self._yarn is None else self._yarn.mscale
 
     def angles(self, positions: mx.array) -> Rotary:
         """positions (3, B, L)."""
         chosen = positions[self._axes].transpose(1, 2, 0).astype(mx.float32)  # (B, L, D / 2)
         angle = (chosen * self._frequencies)[:, None]
-        return Rotary(mx.cos(angle), mx.sin(angle))
+        return Rotary(mx.cos(angle) * self._growth, mx.sin(angle) * self._growth)
 
     def __call__(self, x: mx.array, offset: "int | mx.array | Rotary" = 0) -> mx.array:
         if isinstance(offset, Rotary):
@@ -66,6 +76,9 @@ class MRope(nn.Module):
                 return turn(x, offset.cos, offset.sin)
             turned = turn(x[..., : self.dims], offset.cos, offset.sin)
             return mx.concatenate([turned, x[..., self.dims :]], axis=-1)
+        if self._yarn is not None:
+            rotated: mx.array = self._yarn(x, offset=offset)
+            return rotated
         return mx.fast.rope(x, self.dims, traditional=self.neighbours, base=self.base, scale=1.0, offset=offset)
 
 
@@ -152,7 +165,7 @@ class Masks:
         return mx.concatenate([mask[..., :-length], mask[..., -length:] | same[:, None]], axis=-1)
 
 
-def logits(text: nn.Module, h: mx.array) -> mx.array:
+def output(text: nn.Module, h: mx.array) -> mx.array:
     """The output layer of an mlx-lm decoder, its own or its embeddings, on normalised states (..., d): (..., V)."""
     return text.lm_head(h) if "lm_head" in text else text.model.embed_tokens.as_linear(h)
 

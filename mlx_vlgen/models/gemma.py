@@ -10,10 +10,8 @@ names of parameters these are.
 from collections.abc import Mapping
 from typing import Any
 
-from .._mlx_lm import scaled_dot_product_attention
+from .._mlx_lm import KVCache, RotatingKVCache, scaled_dot_product_attention
 from .._runtime import mx, nn
-from ..errors import LoadError
-from .base import Full, LayerKind, Sliding
 from .layers import ACTIVATIONS, SCORE_BYTES
 
 Config = Mapping[str, Any]
@@ -156,23 +154,20 @@ class Gemma(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        if config.get("rope_scaling"):
-            raise LoadError(f"This {config['model_type']} checkpoint has scaled rotary positions, which are not known.")
         self.model = Body(config)
+        count, window = config["num_hidden_layers"], config["sliding_window"]
+        kinds = config.get("layer_types") or ["sliding_attention", "full_attention"] * count
+        slides = config["model_type"] == "gemma2" and window is not None
+        self._windows = [window if slides and kind == "sliding_attention" else None for kind in kinds[:count]]
 
     @property
     def layers(self) -> list[nn.Module]:
         return self.model.layers
 
+    def make_cache(self) -> list[Any]:
+        """In Gemma 2 every other layer slides, the first one too."""
+        return [KVCache() if window is None else RotatingKVCache(window) for window in self._windows]
+
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Without the copy of the embeddings that some checkpoints have."""
         return {name: tensor for name, tensor in weights.items() if not name.startswith("lm_head.")}
-
-
-def layer_kinds(config: Config) -> list[LayerKind]:
-    """What cache each layer wants: in Gemma 2 every other layer slides, the first one too."""
-    count, window = config["num_hidden_layers"], config["sliding_window"]
-    if config["model_type"] == "gemma" or window is None:
-        return [Full()] * count
-    kinds = config.get("layer_types") or ["sliding_attention", "full_attention"] * count
-    return [Sliding(window) if kind == "sliding_attention" else Full() for kind in kinds[:count]]

@@ -11,7 +11,7 @@ import numpy as np
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .base import Features
-from .gemma import Norm, scaled
+from .gemma import Norm
 from .llava import Llava
 from .vision_language import VisionLanguageModel
 from .vit import SiglipVision, Tower, siglip_config
@@ -34,19 +34,16 @@ class Projector(nn.Module):
 
 
 class Gemma3(VisionLanguageModel):
+    texts = ("gemma3_text",)
     renames = Llava.renames
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
         vision = siglip_config(config)
         self.vision_tower = Tower(SiglipVision(vision))
-        width = self.body.norm.weight.shape[0]
-        self.multi_modal_projector = Projector(vision, width, config.get("mm_tokens_per_image", 256))
+        self.multi_modal_projector = Projector(vision, self.width, config.get("mm_tokens_per_image", 256))
 
     copies: ClassVar[Mapping[str, str]] = {"language_model.lm_head": "language_model.model.embed_tokens"}
-
-    def words(self, tokens: mx.array) -> mx.array:
-        return scaled(self.body.embed_tokens(tokens))
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         pixels = mx.array(np.concatenate([own.pixels for own in media]))

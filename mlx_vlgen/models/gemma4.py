@@ -13,9 +13,9 @@ import numpy as np
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
-from .backbone import Masks, logits, pick
+from .backbone import Masks, pick
 from .base import Embedded, Features, Model
-from .gemma import capped, scaled
+from .gemma import scaled
 from .layers import ACTIVATIONS, attention, rotary_2d, rotate
 from .vision_language import VisionLanguageModel, encode_tiles
 
@@ -161,6 +161,8 @@ class Held:
 
 
 class Gemma4(VisionLanguageModel):
+    texts = ("gemma4_text",)
+    scales_logits = True
     renames = (
         ("model.language_model.", "language_model.model."),
         ("model.vision_tower.", "vision_tower."),
@@ -197,8 +199,8 @@ class Gemma4(VisionLanguageModel):
         seen = (tokens[..., None] == self._media_tokens).any(axis=-1)
         return mx.where(seen, self.language_model.args.pad_token_id, tokens)
 
-    def words(self, tokens: mx.array) -> mx.array:
-        return scaled(self.body.embed_tokens(self._said(tokens)))
+    def embed_tokens(self, tokens: mx.array) -> mx.array:
+        return super().embed_tokens(self._said(tokens))
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         rows, columns = media[0].grid
@@ -217,7 +219,7 @@ class Gemma4(VisionLanguageModel):
     last_norm = Model.last_norm  # shows nothing: its last layers may compute one position only
 
     def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        embeds = self.words(inputs.tokens) if inputs.embeds is None else inputs.embeds
+        embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
         per_layer = self.per_layer(inputs.tokens, embeds)
         # Tokens of a picture see each other both ways in sliding layers only.
         masks = {"full_attention": Masks(embeds), "sliding_attention": Masks(embeds, inputs.two_way)}
@@ -236,8 +238,8 @@ class Gemma4(VisionLanguageModel):
                 h = h if h.shape[1] == 1 else pick(h, at)[:, None]
                 told, offset = None if told is None else pick(told, at)[:, None], offset + at
             h, _, _ = layer(h, mask, Held(own), told, keys_values, offset)
-        answer = logits(self.language_model, self.body.norm(h[:, 0] if h.shape[1] < length else pick(h, at)))
-        return capped(answer, self.language_model.args.final_logit_softcapping)
+        is_picked = h.shape[1] < length
+        return self.driver.logits(self.language_model, h[:, 0] if is_picked else h, None if is_picked else at)
 
 
 def one_query(mask: mx.array | str | None, at: mx.array, length: int, keys: int) -> mx.array | None:

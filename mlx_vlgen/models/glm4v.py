@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx, nn
+from .configuration import with_rope
 from .layers import GatedMLP, PatchEmbedding, merge_order, resample_bicubic, rotary_2d
-from .qwen_vl import QwenVL, VisionAttention, with_rope
+from .qwen_vl import QwenVL, VisionAttention
 
 # What transformers assumes where config.json is silent.
 VISION: dict[str, Any] = {

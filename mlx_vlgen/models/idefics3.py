@@ -79,9 +79,7 @@ class Idefics3(VisionLanguageModel):
         vision = VISION | config["vision_config"]
         self.vision_model = SiglipVision(vision)
         self.vision_model.embeddings = Embeddings(vision)
-        self.connector = Connector(
-            vision["hidden_size"], self.language_model.args.hidden_size, config.get("scale_factor", 2)
-        )
+        self.connector = Connector(vision["hidden_size"], self.width, config.get("scale_factor", 2))
 
     def published(self, name: str) -> tuple[str, ...]:
         return (name.replace("language_model.model.", "language_model.", 1),)

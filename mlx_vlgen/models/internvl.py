@@ -43,8 +43,6 @@ ALWAYS = (
 )
 ALWAYS_OF_TOWER = (("use_absolute_position_embeddings", True), ("use_mean_pooling", True))
 
-TEXTS = ("qwen2", "qwen3", "qwen3_moe", "llama")
-
 
 def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The `vision_config` of a config.json of either release, whole."""
@@ -134,6 +132,7 @@ class InternViT(nn.Module):
 
 
 class InternVL(VisionLanguageModel):
+    texts = ("qwen2", "qwen3", "qwen3_moe", "llama")
     renames = (
         ("model.vision_tower.", "vision_model."),
         ("vision_tower.", "vision_model."),
@@ -163,14 +162,10 @@ class InternVL(VisionLanguageModel):
         vision = vision_config(config)
         _check(config, ALWAYS)
         _check(vision, ALWAYS_OF_TOWER)
-        if text["model_type"] not in TEXTS:
-            raise LoadError(
-                f"This InternVL checkpoint's text decoder is {text['model_type']!r}; expected {', '.join(TEXTS)}."
-            )
         super().__init__(config, text | {"tie_word_embeddings": False})  # see `sanitize`
         self._tied = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)
         self._fold = round(1 / config.get("downsample_ratio", 0.5))
-        inner, outer = vision["hidden_size"] * self._fold**2, self.language_model.args.hidden_size
+        inner, outer = vision["hidden_size"] * self._fold**2, self.width
         self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
         self.vision_model = InternViT(vision)
         self.mlp1 = [nn.LayerNorm(inner), nn.Linear(inner, outer), nn.Identity(), nn.Linear(outer, outer)]

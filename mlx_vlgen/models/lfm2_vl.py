@@ -105,7 +105,7 @@ class Lfm2VL(VisionLanguageModel):
             raise LoadError(f"vision_feature_layer is {layer}; expected -1: LFM2-VL takes the tower's last layer.")
         vision = _DEFAULTS | config["vision_config"]
         self.vision_tower = Siglip2Vision(vision)
-        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.language_model.args.hidden_size)
+        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.width)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -120,13 +120,10 @@ class Lfm2VL(VisionLanguageModel):
         parts = []
         if count:
             tiles = patches[:, : count * side**2].reshape(len(media) * count, side**2, -1)
-            parts.append(self._see(tiles, side, side).reshape(len(media), -1, self.language_model.args.hidden_size))
+            parts.append(self._see(tiles, side, side).reshape(len(media), -1, self.width))
         if rows:
             parts.append(self._see(patches[:, count * side**2 :], rows, columns))
         return [Features(own) for own in mx.concatenate(parts, axis=1)]
 
     def _see(self, patches: mx.array, rows: int, columns: int) -> mx.array:
         return self.multi_modal_projector(self.vision_tower(patches, rows, columns), rows, columns)
-
-    def last_norm(self, h: mx.array) -> mx.array:
-        return self.body.embedding_norm(h)

@@ -45,7 +45,7 @@ class Llava(VisionLanguageModel):
         self._first = int(config.get("vision_feature_select_strategy", "default") == "default")  # drops the class token
         self.vision_tower = Tower(plain_vision(vision))
         self.multi_modal_projector = Projector(
-            vision["hidden_size"] * len(self._layers), self.language_model.args.hidden_size,
+            vision["hidden_size"] * len(self._layers), self.width,
             config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
         )  # fmt: skip
 
@@ -55,5 +55,5 @@ class Llava(VisionLanguageModel):
     def look(self, media: Sequence[Media]) -> mx.array:
         """Features (B, patches, d), for the text decoder, of all B squares that are the media's pixels."""
         pixels = mx.array(np.concatenate([own.pixels for own in media]))
-        seen = [self.vision_tower.vision_model(pixels, layer)[:, self._first :] for layer in self._layers]
-        return self.multi_modal_projector(mx.concatenate(seen, axis=-1))
+        states = self.vision_tower.vision_model.states(pixels, self._layers)
+        return self.multi_modal_projector(mx.concatenate(states, axis=-1)[:, self._first :])

@@ -13,20 +13,22 @@ from ..errors import LoadError
 from ..inputs.prompt import Media
 from .base import Features
 from .llava import Llava
+from .vit import CLIPVision
 
 
 class LlavaNext(Llava):
     """`Media.pixels` are the whole picture and then its tiles; for `Media.grid` see `AnyRes.layout`."""
 
-    strategy = "default"
-    """The `vision_feature_select_strategy` that leaves a square of patches."""
-
     def __init__(self, config: dict[str, Any], text: dict[str, Any] | None = None):
         super().__init__(config, text)
-        given = config.get("vision_feature_select_strategy", self.strategy)
-        if given != self.strategy:
-            raise LoadError(f"vision_feature_select_strategy is {given!r}; for this family it is {self.strategy!r}.")
-        self.image_newline = mx.zeros(self.language_model.args.hidden_size)
+        # What leaves a square of patches.
+        strategy = "default" if isinstance(self.vision_tower.vision_model, CLIPVision) else "full"
+        given = config.get("vision_feature_select_strategy", "default")
+        if given != strategy:
+            raise LoadError(
+                f"vision_feature_select_strategy is {given!r}; with this checkpoint's vision tower it is {strategy!r}."
+            )
+        self.image_newline = mx.zeros(self.width)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         seen = self.look(media)

@@ -17,8 +17,6 @@ from .llava_next import LlavaNext, unpadded
 class LlavaOnevision(LlavaNext):
     """A single picture is seen whole and in tiles; one of several as a square; so is each frame of a video, pooled."""
 
-    strategy = "full"
-
     def __init__(self, config: dict[str, Any]):
         text = config["text_config"]
         tied = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)

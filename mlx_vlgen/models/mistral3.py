@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .._runtime import mx, nn
-from ..errors import LoadError
 from ..inputs.prompt import Media
-from .backbone import decode, logits, pick
-from .base import Embedded, Features
+from .base import Features
 from .layers import ACTIVATIONS
 from .pixtral import Pixtral, vision_config
 
@@ -44,42 +42,21 @@ class Projector(nn.Module):
 
 class Mistral3(Pixtral):
     feature_layer = -1
+    texts = ("mistral", "ministral3")
 
     def __init__(self, config: dict[str, Any]):
-        text, vision = config["text_config"], vision_config(config)
-        if text["model_type"] not in ("mistral", "ministral3"):
-            raise LoadError(
-                f"This mistral3 checkpoint's text decoder is {text['model_type']!r}; expected mistral or ministral3."
-            )
         super().__init__(config)
-        sizes = self.language_model.args
-        self.multi_modal_projector = Projector(config, vision["hidden_size"], sizes.hidden_size, sizes.rms_norm_eps)
+        vision, eps = vision_config(config), self.driver.arguments["rms_norm_eps"]
+        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.width, eps)
         self._patch = vision["patch_size"]
-        self._scaling = text["rope_parameters"] if text["model_type"] == "ministral3" else None
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         _, _, height, width = media[0].pixels.shape
         grid = self.see(media).reshape(len(media), height // self._patch, width // self._patch, -1)
         return [Features(own) for own in self.multi_modal_projector(grid)]
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        scale = () if self._scaling is None else (self._query_scale(inputs, cache[0].offset),)
-        h = decode(self.body, inputs, cache, before_mask=scale)
-        return logits(self.language_model, self.body.norm(pick(h, at)))
-
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         return super().sanitize(from_fp8(weights))
-
-    def _query_scale(self, inputs: Embedded, offset: int | mx.array) -> mx.array:
-        """What Ministral 3 multiplies queries by, so that attention stays sharp far from the start: (B or 1, 1, L, 1).
-
-        offset: an int or (B,), where `inputs` begin.
-        """
-        assert self._scaling is not None
-        position = mx.array(offset).reshape(-1, 1) + mx.arange(len(inputs))
-        far = mx.floor(position / self._scaling["original_max_position_embeddings"])
-        scale = 1 + self._scaling["llama_4_scaling_beta"] * mx.log(1 + far)
-        return scale[:, None, :, None].astype(self.body.norm.weight.dtype)
 
 
 def from_fp8(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:

@@ -10,12 +10,9 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx, nn
-from ..errors import LoadError
 from ..inputs.prompt import Media
-from .base import Embedded, Features, LayerKind
-from .gemma import Gemma, capped, layer_kinds, scaled
+from .base import Features
 from .llava import Llava
-from .text import text_arguments
 from .vision_language import VisionLanguageModel
 from .vit import SiglipVision, Tower, siglip_config
 
@@ -32,27 +29,17 @@ class Projector(nn.Module):
 class PaliGemma(VisionLanguageModel):
     renames = Llava.renames
     within_window = False
+    scales_logits = True
+    texts = ("gemma", "gemma2")
 
     def __init__(self, config: dict[str, Any]):
-        text = text_arguments({"model_type": "gemma"} | config["text_config"])
-        if text["model_type"] not in ("gemma", "gemma2"):
-            raise LoadError(f"This PaliGemma has a {text['model_type']} text decoder; gemma and gemma2 are known.")
-        super().__init__(config, Gemma(text))
+        # That it sees both ways is said by the prompt's spans.
+        text = {"model_type": "gemma"} | config["text_config"] | {"use_bidirectional_attention": None}
+        super().__init__(config, text)
         vision = siglip_config(config)
-        self._layers = layer_kinds(text)
-        self._cap = text.get("final_logit_softcapping", 30.0) if text["model_type"] == "gemma2" else None
         self.vision_tower = Tower(SiglipVision(vision))
-        self.multi_modal_projector = Projector(vision["hidden_size"], text["hidden_size"])
-
-    def cache_layout(self) -> list[LayerKind]:
-        return self._layers
-
-    def words(self, tokens: mx.array) -> mx.array:
-        return scaled(self.body.embed_tokens(tokens))
+        self.multi_modal_projector = Projector(vision["hidden_size"], self.width)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         pixels = mx.array(np.concatenate([own.pixels for own in media]))
         return [Features(own) for own in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]
-
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        return capped(super().__call__(inputs, cache, at), self._cap)

@@ -106,7 +106,7 @@ class Pixtral(VisionLanguageModel):
         self._layers = [layer] if isinstance(layer, int) else list(layer)
         self.vision_tower = Tower(PixtralVision(vision))
         self.multi_modal_projector = Projector(
-            vision["hidden_size"] * len(self._layers), self.language_model.args.hidden_size,
+            vision["hidden_size"] * len(self._layers), self.width,
             config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
         )  # fmt: skip
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._runtime import mx, nn
+from .configuration import with_rope
 from .layers import PatchEmbedding, merge_order, rotary_2d
-from .qwen_vl import QwenVL, VisionAttention, with_rope
+from .qwen_vl import QwenVL, VisionAttention
 from .vit import MLP
 
 # What transformers assumes where config.json is silent, as some published ones are.

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._runtime import mx
+from .configuration import with_rope
 from .qwen3_vl import VisionTower, split_experts
-from .qwen_vl import QwenVL, with_rope
+from .qwen_vl import QwenVL
 
 # What transformers assumes where config.json is silent.
 VISION: dict[str, Any] = {

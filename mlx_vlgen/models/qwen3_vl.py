@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._runtime import mx, nn
+from .configuration import with_rope
 from .layers import ACTIVATIONS, PatchEmbedding, interpolate_table, merge_order, rotary_2d
-from .qwen_vl import QwenVL, VisionAttention, with_rope
+from .qwen_vl import QwenVL, VisionAttention
 
 
 class VisionMLP(nn.Module):

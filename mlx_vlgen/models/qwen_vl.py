@@ -1,15 +1,15 @@
 """What Qwen's vision-language families share: the tower's attention, M-RoPE's positions, and how a forward goes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
-from ..errors import LoadError
 from ..inputs.prompt import Media, Prompt
-from .backbone import MRope, decode, logits, pick
+from .backbone import MRope
 from .base import Embedded, Features
+from .configuration import rope_type
 from .layers import attention, rotate
 from .vision_language import VisionLanguageModel, put
 
@@ -72,17 +72,6 @@ def rotary_positions(prompt: Prompt, merge: int, tokens_per_second: float | None
     return positions, position - done
 
 
-def with_rope(text: Mapping[str, Any], theta: float) -> dict[str, Any]:
-    """A text configuration with its rotary settings under the names of transformers 4.x, whichever release wrote it.
-    theta: the base that transformers assumes where it is silent."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise LoadError(f"This checkpoint asks for rotary positions of the type {kind!r}, which are not computed here.")
-    plain = {key: value for key, value in text.items() if key != "rope_parameters"}
-    return plain | {"rope_theta": text.get("rope_theta", rope.get("rope_theta", theta)), "rope_scaling": rope}
-
-
 class QwenVL(VisionLanguageModel):
     """A family gives its text decoder's arguments, its tower, and how its M-RoPE shares out the frequencies: `section`
     is what transformers assumes.
@@ -112,9 +101,11 @@ class QwenVL(VisionLanguageModel):
         super().__init__(config, text)
         self.vision_tower = tower
         self._tokens_per_second = tokens_per_second
-        section = text["rope_scaling"].get("mrope_section", section)
+        scaling = text["rope_scaling"]
+        section = scaling.get("mrope_section", section)
+        yarn = scaling if rope_type(scaling) == "yarn" else None
         turned = int(text["head_dim"] * text.get("partial_rotary_factor", 1.0))
-        self._rope = MRope(turned, text["rope_theta"], section, interleaved, neighbours)
+        self._rope = MRope(turned, text["rope_theta"], section, interleaved, neighbours, yarn)
         for layer in self.body.layers:
             if "self_attn" in layer:
                 layer.self_attn.rope = self._rope
@@ -140,5 +131,5 @@ class QwenVL(VisionLanguageModel):
         return Embedded(plain.tokens, plain.embeds, mx.array(positions)[:, None], delta, deepstack)
 
     def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        h = decode(self.body, inputs, cache, self._rope)
-        return logits(self.language_model, self.body.norm(pick(h, at)))
+        text = self.language_model
+        return self.driver.logits(text, self.driver.states(text, inputs, cache, self._rope), at)

@@ -1,17 +1,17 @@
 """What most families are: a vision tower whose features take the places of placeholders in one of mlx-lm's decoders."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .._mlx_lm import text_decoder
 from .._runtime import mx, nn, tree_flatten
+from ..errors import LoadError
 from ..inputs.prompt import Media, Prompt
-from .backbone import decode, layer_kinds, logits, pick
+from .backbone import layer_kinds
 from .base import Embedded, Features, LayerKind, Model
-from .text import text_arguments
+from .decoders import DRIVEN
+from .text import Driver, last_norm, unwrapped
 
 
 class VisionLanguageModel(Model):
@@ -23,12 +23,28 @@ class VisionLanguageModel(Model):
     renames: Sequence[tuple[str, str]] = ()
     within_window: ClassVar[bool] = True
     """See `backbone.Masks`; of no matter to a family without sliding layers or two-way spans."""
+    texts: ClassVar[Sequence[str]] = DRIVEN
+    """The text decoders that the family may have; see `decoders.DECODERS`."""
+    scales_logits: ClassVar[bool] = False
+    """Whether logits are scaled or capped as in a text-only model. Of transformers' classes few do so: the others have
+    an output layer of their own. It changes no greedy answer."""
 
-    def __init__(self, config: dict[str, Any], text: dict[str, Any] | nn.Module | None = None):
-        """text: the text decoder, or its configuration for mlx-lm's; default config["text_config"]."""
+    def __init__(self, config: dict[str, Any], text: Mapping[str, Any] | None = None):
+        """text: the text decoder's configuration, of any release; default config["text_config"]."""
         super().__init__(config)
         text = config["text_config"] if text is None else text
-        self.language_model = text if isinstance(text, nn.Module) else text_model(text)
+        if (named := text.get("model_type")) not in self.texts:
+            raise LoadError(
+                f"This {config['model_type']} checkpoint's text decoder is {named!r}; expected {', '.join(self.texts)}."
+            )
+        self.driver = Driver(text, self.scales_logits)
+        self.language_model = unwrapped(self.driver.decoder())
+
+    @property
+    def width(self) -> int:
+        """The size of the text decoder's states."""
+        width: int = self.driver.arguments["hidden_size"]
+        return width
 
     @property
     def body(self) -> nn.Module:
@@ -39,22 +55,20 @@ class VisionLanguageModel(Model):
         return layer_kinds(self.language_model)
 
     def last_norm(self, h: mx.array) -> mx.array:
-        return self.body.norm(h)
+        return last_norm(self.body, h)
 
-    def words(self, tokens: mx.array) -> mx.array:
-        """Tokens (B, L) as the layers take them: (B, L, d)."""
-        return self.body.embed_tokens(tokens)
+    def embed_tokens(self, tokens: mx.array) -> mx.array:
+        """Tokens (B, L) as features stand beside them: (B, L, d)."""
+        return self.driver.embed(self.language_model, tokens)
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
-        embeds = put(self.words(tokens), prompt, [own.embeds for own in features])
+        embeds = put(self.embed_tokens(tokens), prompt, [own.embeds for own in features])
         return Embedded(tokens, embeds, two_way=two_way(prompt))
 
     def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        if inputs.embeds is None:
-            inputs = replace(inputs, embeds=self.words(inputs.tokens))
-        h = decode(self.body, inputs, cache, within_window=self.within_window)
-        return logits(self.language_model, self.last_norm(pick(h, at)))
+        text = self.language_model
+        return self.driver.logits(text, self.driver.states(text, inputs, cache, within_window=self.within_window), at)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -82,13 +96,6 @@ class VisionLanguageModel(Model):
         if hasattr(self.language_model, "sanitize"):
             text = self.language_model.sanitize(text)
         return out | {f"language_model.{key}": value for key, value in text.items()}
-
-
-def text_model(config: dict[str, Any]) -> nn.Module:
-    """mlx-lm's decoder for a text configuration of any release of transformers."""
-    decoder, arguments = text_decoder(config)
-    made = decoder(arguments.from_dict(text_arguments(config)))
-    return made.language_model if "language_model" in made else made  # Qwen3.5's comes in a wrapper
 
 
 TILES_AT_ONCE = 16

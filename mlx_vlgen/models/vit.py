@@ -4,7 +4,7 @@ Source: Dosovitskiy et al. 2020 (arXiv 2010.11929); transformers' CLIPVisionMode
 parameters these are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,12 +79,17 @@ class Encoder(nn.Module):
         eps, activation = config.get("layer_norm_eps", eps), config.get("hidden_act", activation)
         self.layers = [EncoderLayer(config, eps, activation) for _ in range(config["num_hidden_layers"])]
 
-    def __call__(self, x: mx.array, layer: int = -1) -> mx.array:
-        """(B, N, d). layer: which of the hidden states to return, 0 being `x`; the layers past it are not computed."""
-        count = layer if layer >= 0 else len(self.layers) + 1 + layer
-        for block in self.layers[:count]:
-            x = block(x)
-        return x
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, N, d)."""
+        return self.states(x, [-1])[0]
+
+    def states(self, x: mx.array, layers: Sequence[int]) -> list[mx.array]:
+        """(B, N, d) each. layers: which hidden states, 0 being `x` and -1 the last; those past all are not computed."""
+        wanted = [layer % (len(self.layers) + 1) for layer in layers]
+        states = [x]
+        for block in self.layers[: max(wanted)]:
+            states.append(block(states[-1]))
+        return [states[layer] for layer in wanted]
 
 
 class CLIPEmbeddings(nn.Module):
@@ -102,7 +107,7 @@ class CLIPEmbeddings(nn.Module):
 
 
 class CLIPVision(nn.Module):
-    """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d) of one layer, the class token first."""
+    """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d) of some layers, the class token first."""
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
@@ -112,8 +117,8 @@ class CLIPVision(nn.Module):
         self.encoder = Encoder(config, "quick_gelu", 1e-5)
         self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=eps)  # of the class token; checkpoints have it
 
-    def __call__(self, pixels: mx.array, layer: int) -> mx.array:
-        return self.encoder(self.pre_layrnorm(self.embeddings(pixels)), layer)
+    def states(self, pixels: mx.array, layers: Sequence[int]) -> list[mx.array]:
+        return self.encoder.states(self.pre_layrnorm(self.embeddings(pixels)), layers)
 
 
 class SiglipEmbeddings(nn.Module):
@@ -151,7 +156,7 @@ def siglip_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class SiglipVision(nn.Module):
-    """pixels (B, 3, H, W) -> hidden states (B, N, d) of one layer, or, with layer None, the normalised last ones."""
+    """pixels (B, 3, H, W) -> the normalised last hidden states (B, N, d), or those of some layers as they are."""
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
@@ -159,9 +164,11 @@ class SiglipVision(nn.Module):
         self.encoder = Encoder(config, "gelu_pytorch_tanh", 1e-6)
         self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config.get("layer_norm_eps", 1e-6))
 
-    def __call__(self, pixels: mx.array, layer: int | None = None) -> mx.array:
-        x = self.encoder(self.embeddings(pixels), -1 if layer is None else layer)
-        return self.post_layernorm(x) if layer is None else x
+    def __call__(self, pixels: mx.array) -> mx.array:
+        return self.post_layernorm(self.encoder(self.embeddings(pixels)))
+
+    def states(self, pixels: mx.array, layers: Sequence[int]) -> list[mx.array]:
+        return self.encoder.states(self.embeddings(pixels), layers)
 
 
 def plain_vision(config: Mapping[str, Any]) -> CLIPVision | SiglipVision:

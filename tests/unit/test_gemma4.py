@@ -15,8 +15,8 @@ from mlx_vlgen.errors import LoadError, UnsupportedError
 from mlx_vlgen.inputs.gemma4 import fitted, spread
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.models.base import Full, Sliding
+from mlx_vlgen.models.decoders import text_arguments
 from mlx_vlgen.models.gemma4 import Gemma4
-from mlx_vlgen.models.text import text_arguments
 
 VISION: dict[str, Any] = {"model_type": "gemma4_vision", "num_hidden_layers": 1}
 # The smallest as published, with fewer layers of vision to build.

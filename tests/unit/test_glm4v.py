@@ -17,8 +17,8 @@ from mlx_vlgen.errors import LoadError
 from mlx_vlgen.inputs.glm4v import Glm4vProcessor, frames_at, paced_frames
 from mlx_vlgen.inputs.images import PixelSettings
 from mlx_vlgen.inputs.prompt import MediaInputs
+from mlx_vlgen.models.decoders import text_arguments as known_arguments
 from mlx_vlgen.models.glm4v import Router, text_arguments
-from mlx_vlgen.models.text import text_arguments as known_arguments
 
 
 @pytest.fixture(scope="module")

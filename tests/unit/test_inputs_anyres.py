@@ -19,8 +19,8 @@ from mlx_vlgen.inputs.anyres import AnyRes
 from mlx_vlgen.inputs.llava_next import LlavaNextProcessor
 from mlx_vlgen.inputs.llava_onevision import LlavaOnevisionProcessor
 from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
+from mlx_vlgen.models.decoders import text_arguments
 from mlx_vlgen.models.layers import resample_bilinear
-from mlx_vlgen.models.text import text_arguments
 
 CONFIG = {"vision_config": {"image_size": 28, "patch_size": 7}}
 CANVASES = [(28, 56), (56, 28), (56, 56), (84, 28), (28, 84)]

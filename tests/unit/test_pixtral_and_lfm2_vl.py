@@ -18,7 +18,7 @@ from mlx_vlgen.inputs.lfm2_vl import TileSettings, bounded, tiling, whole_size
 from mlx_vlgen.inputs.pixtral import CLIP_MEAN, CLIP_STD, PixtralSettings, picture_size
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.models import FAMILIES, find
-from mlx_vlgen.models.text import text_arguments
+from mlx_vlgen.models.decoders import text_arguments
 
 ANY = MediaInputs()
 PIXTRAL = PixtralSettings((1024, 1024), 16, CLIP_MEAN, CLIP_STD, Image.Resampling.BICUBIC)

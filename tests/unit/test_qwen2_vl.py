@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,6 +135,14 @@ def test_a_text_decoder_is_described_in_two_ways() -> None:
     assert text_arguments(FLAT)["rope_theta"] == 1e6 and text_arguments(FLAT)["tie_word_embeddings"] is False
 
 
-def test_stretched_positions_are_refused() -> None:
-    with pytest.raises(LoadError, match="rotary positions of the type 'yarn'"):
-        text_arguments(FLAT | {"rope_scaling": {"type": "yarn", "mrope_section": [2, 3, 3], "factor": 4.0}})
+@pytest.mark.parametrize(
+    ("scaling", "words"),
+    [
+        ({"type": "linear", "factor": 4.0}, "rotary positions of the type 'linear'"),
+        ({"type": "yarn"}, "rotary positions of the type 'yarn' and gives no factor"),
+        ({"type": "yarn", "factor": 4.0, "truncate": False}, "truncate = false"),
+    ],
+)
+def test_stretched_positions_that_are_not_computed_are_refused(scaling: dict[str, Any], words: str) -> None:
+    with pytest.raises(LoadError, match=words):
+        text_arguments(FLAT | {"rope_scaling": {"mrope_section": [2, 3, 3]} | scaling})

@@ -12,9 +12,9 @@ import mlx_vlgen
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError
 from mlx_vlgen.models.base import Full, Recurrent
+from mlx_vlgen.models.decoders import text_arguments as known_arguments
 from mlx_vlgen.models.qwen3_5 import VISION, stack_experts, text_arguments
 from mlx_vlgen.models.qwen3_vl import VisionTower
-from mlx_vlgen.models.text import text_arguments as known_arguments
 
 TYPES = ("qwen3_5", "qwen3_5_moe")
 

@@ -13,8 +13,8 @@ from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.engine.cache import make_cache
 from mlx_vlgen.inputs.prompt import Prompt
 from mlx_vlgen.models.base import Model
+from mlx_vlgen.models.decoders import text_arguments
 from mlx_vlgen.models.qwen3_vl import Qwen3VL
-from mlx_vlgen.models.text import text_arguments
 
 VOCABULARY = 64
 

@@ -1,0 +1,140 @@
+"""Text configurations of every release of transformers, under the names of its release 4, which mlx-lm reads."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import LoadError
+
+Config = Mapping[str, Any]
+Arguments = dict[str, Any]
+
+
+def text_config(config: Config) -> Config:
+    """The text decoder's part of a config.json: nested, as most have it, or among the model's own."""
+    nested: Config | None = config.get("text_config") or config.get("llm_config")
+    return config if nested is None else nested
+
+
+def max_positions(config: Config) -> int | None:
+    """How many positions the model of a config.json was made for; None where it does not say. YaRN stretches them."""
+    text = text_config(config)
+    stated: int | None = text.get("max_position_embeddings")
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if stated is None or rope_type(rope) != "yarn":
+        return stated
+    settings = yarn_settings(rope, text)
+    return max(stated, int(settings["factor"] * settings["original_max_position_embeddings"]))
+
+
+def rope_type(rope: Config) -> str:
+    """Of a `rope_parameters` or `rope_scaling` of any release."""
+    kind: str = rope.get("rope_type") or rope.get("type") or "default"
+    return kind
+
+
+def flat_rope(args: Arguments) -> None:
+    """`rope_parameters` that are the same for all layers, as `rope_theta`, `partial_rotary_factor` and `rope_scaling`;
+    changes `args` in place."""
+    rope = args.get("rope_parameters") or {}
+    if rope and not {"full_attention", "sliding_attention"} & rope.keys():
+        args |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+        if rope.get("rope_type", "default") != "default":
+            args["rope_scaling"] = rope
+
+
+def with_rope(text: Config, theta: float) -> Arguments:
+    """A text configuration with its rotary settings as `rope_theta` and `rope_scaling`, whichever release wrote it, for
+    M-RoPE. theta: the base that transformers assumes where it is silent."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope_type(rope)
+    if kind not in ("default", "mrope", "yarn"):
+        raise LoadError(f"This checkpoint asks for rotary positions of the type {kind!r}, which are not computed here.")
+    plain = {key: value for key, value in text.items() if key != "rope_parameters"}
+    rope = yarn_settings(rope, text) if kind == "yarn" else rope
+    return plain | {"rope_theta": text.get("rope_theta", rope.get("rope_theta", theta)), "rope_scaling": rope}
+
+
+def yarn_settings(rope: Config, text: Config) -> Arguments:
+    """YaRN's settings, complete: what they leave out is what transformers assumes. `mscale` alone says by how much
+    rotated values grow, which there `attention_factor` may say, too: a factor m makes it 1 + 0.1 m ln(factor).
+
+    Source: Peng et al. 2023 (arXiv 2309.00071), section 3.4; transformers' `_compute_yarn_parameters`.
+    """
+    if not rope.get("truncate", True):
+        raise LoadError("This checkpoint asks for a YaRN with truncate = false, which is not computed here.")
+    factor = rope.get("factor")
+    original = rope.get("original_max_position_embeddings") or text.get("max_position_embeddings")
+    if factor is None or original is None:
+        lacks = "factor" if factor is None else "original_max_position_embeddings"
+        raise LoadError(f"This checkpoint asks for rotary positions of the type 'yarn' and gives no {lacks}.")
+    growth = 0.1 * math.log(max(factor, 1.0))
+    one, other = rope.get("mscale"), rope.get("mscale_all_dim")
+    scale = (1 + growth * one) / (1 + growth * other) if one and other else 1 + growth
+    scale = scale if rope.get("attention_factor") is None else rope["attention_factor"]
+    if growth == 0 and scale != 1:
+        raise LoadError(f"This checkpoint asks for a YaRN of factor {factor} with attention_factor = {scale}.")
+    return {**rope, "rope_type": "yarn", "type": "yarn", "factor": factor} | {
+        "original_max_position_embeddings": original,
+        "beta_fast": rope.get("beta_fast") or 32,
+        "beta_slow": rope.get("beta_slow") or 1,
+        "mscale": (scale - 1) / growth if growth else 1.0,
+        "mscale_all_dim": 0,
+    }
+
+
+# What single decoders' configurations say in ways of their own; each changes `args` in place.
+
+
+def read_nothing(args: Arguments) -> None:
+    pass
+
+
+def read_qwen3_moe(args: Arguments) -> None:
+    args.setdefault("head_dim", args["hidden_size"] // args["num_attention_heads"])
+
+
+def read_qwen3_5(args: Arguments) -> None:
+    if "full_attention" in (kinds := args.get("layer_types") or ()):
+        args["full_attention_interval"] = kinds.index("full_attention") + 1
+
+
+def read_lfm2(args: Arguments) -> None:
+    args.setdefault("block_dim", args["hidden_size"])
+
+
+def read_granite(args: Arguments) -> None:
+    if args.get("num_key_value_heads") is None:
+        args["num_key_value_heads"] = args["num_attention_heads"]
+
+
+def read_cohere2(args: Arguments) -> None:
+    read_granite(args)
+    args["head_dim"] = args["hidden_size"] // args["num_attention_heads"]
+    if "full_attention" in (kinds := args.get("layer_types") or ()):
+        args["sliding_window_pattern"] = kinds.index("full_attention") + 1
+
+
+def read_gemma3(args: Arguments) -> None:
+    rope = args.get("rope_parameters") or {}
+    if full := rope.get("full_attention"):
+        args["rope_theta"] = full["rope_theta"]
+        if full.get("rope_type", "default") != "default":
+            args["rope_scaling"] = full
+    if sliding := rope.get("sliding_attention"):
+        args["rope_local_base_freq"] = sliding["rope_theta"]
+    kinds = args.get("layer_types")
+    if kinds and "full_attention" in kinds:
+        args["sliding_window_pattern"] = kinds.index("full_attention") + 1
+    elif "_sliding_window_pattern" in args:
+        args.setdefault("sliding_window_pattern", args["_sliding_window_pattern"])
+
+
+def read_gemma4(args: Arguments) -> None:
+    count = args["num_hidden_layers"]
+    kinds = args.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
+    args["layer_types"] = kinds = [*kinds[:-1], "full_attention"]
+    if layers := args.get("per_layer_config"):
+        full = layers.get(str(count - 1), {})
+        args["global_head_dim"] = full.get("head_dim", args["head_dim"])
+        args["num_global_key_value_heads"] = full.get("num_key_value_heads")

@@ -1,0 +1,377 @@
+"""mlx-lm's text decoders, one record each: what a configuration means to transformers, what mlx-lm's decoder would
+leave out of it, and what happens to embeddings and logits outside of the layers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .._mlx_lm import text_decoder
+from .._runtime import mx, nn
+from ..errors import LoadError
+from . import configuration
+from .configuration import Arguments, flat_rope, rope_type, yarn_settings
+from .gemma import Gemma, capped, scaled
+
+Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
+Scale = Callable[[mx.array, Arguments], mx.array]
+
+
+def mlx_lm_decoder(args: Arguments) -> nn.Module:
+    """mlx-lm's `Model` with these arguments."""
+    decoder, arguments = text_decoder(args)
+    made: nn.Module = decoder(arguments.from_dict(args))
+    return made
+
+
+def _unscaled(x: mx.array, args: Arguments) -> mx.array:
+    return x
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One text decoder. Its functions take its arguments as `text_arguments` gives them.
+
+    refusals: what of the arguments the network would silently leave out; None where it does not.
+    defaults: what transformers assumes where config.json is silent and mlx-lm assumes something else or nothing.
+    read: what its configuration says in ways of its own; see `configuration`.
+    network: makes the decoder, with `model` (embed_tokens, layers, norm) and perhaps lm_head; default mlx-lm's.
+    scale_tokens: embeddings (..., d) of tokens as they go beside features of media, which are not scaled.
+    scale_inputs: tokens' embeddings and features (..., d) alike, as they go into the first layer.
+    scale_logits: logits (..., V) as the output layer gives them.
+    more_inputs: what layers take between the states (B, L, d) and the mask; offset: an int or (B,), where these begin.
+    """
+
+    refusals: Refusals
+    defaults: Mapping[str, Any]
+    read: Callable[[Arguments], None] = configuration.read_nothing
+    network: Callable[[Arguments], nn.Module] = mlx_lm_decoder
+    scale_tokens: Scale = _unscaled
+    scale_inputs: Scale = _unscaled
+    scale_logits: Scale = _unscaled
+    more_inputs: Callable[[Arguments, mx.array, Any], tuple[Any, ...]] | None = None
+
+
+def text_arguments(config: Mapping[str, Any]) -> Arguments:
+    """A text decoder's config.json under the names of transformers 4.x, which mlx-lm reads, whichever version wrote it.
+
+    LoadError where the configuration asks for what the decoder here would silently leave out.
+    """
+    model_type = config["model_type"]
+    known = DECODERS.get(model_type)
+    args = dict(known.defaults if known else {}) | dict(config)
+    flat_rope(args)
+    if "num_local_experts" in args:
+        args.setdefault("num_experts", args["num_local_experts"])
+    if known is None:
+        return args
+    match rope_type(args.get("rope_scaling") or {}):
+        case "dynamic":  # changes nothing within max_position_embeddings, and mlx-lm's takes no batch
+            args["rope_scaling"] = None
+        case "yarn":
+            args["rope_scaling"] = yarn_settings(args["rope_scaling"], args)
+    known.read(args)
+    if reason := next((reason for reason in known.refusals(args) if reason), None):
+        raise LoadError(f"This {model_type} checkpoint has {reason}, which its decoder here does not compute.")
+    return args
+
+
+# What each would leave out.
+
+
+def _left_out_of_llama(args: Mapping[str, Any]) -> list[str | None]:
+    return [_other_activation(args.get("hidden_act", "silu"), "silu", "swish")]
+
+
+def _left_out_of_mistral(args: Mapping[str, Any]) -> list[str | None]:
+    window = args.get("sliding_window")
+    sliding = window is not None and window < args["max_position_embeddings"]
+    return [*_left_out_of_llama(args), "a sliding window" if sliding else None]
+
+
+def _left_out_of_qwen(args: Mapping[str, Any]) -> list[str | None]:
+    first = args.get("max_window_layers", 0)
+    sliding = args.get("use_sliding_window") and args.get("sliding_window")
+    kinds = args.get("layer_types") or ["sliding_attention"] * (args["num_hidden_layers"] - first if sliding else 0)
+    return [*_left_out_of_llama(args), "sliding-window layers" if "sliding_attention" in kinds else None]
+
+
+def _left_out_of_qwen3_5(args: Mapping[str, Any]) -> list[str | None]:
+    layers, interval = args["num_hidden_layers"], args.get("full_attention_interval", 4)
+    regular = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(layers)]
+    missing = {"linear_attention", "full_attention"} - set(regular)
+    return [
+        *_left_out_of_llama(args),
+        "an irregular order of linear and full layers" if (args.get("layer_types") or regular) != regular else None,
+        f"no {missing.pop()} layer" if missing else None,
+    ]
+
+
+def _left_out_of_ministral3(args: Mapping[str, Any]) -> list[str | None]:
+    rope = args.get("rope_parameters") or {}
+    scaled = {"llama_4_scaling_beta", "original_max_position_embeddings"} <= rope.keys()
+    yarn = rope.get("attention_factor") is None and rope.get("truncate", True)
+    return [
+        *_left_out_of_mistral(args),
+        None if scaled else "no scale of its queries",
+        None if yarn else "a YaRN with attention_factor or truncate",
+    ]
+
+
+def _left_out_of_gemma3(args: Mapping[str, Any]) -> list[str | None]:
+    layers, pattern = args.get("num_hidden_layers", 26), args.get("sliding_window_pattern", 6)
+    regular = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
+    capped = args.get("final_logit_softcapping") or args.get("attn_logit_softcapping")
+    return [
+        _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
+        "an irregular order of sliding and full layers" if args.get("layer_types", regular) != regular else None,
+        "no full-attention layer" if layers < pattern else None,
+        "soft-capped logits" if capped else None,
+        "two-way attention" if args.get("use_bidirectional_attention") else None,
+    ]
+
+
+def _left_out_of_gemma4(args: Mapping[str, Any]) -> list[str | None]:
+    full = {str(i) for i, kind in enumerate(args["layer_types"]) if kind == "full_attention"}
+    layers = args.get("per_layer_config") or {}
+    known = {"head_dim", "num_key_value_heads"} if args.get("attention_k_eq_v") else {"head_dim"}
+    own = list(layers.values())
+    regular = not layers or (layers.keys() == full and own[0].keys() <= known and own == own[:1] * len(own))
+    ropes = {rope.get("rope_type", "default") for rope in (args.get("rope_parameters") or {}).values()}
+    return [
+        _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
+        "biases in its attention" if args.get("attention_bias") else None,
+        "two-way attention of all tokens" if args.get("use_bidirectional_attention") == "all" else None,
+        None if regular else "layers of sizes of their own",
+        None if ropes <= {"default", "proportional"} else "scaled rotary positions",
+    ]
+
+
+def _left_out_of_lfm2(args: Mapping[str, Any]) -> list[str | None]:
+    tied = args.get("tie_word_embeddings", args.get("tie_embedding", True))
+    return [None if tied else "an output layer of its own"]
+
+
+def _left_out_of_glm4(args: Mapping[str, Any]) -> list[str | None]:
+    tied = args.get("tie_word_embeddings")
+    return [*_left_out_of_llama(args), "an output layer that is its embeddings" if tied else None]
+
+
+def _left_out_of_glm4_moe(args: Mapping[str, Any]) -> list[str | None]:
+    return [*_left_out_of_glm4(args), "experts in groups" if args.get("n_group", 1) > 1 else None]
+
+
+def _other_activation(name: str, *known: str) -> str | None:
+    return None if name in known else f"the activation {name!r}"
+
+
+def _left_out_of_granite(args: Mapping[str, Any]) -> list[str | None]:
+    head = args.get("head_dim") or args["hidden_size"] // args["num_attention_heads"]
+    regular = head * args["num_attention_heads"] == args["hidden_size"]
+    return [*_left_out_of_llama(args), None if regular else "heads of a size of their own"]
+
+
+def _left_out_of_cohere2(args: Mapping[str, Any]) -> list[str | None]:
+    layers, pattern = args["num_hidden_layers"], args.get("sliding_window_pattern", 4)
+    regular = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
+    return [
+        *_left_out_of_llama(args),
+        "an irregular order of sliding and full layers" if (args.get("layer_types") or regular) != regular else None,
+        "no full-attention layer" if layers < pattern else None,
+        "no sliding window" if args.get("sliding_window") is None else None,
+        "scaled rotary positions" if rope_type(args.get("rope_scaling") or {}) != "default" else None,
+        None if args.get("tie_word_embeddings", True) else "an output layer of its own",
+    ]
+
+
+def _left_out_of_gemma(args: Mapping[str, Any]) -> list[str | None]:
+    return [
+        "scaled rotary positions" if args.get("rope_scaling") else None,
+        "two-way attention" if args.get("use_bidirectional_attention") else None,
+    ]
+
+
+# How embeddings and logits are scaled.
+
+
+def _root_of_width(x: mx.array, args: Arguments) -> mx.array:
+    return scaled(x)
+
+
+def _multiplied(x: mx.array, args: Arguments) -> mx.array:
+    return x * args["embedding_multiplier"]
+
+
+def _divided(x: mx.array, args: Arguments) -> mx.array:
+    return x / args["logits_scaling"]
+
+
+def _scaled_logits(x: mx.array, args: Arguments) -> mx.array:
+    return x * args["logit_scale"]
+
+
+def _capped(x: mx.array, args: Arguments) -> mx.array:
+    return capped(x, args["final_logit_softcapping"])
+
+
+def _query_scale(args: Arguments, h: mx.array, offset: Any) -> tuple[mx.array]:
+    """What Ministral 3 multiplies queries by, so that attention stays sharp far from the start: (B or 1, 1, L, 1)."""
+    rope = args["rope_parameters"]
+    position = mx.array(offset).reshape(-1, 1) + mx.arange(h.shape[1])
+    far = mx.floor(position / rope["original_max_position_embeddings"])
+    scale = 1 + rope["llama_4_scaling_beta"] * mx.log(1 + far)
+    return (scale[:, None, :, None].astype(h.dtype),)
+
+
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+_GEMMA = {
+    "vocab_size": 256000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+
+_QWEN3_5 = Decoder(_left_out_of_qwen3_5, {}, configuration.read_qwen3_5)
+
+DECODERS: dict[str, Decoder] = {
+    "llama": Decoder(_left_out_of_llama, _LLAMA | {"intermediate_size": 11008, "max_position_embeddings": 2048}),
+    "mistral": Decoder(
+        _left_out_of_mistral,
+        _LLAMA
+        | {
+            "intermediate_size": 14336,
+            "max_position_embeddings": 131072,
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+        },
+    ),
+    "qwen2": Decoder(
+        _left_out_of_qwen,
+        _LLAMA
+        | {
+            "vocab_size": 151936,
+            "intermediate_size": 22016,
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 32,
+            "rope_theta": 1e4,
+        },
+    ),
+    "qwen3": Decoder(_left_out_of_qwen, {"tie_word_embeddings": False}),
+    "qwen3_moe": Decoder(
+        _left_out_of_qwen,
+        {"tie_word_embeddings": False, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False},
+        configuration.read_qwen3_moe,
+    ),
+    "qwen3_5": _QWEN3_5,
+    "qwen3_5_moe": _QWEN3_5,
+    "ministral3": Decoder(
+        _left_out_of_ministral3,
+        {"head_dim": 128, "max_position_embeddings": 262144, "tie_word_embeddings": False},
+        more_inputs=_query_scale,
+    ),
+    "granite": Decoder(
+        _left_out_of_granite,
+        _LLAMA
+        | {
+            "intermediate_size": 11008,
+            "max_position_embeddings": 2048,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "embedding_multiplier": 1.0,
+            "logits_scaling": 1.0,
+            "residual_multiplier": 1.0,
+            "attention_multiplier": 1.0,
+            "rope_theta": 1e4,
+        },
+        configuration.read_granite,
+        scale_inputs=_multiplied,
+        scale_logits=_divided,
+    ),
+    "cohere2": Decoder(
+        _left_out_of_cohere2,
+        {
+            "hidden_size": 8192,
+            "intermediate_size": 22528,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 64,
+            "num_key_value_heads": None,
+            "sliding_window": 4096,
+            "rope_theta": 1e4,
+            "logit_scale": 0.0625,
+        },
+        configuration.read_cohere2,
+        scale_logits=_scaled_logits,
+    ),
+    "lfm2": Decoder(
+        _left_out_of_lfm2,
+        {
+            "vocab_size": 65536,
+            "max_position_embeddings": 128000,
+            "norm_eps": 1e-5,
+            "conv_bias": False,
+            "conv_L_cache": 3,
+            "block_multiple_of": 256,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_auto_adjust_ff_dim": True,
+        },
+        configuration.read_lfm2,
+    ),
+    "gemma": Decoder(
+        _left_out_of_gemma,
+        _GEMMA
+        | {
+            "hidden_size": 3072,
+            "intermediate_size": 24576,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+        },
+        network=Gemma,
+        scale_tokens=_root_of_width,
+    ),
+    "gemma2": Decoder(
+        _left_out_of_gemma,
+        _GEMMA | {"final_logit_softcapping": 30.0},
+        network=Gemma,
+        scale_tokens=_root_of_width,
+        scale_logits=_capped,
+    ),
+    "gemma3_text": Decoder(
+        _left_out_of_gemma3,
+        _GEMMA | {"vocab_size": 262208},
+        configuration.read_gemma3,
+        scale_tokens=_root_of_width,
+    ),
+    "gemma4_text": Decoder(
+        _left_out_of_gemma4,
+        _GEMMA
+        | {
+            "vocab_size": 262144,
+            "num_hidden_layers": 30,
+            "sliding_window": 512,
+            "final_logit_softcapping": None,
+            "num_kv_shared_layers": 0,
+            "use_double_wide_mlp": False,
+        },
+        configuration.read_gemma4,
+        scale_tokens=_root_of_width,
+        scale_logits=_capped,
+    ),
+    "glm4": Decoder(_left_out_of_glm4, {}),
+    "glm4_moe": Decoder(_left_out_of_glm4_moe, {}),
+}
+
+DRIVEN = tuple(name for name in DECODERS if name != "gemma4_text")
+"""Those whose layers `backbone.decode` runs; those of Gemma 4 share keys, and its family runs them."""

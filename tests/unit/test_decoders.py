@@ -1,0 +1,49 @@
+"""Text decoders: which ones families take, and what is said of the others."""
+
+from typing import Any
+
+import pytest
+from parity.decoder_cases import CASES, COHERE2, GEMMA, GRANITE
+
+from mlx_vlgen.errors import LoadError
+from mlx_vlgen.models import find
+from mlx_vlgen.models.decoders import text_arguments
+
+
+def build(config: dict[str, Any]) -> Any:
+    return find(config).model_class()(config)
+
+
+@pytest.mark.parametrize("family", ["llava_granite", "granite_vision", "idefics3_granite", "pixtral_cohere2"])
+@pytest.mark.parametrize("text", ["phi3", "gemma4_text", None])
+def test_a_text_decoder_without_a_record_is_refused_by_name(family: str, text: str | None) -> None:
+    """mlx-lm has many more, and may scale their embeddings: see decoders.py."""
+    config = CASES[family].config
+    with pytest.raises(LoadError, match=f"text decoder is {text!r}; expected llama, mistral, .*granite"):
+        build(config | {"text_config": config["text_config"] | {"model_type": text}})
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "words"),
+    [
+        (GRANITE, {"hidden_act": "gelu"}, "'gelu'"),
+        (GRANITE, {"head_dim": 8}, "heads of a size of their own"),
+        (COHERE2, {"layer_types": ["full_attention", *["sliding_attention"] * 3]}, "irregular order"),
+        (COHERE2, {"layer_types": ["sliding_attention"] * 4}, "irregular order"),
+        (COHERE2, {"num_hidden_layers": 3}, "no full-attention layer"),
+        (COHERE2, {"sliding_window": None}, "no sliding window"),
+        (COHERE2, {"tie_word_embeddings": False}, "an output layer of its own"),
+        (GEMMA, {"use_bidirectional_attention": True}, "two-way"),
+        (GEMMA, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "scaled rotary"),
+    ],
+)
+def test_what_a_decoder_would_leave_out_is_refused(text: dict[str, Any], change: dict[str, Any], words: str) -> None:
+    text_arguments(text)
+    with pytest.raises(LoadError, match=words):
+        text_arguments(text | change)
+
+
+def test_a_silent_configuration_means_what_transformers_assumes() -> None:
+    granite, cohere = text_arguments({"model_type": "granite"}), text_arguments({"model_type": "cohere2"})
+    assert (granite["embedding_multiplier"], granite["logits_scaling"], granite["num_key_value_heads"]) == (1, 1, 32)
+    assert (cohere["logit_scale"], cohere["head_dim"], cohere["sliding_window"]) == (0.0625, 128, 4096)
