@@ -14,7 +14,15 @@ from ..notices import notice
 from .adapters import apply_adapter
 from .checkpoint import few, quantization_config, read_config, read_generation_config, read_weights, weight_files
 from .hub import locate, locate_adapter
-from .quantization import Quantization, cast, dequantized, quantize_as_stored, quantize_layers, recipe_of
+from .quantization import (
+    Quantization,
+    cast,
+    dequantized,
+    quantize_as_stored,
+    quantize_layers,
+    recipe_of,
+    with_float_tables,
+)
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
@@ -118,7 +126,7 @@ def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = 
         stored = cast(stored, dtype, model)  # first, for `sanitize` may add to weights, and halves would round
     with _fitting(folder, f"the weights are not those of a {model.config['model_type']}"):
         weights = model.sanitize(stored)
-        weights = _unpacked(model.config, weights)
+        weights = with_float_tables(model, _unpacked(model.config, weights))
     if dequantize:
         weights = dequantized(model, weights)
     if dtype is not None:

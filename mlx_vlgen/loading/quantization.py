@@ -89,14 +89,19 @@ def stored_settings(path: str, module: nn.Module, weights: Mapping[str, mx.array
     """
     if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
         return None
+    settings = _inferred(path, module, weights)
+    takes = inspect.signature(module.to_quantized).parameters
+    if f"{path}.global_scale" in weights and "global_scale" in takes:
+        settings["global_scale"] = True
+    return settings
+
+
+def _inferred(path: str, module: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = infer_quant_config(path, module, dict(weights))
         Quantization.parse(settings)
     except ValueError as error:
         raise LoadError(f"{path} is quantized in a way that cannot be read: {error}") from None
-    takes = inspect.signature(module.to_quantized).parameters
-    if f"{path}.global_scale" in weights and "global_scale" in takes:
-        settings["global_scale"] = True
     return settings
 
 
@@ -110,13 +115,30 @@ def dequantized(model: Model, weights: Mapping[str, mx.array]) -> dict[str, mx.a
     these are no floats, of the type of the first tensor that is."""
     if not any(name.endswith(".scales") for name in weights):
         raise UnsupportedError("dequantize: the checkpoint is not quantized.")
+    layers = {
+        path: settings for path, module in model.named_modules() if (settings := stored_settings(path, module, weights))
+    }
+    return _dequantized(weights, layers)
+
+
+def with_float_tables(model: Model, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """`weights` with floats for what the model uses as a plain table: some conversions quantized tables of positions
+    with all other embeddings."""
+    tables = {
+        path: _inferred(path, module, weights)
+        for path, module in model.named_modules()
+        if f"{path}.scales" in weights and not hasattr(module, "to_quantized") and "weight" in module
+    }
+    return _dequantized(weights, tables)
+
+
+def _dequantized(weights: Mapping[str, mx.array], layers: Mapping[str, Mapping[str, Any]]) -> dict[str, mx.array]:
+    """layers: paths of layers, and how each is quantized."""
     out = dict(weights)
     floats = (tensor.dtype for tensor in weights.values() if mx.issubdtype(tensor.dtype, mx.floating))
     other = next(floats, mx.bfloat16)
-    for path, module in model.named_modules():
-        if not (settings := stored_settings(path, module, weights)):
-            continue
-        if settings.pop("global_scale", False):
+    for path, settings in layers.items():
+        if settings.get("global_scale"):
             raise UnsupportedError(f"{path} has one nvfp4 scale over all the others, which cannot be dequantized yet.")
         weight, scales = out.pop(f"{path}.weight"), out.pop(f"{path}.scales")
         dtype = None if settings["mode"] == "affine" else other

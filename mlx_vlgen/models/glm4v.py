@@ -11,7 +11,7 @@ import numpy as np
 
 from .._runtime import mx, nn
 from .configuration import with_rope
-from .layers import GatedMLP, PatchEmbedding, merge_order, resample_bicubic, rotary_2d
+from .layers import GatedMLP, PatchEmbedding, PositionTable, merge_order, resample_bicubic, rotary_2d
 from .qwen_vl import QwenVL, VisionAttention
 
 # What transformers assumes where config.json is silent.
@@ -39,7 +39,7 @@ class VisionEmbeddings(nn.Module):
     def __init__(self, side: int, hidden: int):
         super().__init__()
         self._side = side
-        self.position_embedding = nn.Embedding(side**2, hidden)
+        self.position_embedding = PositionTable(side**2, hidden)
 
     def __call__(self, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
         """Those of the patches at `row` and `column` (N,) of a rows x columns grid: (N, d)."""

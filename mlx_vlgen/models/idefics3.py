@@ -33,7 +33,7 @@ class Embeddings(SiglipEmbeddings):
         patch, side = self.patch_embedding.weight.shape[1], math.isqrt(len(self.position_embedding.weight))
         row, column = (position_buckets(length // patch, side) for length in pixels.shape[2:])
         places = mx.array((row[:, None] * side + column).reshape(-1))
-        return self.patch_embedding(pixels) + self.position_embedding(places)
+        return self.patch_embedding(pixels) + self.position_embedding.weight[places]
 
 
 class Connector(nn.Module):

@@ -133,6 +133,15 @@ def _resample(x: mx.array, rows: int, columns: int, weights: Callable[[int, int]
     return down.reshape(*rest, rows, columns, size).astype(x.dtype)
 
 
+class PositionTable(nn.Module):
+    """Learned positions (count, d), used as a whole. MLX does not quantize this module as it does embeddings; where a
+    conversion did, loading makes floats of it."""
+
+    def __init__(self, count: int, size: int):
+        super().__init__()
+        self.weight = mx.zeros((count, size))
+
+
 class PatchEmbedding(nn.Module):
     """A convolution whose stride is its kernel, computed as one matmul. Patches come flattened as (C, T, P, P)."""
 

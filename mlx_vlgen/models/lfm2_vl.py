@@ -13,7 +13,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media
 from .base import Features
-from .layers import ACTIVATIONS, fold_squares
+from .layers import ACTIVATIONS, PositionTable, fold_squares
 from .vision_language import VisionLanguageModel
 from .vit import Encoder
 
@@ -29,7 +29,7 @@ class Embeddings(nn.Module):
         super().__init__()
         hidden = config["hidden_size"]
         self.patch_embedding = nn.Linear(config["num_channels"] * config["patch_size"] ** 2, hidden)
-        self.position_embedding = nn.Embedding(config["num_patches"], hidden)
+        self.position_embedding = PositionTable(config["num_patches"], hidden)
 
     def __call__(self, patches: mx.array, rows: int, columns: int) -> mx.array:
         """(B, rows * columns, patch * patch * 3) -> (B, N, d)."""
@@ -110,8 +110,7 @@ class Lfm2VL(VisionLanguageModel):
     @classmethod
     def rename(cls, key: str) -> str | None:
         name = super().rename(key)
-        # The tower's pooled output is not used, and the output layer is the embeddings'.
-        return None if name and name.startswith(("vision_tower.head.", "language_model.lm_head.")) else name
+        return None if name and name.startswith("language_model.lm_head.") else name  # it is the embeddings'
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         """Tiles of all pictures are one batch, and the whole pictures, which are of another size, are another."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._runtime import mx, nn
 from .configuration import with_rope
-from .layers import ACTIVATIONS, PatchEmbedding, interpolate_table, merge_order, rotary_2d
+from .layers import ACTIVATIONS, PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
 from .qwen_vl import QwenVL, VisionAttention
 
 
@@ -70,7 +70,7 @@ class VisionTower(nn.Module):
         self.patch_embed = PatchEmbedding(
             config.get("in_channels", 3), config["temporal_patch_size"], config["patch_size"], hidden
         )
-        self.pos_embed = nn.Embedding(config["num_position_embeddings"], hidden)
+        self.pos_embed = PositionTable(config["num_position_embeddings"], hidden)
         self.blocks = [VisionBlock(config) for _ in range(config["depth"])]
         self.merger = PatchMerger(config, norm_joined=False)
         self.deepstack_merger_list = [PatchMerger(config, norm_joined=True) for _ in self._deepstack]

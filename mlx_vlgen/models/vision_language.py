@@ -13,6 +13,9 @@ from .base import Embedded, Features, LayerKind, Model
 from .decoders import DRIVEN
 from .text import Driver, last_norm, unwrapped
 
+UNUSED = ("vision_tower.vision_model.head.", "vision_tower.head.", "vision_model.head.")
+"""What pools SigLIP's states into one; no text decoder takes it, and some checkpoints have it."""
+
 
 class VisionLanguageModel(Model):
     """A family adds its tower and projector, `encode`, and `renames`; where it differs, it overrides the rest.
@@ -73,10 +76,8 @@ class VisionLanguageModel(Model):
     @classmethod
     def rename(cls, key: str) -> str | None:
         """A tensor's name in any published layout -> the parameter's name here."""
-        for old, new in cls.renames:
-            if key.startswith(old):
-                return new + key.removeprefix(old)
-        return key
+        name = next((new + key.removeprefix(old) for old, new in cls.renames if key.startswith(old)), key)
+        return None if name.startswith(UNUSED) or name.endswith(".position_ids") else name
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Names by `rename`; convolutions with their channels last; the text decoder's by mlx-lm's own rules."""

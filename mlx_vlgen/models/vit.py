@@ -11,7 +11,7 @@ import numpy as np
 
 from .._runtime import mx, nn
 from ..errors import LoadError
-from .layers import ACTIVATIONS, attention
+from .layers import ACTIVATIONS, PositionTable, attention
 
 
 class PatchConv(nn.Conv2d):
@@ -98,7 +98,7 @@ class CLIPEmbeddings(nn.Module):
         hidden, patch = config["hidden_size"], config["patch_size"]
         self.class_embedding = mx.zeros(hidden)
         self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=False)
-        self.position_embedding = nn.Embedding((config["image_size"] // patch) ** 2 + 1, hidden)
+        self.position_embedding = PositionTable((config["image_size"] // patch) ** 2 + 1, hidden)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         patches = self.patch_embedding(pixels)
@@ -126,7 +126,7 @@ class SiglipEmbeddings(nn.Module):
         super().__init__()
         hidden, patch = config["hidden_size"], config["patch_size"]
         self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=True)
-        self.position_embedding = nn.Embedding((config["image_size"] // patch) ** 2, hidden)
+        self.position_embedding = PositionTable((config["image_size"] // patch) ** 2, hidden)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         return self.patch_embedding(pixels) + self.position_embedding.weight
