@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ..errors import PromptError, UnsupportedError
+from ..errors import LoadError, PromptError, UnsupportedError
 from . import chat_template
 from .chat_template import Message, Segment
 from .prompt import Media, MediaInputs, Prompt, Span
@@ -215,10 +215,23 @@ def _a(kind: str) -> str:
     return kind if kind == "audio" else f"a {_words(kind)}"
 
 
+def check_tokenizer(folder: Path) -> None:
+    """LoadError for a checkpoint on disk without a tokenizer that can be read."""
+    files = {path.name for path in folder.iterdir()}
+    if "tekken.json" in files and not files & {"tokenizer.json", "tokenizer.model"}:
+        raise LoadError(
+            f"{folder} has Mistral's tekken.json and no tokenizer.json, which alone is read here: put the "
+            "tokenizer.json and tokenizer_config.json of this model beside it, as copies of it for MLX have them."
+        )
+    if not files & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
+        raise LoadError(f"{folder} holds no tokenizer.")
+
+
 def load_tokenizer(folder: Path, **keywords: Any) -> Any:
     """transformers' tokenizer of a checkpoint on disk: no network, no code of the checkpoint's. keywords: its own."""
     from transformers import AutoTokenizer
 
+    check_tokenizer(folder)
     return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **keywords)
 
 

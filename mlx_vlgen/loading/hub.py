@@ -26,6 +26,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from ..demo import MODEL as DEMO
 from ..errors import LoadError, UnreachableError, UnsupportedError
+from ..inputs.processor import check_tokenizer
 from ..notices import notice
 from .checkpoint import few, read_config, weight_files
 
@@ -43,8 +44,7 @@ class _Kind:
 def _whole_checkpoint(folder: Path) -> None:
     read_config(folder)
     weight_files(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise LoadError(f"{folder} holds no tokenizer.")
+    check_tokenizer(folder)
 
 
 def _whole_adapter(folder: Path) -> None:

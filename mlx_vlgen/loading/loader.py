@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .._mlx_lm import unpack_awq
 from .._runtime import blas_hint, memory_available, mx, tree_flatten
 from ..errors import LoadError, UnsupportedError, VlgenError
+from ..inputs.processor import check_tokenizer
 from ..models import PROVED_TEXT, TEXT, find
 from ..models.base import Model
 from ..notices import notice
@@ -60,6 +61,7 @@ def load(
     if hint := blas_hint():
         notice(hint)
     config = read_config(folder)
+    check_tokenizer(folder)  # before gigabytes are read
     with _for_any_thread() if lazy else nullcontext():
         model = build(folder, config)
         fill(model, folder, wanted)

@@ -91,7 +91,10 @@ _MLX_LM_BLIND = {
     "prism_hadamard_qwen35",
 }
 # What a configuration of a model that sees or hears holds, whatever its type is called.
-_TOWERS = ("vision_config", "vision_tower", "mm_vision_tower", "vision_encoder", "audio_config", "audio_encoder")
+_TOWERS = (
+    "vision_config", "vision_tower", "mm_vision_tower", "vision_encoder", "audio_config", "audio_encoder",
+    "thinker_config",
+)  # fmt: skip
 
 
 def find(config: Mapping[str, Any]) -> Family:
@@ -105,6 +108,11 @@ def find(config: Mapping[str, Any]) -> Family:
     vision = config.get("vision_config")
     tower = vision.get("model_type") if isinstance(vision, Mapping) else None
     if family := FAMILIES.get(_BY_TOWER.get((model_type, tower), model_type)):
+        if not isinstance(vision, Mapping):
+            raise LoadError(
+                f"This {model_type} checkpoint's config.json has no vision_config: it only reads text, or is "
+                "in its authors' own layout. Take the one that was saved for transformers, or converted for MLX."
+            )
         return family
     if model_type in _MLX_LM_BLIND or any(config.get(key) for key in _TOWERS):
         raise LoadError(

@@ -603,6 +603,8 @@ def test_unknown_recipes(llama, given, words):
         ({"model_type": "mistral", "vision_config": {"hidden_size": 4}}, "not supported yet"),
         ({"model_type": "whisperer", "audio_config": {"hidden_size": 4}}, "not supported yet"),
         ({"model_type": "olmo"}, "olmo"),
+        ({"model_type": "qwen2_5_omni", "thinker_config": {"vision_config": {}}}, "not supported yet"),
+        ({"model_type": "llava", "mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "no vision_config"),
     ],
 )
 def test_refused_configurations(llama, change, words):
@@ -620,6 +622,15 @@ def test_folders_without_safetensors(llama, file, words):
     assert words in message(llama)
     (llama / "config.json").unlink()
     assert words in message(llama)
+
+
+def test_mistrals_tokenizer_alone_is_not_read(llama):
+    (llama / "tokenizer.json").rename(llama / "tekken.json")
+    (llama / "model.safetensors").unlink()  # said before weights are read
+    assert "put the tokenizer.json and tokenizer_config.json of this model beside it" in message(llama)
+    (llama / "tekken.json").unlink()
+    (llama / "tokenizer_config.json").unlink()
+    assert "no tokenizer" in message(llama)
 
 
 def test_a_damaged_config(llama):
