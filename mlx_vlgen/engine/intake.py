@@ -116,8 +116,7 @@ class Intake:
         return frozenset(ids)
 
     def _check_length(self, row: Row) -> None:
-        config = self._model.config
-        most = config.get("text_config", config).get("max_position_embeddings")
+        most = self._model.max_positions
         if row.length == 0:
             raise PromptError("the prompt is empty: give some text or a picture")
         if most and row.length > most:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import LoadError
 from .chat_template import Message, Segment, in_parts
-from .images import normalize, notice_many_tokens, resize
+from .images import normalize, resize
 from .plain import open_picture, refuse_pixel_bounds
 from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import MediaInputs
@@ -121,7 +121,9 @@ class Idefics3Processor(Processor):
             for row in range(1, rows + 1)
         ]
         text = "".join([*lines, "\n"] if lines else []) + whole_text(count)
-        notice_many_tokens(original, count * len(tiles), "a smaller `size` in preprocessor_config.json makes it less")
+        self.check_count(
+            kind, original, count * len(tiles), "a smaller `size` in preprocessor_config.json makes it less"
+        )
         return Expansion(text, (count,) * len(tiles), pixels_of(tiles, self.pictures), (), original)
 
 

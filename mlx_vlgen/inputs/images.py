@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MediaError
-from ..notices import notice
 from .prompt import MediaInputs
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -16,8 +15,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 MAX_ASPECT = 200
 """Qwen's bound on the longer side over the shorter one."""
 
-MANY_TOKENS = 4096
-"""A picture that becomes more tokens than this is worth a word."""
+MANY_TOKENS, MANY_VIDEO_TOKENS = 4096, 16384
+"""A picture, or a video, that becomes more tokens than this is worth a word; published settings bound most below."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,6 @@ def video_size(frames: int, height: int, width: int, settings: PixelSettings) ->
     if volume < least:
         return grow(height, width, math.sqrt(least / (frames * height * width)), factor)
     return to_height, to_width
-
-
-def notice_many_tokens(size: tuple[int, int], count: int, remedy: str) -> None:
-    """A notice when a picture of `size`, its original (height, width), becomes many tokens."""
-    if count > MANY_TOKENS:
-        notice(f"a picture of {size[1]} x {size[0]} pixels becomes {count:,} tokens; {remedy}")
 
 
 def pixel_bounds(media: MediaInputs, least: int, most: int, frames: int = 1) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """InternVL's processor: a picture as rows and columns of square tiles and once more as a whole, a video as frames."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import LoadError
-from .images import CLIP_MEAN, CLIP_STD, notice_many_tokens, resize
+from .images import CLIP_MEAN, CLIP_STD, resize
 from .plain import PlainSettings, open_picture, plain_pixels, refuse_pixel_bounds
-from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
+from .processor import FEWER_FRAMES, Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import MediaInputs
 from .video import load_video
 
@@ -151,10 +152,10 @@ class InternVLProcessor(Processor):
         if kind == "video":
             return self._video(source, media)
         image, original = open_picture(source, media, self.pictures.square.resample)
-        pixels = cut(image, self.pictures)
-        total = self.count * len(pixels)
-        notice_many_tokens(original, total, "a smaller `max_patches` in preprocessor_config.json makes it less")
-        return Expansion(f"<img>{FEATURE * total}</img>", (total,), pixels, (), original)
+        tiles = math.prod(tiling(image.height, image.width, self.pictures))
+        total = self.count * (tiles + (self.pictures.whole and tiles > 1))
+        self.check_count(kind, original, total, "a smaller `max_patches` in preprocessor_config.json makes it less")
+        return Expansion(f"<img>{FEATURE * total}</img>", (total,), cut(image, self.pictures), (), original)
 
     def _video(self, source: Any, media: MediaInputs) -> Expansion:
         fps, most = media.video_fps, media.max_frames
@@ -164,12 +165,14 @@ class InternVLProcessor(Processor):
             return middles(total, max(1, min(wanted, total, most or total)))
 
         video = load_video(source, fps=fps, num_frames=media.num_frames, max_frames=most, sampler=kept, evenly=middles)
+        original = video.frames.shape[1:3]
+        self.check_count("video", original, self.count * len(video.frames), FEWER_FRAMES)
         images = (Image.fromarray(frame) for frame in video.frames)
         if media.resize_shape:
             images = (resize(image, media.resize_shape, self.videos.resample) for image in images)
         pixels = np.stack([plain_pixels(image, self.videos) for image in images])
         frames = (f"Frame{number}: <img>{FEATURE * self.count}</img>" for number in range(1, len(pixels) + 1))
-        return Expansion("\n".join(frames), (self.count,) * len(pixels), pixels, (), video.frames.shape[1:3])
+        return Expansion("\n".join(frames), (self.count,) * len(pixels), pixels, (), original)
 
 
 def middles(total: int, count: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .anyres import AnyRes
-from .images import CLIP_MEAN, CLIP_STD, notice_many_tokens
+from .images import CLIP_MEAN, CLIP_STD
 from .plain import open_picture, refuse_pixel_bounds
 from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import MediaInputs
@@ -32,5 +32,5 @@ class LlavaNextProcessor(Processor):
         image, original = open_picture(source, media, self.pictures.square.resample)
         grid = self.pictures.layout((image.height, image.width))
         count = self.pictures.patches**2 + grid[2] * (grid[3] + 1)
-        notice_many_tokens(original, count, "resize_shape (--resize-shape) makes it smaller")
+        self.check_count(kind, original, count, "resize_shape (--resize-shape) makes it smaller")
         return Expansion(self.placeholders[kind] * count, (count,), self.pictures.pixels(image), grid, original)

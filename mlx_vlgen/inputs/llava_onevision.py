@@ -10,9 +10,9 @@ from PIL import Image
 
 from ..errors import LoadError
 from .anyres import AnyRes
-from .images import CLIP_MEAN, CLIP_STD, notice_many_tokens, resize
+from .images import CLIP_MEAN, CLIP_STD, resize
 from .plain import PlainSettings, open_picture, plain_pixels, refuse_pixel_bounds
-from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
+from .processor import FEWER_FRAMES, Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import MediaInputs
 from .video import has_raw_frames, load_video
 
@@ -54,7 +54,7 @@ class LlavaOnevisionProcessor(Processor):
             return Expansion(self.placeholders[kind] * count, (count,), pixels, (), original)
         grid = self._layout((image.height, image.width))
         count = self.pictures.patches**2 + grid[4] * (grid[5] + 1)
-        notice_many_tokens(original, count, "resize_shape (--resize-shape) makes it smaller")
+        self.check_count(kind, original, count, "resize_shape (--resize-shape) makes it smaller")
         return Expansion(self.placeholders[kind] * count, (count,), self.pictures.pixels(image), grid, original)
 
     def _layout(self, size: tuple[int, int]) -> tuple[int, ...]:
@@ -67,14 +67,13 @@ class LlavaOnevisionProcessor(Processor):
     def _video(self, source: Any, media: MediaInputs) -> Expansion:
         most = MAX_FRAMES if media.max_frames is None and not has_raw_frames(source) else media.max_frames
         frames = load_video(source, fps=media.video_fps, num_frames=media.num_frames, max_frames=most).frames
+        original, count = (frames.shape[1], frames.shape[2]), len(frames) * (-(-self.pictures.patches // 2)) ** 2 + 1
+        self.check_count("video", original, count, FEWER_FRAMES)
         images = (Image.fromarray(frame) for frame in frames)
         if media.resize_shape:
             images = (resize(image, media.resize_shape, self.videos.resample) for image in images)
         pixels = np.stack([plain_pixels(image, self.videos) for image in images])
-        count = len(frames) * (-(-self.pictures.patches // 2)) ** 2 + 1
-        return Expansion(
-            self.placeholders["video"] * count, (count,), pixels, (len(frames),), (frames.shape[1], frames.shape[2])
-        )
+        return Expansion(self.placeholders["video"] * count, (count,), pixels, (len(frames),), original)
 
 
 def pad_to_square(image: Image.Image, mean: tuple[float, ...]) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .images import MANY_TOKENS, grow, normalize, notice_many_tokens, pixel_bounds, resize, shrink
+from .images import MANY_TOKENS, grow, normalize, pixel_bounds, resize, shrink
 from .plain import open_picture
 from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import MediaInputs
@@ -65,13 +65,13 @@ class PixtralProcessor(Processor):
         image, original = open_picture(source, media, self.pictures.resample)
         token = self.pictures.token
         height, width = picture_size(image.height, image.width, self.pictures, media)
-        levels = np.asarray(resize(image, (height, width), self.pictures.resample))
-        pixels = normalize(levels, self.pictures.mean, self.pictures.std).transpose(2, 0, 1)[np.newaxis]
         rows, columns = height // token, width // token
-        notice_many_tokens(
-            original, rows * columns,
+        self.check_count(
+            kind, original, rows * columns,
             f"max_pixels (--max-pixels) makes it smaller: {MANY_TOKENS * token**2} gives {MANY_TOKENS:,}",
         )  # fmt: skip
+        levels = np.asarray(resize(image, (height, width), self.pictures.resample))
+        pixels = normalize(levels, self.pictures.mean, self.pictures.std).transpose(2, 0, 1)[np.newaxis]
         row = self.placeholders[kind] * columns
         return Expansion(self.row_end.join([row] * rows) + self.end, (columns,) * rows, pixels, (), original)
 

@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import LoadError, PromptError, UnsupportedError
+from ..notices import notice
 from . import chat_template
 from .chat_template import Message, Segment
+from .images import MANY_TOKENS, MANY_VIDEO_TOKENS
 from .prompt import Media, MediaInputs, Prompt, Span
 
 Kind = Literal["image", "video"]
@@ -45,6 +47,9 @@ class Processor:
     adds_first_token: ClassVar[bool] = True
     """Whether the tokenizer's own first token goes before a text that does not begin with it."""
 
+    max_positions: int | None = None
+    """How many tokens the model was made for; None where that is not known."""
+
     def __init__(self, tokenizer: Any, chat_template: str | None = None):
         self.tokenizer, self.chat_template = tokenizer, chat_template
 
@@ -69,6 +74,16 @@ class Processor:
         return ()
 
     # -- what is the same for all
+
+    def check_count(self, kind: Kind, size: tuple[int, int], count: int, remedy: str) -> None:
+        """Before pixels are made of one picture or video of `size`, its original (height, width), which becomes `count`
+        tokens: a notice where these are many, PromptError where the model has less positions. remedy: what makes them
+        fewer."""
+        one = f"{_a(kind)} of {size[1]} x {size[0]} pixels becomes {count:,} tokens"
+        if self.max_positions is not None and count > self.max_positions:
+            raise PromptError(f"{one} and the model has {self.max_positions:,} positions: {remedy}")
+        if count > (MANY_TOKENS if kind == "image" else MANY_VIDEO_TOKENS):
+            notice(f"{one}; {remedy}")
 
     def format(self, messages: Sequence[Message], **kwargs: Any) -> list[Segment]:
         """Messages, as `chat_template.normalize` gives them, through the chat template; `kwargs` go to it."""
@@ -152,6 +167,13 @@ class Processor:
             kind = kinds[match.group()]
             expansion = self.expand(kind, given[kind].pop(0), media)
             expansions.append((kind, expansion))
+            total, most = sum(sum(one.counts) for _, one in expansions), self.max_positions
+            if most is not None and total > most:
+                several = f"{len(expansions)} of {len(expansions) + sum(map(len, given.values()))} pictures and videos"
+                raise PromptError(
+                    f"{several} become {total:,} tokens and the model has {most:,} positions: give fewer or smaller "
+                    "pictures (max_pixels), or fewer frames (max_frames)"
+                )
             return expansion.text
 
         return Segment(re.sub("|".join(map(re.escape, kinds)), replace, segment.text))
@@ -181,6 +203,10 @@ class Processor:
             spans = tuple((run[0], run[-1] + 1) for run in runs)
             media.append(Media(kind, one.pixels, one.grid, spans, one.size, one.seconds))
         return media
+
+
+FEWER_FRAMES = "video_fps (--video-fps) or max_frames (--max-frames) keeps fewer frames"
+"""What makes a video's tokens fewer in every family."""
 
 
 class TextProcessor(Processor):

@@ -14,7 +14,6 @@ from .images import (
     MANY_TOKENS,
     PixelSettings,
     normalize,
-    notice_many_tokens,
     patchify,
     picture_size,
     pixel_bounds,
@@ -23,7 +22,7 @@ from .images import (
 )
 from .media import describe_source
 from .plain import open_picture
-from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
+from .processor import FEWER_FRAMES, Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import MediaInputs
 from .video import Sampler, Video, load_video
 
@@ -96,11 +95,11 @@ class QwenVLProcessor(Processor):
         image, original = open_picture(source, media, settings.resample)
         with named(source):
             size = self.picture_size(image.height, image.width, media)
+        count, most = size[0] * size[1] // settings.factor**2, MANY_TOKENS * settings.factor**2
+        remedy = f"max_pixels (--max-pixels) makes it smaller: {most} gives {MANY_TOKENS:,}"
+        self.check_count("image", original, count, remedy)
         image = resize(image, size, settings.resample)
         pixels, grid = patchify(normalize(np.asarray(image)[None], settings.mean, settings.std), settings)
-        count = len(pixels) // settings.merge**2
-        most = MANY_TOKENS * settings.factor**2
-        notice_many_tokens(original, count, f"max_pixels (--max-pixels) makes it smaller: {most} gives {MANY_TOKENS:,}")
         return Expansion(self.placeholders["image"] * count, (count,), pixels, grid, original)
 
     def _video(self, source: Any, media: MediaInputs) -> Expansion:
@@ -114,6 +113,8 @@ class QwenVLProcessor(Processor):
             frames = _resized(frames, media.resize_shape, settings)
         with named(source):
             size = self.frame_size(len(frames), frames.shape[1], frames.shape[2], media)
+        count = -(-len(frames) // settings.frames) * size[0] * size[1] // settings.factor**2
+        self.check_count("video", original, count, f"max_pixels (--max-pixels) makes frames smaller, {FEWER_FRAMES}")
         frames = _resized(frames, size, settings)
         pixels, grid = patchify(normalize(frames, settings.mean, settings.std), settings)
         text, counts = self.video_text(video, grid[0], grid[1] * grid[2] // settings.merge**2)

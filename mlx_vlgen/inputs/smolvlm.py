@@ -15,7 +15,7 @@ from .chat_template import Message, Segment
 from .idefics3 import IMAGE, LARGEST, Idefics3Processor, TileSettings, longest, pixels_of, whole_text
 from .images import resize
 from .plain import refuse_pixel_bounds
-from .processor import Expansion, Kind, read_settings
+from .processor import FEWER_FRAMES, Expansion, Kind, read_settings
 from .prompt import MediaInputs
 from .video import Video, load_video
 
@@ -87,14 +87,15 @@ class SmolVLMProcessor(Idefics3Processor):
             source, fps=media.video_fps, num_frames=media.num_frames, max_frames=media.max_frames,
             sampler=lambda total, rate: kept_frames(total, rate, fps, most),
         )  # fmt: skip
+        count, original = (clips.frames.tile // self.side) ** 2, video.frames.shape[1:3]
+        self.check_count("video", original, count * len(video.frames), FEWER_FRAMES)
         frames = np.stack([self._frame(frame, media.resize_shape) for frame in video.frames])
-        count = (clips.frames.tile // self.side) ** 2
         return Expansion(
             video_text(video, whole_text(count)),
             (count,) * len(frames),
             pixels_of(frames, clips.frames),
             (),
-            video.frames.shape[1:3],
+            original,
         )
 
     def _frame(self, frame: np.ndarray, shape: tuple[int, int] | None) -> np.ndarray:

@@ -78,6 +78,7 @@ def load(
         for tensor in _parameters(model).values():
             mx.eval(tensor)
     model.processor = find(config).processor_class().from_folder(folder, config)
+    model.processor.max_positions = model.max_positions
     return model, model.processor
 
 

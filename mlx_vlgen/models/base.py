@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .._runtime import mx, nn
 from ..errors import UnsupportedError
 from ..inputs.prompt import Media, Prompt
+from .configuration import max_positions
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
@@ -165,6 +166,11 @@ class Model(nn.Module):
     def generation_config(self) -> dict[str, Any]:
         """The checkpoint's generation_config.json; empty where it has none."""
         return self._generation_config
+
+    @property
+    def max_positions(self) -> int | None:
+        """How many tokens the text decoder was made for; None where config.json does not say."""
+        return max_positions(self._config)
 
     @property
     def device(self) -> mx.Device:

@@ -1,12 +1,16 @@
 """Text decoders: which ones families take, and what is said of the others."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from invariants.family import Family
 from parity.decoder_cases import CASES, COHERE2, GEMMA, GRANITE
 
-from mlx_vlgen.errors import LoadError
+from mlx_vlgen import generate
+from mlx_vlgen.errors import LoadError, PromptError
 from mlx_vlgen.models import find
+from mlx_vlgen.models.configuration import max_positions
 from mlx_vlgen.models.decoders import text_arguments
 
 
@@ -47,3 +51,22 @@ def test_a_silent_configuration_means_what_transformers_assumes() -> None:
     granite, cohere = text_arguments({"model_type": "granite"}), text_arguments({"model_type": "cohere2"})
     assert (granite["embedding_multiplier"], granite["logits_scaling"], granite["num_key_value_heads"]) == (1, 1, 32)
     assert (cohere["logit_scale"], cohere["head_dim"], cohere["sliding_window"]) == (0.0625, 128, 4096)
+
+
+def test_how_many_positions_a_model_has_is_said_wherever_its_text_decoder_is_described() -> None:
+    text, scaling = {"max_position_embeddings": 40960}, {"factor": 4.0, "original_max_position_embeddings": 32768}
+    for config in (text, {"text_config": text}, {"llm_config": text}):
+        assert max_positions(config) == 40960
+    for rope in ({"rope_scaling": scaling | {"type": "yarn"}}, {"rope_parameters": scaling | {"rope_type": "yarn"}}):
+        assert max_positions({"text_config": text | rope}) == 131072
+    assert max_positions({"text_config": {}}) is None
+
+
+def test_a_prompt_longer_than_the_positions_of_llm_config_is_refused(load_family: Callable[[str], Family]) -> None:
+    family = load_family("internvl")
+    config = dict(family.model.config)
+    config["llm_config"] = config.pop("text_config") | {"max_position_embeddings": 3}
+    model = build(config | {"model_type": "internvl_chat"})
+    assert model.max_positions == 3
+    with pytest.raises(PromptError, match="the model has 3 positions"):
+        generate(model, family.processor, "Describe the user.", max_tokens=1)

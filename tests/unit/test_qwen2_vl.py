@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from invariants.family import Family
 from parity import media
 
-from mlx_vlgen.errors import LoadError
+from mlx_vlgen.errors import LoadError, PromptError
+from mlx_vlgen.inputs import processor, qwen_vl
+from mlx_vlgen.inputs.images import PixelSettings
 from mlx_vlgen.inputs.prompt import Media, MediaInputs, Prompt
 from mlx_vlgen.inputs.qwen2_vl import Qwen2VLProcessor
 from mlx_vlgen.models.qwen2_5_vl import window_order
@@ -116,6 +118,39 @@ def test_bounds_are_of_each_frame(qwen: Family) -> None:
         clip = np.repeat(media.clip("clip")[:1], frames, axis=0)
         prompt = qwen.processor.prepare("<|video_pad|>", MediaInputs(videos=[clip], max_pixels=8 * 28 * 28))
         assert prompt.media[0].grid == (frames // 2, 4, 6)
+
+
+def test_a_video_of_many_tokens_is_told_and_one_of_too_many_refused_before_pixels_are_made(
+    qwen: Family, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Published Qwen2.5-VL has no settings for videos: a minute of 1080p becomes 161,460 tokens."""
+    settings = PixelSettings(min_pixels=3136, max_pixels=12845056, patch=14)
+    limited = Qwen2VLProcessor(qwen.processor.tokenizer, None, settings, settings)
+    clip = np.zeros((12, 280, 560, 3), np.uint8)
+    monkeypatch.setattr(processor, "MANY_VIDEO_TOKENS", 1199)
+    limited.prepare("<|video_pad|>", MediaInputs(videos=[clip]))
+    told = capsys.readouterr().err
+    assert "a video of 560 x 280 pixels becomes 1,200 tokens; max_pixels (--max-pixels)" in told
+    assert "video_fps (--video-fps) or max_frames (--max-frames)" in told
+    monkeypatch.setattr(qwen_vl, "_resized", None)
+    limited.max_positions = 1199
+    with pytest.raises(PromptError, match=r"becomes 1,200 tokens and the model has 1,199 positions: max_pixels"):
+        limited.prepare("<|video_pad|>", MediaInputs(videos=[clip]))
+
+
+def test_pictures_of_too_many_tokens_are_refused_before_the_rest_is_read(qwen: Family) -> None:
+    limited = Qwen2VLProcessor(qwen.processor.tokenizer, None, qwen.processor.pictures, qwen.processor.videos)
+    picture = media.picture("plain")
+    limited.max_positions = count = sum(end - start for start, end in prompt_of(limited, picture).media[0].spans)
+    with pytest.raises(PromptError, match=f"2 of 3 pictures and videos become {2 * count} tokens and the model"):
+        prompt_of(limited, picture, picture, "no/such/file.png")
+    limited.max_positions = count - 1
+    with pytest.raises(PromptError, match=f"a picture of .* becomes {count} tokens and the model has {count - 1}"):
+        prompt_of(limited, picture)
+
+
+def prompt_of(own: Qwen2VLProcessor, *pictures: Any) -> Prompt:
+    return own.prepare("<|image_pad|>" * len(pictures), MediaInputs(images=pictures))
 
 
 # Configurations
