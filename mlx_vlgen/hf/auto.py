@@ -101,7 +101,7 @@ class AutoProcessor:
             return _tokenizer(folder, rest)
         own = ("min_pixels", "max_pixels", "padding_side", "chat_template")
         _check(rest, (*own, "use_fast"), _COMMON)
-        processor: Processor = find(config).processor_class().from_folder(folder, config)
+        processor: Processor = find(config).load_processor(folder, config)
         made = ChatProcessor(processor, rest.get("min_pixels"), rest.get("max_pixels"))
         made.chat_template = rest.get("chat_template") or made.chat_template
         made.tokenizer.padding_side = rest.get("padding_side") or made.tokenizer.padding_side

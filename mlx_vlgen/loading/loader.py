@@ -77,8 +77,7 @@ def load(
         # One at a time: together they would all be read before the first is narrowed or quantized.
         for tensor in _parameters(model).values():
             mx.eval(tensor)
-    model.processor = find(config).processor_class().from_folder(folder, config)
-    model.processor.max_positions = model.max_positions
+    model.processor = find(config).load_processor(folder, config)
     return model, model.processor
 
 

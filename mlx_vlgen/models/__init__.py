@@ -5,9 +5,11 @@ import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoadError
+from .configuration import max_positions
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
@@ -24,8 +26,11 @@ class Family:
     def model_class(self) -> "type[Model]":
         return _resolve(self.model)
 
-    def processor_class(self) -> "type[Processor]":
-        return _resolve(self.processor)
+    def load_processor(self, folder: Path, config: Mapping[str, Any]) -> "Processor":
+        """The processor of the checkpoint in `folder`, whose config.json is `config`."""
+        made: Processor = _resolve(self.processor).from_folder(folder, config)
+        made.max_positions = max_positions(config)
+        return made
 
 
 def _resolve(place: str) -> Any:

@@ -36,7 +36,7 @@ def processor(family: str) -> Processor:
         if family != "demo":
             config = read_json(REFERENCE / family / "config.json")
             folder = assemble(recipes()[family], config, {}, "v5", Path(place) / family)
-        made: Processor = find(read_config(folder)).processor_class().from_folder(folder, read_config(folder))
+        made: Processor = find(read_config(folder)).load_processor(folder, read_config(folder))
     return made
 
 
