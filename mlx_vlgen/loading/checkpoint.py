@@ -8,6 +8,7 @@ from typing import Any
 from .._runtime import mx
 from ..errors import LoadError
 from ..models import find
+from ..models.configuration import text_config
 
 INDEX = "model.safetensors.index.json"
 
@@ -78,8 +79,8 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 def quantization_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """How the weights were quantized, wherever config.json says it; None when they were not."""
-    text = config.get("text_config") or {}
-    return config.get("quantization") or config.get("quantization_config") or text.get("quantization_config")
+    own: dict[str, Any] | None = config.get("quantization") or config.get("quantization_config")
+    return own or text_config(config).get("quantization_config")
 
 
 def weight_files(folder: Path) -> list[Path]:

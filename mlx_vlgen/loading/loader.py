@@ -105,7 +105,7 @@ def build(folder: Path, config: dict[str, Any]) -> Model:
     """The network, with weights still to come."""
     family, model_type = find(config), config["model_type"]
     if family is TEXT and model_type not in PROVED_TEXT:
-        notice(f"{model_type} runs on mlx-lm's decoder as it is; this package's tests do not cover it.")
+        notice(f"{model_type}: this package's tests do not cover text-only checkpoints of this type.")
     with _fitting(folder, f"config.json does not describe a {model_type}"):
         return family.model_class()(config)
 

@@ -68,7 +68,8 @@ class WatchedCache:
 def watched(layer: nn.Module, cache: Any, offset: Any) -> WatchedCache:
     """The cache for a layer whose attention weights are wanted. UnsupportedError where they cannot be seen."""
     attention = layer.self_attn if "self_attn" in layer else None
-    if attention is None or "rope" not in attention:
+    # Cohere 2's layers that see everything have a rotary module and pass it by.
+    if attention is None or "rope" not in attention or not getattr(attention, "use_sliding_window", True):
         raise UnsupportedError("output_attentions: this model has layers without plain attention; leave it out")
     if not isinstance(attention.rope, SeenRope):
         attention.rope = SeenRope(attention.rope)  # once and for all: it holds nothing of this request

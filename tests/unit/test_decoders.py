@@ -8,8 +8,11 @@ from invariants.family import Family
 from parity.decoder_cases import CASES, COHERE2, GEMMA, GRANITE
 
 from mlx_vlgen import generate
-from mlx_vlgen.errors import LoadError, PromptError
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine.cache import make_cache
+from mlx_vlgen.errors import LoadError, PromptError, UnsupportedError
 from mlx_vlgen.models import find
+from mlx_vlgen.models.base import Embedded, Watch
 from mlx_vlgen.models.configuration import max_positions
 from mlx_vlgen.models.decoders import text_arguments
 
@@ -70,3 +73,14 @@ def test_a_prompt_longer_than_the_positions_of_llm_config_is_refused(load_family
     assert model.max_positions == 3
     with pytest.raises(PromptError, match="the model has 3 positions"):
         generate(model, family.processor, "Describe the user.", max_tokens=1)
+
+
+def test_attention_weights_that_cannot_be_seen_are_refused() -> None:
+    """Layers of Cohere 2 that see everything do not rotate."""
+    model = build(text_arguments(COHERE2))
+    inputs = Embedded(mx.array([[1, 2, 3]]), watch=Watch(attentions=True))
+    with pytest.raises(UnsupportedError, match="output_attentions"):
+        model(inputs, make_cache(model.cache_layout()))
+    inputs.watch = Watch()
+    model(inputs, make_cache(model.cache_layout()))
+    assert len(inputs.watch.hidden_states) == 5
