@@ -13,20 +13,25 @@ MOST_BYTES = 256 << 20
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Turns whatever is raised while files are read, or while what they describe is built, into a LoadError.
+def reading(path: Path, trouble: str) -> Iterator[None]:
+    """Turns whatever is raised while a file is read, or while what it describes is built, into a LoadError.
 
-    what: the file, and what it shall be, as a sentence's beginning. The error raised is its cause, so that a fault of
-    this package's stays one that can be traced. VlgenErrors, interrupts and MemoryError pass as they are.
+    trouble: what it then is, which follows the path in the message. A LoadError that names no file of that folder gets
+    the path before it. The error raised is the cause of the new one, so that a fault of this package's can be traced.
+    Other VlgenErrors, interrupts and MemoryError pass as they are.
     """
     try:
         yield
+    except LoadError as error:
+        if str(path.parent) in str(error):
+            raise
+        raise LoadError(f"{path}: {error}") from error.__cause__
     except (VlgenError, MemoryError):
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # Rust's, of tokenizers
             raise
-        raise LoadError(f"{what}: {type(error).__name__}: {error!s:.300}") from error
+        raise LoadError(f"{path} {trouble}: {type(error).__name__}: {error!s:.300}") from error
 
 
 def check_bytes(path: Path) -> None:
@@ -37,7 +42,7 @@ def check_bytes(path: Path) -> None:
 
 def read_text(path: Path) -> str:
     """A text file in UTF-8. LoadError when it is not, or is too large."""
-    with reading(f"{path} cannot be read"):
+    with reading(path, "cannot be read"):
         check_bytes(path)
         return path.read_text(encoding="utf-8")
 
@@ -69,13 +74,15 @@ def _constant(name: Any) -> float:
     return float(name)
 
 
-_SIDE, _AREA, _TOKENS, _TILES = (1, 1 << 14), (1, 1 << 28), (1, 1 << 16), (0, 256)
+MOST_SIDE = 1 << 14
+_SIDE, _AREA, _TOKENS, _TILES = (1, MOST_SIDE), (1, 1 << 28), (1, 1 << 16), (0, 256)
 _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("patch_size", "encoder_patch_size"), (1, 1024)),
     **dict.fromkeys(("merge_size", "spatial_merge_size", "temporal_patch_size", "pooling_kernel_size"), (1, 64)),
     **dict.fromkeys(("downsample_factor", "scale_factor"), (1, 64)),
     **dict.fromkeys(("image_size", "tile_size", "height", "width", "image_grid_pinpoints"), _SIDE),
-    **dict.fromkeys(("size", "crop_size", "max_pixels", "longest_edge"), _AREA),
+    **dict.fromkeys(("size", "crop_size"), _SIDE),
+    **dict.fromkeys(("max_pixels", "longest_edge"), _AREA),
     **dict.fromkeys(("min_pixels", "shortest_edge"), (1, 1 << 26)),
     **dict.fromkeys(("min_patches", "max_patches", "min_tiles", "max_tiles"), _TILES),
     **dict.fromkeys(("min_dynamic_patch", "max_dynamic_patch"), _TILES),

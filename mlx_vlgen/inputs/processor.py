@@ -224,7 +224,9 @@ def load_tokenizer(folder: Path, **keywords: Any) -> Any:
             check_bytes(path)
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         _json(folder / name)  # transformers would not say which of them it cannot read
-    with reading(f"{folder / 'tokenizer.json'} and the files beside it give no tokenizer"):
+    if (template := folder / "chat_template.jinja").is_file():
+        read_text(template)
+    with reading(folder / "tokenizer.json", "and the files beside it give no tokenizer"):
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **keywords)
 
 

@@ -38,7 +38,7 @@ def apply_adapter(model: Model, folder: Path) -> None:
     if not path.is_file():
         raise LoadError(f"{folder} holds no adapter_config.json, so it is not an adapter.")
     config = read_json(path)
-    with reading(f"{path} does not describe an adapter, or the tensors beside it are not this one's"):
+    with reading(path, "does not describe an adapter, or the tensors beside it are not this one's"):
         _apply(model, config, folder)
 
 

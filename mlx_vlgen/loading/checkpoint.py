@@ -11,6 +11,7 @@ from ..inputs.files import check_settings, read_json, reading
 from ..models import TEXT, find
 from .headers import read_shapes
 from .quantization import Quantization
+from .tokens import check_ends
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
@@ -30,18 +31,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise LoadError(f"{folder} holds no config.json, so it is not a checkpoint. {_found_instead(folder)}")
     config = read_json(path)
-    try:
-        with reading("what it says is not understood"):
-            check_config(config)
-    except LoadError as error:
-        raise LoadError(f"{path}: {error}") from error.__cause__
+    with reading(path, "is not understood"):
+        check_config(config)
+        check_ends(path, config)
     return config
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """generation_config.json; empty when there is none."""
     path = folder / "generation_config.json"
-    return read_json(path) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
+    check_ends(path, settings)
+    return settings
 
 
 def read_processor(folder: Path, config: Mapping[str, Any]) -> "Processor":
@@ -50,7 +51,7 @@ def read_processor(folder: Path, config: Mapping[str, Any]) -> "Processor":
     kind = family.processor_class()
     if family is not TEXT:
         check_settings(folder / "config.json", {key: own for key, own in config.items() if key != "text_config"})
-    with reading(f"{folder / 'config.json'} and the processor's files beside it are not a {config['model_type']}'s"):
+    with reading(folder / "config.json", f"and the processor's files beside it are not a {config['model_type']}'s"):
         return kind.from_folder(folder, config)
 
 
@@ -145,7 +146,7 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors" or "\0" in name:
             raise LoadError(f"{index} names {name!r:.80}; expected a safetensors file inside the folder.")
-    with reading(f"{index} names no files"):
+    with reading(index, "names no files"):
         missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise LoadError(
@@ -160,7 +161,7 @@ def read_weights(files: Sequence[Path]) -> dict[str, mx.array]:
     weights: dict[str, mx.array] = {}
     for path in files:
         read_shapes([path])  # MLX believes what a header says
-        with reading(f"{path} is damaged or cut short; download it again"):
+        with reading(path, "is damaged or cut short; download it again"):
             weights |= mx.load(str(path))  # type: ignore[arg-type]
     return weights
 

@@ -31,7 +31,7 @@ def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors in `files`. LoadError for a file whose header is damaged or says what is not so."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
-        with reading(f"{path} is damaged or cut short; download it again"):
+        with reading(path, "is damaged or cut short; download it again"):
             shapes |= _shapes(path)
     return shapes
 
@@ -78,7 +78,7 @@ def check_sizes(config: Mapping[str, Any], shapes: Shapes) -> None:
         most = layers if _LAYERS.search(key) else side if _SIDES.search(key) else None
         if most is not None and number > most:
             raise LoadError(
-                f"config.json says {name} = {number!r:.40}, which does not fit the weights: they are {len(shapes)} "
+                f"it says {name} = {number!r:.40}, which does not fit the weights: they are {len(shapes)} "
                 f"tensors, of which none would allow more than {most}. Download the checkpoint again."
             )
 

@@ -83,12 +83,20 @@ def locate_adapter(path_or_hf_repo: str | Path) -> Path:
 
 
 def _locate(given: str | Path, revision: str | None, kind: _Kind, local: bool = False) -> Path:
-    path = Path(given).expanduser()
-    if given != "" and path.is_dir():
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"{given!r:.80} is no checkpoint: expected a folder's path or an id on the Hugging Face Hub")
+    if not isinstance(revision, str | None):
+        raise TypeError(f"revision={revision!r:.80}: expected the name of a branch, tag or commit")
+    try:
+        path = Path(given).expanduser()
+        is_folder, is_file = given != "" and path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:  # names that are too long, home folders of nobody
+        raise LoadError(f"{str(given)!r:.80} cannot be opened: {error!s:.80}") from None
+    if is_folder:
         if revision is not None:
             raise UnsupportedError(f"revision={revision!r} is for ids on the Hugging Face Hub, and {path} is a folder.")
         return path
-    if path.is_file():
+    if is_file:
         advice = (
             "GGUF files are not read: choose the safetensors checkpoint of this model."
             if path.suffix == ".gguf"

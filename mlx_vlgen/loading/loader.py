@@ -25,6 +25,7 @@ from .checkpoint import (
 from .headers import check_sizes, read_shapes
 from .hub import locate, locate_adapter
 from .quantization import Quantization, cast, dequantized, quantize_as_stored, quantize_layers, recipe_of
+from .rehearsal import rehearse
 from .tokens import check_tokens
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def load(
         model = build(folder, config)
         model.generation_config.update(generation)
         model.processor = read_processor(folder, config)
-        with reading(f"{folder / 'tokenizer.json'} and the files beside it give no tokens"):
+        with reading(folder / "tokenizer.json", "and the files beside it give no tokens"):
             check_tokens(folder, model)
         fill(model, folder, wanted)
         if recipe is not None:
@@ -75,10 +76,12 @@ def load(
             quantize_layers(model, recipe)
         if adapter is not None:
             apply_adapter(model, adapter)
+        with reading(folder / "config.json", "and the files beside it do not describe a model that runs"):
+            rehearse(model)
     model.eval()
     _warn_if_too_large(model)
     if not lazy:
-        with reading(f"{folder}: its weights cannot be read"):
+        with reading(weight_files(folder)[0], "or a file beside it cannot be read"):
             # One at a time: together they would all be read before the first is narrowed or quantized.
             for tensor in _parameters(model).values():
                 mx.eval(tensor)
@@ -112,7 +115,7 @@ def build(folder: Path, config: dict[str, Any]) -> Model:
     if family is TEXT and model_type not in PROVED_TEXT:
         notice(f"{model_type} runs on mlx-lm's decoder as it is; this package's tests do not cover it.")
     kind = family.model_class()
-    with reading(f"{folder / 'config.json'} does not describe a {model_type}"):
+    with reading(folder / "config.json", f"does not describe a {model_type}"):
         check_sizes(config, shapes)
         return kind(config)
 
@@ -121,8 +124,7 @@ def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = 
     """Put the checkpoint's weights into `model`, as `dtype`; quantized ones as they are, or as floats."""
     files = weight_files(folder)
     stored = read_weights(files)
-    names = few([file.name for file in files], 2)
-    with reading(f"{folder}: the tensors in {names} are not those of a {model.config['model_type']}"):
+    with reading(files[0], f"and what lies beside it are not the tensors of a {model.config['model_type']}"):
         if dtype is not None and dtype == mx.float32:  # MLX's types cannot be compared with None
             stored = cast(stored, dtype, model)  # first, for `sanitize` may add to weights, and halves would round
         weights = _unpacked(model.config, model.sanitize(stored))

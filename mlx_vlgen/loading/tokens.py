@@ -1,5 +1,6 @@
 """Whether the tokens that a tokenizer makes, a family needs and an answer ends with are rows of the embeddings."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,19 @@ def check_tokens(folder: Path, model: Model) -> None:
             raise LoadError(f"{path} has no token {token!r:.80}, which stands for the features of each {kind}.")
         if known[token] >= rows:
             raise LoadError(f"{path}: {token!r:.80} has the id {known[token]}, and the embeddings have {rows} rows.")
+    # Where generation_config.json says it, nobody reads what config.json does.
     name = "generation_config.json" if "eos_token_id" in model.generation_config else "config.json"
-    ends = model.generation_config.get("eos_token_id", model.config.get("eos_token_id"))
-    for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
-        if type(end) is not int or not 0 <= end < rows:
-            raise LoadError(
-                f"{folder / name} says eos_token_id = {ends!r:.80}; expected tokens, from 0 to {rows - 1}, or null."
-            )
+    settings = model.generation_config if name == "generation_config.json" else model.config
+    check_ends(folder / name, settings, rows)
+
+
+def check_ends(path: Path, settings: Mapping[str, Any], rows: int | None = None) -> None:
+    """LoadError for an `eos_token_id` that is no token, nor a list of such, nor null. rows: of the embeddings."""
+    given = settings.get("eos_token_id")
+    for end in given if isinstance(given, list) else [] if given is None else [given]:
+        if type(end) is not int or end < 0 or (rows is not None and end >= rows):
+            least = "from 0 on" if rows is None else f"from 0 to {rows - 1}"
+            raise LoadError(f"{path} says eos_token_id = {given!r:.80}; expected tokens, {least}, or null.")
 
 
 def embedding_rows(model: Model) -> int:

@@ -48,8 +48,8 @@ SIZED = (
 
 
 def mutations(base: Path, seed: int = 0, count: int = 200) -> Iterator[Mutation]:
-    """`count` changes of the checkpoint in `base`, the same for the same seed: damaged files and headers and fields that
-    are known for it, then single fields at random."""
+    """`count` changes of the checkpoint in `base`, the same for the same seed: damaged files, headers and fields
+    that are known for it, then single fields at random."""
     draw = random.Random(f"{base.name} {seed}")
     fixed = [*damaged_files(base), *damaged_headers(base), *damaged_tensors(base), *wrong_tokens(base), *known(base)]
     draw.shuffle(fixed)
