@@ -311,6 +311,7 @@ def guarded(run: Callable[[], int]) -> int:
             flush_stdout()
     except KeyboardInterrupt:
         print(file=sys.stderr)
+        exec("")  # CPython notes an interrupt that it met in an exec, as in making a dataclass, and would die of it
         return 130
     except BrokenPipeError:  # the reader of our output has left, like `| head -1`
         return 1

@@ -10,9 +10,9 @@ from typing import Any
 
 from .._runtime import mx
 from ..errors import LoadError, UnsupportedError
-from ..inputs.processor import Processor, load_tokenizer
+from ..inputs.processor import load_tokenizer
 from ..loading import load
-from ..loading.checkpoint import read_config
+from ..loading.checkpoint import read_config, read_processor
 from ..loading.hub import locate
 from ..models import TEXT, find
 from ..models.base import Model
@@ -101,8 +101,7 @@ class AutoProcessor:
             return _tokenizer(folder, rest)
         own = ("min_pixels", "max_pixels", "padding_side", "chat_template")
         _check(rest, (*own, "use_fast"), _COMMON)
-        processor: Processor = find(config).load_processor(folder, config)
-        made = ChatProcessor(processor, rest.get("min_pixels"), rest.get("max_pixels"))
+        made = ChatProcessor(read_processor(folder, config), rest.get("min_pixels"), rest.get("max_pixels"))
         made.chat_template = rest.get("chat_template") or made.chat_template
         made.tokenizer.padding_side = rest.get("padding_side") or made.tokenizer.padding_side
         return made

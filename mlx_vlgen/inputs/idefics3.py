@@ -39,9 +39,12 @@ class TileSettings:
         size = own.get("size") or {"longest_edge": 4 * 364}
         if "longest_edge" not in size:
             raise LoadError(f"This checkpoint's processor has pictures of size {size}; expected a longest_edge.")
+        tile = (own.get("max_image_size") or {"longest_edge": 364})["longest_edge"]
+        if tile > LARGEST:
+            raise ValueError(f"max_image_size = {tile}; expected at most {LARGEST} pixels")
         return cls(
             edge=size["longest_edge"] if own.get("do_resize", True) else None,
-            tile=(own.get("max_image_size") or {"longest_edge": 364})["longest_edge"],
+            tile=tile,
             split=own.get("do_image_splitting", True),
             mean=tuple(own.get("image_mean") or (0.5,) * 3),
             std=tuple(own.get("image_std") or (0.5,) * 3),

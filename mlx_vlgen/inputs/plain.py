@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UnsupportedError
+from .files import MOST_SIDE
 from .images import normalize, resize
 from .media import load_image
 from .prompt import MediaInputs
@@ -33,6 +34,8 @@ class PlainSettings:
         size, crop = _pair(own.get("size"), side), _pair(own.get("crop_size"), side)
         size_given = own.get("size")
         edge = size_given.get("shortest_edge") if isinstance(size_given, Mapping) else None
+        if edge and edge > MOST_SIDE:
+            raise ValueError(f"shortest_edge = {edge}; expected at most {MOST_SIDE} pixels")
         return cls(
             size=None if edge else size,
             shortest_edge=edge,

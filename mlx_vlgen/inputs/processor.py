@@ -1,6 +1,5 @@
 """Text and media to a `Prompt`: the chat template, placeholders and their expansion, token ids."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from ..errors import LoadError, PromptError, UnsupportedError
 from ..notices import notice
 from . import chat_template
 from .chat_template import Message, Segment
+from .files import check_bytes, check_settings, read_json, read_text, reading
 from .images import MANY_TOKENS, MANY_VIDEO_TOKENS
 from .prompt import Media, MediaInputs, Prompt, Span
 
@@ -258,7 +258,15 @@ def load_tokenizer(folder: Path, **keywords: Any) -> Any:
     from transformers import AutoTokenizer
 
     check_tokenizer(folder)
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **keywords)
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".model", ".tiktoken", ".txt"):
+            check_bytes(path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        _json(folder / name)  # transformers would not say which of them it cannot read
+    if (template := folder / "chat_template.jinja").is_file():
+        read_text(template)
+    with reading(folder / "tokenizer.json", "and the files beside it give no tokenizer"):
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **keywords)
 
 
 @dataclass(frozen=True)
@@ -273,23 +281,29 @@ class Settings:
 def read_settings(folder: Path) -> Settings:
     """From one nested file, as transformers 5 writes it, or from a flat one for each part. Before there was one for
     videos, that for pictures was for both."""
-    own, flat = _json(folder / "processor_config.json"), _json(folder / "preprocessor_config.json")
-    return Settings(
-        own,
-        own.get("image_processor") or flat,
-        own.get("video_processor") or _json(folder / "video_preprocessor_config.json") or flat,
-    )
+    names = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+    own, flat, video = (_json(folder / name) for name in names)
+    for name, settings in zip(names, (own, flat, video), strict=True):
+        check_settings(folder / name, settings)
+    return Settings(own, own.get("image_processor") or flat, own.get("video_processor") or video or flat)
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def load_template(folder: Path, tokenizer: Any) -> str | None:
     """The chat template: chat_template.jinja, chat_template.json, or the tokenizer's own."""
     if (path := folder / "chat_template.jinja").is_file():
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     if (path := folder / "chat_template.json").is_file():
-        return str(json.loads(path.read_text(encoding="utf-8"))["chat_template"])
-    own = tokenizer.chat_template
-    return own.get("default") if isinstance(own, dict) else own
+        template = read_json(path).get("chat_template")
+    else:
+        path, template = folder / "tokenizer_config.json", tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template is None:
+            return None
+    if not isinstance(template, str):
+        raise LoadError(f"{path} says chat_template = {template!r:.80}; expected a Jinja template's text.")
+    return template

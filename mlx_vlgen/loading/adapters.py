@@ -14,8 +14,9 @@ from typing import Any
 from .._mlx_lm import DoRALinear, LoRAEmbedding, LoRALinear, LoRASwitchLinear, QuantizedSwitchLinear, SwitchLinear
 from .._runtime import mx, nn, tree_flatten, tree_unflatten
 from ..errors import LoadError
+from ..inputs.files import read_json, reading
 from ..models.base import Model
-from .checkpoint import few, read_json, read_weights
+from .checkpoint import few, read_weights
 
 
 @dataclass
@@ -37,6 +38,11 @@ def apply_adapter(model: Model, folder: Path) -> None:
     if not path.is_file():
         raise LoadError(f"{folder} holds no adapter_config.json, so it is not an adapter.")
     config = read_json(path)
+    with reading(path, "does not describe an adapter, or the tensors beside it are not this one's"):
+        _apply(model, config, folder)
+
+
+def _apply(model: Model, config: Mapping[str, Any], folder: Path) -> None:
     if "peft_type" in config:
         _wrap(model, _peft_changes(model, config, _read(folder, "adapter_model.safetensors")), folder)
     elif config.get("fine_tune_type", "lora") == "full":
@@ -45,7 +51,8 @@ def apply_adapter(model: Model, folder: Path) -> None:
         _wrap(model, _mlx_changes(model, config, _read(folder, "adapters.safetensors")), folder)
     else:
         raise LoadError(
-            f"{path} is neither mlx-lm's (lora_parameters) nor PEFT's (peft_type); other adapters are not read."
+            f"{folder / 'adapter_config.json'} is neither mlx-lm's (lora_parameters) nor PEFT's (peft_type); other "
+            "adapters are not read."
         )
 
 

@@ -1,37 +1,29 @@
 """A checkpoint's folder: its configuration, what is refused, and the tensors in its safetensors files."""
 
-import json
+import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._runtime import mx
-from ..errors import LoadError
-from ..models import find
+from ..errors import LoadError, UnsupportedError
+from ..inputs.files import check_settings, read_json, reading
+from ..models import TEXT, find
 from ..models.configuration import text_config
+from .headers import read_shapes
+from .quantization import Quantization
+from .tokens import check_ends
+
+if TYPE_CHECKING:
+    from ..inputs.processor import Processor
 
 INDEX = "model.safetensors.index.json"
 
-# How transformers marks a number that JSON cannot hold.
-_TAGGED_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
-
 # `quant_method`s whose tensors mlx-lm's decoders take; those that are not MLX's own are converted while loading.
+# Of a folder, or of a repository on the Hub: never code, and never pickles (*.bin, *.pt).
+NEEDED = ("*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+
 _QUANTIZED_BY = {"mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. LoadError when it holds anything else."""
-
-    def untag(value: dict[str, Any]) -> Any:
-        return _TAGGED_FLOATS.get(value["__float__"], value) if value.keys() == {"__float__"} else value
-
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_hook=untag)
-    except (ValueError, OSError) as error:
-        raise LoadError(f"{path} cannot be read as JSON ({error}). Download the checkpoint again.") from None
-    if not isinstance(value, dict):
-        raise LoadError(f"{path} holds a JSON {type(value).__name__}; expected an object.")
-    return value
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -40,14 +32,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise LoadError(f"{folder} holds no config.json, so it is not a checkpoint. {_found_instead(folder)}")
     config = read_json(path)
-    check_config(config)
+    with reading(path, "is not understood"):
+        check_config(config)
+        check_ends(path, config)
     return config
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """generation_config.json; empty when there is none."""
     path = folder / "generation_config.json"
-    return read_json(path) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
+    check_ends(path, settings)
+    return settings
+
+
+def read_processor(folder: Path, config: Mapping[str, Any]) -> "Processor":
+    """What makes the model's inputs. LoadError for a tokenizer, template or settings that are damaged or do not fit."""
+    family = find(config)
+    if family is not TEXT:
+        check_settings(folder / "config.json", {key: own for key, own in config.items() if key != "text_config"})
+    with reading(folder / "config.json", f"and the processor's files beside it are not a {config['model_type']}'s"):
+        return family.load_processor(folder, config)
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -63,7 +68,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         )
     if config.get("quantize_activations"):
         raise LoadError("config.json asks for quantized activations, which are not supported.")
-    method = (quantization_config(config) or {}).get("quant_method")
+    quantization = quantization_config(config) or {}
+    method = quantization.get("quant_method")
     if method == "bitsandbytes":
         raise LoadError(
             "The weights are stored in bitsandbytes' format, which needs CUDA and torch. Load the original checkpoint "
@@ -74,6 +80,8 @@ def check_config(config: Mapping[str, Any]) -> None:
             f"The weights are stored in the format of {method!r}, which cannot be read. "
             "Load the original checkpoint with quantization=…, or one converted for MLX."
         )
+    if method is None and quantization:
+        _check_quantization(quantization)
     find(config)
 
 
@@ -83,12 +91,27 @@ def quantization_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return own or text_config(config).get("quantization_config")
 
 
+def _check_quantization(quantization: Mapping[str, Any]) -> None:
+    """LoadError for bits, groups or a mode that MLX has not, of all layers or of one. What holds is what the tensors
+    are; a configuration that says otherwise is not theirs."""
+    for settings in (quantization, *(own for own in quantization.values() if isinstance(own, Mapping))):
+        try:
+            Quantization.parse({key: settings[key] for key in ("bits", "group_size", "mode") if key in settings})
+        except UnsupportedError as error:
+            raise LoadError(f"{error} Load the original checkpoint, or another conversion.") from None
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model. LoadError when one is missing or would lie outside the folder.
+    """The safetensors files that hold the model. LoadError when one is missing or would lie outside the folder, or any
+    of the checkpoint's files is a link to nothing, as an interrupted download or a pruned cache leaves.
 
     model.safetensors alone where it exists, as transformers has it; with an index, the files it names; else
     model*.safetensors; else all others that are not an adapter's or a second copy (consolidated*) of the same weights.
     """
+    if broken := broken_links(folder):
+        raise LoadError(
+            f"{folder / broken[0]} is a link to a file that is not there{_and_more(broken)}. Finish the download."
+        )
     if (single := folder / "model.safetensors").is_file():
         return [single]
     if (index := folder / INDEX).is_file():
@@ -101,6 +124,19 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def broken_links(folder: Path) -> list[str]:
+    """The names of the checkpoint's files that are links to nothing."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_symlink() and not path.exists() and any(fnmatch.fnmatch(path.name, needed) for needed in NEEDED)
+    )
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f", and so are {few(names[1:])}" if len(names) > 1 else ""
+
+
 def _indexed(folder: Path, index: Path) -> list[Path]:
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not named:
@@ -108,9 +144,11 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     names = sorted({str(name) for name in named.values()})
     for name in names:
         path = Path(name)
-        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
-            raise LoadError(f"{index} names {name!r}; expected a safetensors file inside the folder.")
-    if missing := [name for name in names if not (folder / name).is_file()]:
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors" or "\0" in name:
+            raise LoadError(f"{index} names {name!r:.80}; expected a safetensors file inside the folder.")
+    with reading(index, "names no files"):
+        missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
         raise LoadError(
             f"{folder} lacks {len(missing)} of the {len(names)} weight files that its index names: "
             f"{few(missing)}. Finish the download."
@@ -122,10 +160,9 @@ def read_weights(files: Sequence[Path]) -> dict[str, mx.array]:
     """All tensors by the names the files give them, not evaluated yet. LoadError for a damaged file."""
     weights: dict[str, mx.array] = {}
     for path in files:
-        try:
+        read_shapes([path])  # MLX believes what a header says
+        with reading(path, "is damaged or cut short; download it again"):
             weights |= mx.load(str(path))  # type: ignore[arg-type]
-        except (RuntimeError, ValueError) as error:
-            raise LoadError(f"{path} is damaged or cut short; download it again. {error}") from None
     return weights
 
 

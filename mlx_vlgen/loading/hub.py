@@ -28,7 +28,7 @@ from ..demo import MODEL as DEMO
 from ..errors import LoadError, UnreachableError, UnsupportedError
 from ..inputs.processor import check_tokenizer
 from ..notices import notice
-from .checkpoint import few, read_config, weight_files
+from .checkpoint import NEEDED, broken_links, few, read_config, weight_files
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ def _whole_checkpoint(folder: Path) -> None:
 
 
 def _whole_adapter(folder: Path) -> None:
+    if broken := broken_links(folder):
+        raise LoadError(f"{folder / broken[0]} is a link to a file that is not there.")
     if not any(folder.glob("adapter*.safetensors")):
         raise LoadError(f"{folder} holds no adapter weights (adapters.safetensors or adapter_model.safetensors).")
 
@@ -55,9 +57,9 @@ def _whole_adapter(folder: Path) -> None:
 _CHECKPOINT = _Kind("config.json", read_config, _whole_checkpoint)
 _ADAPTER = _Kind("adapter_config.json", lambda folder: None, _whole_adapter)
 
-# Never code, and never pickles (*.bin, *.pt); no other formats in sub-folders, no second copy of the weights.
+# No other formats in sub-folders, no second copy of the weights.
 _NEEDED: dict[str, Any] = {
-    "allow_patterns": ["*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"],
+    "allow_patterns": list(NEEDED),
     "ignore_patterns": ["*/*", "consolidated*"],
 }
 
@@ -81,12 +83,20 @@ def locate_adapter(path_or_hf_repo: str | Path) -> Path:
 
 
 def _locate(given: str | Path, revision: str | None, kind: _Kind, local: bool = False) -> Path:
-    path = Path(given).expanduser()
-    if given != "" and path.is_dir():
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"{given!r:.80} is no checkpoint: expected a folder's path or an id on the Hugging Face Hub")
+    if not isinstance(revision, str | None):
+        raise TypeError(f"revision={revision!r:.80}: expected the name of a branch, tag or commit")
+    try:
+        path = Path(given).expanduser()
+        is_folder, is_file = given != "" and path.is_dir(), path.is_file()
+    except (OSError, RuntimeError) as error:  # names that are too long, home folders of nobody
+        raise LoadError(f"{str(given)!r:.80} cannot be opened: {error!s:.80}") from None
+    if is_folder:
         if revision is not None:
             raise UnsupportedError(f"revision={revision!r} is for ids on the Hugging Face Hub, and {path} is a folder.")
         return path
-    if path.is_file():
+    if is_file:
         advice = (
             "GGUF files are not read: choose the safetensors checkpoint of this model."
             if path.suffix == ".gguf"
@@ -103,14 +113,15 @@ def _locate(given: str | Path, revision: str | None, kind: _Kind, local: bool = 
         raise LoadError(
             f"{name!r} is neither a folder nor an id on the Hugging Face Hub; ids look like owner/name."
         ) from None
-    if cached := _cached(name, revision, kind):
+    cached, lack = _cached(name, revision, kind)
+    if cached is not None:
         return cached
     if local:
         raise UnreachableError(
             f"{name} has no whole copy in the cache ({constants.HF_HUB_CACHE}), and local_files_only forbids a "
-            f"download. Leave it out, or give a folder.{_cached_like(name)}"
+            f"download. Leave it out, or give a folder.{lack}{_cached_like(name)}"
         )
-    return _download(name, revision, kind)
+    return _download(name, revision, kind, lack)
 
 
 def _looks_like_a_path(given: str | Path) -> bool:
@@ -122,26 +133,27 @@ def _nearest(name: str, names: list[str]) -> str:
     return next(iter(difflib.get_close_matches(name, names, n=1)), "")
 
 
-def _cached(repo: str, revision: str | None, kind: _Kind) -> Path | None:
-    """A whole copy in the cache, without any network; None when there is none, or a part of one.
+def _cached(repo: str, revision: str | None, kind: _Kind) -> tuple[Path | None, str]:
+    """A whole copy in the cache, without any network; None when there is none, or a part of one, and a sentence that
+    says what that lacks.
 
     LoadError for a copy that is refused, since the Hub's would be, too.
     """
     try:
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True, **_NEEDED))
     except LocalEntryNotFoundError:
-        return None
+        return None, ""
     if not (folder / kind.first).is_file():
-        return None
+        return None, f" A part of it is there: {folder} holds no {kind.first}."
     kind.accept(folder)
     try:
         kind.complete(folder)
-    except LoadError:
-        return None
-    return folder
+    except LoadError as error:
+        return None, f" A part of it is there: {error}"
+    return folder, ""
 
 
-def _download(repo: str, revision: str | None, kind: _Kind) -> Path:
+def _download(repo: str, revision: str | None, kind: _Kind, lack: str) -> Path:
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
         files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
@@ -156,7 +168,7 @@ def _download(repo: str, revision: str | None, kind: _Kind) -> Path:
     except LoadError:
         raise
     except Exception as error:  # huggingface_hub raises its HTTP library's own, and that differs by version
-        raise _explain(error, repo, revision) from None
+        raise _explain(error, repo, revision, lack) from None
     kind.complete(folder)
     return folder
 
@@ -177,13 +189,13 @@ def _check_listing(repo: str, files: list[str], wanted: list[str], kind: _Kind) 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def _explain(error: Exception, repo: str, revision: str | None) -> LoadError:
-    """What happened at the Hub and what to do, for a person."""
+def _explain(error: Exception, repo: str, revision: str | None, lack: str) -> LoadError:
+    """What happened at the Hub and what to do, for a person. lack: what `_cached` says."""
     hub = constants.ENDPOINT
     if isinstance(error, OfflineModeIsEnabled):
         return UnreachableError(
             f"{repo} has no whole copy in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids a download. "
-            f"Unset it, or give a folder.{_cached_like(repo)}"
+            f"Unset it, or give a folder.{lack}{_cached_like(repo)}"
         )
     if isinstance(error, GatedRepoError):
         then = "Your account has no access yet" if get_token() else "Then log in with `hf auth login`, or set HF_TOKEN"
@@ -208,7 +220,7 @@ def _explain(error: Exception, repo: str, revision: str | None) -> LoadError:
         )
     return UnreachableError(
         f"{repo} has no whole copy in the cache ({constants.HF_HUB_CACHE}), and {hub} cannot be reached "
-        f"({type(error).__name__}: {error}). Check the connection, or give a folder.{_cached_like(repo)}"
+        f"({type(error).__name__}: {error}). Check the connection, or give a folder.{lack}{_cached_like(repo)}"
     )
 
 

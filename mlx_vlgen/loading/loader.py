@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from .._mlx_lm import unpack_awq
 from .._runtime import blas_hint, memory_available, mx, tree_flatten
-from ..errors import LoadError, UnsupportedError, VlgenError
-from ..inputs.processor import check_tokenizer
+from ..errors import LoadError, UnsupportedError
+from ..inputs.files import reading
 from ..models import PROVED_TEXT, TEXT, find
 from ..models.base import Model
 from ..notices import notice
 from .adapters import apply_adapter
-from .checkpoint import few, quantization_config, read_config, read_generation_config, read_weights, weight_files
+from .checkpoint import (
+    few,
+    quantization_config,
+    read_config,
+    read_generation_config,
+    read_processor,
+    read_weights,
+    weight_files,
+)
+from .headers import check_sizes, read_shapes
 from .hub import locate, locate_adapter
 from .quantization import (
     Quantization,
@@ -24,6 +33,8 @@ from .quantization import (
     recipe_of,
     with_float_tables,
 )
+from .rehearsal import rehearse
+from .tokens import check_tokens
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
@@ -60,24 +71,28 @@ def load(
     adapter = None if adapter_path is None else locate_adapter(adapter_path)
     if hint := blas_hint():
         notice(hint)
-    config = read_config(folder)
-    check_tokenizer(folder)  # before gigabytes are read
+    config, generation = read_config(folder), read_generation_config(folder)
     with _for_any_thread() if lazy else nullcontext():
         model = build(folder, config)
+        model.generation_config.update(generation)
+        model.processor = read_processor(folder, config)
+        with reading(folder / "tokenizer.json", "and the files beside it give no tokens"):
+            check_tokens(folder, model)
         fill(model, folder, wanted)
         if recipe is not None:
             refuse_quantized(model, folder)
             quantize_layers(model, recipe)
         if adapter is not None:
             apply_adapter(model, adapter)
-    model.generation_config.update(read_generation_config(folder))
+        with reading(folder / "config.json", "and the files beside it do not describe a model that runs"):
+            rehearse(model)
     model.eval()
     _warn_if_too_large(model)
     if not lazy:
-        # One at a time: together they would all be read before the first is narrowed or quantized.
-        for tensor in _parameters(model).values():
-            mx.eval(tensor)
-    model.processor = find(config).load_processor(folder, config)
+        with reading(weight_files(folder)[0], "or a file beside it cannot be read"):
+            # One at a time: together they would all be read before the first is narrowed or quantized.
+            for tensor in _parameters(model).values():
+                mx.eval(tensor)
     return model, model.processor
 
 
@@ -104,38 +119,30 @@ def _dtype(given: str | mx.Dtype | None) -> mx.Dtype | None:
 def build(folder: Path, config: dict[str, Any]) -> Model:
     """The network, with weights still to come."""
     family, model_type = find(config), config["model_type"]
+    shapes = read_shapes(weight_files(folder))
     if family is TEXT and model_type not in PROVED_TEXT:
         notice(f"{model_type}: this package's tests do not cover text-only checkpoints of this type.")
-    with _fitting(folder, f"config.json does not describe a {model_type}"):
-        return family.model_class()(config)
-
-
-@contextmanager
-def _fitting(folder: Path, trouble: str) -> Iterator[None]:
-    """Turns what a family's code raises for a configuration or weights that it was not made for into a LoadError."""
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, AssertionError) as error:
-        if isinstance(error, VlgenError):
-            raise
-        raise LoadError(f"{folder}: {trouble}: {type(error).__name__}: {error}") from error
+    kind = family.model_class()
+    with reading(folder / "config.json", f"does not describe a {model_type}"):
+        check_sizes(config, shapes)
+        return kind(config)
 
 
 def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = False) -> None:
     """Put the checkpoint's weights into `model`, as `dtype`; quantized ones as they are, or as floats."""
-    stored = read_weights(weight_files(folder))
-    if dtype is not None and dtype == mx.float32:  # MLX's types cannot be compared with None
-        stored = cast(stored, dtype, model)  # first, for `sanitize` may add to weights, and halves would round
-    with _fitting(folder, f"the weights are not those of a {model.config['model_type']}"):
-        weights = model.sanitize(stored)
-        weights = with_float_tables(model, _unpacked(model.config, weights))
-    if dequantize:
-        weights = dequantized(model, weights)
-    if dtype is not None:
-        weights = cast(weights, dtype, model)
-    quantize_as_stored(model, weights)
-    _check_complete(model, weights, folder, stored)
-    model.load_weights(list(weights.items()))
+    files = weight_files(folder)
+    stored = read_weights(files)
+    with reading(files[0], f"and what lies beside it are not the tensors of a {model.config['model_type']}"):
+        if dtype is not None and dtype == mx.float32:  # MLX's types cannot be compared with None
+            stored = cast(stored, dtype, model)  # first, for `sanitize` may add to weights, and halves would round
+        weights = with_float_tables(model, _unpacked(model.config, model.sanitize(stored)))
+        if dequantize:
+            weights = dequantized(model, weights)
+        if dtype is not None:
+            weights = cast(weights, dtype, model)
+        quantize_as_stored(model, weights)
+        _check_complete(model, weights, folder, stored)
+        model.load_weights(list(weights.items()))
 
 
 def refuse_quantized(model: Model, folder: Path) -> None:
@@ -156,11 +163,11 @@ def _unpacked(config: Mapping[str, Any], weights: dict[str, mx.array]) -> dict[s
         if (layout := settings.get("version", "gemm")) != "gemm":
             raise ValueError(f"its {layout!r} layout is not known, only 'gemm'")
         unpacked: dict[str, mx.array] = unpack_awq(weights, settings)[0]
-    except (ValueError, KeyError) as error:
+    except Exception as error:
         raise LoadError(
             f"The weights are packed by {method.upper()} in a way that cannot be read: {error}. "
             "Load the original checkpoint with quantization=…, or one converted for MLX."
-        ) from None
+        ) from error
     return unpacked
 
 
@@ -174,10 +181,16 @@ def _check_complete(
         for name, parameter in expected.items()
         if name in weights and weights[name].shape != parameter.shape
     ]
+    kinds = [
+        f"{name} {weights[name].dtype}, expected {parameter.dtype}"
+        for name, parameter in expected.items()
+        if name in weights and _is_float(weights[name]) != _is_float(parameter)
+    ]
     troubles = {
         "missing": sorted(expected.keys() - weights.keys()),
         "not known": sorted(weights.keys() - expected.keys()),
         "of another shape": wrong,
+        "of another type": kinds,
     }
     if any(troubles.values()):
         listed = "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in troubles.items() if names)
@@ -188,6 +201,10 @@ def _check_complete(
             f"Names were read so: {example} -> {model.rename(example)}. The checkpoint is damaged, changed, or in a "
             f"layout that is not known{f' (its weights are stored in the format of {method!r})' if method else ''}."
         )
+
+
+def _is_float(tensor: mx.array) -> bool:
+    return bool(mx.issubdtype(tensor.dtype, mx.floating))
 
 
 def _parameters(model: Model) -> dict[str, mx.array]:

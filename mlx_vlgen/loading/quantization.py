@@ -50,7 +50,7 @@ class Quantization:
                 f"quantization has {', '.join(sorted(map(repr, unknown)))}; it takes bits, group_size and mode."
             )
         mode = settings.get("mode", "affine")
-        if mode not in MODES:
+        if not isinstance(mode, str) or mode not in MODES:
             raise UnsupportedError(f"quantization mode {mode!r}: expected one of {', '.join(MODES)}.")
         bits, group_sizes = MODES[mode]
         chosen = cls(settings.get("bits", bits[0]), settings.get("group_size", group_sizes[0]), mode)

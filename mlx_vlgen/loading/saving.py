@@ -1,9 +1,11 @@
 """A checkpoint on its way to disk: whole or not at all, and one shard's weights in memory at a time."""
 
 import fcntl
+import glob
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,38 +33,69 @@ def check_free(target: Path) -> None:
 def written_whole(target: Path) -> Iterator[Path]:
     """An empty folder beside `target` that gets its name when the block ends well, and is removed when it does not.
 
-    One that a killed run left is emptied first. It is locked for as long as its run lives, so that two runs with one
-    target do not mix.
+    It lies in a folder of a random name that only this user may enter, and that is locked for as long as its run lives:
+    what a killed run left is removed here, and what another one writes is not touched.
     """
     check_free(target)
-    part = target.with_name(f".{target.name}.converting")
-    part.mkdir(parents=True, exist_ok=True)
-    lock = os.open(part, os.O_RDONLY)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(target)
+    outer, lock = _locked(target)
     try:
-        _hold(lock, part, target)
+        part = outer / "checkpoint"  # with the permissions that folders get here
+        part.mkdir()
+        yield part
         try:
-            for left in part.iterdir():
-                left.unlink()
-            yield part
             part.rename(target)  # onto nothing or an empty folder only
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
+        except OSError:
+            check_free(target)
             raise
     finally:
+        shutil.rmtree(outer, ignore_errors=True)
         os.close(lock)
 
 
-def _hold(lock: int, part: Path, target: Path) -> None:
-    """VlgenError when another process holds `part`, or has renamed it since `lock` was opened."""
-    busy = VlgenError(f"{target} is being written by another process. Wait for it, or choose another folder.")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise busy from None
-    except OSError:
-        return  # a file system that knows no locks
-    if not (part.is_dir() and os.path.samestat(os.fstat(lock), part.stat())):
-        raise busy
+_ENDING = ".converting"
+
+
+def _locked(target: Path) -> tuple[Path, int]:
+    """A new folder for `target`, and the open file that locks it."""
+    while True:
+        outer = Path(tempfile.mkdtemp(_ENDING, f".{target.name}.", target.parent))
+        lock = os.open(outer, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        except OSError:
+            return outer, lock  # a file system that knows no locks: nobody removes what is left there, either
+        else:
+            if outer.exists():
+                return outer, lock
+        os.close(lock)  # another run took it for one that was left, before it was locked
+
+
+def _remove_left(target: Path) -> None:
+    """Remove what killed runs with this target left. VlgenError where a run still writes it.
+
+    Only folders of this user's are removed, never what a link leads to; `shutil.rmtree` follows none either.
+    """
+    for outer in target.parent.glob(f".{glob.escape(target.name)}.*{_ENDING}"):
+        try:
+            lock = os.open(outer, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue  # a link, a file, another user's, or gone meanwhile
+        try:
+            if os.fstat(lock).st_uid == os.geteuid():
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(outer, ignore_errors=True)
+        except BlockingIOError:
+            raise VlgenError(
+                f"{target} is being written by another process. Wait for it, or choose another folder."
+            ) from None
+        except OSError:
+            continue
+        finally:
+            os.close(lock)
 
 
 def shards(tensors: Mapping[str, mx.array], most: int) -> list[list[str]]:

@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_nothing(environment: dict[str, str], qwen: Family, t
         capture_output=True, encoding="utf-8", env=environment, check=False,
     )  # fmt: skip
     assert ran.returncode == 1 and ran.stderr.startswith("mlx_vlgen: error: ")
-    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.converting").exists()
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.*"))
 
 
 # Killed
@@ -163,14 +163,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def changed(folder: Path) -> int | None:
-    """When a file was last made or removed in it."""
-    try:
-        return folder.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
 def until(process: "subprocess.Popen[bytes]", happened: Callable[[], bool]) -> float:
     """The time at which it happened, or the process ended."""
     while not happened() and process.poll() is None:
@@ -178,32 +170,50 @@ def until(process: "subprocess.Popen[bytes]", happened: Callable[[], bool]) -> f
     return time.perf_counter()
 
 
+def test_an_interrupt_that_meets_an_exec_has_the_same_exit_code(run: Run, tmp_path: Path) -> None:
+    """Importing makes dataclasses by `exec`. CPython (3.11 to 3.13 at least) notes an interrupt that leaves one, and
+    where a module is run by -m its process then dies of the signal, after the interrupt was handled."""
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\nfrom mlx_vlgen import cli\nsys.exit(cli.guarded(lambda: exec('raise KeyboardInterrupt')))\n"
+    )
+    ran = run(sys.executable, "-m", "interrupted")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "\n")
+
+
 @pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
 def test_killed_at_any_moment_it_leaves_nothing_or_all(
     how: signal.Signals, environment: dict[str, str], large: Path, tmp_path: Path
 ) -> None:
-    target, part = tmp_path / "out", tmp_path / ".out.converting"
+    """No signal is sent before this run's own folder is there, which is long after Python heeds interrupts, and what an
+    exit code must be is asked only where the result is not there, so that the run had not come to its end: neither a
+    slow machine nor an early or a late signal is a reason to fail. Runs go on, and signals come the earlier, until
+    three were stopped."""
+    target = tmp_path / "out"
 
     def start() -> "subprocess.Popen[bytes]":
         command = [*CONVERT, str(large), "--mlx-path", str(target), "-q", "--q-group-size", "32"]
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
+    def parts() -> set[Path]:
+        return set(tmp_path.glob(".out.*"))
+
     first = start()
-    begun = until(first, part.exists)
+    begun = until(first, lambda: bool(parts()))
     length = until(first, target.exists) - begun
     assert first.wait(timeout=60) == 0
     whole = contents(target)
     assert "config.json" in whole and len(whole["model.safetensors"]) > 1_000_000
     random_moments = random.Random(0)
-    stopped = 0
-    for _ in range(10):
+    runs = stopped = 0
+    while runs < 10 or stopped < 3:
+        runs += 1
         if target.exists():
             target.rename(tmp_path / f"whole{len(os.listdir(tmp_path))}")
-        left = changed(part)
+        left = parts()
         process = start()
-        until(process, lambda left=left: changed(part) != left)  # type: ignore[misc]
-        time.sleep(random_moments.uniform(0, length))
+        until(process, lambda left=left: bool(parts() - left))  # type: ignore[misc]
+        time.sleep(random_moments.uniform(0, length) * 10 / max(10, runs))
         process.send_signal(how)
         _, error = process.communicate(timeout=60)
         assert b"Traceback" not in error
@@ -212,9 +222,8 @@ def test_killed_at_any_moment_it_leaves_nothing_or_all(
         else:
             stopped += 1
             assert process.returncode == (130 if how == signal.SIGINT else -how)
-            assert how == signal.SIGKILL or not part.exists()
-    assert stopped >= 3
+            assert how == signal.SIGKILL or not parts()
     if target.exists():
         target.rename(tmp_path / "last")
     assert start().wait(timeout=60) == 0  # what the killed ones left is no hindrance
-    assert contents(target) == whole and not part.exists()
+    assert contents(target) == whole and not parts()

@@ -173,20 +173,54 @@ def test_what_goes_wrong_halfway_leaves_nothing(tmp_path, originals, monkeypatch
 
     monkeypatch.setattr(mx, "save_safetensors", failing)
     message(originals["llama"], tmp_path / "out", error=RuntimeError)
-    assert len(written) == 3 and written[0].parent.parent == tmp_path
+    assert len(written) == 3 and written[0].parent.parent.parent == tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_dead_run_left_is_cleaned(tmp_path, originals):
-    (part := tmp_path / ".out.converting").mkdir()
+    (part := tmp_path / ".out.dead.converting" / "checkpoint").mkdir(parents=True)
     (part / "model-00007-of-00009.safetensors").write_bytes(b"half of it")
     target = convert(originals["llama"], tmp_path / "out")
     assert list(tmp_path.iterdir()) == [target]
     assert not list(target.glob("*of-00009*"))
 
 
+def test_only_what_is_left_of_a_run_with_this_target_is_cleaned(tmp_path, originals):
+    """Not what a link leads to, nor a folder or file with a name that is nearly the same."""
+    (victim := tmp_path / "victim").mkdir()
+    (victim / "precious").write_text("x")
+    for link in (".out.converting", ".out.link.converting", ".out..converting"):
+        (tmp_path / link).symlink_to(victim)
+    (tmp_path / ".out.file.converting").write_text("x")
+    near = (".out.converting-not", ".outer.a.converting", "out.a.converting")
+    for folder in near:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "precious").write_text("x")
+    (left := tmp_path / ".out.dead.converting").mkdir()
+    (left / "checkpoint").symlink_to(victim)
+    before = {path.name for path in tmp_path.iterdir()}
+    convert(originals["llama"], tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == before - {left.name} | {"out"}
+    assert (victim / "precious").read_text() == "x"
+    assert all((tmp_path / folder / "precious").exists() for folder in near)
+
+
+def test_what_is_written_meanwhile_is_nobody_elses_and_then_as_folders_are(tmp_path, originals, monkeypatch):
+    (plain := tmp_path / "plain").mkdir()
+    modes, save = [], mx.save_safetensors
+
+    def watched(file, *rest, **options):
+        modes.append(Path(file).parent.parent.stat().st_mode & 0o777)
+        save(file, *rest, **options)
+
+    monkeypatch.setattr(mx, "save_safetensors", watched)
+    target = convert(originals["llama"], tmp_path / "out")
+    assert modes == [0o700]
+    assert target.stat().st_mode == plain.stat().st_mode
+
+
 def test_two_runs_with_one_target_do_not_mix(tmp_path, originals):
-    (part := tmp_path / ".out.converting").mkdir()
+    (part := tmp_path / ".out.other.converting").mkdir()
     (part / "of the other run").write_text("x")
     other = os.open(part, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
@@ -196,18 +230,35 @@ def test_two_runs_with_one_target_do_not_mix(tmp_path, originals):
     convert(originals["llama"], tmp_path / "out")
 
 
-def test_a_run_that_waited_for_another_ones_folder_leaves_it(tmp_path, originals, monkeypatch):
-    """The other run renames its folder between our opening it and our locking it."""
-    flock, target = fcntl.flock, tmp_path / "out"
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_folder_that_another_run_took_for_a_dead_ones_is_made_anew(tmp_path, originals, monkeypatch, locked):
+    """The other run comes between our making it and our locking it."""
+    flock, taken = fcntl.flock, []
 
     def late(lock, how):
-        (tmp_path / ".out.converting" / "result").write_text("x")
-        (tmp_path / ".out.converting").rename(target)
+        if not taken:
+            taken.append(Path(next(tmp_path.glob(".out.*.converting"))))
+            if locked:
+                raise BlockingIOError
+            taken[0].rmdir()
         flock(lock, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    assert "another process" in message(originals["llama"], target, error=VlgenError)
-    assert [path.name for path in target.iterdir()] == ["result"]
+    target = convert(originals["llama"], tmp_path / "out")
+    assert len(taken) == 1 and (target / "config.json").is_file()
+
+
+def test_the_second_of_two_runs_leaves_the_firsts_result(tmp_path, originals, monkeypatch):
+    save, target = mx.save_safetensors, tmp_path / "out"
+
+    def overtaken(file, *rest, **options):
+        target.mkdir(exist_ok=True)
+        (target / "result").write_text("x")
+        save(file, *rest, **options)
+
+    monkeypatch.setattr(mx, "save_safetensors", overtaken)
+    assert "not empty" in message(originals["llama"], target, error=VlgenError)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "result"]
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, originals, monkeypatch):

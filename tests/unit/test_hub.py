@@ -117,6 +117,27 @@ def test_a_part_in_the_cache_is_not_enough(cache, lost):
         hub.locate("someone/llama")
 
 
+@pytest.mark.parametrize(
+    "lost", ["config.json", "model-00002-of-00003.safetensors", "tokenizer.json", "model.safetensors.index.json"]
+)
+def test_a_link_to_nothing_in_the_cache_is_a_part_and_named(cache, lost):
+    """As a pruned cache leaves it: the snapshot's links are there, and a blob is not."""
+    snapshot = put(cache, "someone/llama", shards=3)
+    (snapshot / lost).resolve().unlink()
+    assert (snapshot / lost).is_symlink()
+    said = refused("someone/llama")
+    assert "no whole copy in the cache" in said and lost in said
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "tokenizer_config.json"])
+def test_a_folder_with_a_link_to_nothing_is_not_loaded(tmp_path, lost):
+    folder = write(tmp_path / "llama", LLAMA, draw(LLAMA))
+    (folder / lost).unlink()
+    (folder / lost).symlink_to(tmp_path / "gone")
+    with pytest.raises(LoadError, match=f"{lost} is a link to a file that is not there"):
+        load(folder)
+
+
 def test_another_revision_is_not_in_the_cache(cache):
     put(cache, "someone/llama")
     assert "no whole copy" in refused("someone/llama", "v2")
@@ -250,6 +271,18 @@ def test_a_part_is_completed(stand_in, tmp_path):
     assert again == first
     assert "(1 file" in said
     assert server.asked[before:] == [("someone/whole", "model.safetensors")]
+
+
+def test_a_link_to_nothing_is_completed(stand_in, tmp_path):
+    server = stand_in[0]
+    first, _ = locate_all(tmp_path, server.url, [["someone/whole", None]])
+    folder = Path(first["someone/whole@None"])
+    (folder / "model.safetensors").resolve().unlink()
+    before = len(server.asked)
+    again, _ = locate_all(tmp_path, server.url, [["someone/whole", None]])
+    assert again == first
+    assert server.asked[before:] == [("someone/whole", "model.safetensors")]
+    assert (folder / "model.safetensors").is_file()
 
 
 def test_an_adapter(stand_in):

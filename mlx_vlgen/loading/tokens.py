@@ -1,0 +1,57 @@
+"""Whether the tokens that a tokenizer makes, a family needs and an answer ends with are rows of the embeddings."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .._runtime import nn
+from ..errors import LoadError
+from ..models.base import Model
+
+
+def check_tokens(folder: Path, model: Model) -> None:
+    """LoadError for a token that is past the rows of the embeddings, whose row would be read from foreign memory.
+
+    Embeddings may have more rows than there are tokens. A special token may be past them where nothing but its name
+    in a prompt makes it, as Gemma 3's text checkpoints and padded Llamas are published; each request's are checked.
+    """
+    tokenizer, rows = model.processor.tokenizer, embedding_rows(model)
+    known: dict[str, int] = tokenizer.get_vocab()
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    path = folder / "tokenizer.json"
+    for token, id in known.items():
+        if id >= rows and id not in special:
+            raise LoadError(f"{path}: the token {token!r:.80} has the id {id}, and the embeddings have {rows} rows.")
+    features = {**model.processor.placeholders, **model.processor.feature_tokens}
+    for kind, token in features.items():
+        if token not in known:
+            raise LoadError(f"{path} has no token {token!r:.80}, which stands for the features of each {kind}.")
+        if known[token] >= rows:
+            raise LoadError(f"{path}: {token!r:.80} has the id {known[token]}, and the embeddings have {rows} rows.")
+    # Where generation_config.json says it, nobody reads what config.json does.
+    name = "generation_config.json" if "eos_token_id" in model.generation_config else "config.json"
+    settings = model.generation_config if name == "generation_config.json" else model.config
+    check_ends(folder / name, settings, rows)
+
+
+def check_ends(path: Path, settings: Mapping[str, Any], rows: int | None = None) -> None:
+    """LoadError for an `eos_token_id` that is no token, nor a list of such, nor null. rows: of the embeddings."""
+    given = settings.get("eos_token_id")
+    for end in given if isinstance(given, list) else [] if given is None else [given]:
+        if type(end) is not int or end < 0 or (rows is not None and end >= rows):
+            least = "from 0 on" if rows is None else f"from 0 to {rows - 1}"
+            raise LoadError(f"{path} says eos_token_id = {given!r:.80}; expected tokens, {least}, or null.")
+
+
+def embedding_rows(model: Model) -> int:
+    """How many tokens the text decoder has embeddings of."""
+    embeddings: dict[str, Any] = {
+        path: module
+        for path, module in model.text_decoder().named_modules()
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
+    }
+    tables = {path: int(module.weight.shape[0]) for path, module in embeddings.items()}
+    # Beside them some decoders have a table of positions, or one of each layer's.
+    tokens = [rows for path, rows in tables.items() if path.rpartition(".")[2] == "embed_tokens"]
+    return max(tokens or tables.values())

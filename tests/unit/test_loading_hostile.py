@@ -1,0 +1,402 @@
+"""Damaged and hostile checkpoints: whatever is wrong in one is a LoadError that names the file, and nothing hangs."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile.checkpoints import Mutation, mutations
+from parity.layouts import write_checkpoint
+from tiny_checkpoints import LLAMA, draw, write
+
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.errors import LoadError
+from mlx_vlgen.hf.auto import AutoProcessor, AutoTokenizer
+from mlx_vlgen.inputs.files import check_settings, read_json
+from mlx_vlgen.inputs.prompt import MediaInputs
+from mlx_vlgen.inputs.qwen_vl import Qwen3VLProcessor
+from mlx_vlgen.loading import hub, load
+from mlx_vlgen.loading.headers import check_sizes, read_shapes
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return write(tmp_path / "llama", LLAMA, draw(LLAMA))
+
+
+@pytest.fixture(scope="module")
+def sees(tmp_path_factory):
+    """The folder of a checkpoint that sees, to be read only."""
+    return write_checkpoint("qwen3_vl", "v5", tmp_path_factory.mktemp("sees"))
+
+
+def refused(folder, **options):
+    with pytest.raises(LoadError) as caught:
+        load(folder, **options)
+    return str(caught.value)
+
+
+def change(folder, name, **fields):
+    """Set fields of a JSON file."""
+    path = folder / name
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | fields))
+
+
+# Many of them, in a process that may die
+
+WORKER = """
+import json, os, resource, shutil, signal, sys
+from pathlib import Path
+from hostile.checkpoints import mutations
+from mlx_vlgen.errors import LoadError
+from mlx_vlgen.loading import load
+
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+base, folder, seed, count = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+for mutation in mutations(base, seed, count):
+    shutil.rmtree(folder, ignore_errors=True)
+    mutation.write(base, folder)
+    print(json.dumps([mutation.name, "died or hung"]))
+    sys.stdout.flush()
+    signal.alarm(20)
+    try:
+        load(folder)
+        result = "loaded"
+    except LoadError as error:
+        result = "refused" if str(folder) in str(error) else f"names no file: {error}"
+    except BaseException as error:
+        result = f"{type(error).__name__}: {error}"
+    signal.alarm(0)
+    print(json.dumps([mutation.name, result]))
+"""
+
+
+def outcomes(base: Path, tmp_path: Path, seed: int, count: int) -> dict[str, str]:
+    """What `load` makes of each mutation, by its name."""
+    ran = subprocess.run(
+        [sys.executable, "-c", WORKER, str(base), str(tmp_path / "changed"), str(seed), str(count)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))), "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return dict(json.loads(line) for line in ran.stdout.splitlines())
+
+
+@pytest.mark.parametrize(("family", "seed", "count"), [("llama", 0, 330), ("qwen3_vl", 1, 90), ("smolvlm", 2, 60)])
+def test_no_checkpoint_gets_past_the_gate(tmp_path, family, seed, count):
+    base = write_checkpoint(family, "v5", tmp_path / "base")
+    results = outcomes(base, tmp_path, seed, count)
+    assert len(results) > 0.9 * count  # a few have one name
+    assert {name: result for name, result in results.items() if result not in ("refused", "loaded")} == {}
+    assert Counter(results.values())["refused"] > 0.5 * count
+
+
+def test_mutations_are_the_same_for_the_same_seed(llama):
+    assert [own.name for own in mutations(llama, 3, 300)] == [own.name for own in mutations(llama, 3, 300)]
+    assert [own.name for own in mutations(llama, 3, 300)] != [own.name for own in mutations(llama, 4, 300)]
+
+
+def test_a_mutation_leaves_the_original(llama, tmp_path):
+    def contents():
+        return {path.name: path.read_bytes() for path in llama.iterdir()}
+
+    before = contents()
+    Mutation("x", lambda folder: (folder / "config.json").unlink()).write(llama, tmp_path / "changed")
+    assert contents() == before and not (tmp_path / "changed" / "config.json").exists()
+
+
+# JSON
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": NaN}', "'NaN' is not a number"),
+        ('{"a": {"__float__": "NaN"}}', "'NaN' is not a number"),
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is there twice"),
+        ('\ufeff{"a": 1}', "BOM"),
+        ("[" * 100_000, "recursion"),
+        ('{"a":' * 100_000, "recursion"),
+        ("1" * 5000, "digits"),
+        ("3", "expected an object"),
+        ("", "Expecting value"),
+    ],
+)
+def test_json_that_is_none(tmp_path, text, told):
+    path = tmp_path / "config.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(LoadError, match=told) as caught:
+        read_json(path)
+    assert str(path) in str(caught.value)
+
+
+def test_json_that_is_no_text_a_folder_or_too_large(tmp_path):
+    (tmp_path / "a").write_bytes(b'{"a": "\xff"}')
+    (tmp_path / "b").mkdir()
+    with (tmp_path / "c").open("wb") as file:
+        file.truncate(1 << 40)
+    for name, told in (("a", "utf-8"), ("b", "directory"), ("c", "bytes; expected at most"), ("d", "No such file")):
+        with pytest.raises(LoadError, match=told) as caught:
+            read_json(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+
+
+def test_infinity_is_a_number(tmp_path):
+    (tmp_path / "a").write_text('{"a": [0.0, Infinity], "b": {"__float__": "-Infinity"}}')
+    assert read_json(tmp_path / "a") == {"a": [0.0, float("inf")], "b": float("-inf")}
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+)
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ', '{"added_tokens": 5}' + "}", "\ufeff{}"])
+def test_a_broken_tokenizer_is_named(llama, name, text):
+    (llama / name).write_text(text, encoding="utf-8")
+    assert str(llama / name) in refused(llama)
+    with pytest.raises(LoadError):
+        AutoTokenizer.from_pretrained(llama)
+
+
+# Sizes
+
+
+SHAPES = {"a": (64, 128), "b": (600_000, 4)}
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers = 10000000"),
+        ({"vision_config": {"depth": 257}}, "vision_config.depth = 257"),
+        ({"text_config": {"hidden_size": 10**9}}, "text_config.hidden_size = 1000000000"),
+        ({"a": [{"num_experts": 600_001}]}, "a.num_experts = 600001"),
+        ({"vision_config": {"image_size": [448, 10**18]}}, "image_size = 1000000000000000000"),
+        ({"head_dim": float("inf")}, "head_dim = inf"),
+    ],
+)
+def test_sizes_that_the_tensors_cannot_have(config, told):
+    with pytest.raises(LoadError, match=told):
+        check_sizes(config, SHAPES)
+
+
+def test_sizes_that_they_may_have():
+    check_sizes({"num_hidden_layers": 256, "vocab_size": 600_000, "max_position_embeddings": 10**7}, SHAPES)
+    check_sizes({"num_hidden_layers": 300}, {str(i): (1,) for i in range(300)})
+    check_sizes({"rope_theta": 10**9, "vision_feature_layer": -2, "pad_token_id": -1, "a": None, "b": "x"}, {})
+
+
+@pytest.mark.parametrize("shape", [[-1, 8], [1 << 40], ["a"], "a", [2.0, 2], [True]])
+def test_a_header_that_lies(tmp_path, shape):
+    path = tmp_path / "model.safetensors"
+    mx.save_safetensors(str(path), {"a": mx.zeros((2, 8)), "b": mx.zeros(3)})
+    assert read_shapes([path]) == {"a": (2, 8), "b": (3,)}
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["a"]["shape"] = shape
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + length :])
+    with pytest.raises(LoadError, match=r"model\.safetensors is damaged"):
+        read_shapes([path])
+
+
+def test_integers_for_weights(tmp_path):
+    tensors = draw(LLAMA) | {"model.norm.weight": mx.ones(128, mx.int32)}
+    assert "of another type (model.norm.weight mlx.core.int32" in refused(write(tmp_path / "c", LLAMA, tensors))
+
+
+# Settings of processors
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_std": [0.5, 0, 0.5]}, {"image_std": [0.5]}, {"image_std": [-1, 1, 1]}, {"image_std": "a"},
+        {"image_mean": [float("inf")] * 3}, {"image_mean": [True] * 3}, {"patch_size": 0}, {"patch_size": 10**6},
+        {"patch_size": 14.5}, {"merge_size": 0}, {"merge_size": 10**6}, {"merge_size": "2"}, {"size": 10**9},
+        {"size": {"height": 0, "width": 9}}, {"size": {"shortest_edge": 10**18}}, {"a": [{"fps": 0}]}, {"fps": True},
+        {"image_grid_pinpoints": [[336, 672], [0, 1]]}, {"max_patches": 10**6}, {"temporal_patch_size": -2},
+    ],
+)  # fmt: skip
+def test_settings_out_of_bounds(fields):
+    path = Path("here/processor_config.json")
+    with pytest.raises(LoadError, match=f"{path} says "):
+        check_settings(path, fields)
+    with pytest.raises(LoadError, match=f"{path} says "):
+        check_settings(path, {"image_processor": fields})
+
+
+def test_settings_within_bounds():
+    size = {"shortest_edge": 3136, "longest_edge": 47_040_000}
+    check_settings(Path("x"), {"image_std": [], "patch_size": None, "size": size, "fps": 0.5, "resample": 3, "a": "b"})
+
+
+@pytest.mark.parametrize("fields", [{"image_std": [0, 0, 0]}, {"resample": 99}, {"image_mean": 1}, {"patch_size": 3}])
+def test_settings_of_a_processor_name_the_file(sees, tmp_path, fields):
+    folder = Mutation("", lambda folder: change(folder, "preprocessor_config.json", **fields)).write(
+        sees, tmp_path / "c"
+    )
+    (folder / "processor_config.json").unlink()
+    assert str(folder) in (said := refused(folder)) and "config.json" in said
+
+
+def test_what_cannot_run_is_refused_when_it_loads(llama):
+    change(llama, "config.json", rope_theta="a")
+    assert "do not describe a model that runs" in (said := refused(llama)) and str(llama / "config.json") in said
+
+
+def test_a_tower_that_cannot_run_is_refused_when_it_loads(tmp_path):
+    folder = write_checkpoint("idefics3", "v5", tmp_path / "c")
+    config = json.loads((folder / "config.json").read_text())
+    change(folder, "config.json", vision_config=config["vision_config"] | {"num_attention_heads": 0})
+    assert "do not describe a model that runs" in refused(folder)
+
+
+def test_templates(llama):
+    (llama / "chat_template.json").write_text('{"chat_template": 5}')
+    assert str(llama / "chat_template.json") in refused(llama)
+    (llama / "chat_template.jinja").write_bytes(b"\xff")
+    assert str(llama / "chat_template.jinja") in refused(llama)
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_token_past_the_embeddings(llama, special):
+    """As Gemma 3's text checkpoints have a picture's token, one may be there that no text becomes."""
+    entry = {"id": 999_999, "content": "hi", "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": special}  # fmt: skip
+    change(llama, "tokenizer.json", added_tokens=[entry])
+    if special:
+        assert load(llama)[1].tokenizer.convert_tokens_to_ids("hi") >= 64
+        change(llama, "tokenizer_config.json", eos_token="hi")
+    said = refused(llama)
+    assert str(llama / "tokenizer.json") in said and "'hi' has the id" in said and "64 rows" in said
+
+
+def test_a_word_past_the_embeddings(llama):
+    whole = json.loads((llama / "tokenizer.json").read_text())
+    whole["model"]["vocab"]["hi"] = 999_999
+    change(llama, "tokenizer.json", model=whole["model"])
+    assert "'hi' has the id 999999, and the embeddings have 64 rows" in refused(llama)
+
+
+def test_more_rows_than_tokens_are_usual(tmp_path):
+    config = LLAMA | {"vocab_size": 96}
+    load(write(tmp_path / "c", config, draw(config)))
+
+
+@pytest.mark.parametrize("ends", ["a", 64, -1, 10**9, [1, "a"], {}, [[1]], 1.5, True, [None]])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_end_tokens_that_are_none(llama, name, ends):
+    change(llama, name, eos_token_id=ends)
+    said = refused(llama)
+    assert str(llama / name) in said and "eos_token_id" in said
+
+
+def test_a_picture_without_a_token(sees, tmp_path):
+    folder = Mutation("", lambda folder: None).write(sees, tmp_path / "c")
+    text = (folder / "tokenizer.json").read_text().replace("<|image_pad|>", "<|other|>")
+    (folder / "tokenizer.json").write_text(text)
+    assert "has no token '<|image_pad|>'" in refused(folder)
+
+
+# Quantization and adapters
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bits": -4, "group_size": 64}, {"bits": 4, "group_size": 0}, {"bits": 4, "mode": "int4"}, {"bits": "4"},
+        {"bits": 4, "lm_head": {"bits": 0}}, {"bits": 4, "mode": []}, {"quant_method": []}, [1], "4bit",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["quantization", "quantization_config"])
+def test_quantization_that_there_is_not(llama, key, settings):
+    change(llama, "config.json", **{key: settings})
+    assert str(llama / "config.json") in refused(llama)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "[" * 100_000, "[]", {"lora_parameters": []}, {"lora_parameters": {"scale": "a"}},
+        {"lora_parameters": {"scale": []}}, {"fine_tune_type": []}, {"init_lora_weights": [], "peft_type": 1},
+        {"peft_type": "LORA", "lora_alpha": "a"}, {"peft_type": "LORA", "alpha_pattern": 5}, {"peft_type": []},
+        {"peft_type": "LORA", "alpha_pattern": {"(": 1}},
+    ],
+)  # fmt: skip
+def test_adapters(llama, tmp_path, config):
+    (folder := tmp_path / "adapter").mkdir()
+    (folder / "adapter_config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    layer = "model.layers.0.self_attn.q_proj"
+    pair = {"a": mx.zeros((128, 4)), "b": mx.zeros((4, 128))}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), {f"{layer}.lora_{key}": own for key, own in pair.items()})
+    peft = {f"base_model.model.{layer}.lora_{key.upper()}.weight": own.T for key, own in pair.items()}
+    mx.save_safetensors(str(folder / "adapter_model.safetensors"), peft)
+    assert str(folder) in refused(llama, adapter_path=folder)
+
+
+# What else may happen
+
+
+def test_a_fault_of_our_own_can_be_traced(sees, monkeypatch):
+    def broken(cls, folder, config):
+        raise AttributeError("a fault")
+
+    monkeypatch.setattr(Qwen3VLProcessor, "from_folder", classmethod(broken))
+    for reading in (load, AutoProcessor.from_pretrained):
+        with pytest.raises(LoadError, match="AttributeError: a fault") as caught:
+            reading(sees)
+        assert isinstance(caught.value.__cause__, AttributeError)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemExit])
+def test_what_is_no_fault_of_a_checkpoint_passes(sees, monkeypatch, error):
+    def stopped(cls, folder, config):
+        raise error
+
+    monkeypatch.setattr(Qwen3VLProcessor, "from_folder", classmethod(stopped))
+    with pytest.raises(error):
+        load(sees)
+
+
+def test_a_panic_of_rust_does_not(llama, monkeypatch):
+    panic = type("PanicException", (BaseException,), {})
+
+    def panics(*args, **keywords):
+        raise panic("index out of bounds")
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", panics)
+    assert "PanicException: index out of bounds" in refused(llama)
+
+
+def test_a_rehearsal_computes_nothing(sees):
+    load(sees, lazy=True)
+    mx.synchronize()
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    model, processor = load(sees, lazy=True)
+    assert mx.get_active_memory() - before < 50_000 < sum(path.stat().st_size for path in sees.glob("*.safetensors"))
+    assert processor.prepare("hi", MediaInputs()).tokens.dtype == np.int32
+    assert model.processor is processor
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "a" * 5000, "/" + "a" * 5000, "./" + "a/" * 3000])
+def test_names_that_cannot_be_opened(name):
+    with pytest.raises(LoadError, match="cannot be opened"):
+        hub.locate(name)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"), [((5,), "5"), ((None,), "None"), ((b"x",), "b'x'"), (("a/b", 5), "revision=5")]
+)
+def test_names_of_another_type(given, named):
+    with pytest.raises(TypeError, match=named):
+        hub.locate(*given)
