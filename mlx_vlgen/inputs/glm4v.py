@@ -8,8 +8,9 @@ from typing import Any, Self
 import numpy as np
 
 from . import chat_template
-from .chat_template import Message, Segment
+from .chat_template import Message
 from .images import CLIP_MEAN, CLIP_STD, pixel_bounds, video_size
+from .literal import Segment
 from .processor import Kind, read_settings
 from .prompt import MediaInputs
 from .qwen_vl import QwenVLProcessor, bounded

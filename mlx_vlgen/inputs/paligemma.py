@@ -1,14 +1,14 @@
 """PaliGemma's processor: pictures, the first token, one task in words, and a line feed."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .literal import Segment
 from .plain import SIGLIP_MEAN, SIGLIP_STD, PlainSettings, fixed_picture
-from .processor import Expansion, Kind, Processor, Segment, load_template, load_tokenizer, read_settings
+from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import Media, MediaInputs, Span
 
 # Published checkpoints have none: they were trained on a task and its answer, without turns.
@@ -55,9 +55,7 @@ class PaliGemmaProcessor(Processor):
             segments, naming = [Segment(token * images), *segments], [0]
         last = naming[-1]
         head, found, tail = segments[last].text.rpartition(token)
-        segments = [*segments[:last], Segment(head + found + bos + tail), *segments[last + 1 :], Segment("\n")]
-        runs = itertools.groupby(segments, key=lambda segment: segment.literal)
-        return [Segment("".join(segment.text for segment in run), literal) for literal, run in runs]
+        return [*segments[:last], Segment(head + found + bos + tail), *segments[last + 1 :], Segment("\n")]
 
     def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
         return ((0, len(tokens)),)

@@ -1,5 +1,6 @@
 """Text and media to a `Prompt`: the chat template, placeholders and their expansion, token ids."""
 
+import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from ..errors import PromptError, UnsupportedError
-from . import chat_template
-from .chat_template import Message, Segment
+from . import chat_template, template_sandbox
+from .chat_template import Message
+from .literal import Segment, check_text, either, encode_words, runs
 from .prompt import Media, MediaInputs, Prompt, Span
 
 Kind = Literal["image", "video"]
@@ -41,6 +43,9 @@ class Processor:
 
     feature_tokens: Mapping[Kind, str] = {}
     """The token that stands for one feature of it in the expanded text, where that is another one."""
+
+    prompt_tokens: ClassVar[str] = ""
+    """Pattern of the tokens that the family documents for prompts: they are tokens in a person's words, too."""
 
     adds_first_token: ClassVar[bool] = True
     """Whether the tokenizer's own first token goes before a text that does not begin with it."""
@@ -78,8 +83,16 @@ class Processor:
                 raise self.takes_no(part.kind)
         if not self.placeholders:
             messages = chat_template.joined(messages)
-        reserved = [*self.placeholders.values(), *self.feature_tokens.values()]
-        return chat_template.render(self.tokenizer, self.chat_template, messages, reserved, **kwargs)
+        media = frozenset([*self.placeholders.values(), *self.feature_tokens.values()])
+        return chat_template.render(
+            self.tokenizer, self.chat_template, messages, media | self._steering(), media, **kwargs
+        )
+
+    def _steering(self) -> frozenset[str]:
+        """The tokens that steer a conversation: special ones, those that the template writes, and marks of thinking
+        and of tools; but none that the family documents for prompts."""
+        added = tuple((token.content, token.special) for token in self.tokenizer.added_tokens_decoder.values())
+        return _steering(added, self.chat_template or "", self.prompt_tokens)
 
     def prepare(self, prompt: str | Sequence[Message], media: MediaInputs = MediaInputs(), **kwargs: Any) -> Prompt:
         """A formatted string, or messages, with their media -> `Prompt`.
@@ -91,7 +104,7 @@ class Processor:
         """
         given: dict[Kind, list[Any]] = {"image": list(media.images), "video": list(media.videos)}
         if isinstance(prompt, str):
-            segments = [Segment(prompt)]
+            segments = [Segment(prompt, tail=True)]
         else:
             messages = chat_template.normalize(prompt)
             messages = chat_template.place(messages, len(given["image"]), len(given["video"]))
@@ -99,14 +112,14 @@ class Processor:
             segments = self.format(messages, **kwargs)
         segments = self.lay_out(segments, len(given["image"]))
         text = "".join(segment.text for segment in segments)
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise PromptError("the prompt holds bytes that are not text in UTF-8: convert it, or remove them")
+        check_text(text)
         self._check_counts(segments, given)
         media = replace(media, images=tuple(given["image"]), videos=tuple(given["video"]))
         expansions: list[tuple[Kind, Expansion]] = []
         tokens = self._tokenize([self._expand(segment, given, media, expansions) for segment in segments])
         processed = tuple(self._media(tokens, expansions))
-        return Prompt(tokens, processed, self.two_way(tokens, processed), text)
+        tail = "".join(segment.text for segment in segments if segment.tail)
+        return Prompt(tokens, processed, self.two_way(tokens, processed), text, tail)
 
     def _check_counts(self, segments: Sequence[Segment], given: Mapping[Kind, Sequence[Any]]) -> None:
         for kind, sources in given.items():
@@ -148,24 +161,26 @@ class Processor:
             return segment
         kinds = {token: kind for kind, token in self.placeholders.items()}
 
-        def replace(match: re.Match[str]) -> str:
+        def expanded(match: re.Match[str]) -> str:
             kind = kinds[match.group()]
             expansion = self.expand(kind, given[kind].pop(0), media)
             expansions.append((kind, expansion))
             return expansion.text
 
-        return Segment(re.sub("|".join(map(re.escape, kinds)), replace, segment.text))
+        return replace(segment, text=either(frozenset(kinds)).sub(expanded, segment.text))
 
     def _tokenize(self, segments: Sequence[Segment]) -> np.ndarray:
-        """Token ids (L,). Literal segments are words: no special token is read in them."""
+        """Token ids (L,). Literal segments are words: no added token is read in them."""
         ids: list[int] = []
         bos = self.tokenizer.bos_token
-        for index, segment in enumerate(segments):
+        for index, run in enumerate(runs(segments, frozenset(self.tokenizer.added_tokens_encoder))):
             # A template that writes the first token itself must not get a second one.
-            special = self.adds_first_token and index == 0 and not (bos and segment.text.startswith(bos))
-            ids += self.tokenizer.encode(
-                segment.text, add_special_tokens=special, split_special_tokens=segment.literal, verbose=False
-            )
+            written = bos and not run.literal and run.text.startswith(bos)
+            special = self.adds_first_token and index == 0 and not written
+            if run.literal:
+                ids += encode_words(self.tokenizer, run.text, first=index == 0, special=special)
+            else:
+                ids += self.tokenizer.encode(run.text, add_special_tokens=special, verbose=False)
         return np.array(ids, dtype=np.int32)
 
     def _media(self, tokens: np.ndarray, expansions: Sequence[tuple[Kind, Expansion]]) -> list[Media]:
@@ -185,6 +200,18 @@ class Processor:
 
 class TextProcessor(Processor):
     """Of a text decoder: takes no media."""
+
+
+@functools.lru_cache(maxsize=16)
+def _steering(added: tuple[tuple[str, bool], ...], template: str, prompt_tokens: str) -> frozenset[str]:
+    written = template_sandbox.literals(template)
+    return frozenset(
+        token
+        for token, special in added
+        if (special or token in written or re.match(r"[<\[].*(think|tool)", token, re.IGNORECASE))
+        and token.strip()
+        and not re.fullmatch(prompt_tokens, token)
+    )
 
 
 def _fill(messages: Sequence[Message], given: Mapping[Kind, list[Any]]) -> dict[Kind, list[Any]]:

@@ -1,0 +1,164 @@
+"""A person's words in a formatted prompt: kept apart from what the template wrote, and tokenized as words.
+
+Words are hidden from the template by other characters, one for one, of a range that the prompt does not use: so a
+template trims, joins and cuts them as ever, whatever it lets through is known to be a person's, and `show` gives the
+text back.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from ..errors import PromptError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Part of a formatted prompt. literal: a person's words that look like what steers a conversation, and do not.
+    tail: written after a person's last words, where a template may open a thinking block."""
+
+    text: str
+    literal: bool = False
+    tail: bool = False
+
+
+Change = Callable[[str], str]
+SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], np.uint32)
+
+
+class Hiding:
+    """Hides words of a prompt that holds `texts`. steering: the strings that steer a conversation."""
+
+    def __init__(self, steering: frozenset[str], texts: Iterable[str]):
+        self.steering = either(steering)
+        used = {ord(character) >> 16 for text in texts for character in set(re.findall("[^\0-\uffff]", text))}
+        plane = next((plane for plane in range(16, 3, -1) if plane not in used), None)
+        if plane is None:
+            raise PromptError("the prompt has characters of every range that Unicode has not given a meaning: remove them")
+        self._plane = plane
+        self._edges = np.array(sorted({ord(text[end]) for text in steering for end in (0, -1)}), np.uint32)
+
+    def all(self, text: str) -> str:
+        """Every character but spaces."""
+        codes = _codes(text)
+        return self._moved(codes, ~np.isin(codes, SPACES))
+
+    def edges(self, text: str) -> str:
+        """The characters that steering strings begin or end with."""
+        codes = _codes(text)
+        return self._moved(codes, np.isin(codes, self._edges))
+
+    def matches(self, text: str, pattern: re.Pattern[str] | None = None) -> str:
+        """The steering strings, or what else matches."""
+        return (pattern or self.steering).sub(lambda match: self.all(match.group()), text)
+
+    def show(self, text: str) -> str:
+        codes = _codes(text)
+        return _text(np.where(codes >> 16 == self._plane, codes & 0xFFFF, codes))
+
+    def cut(self, text: str) -> list[Segment]:
+        """A rendered text, shown: what of it is no more than a person's words, though it steers. What the template
+        itself wrote has nothing hidden in it."""
+        hidden = np.flatnonzero(_codes(text) >> 16 == self._plane)
+        end = int(hidden[-1]) + 1 if len(hidden) else 0
+        segments = []
+        for piece, tail in ((text[:end], False), (text[end:], True)):
+            for number, part in enumerate(_split(self.steering, piece)):
+                shown = [part] if number % 2 else _split(self.steering, self.show(part))
+                segments += [Segment(own, literal=i % 2 == 1, tail=tail) for i, own in enumerate(shown) if own]
+        return segments
+
+    def _moved(self, codes: np.ndarray, which: np.ndarray) -> str:
+        return _text(np.where(which & (codes < 0x10000), codes | self._plane << 16, codes))
+
+
+def mapped(value: Any, change: Change, but: Collection[str] = ()) -> Any:
+    """A message with every text in it changed, but those of some keys."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: item if key in but else mapped(item, change, but) for key, item in value.items()}
+    return [mapped(item, change, but) for item in value] if isinstance(value, list | tuple) else value
+
+
+def check_text(text: str) -> None:
+    if re.search("[\ud800-\udfff]", text):
+        raise PromptError("the prompt holds bytes that are not text in UTF-8: convert it, or remove them")
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a message."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.items():
+            yield from texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts(item)
+
+
+@functools.lru_cache(maxsize=64)
+def either(strings: frozenset[str]) -> re.Pattern[str]:
+    """Any of the strings, the longest that stands there."""
+    return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or r"(?!)")
+
+
+def _split(pattern: re.Pattern[str], text: str) -> list[str]:
+    """What is between the matches, and at odd places the matches."""
+    return re.split(f"({pattern.pattern})", text)
+
+
+def _codes(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+
+
+def _text(codes: np.ndarray) -> str:
+    return codes.astype(np.uint32).tobytes().decode("utf-32-le")
+
+
+# -- tokenizing
+
+
+def runs(segments: Sequence[Segment], tokens: frozenset[str]) -> list[Segment]:
+    """The prompt cut where its tokenizer cuts it, too: at `tokens`, its added ones. A run with literal words in it is
+    literal as a whole, for words that stand side by side become tokens together."""
+    if not any(segment.literal for segment in segments):
+        return [Segment("".join(segment.text for segment in segments))]
+    pattern = either(tokens)
+    pieces: list[tuple[bool, Segment]] = []  # with whether it is an added token
+    for apart, group in groupby(segments, key=lambda segment: segment.literal):
+        joined = Segment("".join(segment.text for segment in group), literal=apart)
+        parts = [joined.text] if apart else _split(pattern, joined.text)
+        pieces += [(i % 2 == 1, replace(joined, text=part)) for i, part in enumerate(parts) if part]
+    cut = []
+    for token, group_ in groupby(pieces, key=lambda piece: piece[0]):
+        run = [segment for _, segment in group_]
+        cut.append(Segment("".join(own.text for own in run), literal=not token and any(own.literal for own in run)))
+    return [
+        Segment("".join(own.text for own in group), literal) for literal, group in groupby(cut, key=lambda own: own.literal)
+    ]
+
+
+def encode_words(tokenizer: Any, text: str, first: bool, special: bool) -> list[int]:
+    """Token ids of a text in which no added token is read. first: whether it begins the prompt, which some tokenizers
+    put a blank before. special: whether the tokenizer's own first token goes before it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in Python, which cuts no text then
+        ids = tokenizer.encode(text, add_special_tokens=special, split_special_tokens=True, verbose=False)
+        return [int(token) for token in ids]
+    from tokenizers import Tokenizer, models
+
+    bare = Tokenizer(models.BPE())  # the model is put in last: it is large, and shared
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        if (own := getattr(backend, part)) is not None:
+            setattr(bare, part, own)
+    if not first:
+        bare = Tokenizer.from_str(bare.to_str().replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'))
+    bare.model = backend.model
+    return [int(token) for token in bare.encode(text, add_special_tokens=special).ids]
