@@ -80,8 +80,10 @@ def _normal_part(part: Any) -> dict[str, Any]:
             f'a content part is a mapping like {{"type": "text", "text": "…"}}; this is {reprlib.repr(part)}'
         )
     _check_keys(part)
-    if not isinstance(part.get("type") or "", str):
-        raise PromptError(f"a content part's type is a name like 'text' or 'image'; this is {reprlib.repr(part['type'])}")
+    if not isinstance(part.get("type", ""), str | None):
+        raise PromptError(
+            f"a content part's type is a name like 'text' or 'image'; this is {reprlib.repr(part['type'])}"
+        )
     if kind := _kind(part):
         if unread := [key for key in part if key not in _SOURCES + _NO_MATTER and part[key] is not None]:
             raise PromptError(
@@ -183,7 +185,7 @@ def render(
 
     The template is run twice: on messages whose steering strings are hidden from it, and on messages of which every
     word is hidden, which shows what of the text is the template's own. Where the texts differ, the template reads what
-    it is given; then it is run with less hidden, and if it reads that, too, its own strings must be the same both times.
+    it is given; then it is run with less hidden. If it reads that, too, its own strings must be the same both times.
     """
     if template is None:
         raise PromptError(

@@ -28,6 +28,7 @@ class Glm4vProcessor(QwenVLProcessor):
 
     placeholders: Mapping[Kind, str] = {"image": "<|image|>", "video": "<|video|>"}
     feature_tokens: Mapping[Kind, str] = {"video": "<|image|>"}
+    prompt_tokens = r"<\|(begin|end)_of_box\|>"
     picture_bounds = (112 * 112, 28 * 28 * 15000)
     video_bounds = (112 * 112, 28 * 28 * 2 * 30000)
     mean, std = CLIP_MEAN, CLIP_STD

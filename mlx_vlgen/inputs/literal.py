@@ -39,7 +39,9 @@ class Hiding:
         used = {ord(character) >> 16 for text in texts for character in set(re.findall("[^\0-\uffff]", text))}
         plane = next((plane for plane in range(16, 3, -1) if plane not in used), None)
         if plane is None:
-            raise PromptError("the prompt has characters of every range that Unicode has not given a meaning: remove them")
+            raise PromptError(
+                "the prompt has characters of every range that Unicode has not given a meaning: remove them"
+            )
         self._plane = plane
         self._edges = np.array(sorted({ord(text[end]) for text in steering for end in (0, -1)}), np.uint32)
 
@@ -66,12 +68,16 @@ class Hiding:
         itself wrote has nothing hidden in it."""
         hidden = np.flatnonzero(_codes(text) >> 16 == self._plane)
         end = int(hidden[-1]) + 1 if len(hidden) else 0
-        segments = []
-        for piece, tail in ((text[:end], False), (text[end:], True)):
-            for number, part in enumerate(_split(self.steering, piece)):
-                shown = [part] if number % 2 else _split(self.steering, self.show(part))
-                segments += [Segment(own, literal=i % 2 == 1, tail=tail) for i, own in enumerate(shown) if own]
-        return segments
+        segments: list[Segment] = []
+        place = 0
+        for number, part in enumerate(_split(self.steering, text)):
+            for i, own in enumerate([part] if number % 2 else _split(self.steering, self.show(part))):
+                literal, cut = i % 2 == 1, min(max(0, end - place), len(own))
+                if literal:  # it may end in what the template wrote
+                    cut = len(own)
+                place += len(own)
+                segments += [Segment(own[:cut], literal), Segment(own[cut:], tail=True)]
+        return [segment for segment in segments if segment.text]
 
     def _moved(self, codes: np.ndarray, which: np.ndarray) -> str:
         return _text(np.where(which & (codes < 0x10000), codes | self._plane << 16, codes))
@@ -141,7 +147,8 @@ def runs(segments: Sequence[Segment], tokens: frozenset[str]) -> list[Segment]:
         run = [segment for _, segment in group_]
         cut.append(Segment("".join(own.text for own in run), literal=not token and any(own.literal for own in run)))
     return [
-        Segment("".join(own.text for own in group), literal) for literal, group in groupby(cut, key=lambda own: own.literal)
+        Segment("".join(own.text for own in group), literal)
+        for literal, group in groupby(cut, key=lambda own: own.literal)
     ]
 
 

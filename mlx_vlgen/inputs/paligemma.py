@@ -29,6 +29,7 @@ class PaliGemmaProcessor(Processor):
     laid out here as those with one. count: features of a picture."""
 
     placeholders: Mapping[Kind, str] = {"image": "<image>"}
+    prompt_tokens = r"<loc\d{4}>|<seg\d{3}>"
     adds_first_token = False
 
     def __init__(self, tokenizer: Any, chat_template: str | None, pictures: PlainSettings, count: int):

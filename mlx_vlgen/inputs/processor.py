@@ -178,10 +178,21 @@ class Processor:
             written = bos and not run.literal and run.text.startswith(bos)
             special = self.adds_first_token and index == 0 and not written
             if run.literal:
-                ids += encode_words(self.tokenizer, run.text, first=index == 0, special=special)
+                made = encode_words(self.tokenizer, run.text, first=index == 0, special=special)
+                self._check_words(made[special:])
+                ids += made
             else:
                 ids += self.tokenizer.encode(run.text, add_special_tokens=special, verbose=False)
         return np.array(ids, dtype=np.int32)
+
+    def _check_words(self, ids: Sequence[int]) -> None:
+        known = self.tokenizer.added_tokens_encoder
+        for token in self._steering() - {self.tokenizer.unk_token}:
+            if known[token] in ids:
+                raise PromptError(
+                    f"this checkpoint's tokenizer makes {token} of plain text, too, and it steers the conversation: "
+                    "remove it from the messages"
+                )
 
     def _media(self, tokens: np.ndarray, expansions: Sequence[tuple[Kind, Expansion]]) -> list[Media]:
         """Each expansion with its spans: the feature tokens of its kind, taken in order."""

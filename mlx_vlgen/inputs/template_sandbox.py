@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from types import BuiltinMethodType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jinja2 import nodes
@@ -46,6 +46,10 @@ _UNSAFE = {"encode", "expandtabs", "format_map", "from_bytes", "maketrans", "to_
 """Methods likewise."""
 _CHOOSING = ("first", "last", "default", "d", "attr", "min", "max", "random")
 """Filters that give what they were given, or a part of it."""
+
+
+_WIDE = {"%": re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)"), "{": re.compile(r"\{[^{}]*(\d{5}|\{)")}
+"""Places in formats of both kinds, by what they begin with, that may be wide."""
 
 
 class BudgetError(PromptError):
@@ -169,7 +173,7 @@ def plain(value: Any, depth: int = 0) -> Any:
 class _Generation(Extension):
     """{% generation %} … {% endgeneration %}, which marks what an assistant said, for training."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -217,14 +221,14 @@ class _Weighing(NodeTransformer):
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         node = super().generic_visit(node, *args, **kwargs)
         if isinstance(node, nodes.For):
-            node.iter = _filtered("_turns", node.iter)
+            node.iter = _filtered("_turns", cast(nodes.Expr, node.iter))
         elif isinstance(node, nodes.Concat):
             return _filtered("join", nodes.List(node.nodes, lineno=node.lineno))
         elif isinstance(node, nodes.List | nodes.Dict | nodes.Compare | nodes.Test) or (
             (isinstance(node, nodes.Tuple) and node.ctx == "load")
             or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice))
         ):
-            return _filtered("_taken", node)
+            return _filtered("_taken", cast(nodes.Expr, node))
         return node
 
 
@@ -242,7 +246,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
         del self.globals["lipsum"]
 
-    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, parts: Iterable[str]) -> str:
         """Of everything that is written, also into a variable."""
         budget, pieces, size = _budget.get(), [], 0
         for part in parts:
@@ -251,7 +255,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             budget.allow(size)
         return "".join(pieces)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = _budget.get()
         budget.tick()
         if isinstance(__obj, BuiltinMethodType):
@@ -411,7 +415,6 @@ def _check_operation(budget: Budget, operation: str, left: Any, right: Any) -> N
 
 def _check_format(budget: Budget, text: str, sign: str, given: Any) -> None:
     """A text with places for others, which may be there more than once, and be wide."""
-    if re.search(r"\d{5}|%[^%]*\*|:[^{}]*\{", text):
-        raise SecurityError("a format has widths of four digits at most")
-    signs = text.count(sign)
-    budget.allow(len(text) + signs * (budget.weigh(given) + 10_000 * (re.search(r"\d{3}", text) is not None)))
+    if _WIDE[sign].search(text.replace("{{", "")):
+        raise SecurityError("a format has widths of four digits at most, written as digits")
+    budget.allow(len(text) + text.count(sign) * (budget.weigh(given) + 10_000))
