@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import PromptError
 from . import template_sandbox
-from .literal import Change, Hiding, Segment, check_text, either, mapped, texts
+from .literal import Change, Hiding, Segment, Strings, check_text, mapped, texts
 
 Message = Mapping[str, Any]
 
@@ -235,12 +235,12 @@ def render(
 
 
 def steering_of(text: str, hiding: Hiding) -> list[str]:
-    return hiding.steering.findall(text)
+    return hiding.steering.split(text)[1::2]
 
 
 def _changed(message: Message, change: Change, hiding: Hiding, media: frozenset[str]) -> dict[str, Any]:
     if message["role"] == "assistant":
-        change = functools.partial(hiding.matches, pattern=either(media))
+        change = functools.partial(hiding.matches, strings=Strings.of(media))
     return dict(mapped(message, change, but=("role", "type")))
 
 

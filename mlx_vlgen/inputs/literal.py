@@ -6,9 +6,10 @@ text back.
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -20,11 +21,12 @@ from ..errors import PromptError
 @dataclass(frozen=True)
 class Segment:
     """Part of a formatted prompt. literal: a person's words that look like what steers a conversation, and do not.
-    tail: written after a person's last words, where a template may open a thinking block."""
+    said: how many characters of it come before the end of a person's last words: only what follows them may open a
+    thinking block."""
 
     text: str
     literal: bool = False
-    tail: bool = False
+    said: int = 0
 
 
 Change = Callable[[str], str]
@@ -35,7 +37,7 @@ class Hiding:
     """Hides words of a prompt that holds `texts`. steering: the strings that steer a conversation."""
 
     def __init__(self, steering: frozenset[str], texts: Iterable[str]):
-        self.steering = either(steering)
+        self.steering = Strings.of(steering)
         used = {ord(character) >> 16 for text in texts for character in set(re.findall("[^\0-\uffff]", text))}
         plane = next((plane for plane in range(16, 3, -1) if plane not in used), None)
         if plane is None:
@@ -55,9 +57,10 @@ class Hiding:
         codes = _codes(text)
         return self._moved(codes, np.isin(codes, self._edges))
 
-    def matches(self, text: str, pattern: re.Pattern[str] | None = None) -> str:
-        """The steering strings, or what else matches."""
-        return (pattern or self.steering).sub(lambda match: self.all(match.group()), text)
+    def matches(self, text: str, strings: "Strings | None" = None) -> str:
+        """The steering strings, or others."""
+        parts = (strings or self.steering).split(text)
+        return "".join(self.all(part) if i % 2 else part for i, part in enumerate(parts))
 
     def show(self, text: str) -> str:
         codes = _codes(text)
@@ -70,14 +73,13 @@ class Hiding:
         end = int(hidden[-1]) + 1 if len(hidden) else 0
         segments: list[Segment] = []
         place = 0
-        for number, part in enumerate(_split(self.steering, text)):
-            for i, own in enumerate([part] if number % 2 else _split(self.steering, self.show(part))):
-                literal, cut = i % 2 == 1, min(max(0, end - place), len(own))
-                if literal:  # it may end in what the template wrote
-                    cut = len(own)
+        for number, part in enumerate(self.steering.split(text)):
+            for i, own in enumerate([part] if number % 2 else self.steering.split(self.show(part))):
+                said = len(own) if i % 2 else min(max(0, end - place), len(own))  # a literal may end in the template's
+                segments.append(Segment(own, i % 2 == 1, said))
                 place += len(own)
-                segments += [Segment(own[:cut], literal), Segment(own[cut:], tail=True)]
-        return [segment for segment in segments if segment.text]
+        runs = groupby((segment for segment in segments if segment.text), key=lambda segment: segment.literal)
+        return [join(list(run)) for _, run in runs]
 
     def _moved(self, codes: np.ndarray, which: np.ndarray) -> str:
         return _text(np.where(which & (codes < 0x10000), codes | self._plane << 16, codes))
@@ -109,15 +111,48 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(item)
 
 
-@functools.lru_cache(maxsize=64)
-def either(strings: frozenset[str]) -> re.Pattern[str]:
-    """Any of the strings, the longest that stands there."""
-    return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or r"(?!)")
+class Strings:
+    """Finds strings in a text, at each place the longest that stands there. There may be thousands of them, of which
+    a regular expression would try each at each place."""
+
+    def __init__(self, strings: frozenset[str]):
+        self._strings = strings
+        self._lengths = {
+            first: sorted({len(string) for string in strings if string[0] == first}, reverse=True)
+            for first in {string[0] for string in strings}
+        }
+        self._first = re.compile(f"[{re.escape(''.join(self._lengths))}]" if strings else "(?!)")
+
+    @staticmethod
+    @functools.lru_cache(maxsize=64)
+    def of(strings: frozenset[str]) -> "Strings":
+        return Strings(strings)
+
+    def split(self, text: str) -> list[str]:
+        """What is between those that stand there, and at odd places they."""
+        parts, done, place = [], 0, 0
+        while match := self._first.search(text, place):
+            place = match.start()
+            for length in self._lengths[match.group()]:
+                if (string := text[place : place + length]) in self._strings:
+                    parts += [text[done:place], string]
+                    done = place = place + length
+                    break
+            else:
+                place += 1
+        return [*parts, text[done:]]
 
 
-def _split(pattern: re.Pattern[str], text: str) -> list[str]:
-    """What is between the matches, and at odd places the matches."""
-    return re.split(f"({pattern.pattern})", text)
+def join(segments: Sequence[Segment]) -> Segment:
+    """Several, all literal or none, as one."""
+    said = max(
+        (place + own.said for own, place in zip(segments, _places(segments), strict=True) if own.said), default=0
+    )
+    return Segment("".join(own.text for own in segments), segments[0].literal, said)
+
+
+def _places(segments: Sequence[Segment]) -> list[int]:
+    return [0, *itertools.accumulate(len(own.text) for own in segments)][:-1]
 
 
 def _codes(text: str) -> np.ndarray:
@@ -135,21 +170,18 @@ def runs(segments: Sequence[Segment], tokens: frozenset[str]) -> list[Segment]:
     """The prompt cut where its tokenizer cuts it, too: at `tokens`, its added ones. A run with literal words in it is
     literal as a whole, for words that stand side by side become tokens together."""
     if not any(segment.literal for segment in segments):
-        return [Segment("".join(segment.text for segment in segments))]
-    pattern = either(tokens)
+        return [join(segments)]
+    strings = Strings.of(tokens)
     pieces: list[tuple[bool, Segment]] = []  # with whether it is an added token
-    for apart, group in groupby(segments, key=lambda segment: segment.literal):
-        joined = Segment("".join(segment.text for segment in group), literal=apart)
-        parts = [joined.text] if apart else _split(pattern, joined.text)
-        pieces += [(i % 2 == 1, replace(joined, text=part)) for i, part in enumerate(parts) if part]
-    cut = []
-    for token, group_ in groupby(pieces, key=lambda piece: piece[0]):
-        run = [segment for _, segment in group_]
-        cut.append(Segment("".join(own.text for own in run), literal=not token and any(own.literal for own in run)))
-    return [
-        Segment("".join(own.text for own in group), literal)
-        for literal, group in groupby(cut, key=lambda own: own.literal)
-    ]
+    for segment in (join(list(run)) for _, run in groupby(segments, key=lambda segment: segment.literal)):
+        parts = [segment.text] if segment.literal else strings.split(segment.text)
+        pieces += [(i % 2 == 1, Segment(part, segment.literal)) for i, part in enumerate(parts) if part]
+    cut: list[Segment] = []
+    for token, run in groupby(pieces, key=lambda piece: piece[0]):
+        own = [segment for _, segment in run]
+        literal = not token and any(segment.literal for segment in own)
+        cut.append(Segment("".join(segment.text for segment in own), literal))
+    return [join(list(group)) for _, group in groupby(cut, key=lambda segment: segment.literal)]
 
 
 def encode_words(tokenizer: Any, text: str, first: bool, special: bool) -> list[int]:

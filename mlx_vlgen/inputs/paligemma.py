@@ -1,12 +1,13 @@
 """PaliGemma's processor: pictures, the first token, one task in words, and a line feed."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .literal import Segment
+from .literal import Segment, join
 from .plain import SIGLIP_MEAN, SIGLIP_STD, PlainSettings, fixed_picture
 from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import Media, MediaInputs, Span
@@ -56,7 +57,8 @@ class PaliGemmaProcessor(Processor):
             segments, naming = [Segment(token * images), *segments], [0]
         last = naming[-1]
         head, found, tail = segments[last].text.rpartition(token)
-        return [*segments[:last], Segment(head + found + bos + tail), *segments[last + 1 :], Segment("\n")]
+        segments = [*segments[:last], Segment(head + found + bos + tail), *segments[last + 1 :], Segment("\n")]
+        return [join(list(run)) for _, run in itertools.groupby(segments, key=lambda segment: segment.literal)]
 
     def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
         return ((0, len(tokens)),)

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import PromptError, UnsupportedError
 from . import chat_template, template_sandbox
 from .chat_template import Message
-from .literal import Segment, check_text, either, encode_words, runs
+from .literal import Segment, Strings, check_text, encode_words, runs
 from .prompt import Media, MediaInputs, Prompt, Span
 
 Kind = Literal["image", "video"]
@@ -91,8 +91,12 @@ class Processor:
     def _steering(self) -> frozenset[str]:
         """The tokens that steer a conversation: special ones, those that the template writes, and marks of thinking
         and of tools; but none that the family documents for prompts."""
-        added = tuple((token.content, token.special) for token in self.tokenizer.added_tokens_decoder.values())
-        return _steering(added, self.chat_template or "", self.prompt_tokens)
+        return _steering(self._added, self.chat_template or "", self.prompt_tokens)
+
+    @functools.cached_property
+    def _added(self) -> frozenset[tuple[str, bool]]:
+        """The tokenizer's added tokens, and whether each is a special one."""
+        return frozenset((token.content, token.special) for token in self.tokenizer.added_tokens_decoder.values())
 
     def prepare(self, prompt: str | Sequence[Message], media: MediaInputs = MediaInputs(), **kwargs: Any) -> Prompt:
         """A formatted string, or messages, with their media -> `Prompt`.
@@ -104,7 +108,7 @@ class Processor:
         """
         given: dict[Kind, list[Any]] = {"image": list(media.images), "video": list(media.videos)}
         if isinstance(prompt, str):
-            segments = [Segment(prompt, tail=True)]
+            segments = [Segment(prompt)]
         else:
             messages = chat_template.normalize(prompt)
             messages = chat_template.place(messages, len(given["image"]), len(given["video"]))
@@ -118,7 +122,7 @@ class Processor:
         expansions: list[tuple[Kind, Expansion]] = []
         tokens = self._tokenize([self._expand(segment, given, media, expansions) for segment in segments])
         processed = tuple(self._media(tokens, expansions))
-        tail = "".join(segment.text for segment in segments if segment.tail)
+        tail = "".join(segment.text[segment.said :] for segment in segments)
         return Prompt(tokens, processed, self.two_way(tokens, processed), text, tail)
 
     def _check_counts(self, segments: Sequence[Segment], given: Mapping[Kind, Sequence[Any]]) -> None:
@@ -161,19 +165,23 @@ class Processor:
             return segment
         kinds = {token: kind for kind, token in self.placeholders.items()}
 
-        def expanded(match: re.Match[str]) -> str:
-            kind = kinds[match.group()]
-            expansion = self.expand(kind, given[kind].pop(0), media)
-            expansions.append((kind, expansion))
-            return expansion.text
+        def expanded(text: str) -> str:
+            parts = Strings.of(frozenset(kinds)).split(text)
+            for place in range(1, len(parts), 2):
+                kind = kinds[parts[place]]
+                expansion = self.expand(kind, given[kind].pop(0), media)
+                expansions.append((kind, expansion))
+                parts[place] = expansion.text
+            return "".join(parts)
 
-        return replace(segment, text=either(frozenset(kinds)).sub(expanded, segment.text))
+        said = expanded(segment.text[: segment.said])
+        return Segment(said + expanded(segment.text[segment.said :]), said=len(said))
 
     def _tokenize(self, segments: Sequence[Segment]) -> np.ndarray:
         """Token ids (L,). Literal segments are words: no added token is read in them."""
         ids: list[int] = []
         bos = self.tokenizer.bos_token
-        for index, run in enumerate(runs(segments, frozenset(self.tokenizer.added_tokens_encoder))):
+        for index, run in enumerate(runs(segments, frozenset(token for token, _ in self._added))):
             # A template that writes the first token itself must not get a second one.
             written = bos and not run.literal and run.text.startswith(bos)
             special = self.adds_first_token and index == 0 and not written
@@ -214,7 +222,7 @@ class TextProcessor(Processor):
 
 
 @functools.lru_cache(maxsize=16)
-def _steering(added: tuple[tuple[str, bool], ...], template: str, prompt_tokens: str) -> frozenset[str]:
+def _steering(added: frozenset[tuple[str, bool]], template: str, prompt_tokens: str) -> frozenset[str]:
     written = template_sandbox.literals(template)
     return frozenset(
         token
