@@ -26,6 +26,7 @@ from .inputs.processor import Processor
 from .inputs.prompt import MediaInputs
 from .loading import load
 from .models.base import Model
+from .notices import notice
 from .options import NULLABLE, divide
 from .prompt_utils import as_videos
 from .results import BatchResponse, BatchStats, GenerationResult, speed
@@ -103,8 +104,17 @@ def stream_generate(
         drafter=_drafter(processor, **given["draft"]),
         **given["template"],
     )
+    _tell_formatted([request])
     progress = None if told is None else lambda id, done, total: told(done, total)
     return _stream(TokenIterator(model, processor, progress=progress, **given["engine"]), request)
+
+
+def _tell_formatted(requests: Sequence[Request]) -> None:
+    if any(isinstance(request.prompt, str) and request.enable_thinking for request in requests):
+        notice(
+            "enable_thinking does not change a prompt that is formatted already; "
+            "apply_chat_template(processor, config, text, enable_thinking=True) formats one for it"
+        )
 
 
 def _stream(iterator: TokenIterator, request: Request) -> Iterator[GenerationResult]:
@@ -162,6 +172,7 @@ def batch_generate(
             prompts, pictures, videos, rows, caches, templates, strict=True
         )
     ]
+    _tell_formatted(requests)
     progress = _summed(other.pop("prompt_progress_callback", None))
     texts, results = [""] * count, [GenerationResult()] * count
     settings_of_all = {**given["engine"], **other, "group_by_shape": group_by_shape, "progress": progress}

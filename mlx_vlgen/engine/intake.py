@@ -92,7 +92,8 @@ class Intake:
                 )
             return None
         assert row.prompt
-        return Thinking(marks, row.prompt.tokens.tolist(), sampling.thinking_budget)
+        opening = row.prompt.tokens.tolist() if row.prompt.tail is None else row.prompt.tail
+        return Thinking(marks, opening, sampling.thinking_budget)
 
     def _constraint(self, row: Row) -> Constraint | None:
         asked = row.sampling.form

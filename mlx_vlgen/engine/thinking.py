@@ -11,38 +11,47 @@ from ..errors import PromptError
 
 @dataclass(frozen=True)
 class Marks:
-    """The tokens that open and close a thinking block."""
+    """The tokens that open and close a thinking block, and their strings."""
 
     start: tuple[int, ...]
     end: tuple[int, ...]
+    strings: tuple[str, str] = ("<think>", "</think>")
 
     @classmethod
     def of(cls, tokenizer: Any, start: str | None = None, end: str | None = None) -> "Marks | None":
         """From the strings given, or else `<think>` and `</think>` where the vocabulary has both as tokens; None for
         a model without them. PromptError when only one string is given."""
         if start is None and end is None:
-            start, end = "<think>", "</think>"
+            start, end = cls.strings
             known = tokenizer.get_vocab()
             if start not in known or end not in known:
                 return None
         if not start or not end:
             raise PromptError("thinking_start_token and thinking_end_token go together: give both or neither")
         opening, closing = (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (start, end))
-        return cls(opening, closing)
+        return cls(opening, closing, (start, end))
+
+    def open_in(self, prompt: Sequence[int] | str) -> bool:
+        """Whether a prompt opens a block and does not close it. A string decides by itself, for its tokens may join
+        the marks with what stands beside them."""
+        if isinstance(prompt, str):
+            start, end = self.strings
+            return prompt.rfind(start) > prompt.rfind(end)
+        return _last(prompt, self.start) > _last(prompt, self.end)
 
 
 class Thinking:
     """Follows one row's tokens. A block that the prompt opened and did not close is open from the first of them.
 
-    budget: how many tokens may stand inside; None is no bound. Once they do, `forced` gives the tokens of the closing
-    mark one by one, and what comes after is the answer. A second block has what the first one left; where `over` is set
-    there is none any more.
+    prompt: what of it can open one, as text; token ids where there is no text. budget: how many tokens may stand
+    inside; None is no bound. Once they do, `forced` gives the tokens of the closing mark one by one, and what comes
+    after is the answer. A second block has what the first one left; where `over` is set there is none any more.
     """
 
-    def __init__(self, marks: Marks, prompt: Sequence[int], budget: int | None = None):
+    def __init__(self, marks: Marks, prompt: Sequence[int] | str, budget: int | None = None):
         self.marks, self._budget = marks, budget
         self._tokens: list[int] = []
-        self.inside = _last(prompt, marks.start) > _last(prompt, marks.end)
+        self.inside = marks.open_in(prompt)
         self._blocks: list[tuple[int, int]] = [(0, 0)] if self.inside else []  # ranges of the row's tokens, no marks
         self._answer_from = 0
         self.over = False

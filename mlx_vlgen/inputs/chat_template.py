@@ -1,11 +1,15 @@
 """Messages to prompt text, without letting a person's own words become a picture."""
 
+import functools
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PromptError
+from . import template_sandbox
+from .literal import Change, Hiding, Segment, Strings, check_text, mapped, texts
 
 Message = Mapping[str, Any]
 
@@ -19,13 +23,8 @@ _NO_MATTER = ("type", "text", "detail", "cache_control")
 _TEMPLATE_CALL = ("add_generation_prompt", "continue_final_message", "tools", "documents", "enable_thinking")
 """Keywords of transformers' `apply_chat_template` that a template need not mention."""
 
-
-@dataclass(frozen=True)
-class Segment:
-    """Part of a formatted prompt. literal: a person's words that look like a placeholder and are none."""
-
-    text: str
-    literal: bool = False
+_THOUGHT = ("reasoning_content", "thinking", "reasoning")
+"""Names of what an assistant thought; the first is what most templates read."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,12 @@ def normalize(messages: Message | Sequence[Message]) -> list[dict[str, Any]]:
 
 def _normal_message(message: Any) -> dict[str, Any]:
     if not isinstance(message, Mapping) or "role" not in message:
-        raise PromptError(f'a message is a mapping like {{"role": "user", "content": "…"}}; this is {message!r:.80}')
+        raise PromptError(
+            f'a message is a mapping like {{"role": "user", "content": "…"}}; this is {reprlib.repr(message)}'
+        )
+    _check_keys(message)
+    if not isinstance(role := message["role"], str) or not role:
+        raise PromptError(f"a message's role is a name like 'user' or 'system'; this is {reprlib.repr(role)}")
     content = message.get("content")
     if isinstance(content, Mapping):
         content = [content]
@@ -72,7 +76,14 @@ def _normal_part(part: Any) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if not isinstance(part, Mapping):
-        raise PromptError(f'a content part is a mapping like {{"type": "text", "text": "…"}}; this is {part!r:.80}')
+        raise PromptError(
+            f'a content part is a mapping like {{"type": "text", "text": "…"}}; this is {reprlib.repr(part)}'
+        )
+    _check_keys(part)
+    if not isinstance(part.get("type", ""), str | None):
+        raise PromptError(
+            f"a content part's type is a name like 'text' or 'image'; this is {reprlib.repr(part['type'])}"
+        )
     if kind := _kind(part):
         if unread := [key for key in part if key not in _SOURCES + _NO_MATTER and part[key] is not None]:
             raise PromptError(
@@ -88,6 +99,12 @@ def _normal_part(part: Any) -> dict[str, Any]:
     )
 
 
+def _check_keys(given: Mapping[Any, Any]) -> None:
+    for key in given:
+        if not isinstance(key, str):
+            raise PromptError(f"the keys of messages and their parts are strings; this is {reprlib.repr(key)}")
+
+
 def _kind(part: Mapping[str, Any]) -> str | None:
     """What a part holds by its type, or else by its keys; data sets fill the keys that a part lacks with None."""
     if (kind := _KINDS.get(part.get("type") or "")) or part.get("text") is not None:
@@ -100,6 +117,8 @@ def _source(part: Mapping[str, Any]) -> Any:
     if len(sources) > 1:
         raise PromptError(f"a content part holds one picture or video; this one has {' and '.join(sources)}")
     for key, source in sources.items():
+        if key == "base64" and not isinstance(source, str):
+            raise PromptError(f"'base64' of a content part is a string; this is {reprlib.repr(source)}")
         if key == "base64" and not source.startswith("data:"):
             return f"data:;base64,{source}"
         return source.get("url") if isinstance(source, Mapping) else source
@@ -151,10 +170,23 @@ def in_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def render(
-    tokenizer: Any, template: str | None, messages: Sequence[Message], placeholders: Sequence[str], **kwargs: Any
+    tokenizer: Any,
+    template: str | None,
+    messages: Sequence[Message],
+    steering: frozenset[str],
+    media: frozenset[str],
+    **kwargs: Any,
 ) -> list[Segment]:
-    """Messages through the chat template. Where a person's own text holds a placeholder string, that is a literal
-    segment; everything else, in the order of the text, is not. kwargs: `add_generation_prompt`, `enable_thinking`, …"""
+    """Messages through the chat template. kwargs: `add_generation_prompt`, `enable_thinking`, …
+
+    steering: strings that steer the conversation. Where one of them is a person's or a tool's words, it is a literal
+    segment, wherever it comes from: whole, in several parts that the template joins, or half the template's own. What
+    an assistant said goes through as it is, but for `media`, placeholders that no medium was given for.
+
+    The template is run twice: on messages whose steering strings are hidden from it, and on messages of which every
+    word is hidden, which shows what of the text is the template's own. Where the texts differ, the template reads what
+    it is given; then it is run with less hidden. If it reads that, too, its own strings must be the same both times.
+    """
     if template is None:
         raise PromptError(
             "this checkpoint has no chat template, so it takes no messages: give the prompt as a string that is "
@@ -165,24 +197,99 @@ def render(
     for name in kwargs:
         if name not in _TEMPLATE_CALL and not re.search(rf"\b{re.escape(name)}\b", template):
             raise TypeError(f"unknown keyword {name!r}: this checkpoint's chat template does not use it")
-    marks: dict[str, str] = {}
-    protected = [_protect(message, placeholders, marks) for message in messages]
-    bare = [{**message, "content": _without_sources(message.get("content"))} for message in protected]
+    bare: list[dict[str, Any]] = [
+        template_sandbox.plain({**message, "content": _without_sources(message.get("content"))}) for message in messages
+    ]
+    variables = _variables(tokenizer, kwargs)
+    given = list(texts([bare, variables]))
+    for text in given:
+        check_text(text)
+    hiding, budget = Hiding(steering, given), template_sandbox.Budget(sum(map(len, given)))
+    continued = variables.pop("continue_final_message", False)
 
     def write(messages: list[dict[str, Any]]) -> str:
-        try:
-            return str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **kwargs))
-        except Exception as error:  # a template is the checkpoint's program, and says no in its own words
-            raise PromptError(f"the chat template refuses these messages: {error}") from None
+        messages = [_named_as_read(message) for message in messages]
+        if continued:
+            return _continue(template, budget, messages, continued, variables)
+        return template_sandbox.render(template, budget, messages=messages, **variables)
+
+    def written(change: Change) -> str:
+        return _written(write, [_changed(message, change, hiding, media) for message in bare])
 
     if any(isinstance(message["content"], str) for message in bare) and _reads_parts_only(write):
         bare = in_parts(bare)
-    text = _written(write, bare)
-    _check_kept(protected, text)
-    if not marks:
-        return [Segment(text)]
-    pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
-    return [Segment(marks.get(piece, piece), piece in marks) for piece in pieces if piece]
+    least = written(hiding.matches)
+    _check_kept(messages, hiding.show(least))
+    text = ""
+    for change in (hiding.all, hiding.edges):
+        try:
+            text = written(change)
+        except template_sandbox.BudgetError:
+            raise
+        except PromptError:  # a template may refuse what it cannot read
+            continue
+        if hiding.show(text) == hiding.show(least):
+            return hiding.cut(text)
+    safe = not text or steering_of(text, hiding) == steering_of(least, hiding)
+    return hiding.cut(least if safe else text)
+
+
+def steering_of(text: str, hiding: Hiding) -> list[str]:
+    return hiding.steering.split(text)[1::2]
+
+
+def _changed(message: Message, change: Change, hiding: Hiding, media: frozenset[str]) -> dict[str, Any]:
+    if message["role"] == "assistant":
+        change = functools.partial(hiding.matches, strings=Strings.of(media))
+    return dict(mapped(message, change, but=("role", "type")))
+
+
+def _named_as_read(message: Message) -> dict[str, Any]:
+    """As transformers hands it to a template: without keys that say nothing, and what was thought under each of the
+    names that templates have for it."""
+    kept = {key: value for key, value in message.items() if value is not None}
+    thought = next((kept[name] for name in _THOUGHT if name in kept), None)
+    return kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought}
+
+
+def _variables(tokenizer: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a template can name but the messages."""
+    given = {"tools": None, "documents": None, **kwargs}
+    if tools := given["tools"]:
+        from transformers.utils import get_json_schema
+
+        given["tools"] = [tool if isinstance(tool, Mapping) else get_json_schema(tool) for tool in tools]
+    return dict(template_sandbox.plain({**tokenizer.special_tokens_map, **given}))
+
+
+def _continue(
+    template: str,
+    budget: template_sandbox.Budget,
+    messages: list[dict[str, Any]],
+    field: bool | str,
+    variables: Mapping[str, Any],
+) -> str:
+    """The text up to the end of the last message, which the model goes on with. field: its key; True is "content"."""
+    if variables.get("add_generation_prompt"):
+        raise PromptError(
+            "continue_final_message and add_generation_prompt do not go together: one goes on with the last message, "
+            "the other begins a new one; set add_generation_prompt=False"
+        )
+    key = field if isinstance(field, str) else "content"
+    last, mark = dict(messages[-1]), "\ue0fc\ue0fd\ue0fc"
+    match last.get(key):
+        case str(text):
+            last |= {name: text + mark + " " for name in (key, *_THOUGHT) if last.get(name) == text}
+        case [*parts] if places := [i for i, part in enumerate(parts) if "text" in part]:
+            parts[places[-1]] = {**parts[places[-1]], "text": parts[places[-1]]["text"] + mark + " "}
+            last[key] = parts
+        case _:
+            raise PromptError(f"continue_final_message: the last message has no text under {key!r} to go on with")
+    text = template_sandbox.render(template, budget, messages=[*messages[:-1], last], **variables)
+    begun, found, rest = text.rpartition(mark)
+    if not found:
+        raise PromptError("continue_final_message: this checkpoint's chat template leaves out the last message's text")
+    return begun if rest.startswith(" ") else begun.rstrip()  # a template that trims, trims the end, too
 
 
 def _reads_parts_only(write: Callable[[list[dict[str, Any]]], str]) -> bool:
@@ -209,23 +316,6 @@ def _written(write: Callable[[list[dict[str, Any]]], str], messages: list[dict[s
             raise
         return write(strings)
     return write(strings) if "[{'type': 'text', 'text': " in text and strings != messages else text
-
-
-def _protect(message: Message, placeholders: Sequence[str], marks: dict[str, str]) -> dict[str, Any]:
-    """The message with each placeholder string in its text replaced by a mark, which is noted in `marks`."""
-    pattern = re.compile("|".join(map(re.escape, placeholders)) or r"(?!)")
-
-    def mark(match: re.Match[str]) -> str:
-        # Private-use characters, numbered by what they stand for; nobody's text holds them in this order.
-        name = f"\ue0ff\ue0fe{placeholders.index(match.group())}\ue0fe\ue0ff"
-        marks[name] = match.group()
-        return name
-
-    content = message.get("content")
-    if isinstance(content, str):
-        return {**message, "content": pattern.sub(mark, content)}
-    parts = content or []
-    return {**message, "content": [{**p, "text": pattern.sub(mark, p["text"])} if "text" in p else p for p in parts]}
 
 
 def _check_kept(messages: Sequence[Message], text: str) -> None:

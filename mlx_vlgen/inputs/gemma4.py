@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UnsupportedError
-from .chat_template import Message, Segment, words_joined
+from .chat_template import Message, words_joined
 from .images import normalize, resize
+from .literal import Segment
 from .plain import open_picture
 from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import Media, MediaInputs, Span

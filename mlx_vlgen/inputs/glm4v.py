@@ -8,8 +8,9 @@ from typing import Any, Self
 import numpy as np
 
 from . import chat_template
-from .chat_template import Message, Segment
+from .chat_template import Message
 from .images import CLIP_MEAN, CLIP_STD, pixel_bounds, video_size
+from .literal import Segment
 from .processor import Kind, read_settings
 from .prompt import MediaInputs
 from .qwen_vl import QwenVLProcessor, bounded
@@ -27,6 +28,7 @@ class Glm4vProcessor(QwenVLProcessor):
 
     placeholders: Mapping[Kind, str] = {"image": "<|image|>", "video": "<|video|>"}
     feature_tokens: Mapping[Kind, str] = {"video": "<|image|>"}
+    prompt_tokens = r"<\|(begin|end)_of_box\|>"
     picture_bounds = (112 * 112, 28 * 28 * 15000)
     video_bounds = (112 * 112, 28 * 28 * 2 * 30000)
     mean, std = CLIP_MEAN, CLIP_STD

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from ..errors import LoadError
-from .chat_template import Message, Segment, in_parts
+from .chat_template import Message, in_parts
 from .images import normalize, resize
+from .literal import Segment
 from .plain import open_picture, refuse_pixel_bounds
 from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import MediaInputs

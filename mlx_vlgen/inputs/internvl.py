@@ -119,6 +119,7 @@ class InternVLProcessor(Processor):
 
     placeholders: Mapping[Kind, str] = {"image": FEATURE, "video": "<video>"}
     feature_tokens: Mapping[Kind, str] = {"video": FEATURE}
+    prompt_tokens = r"</?(ref|box|quad)>|<\|(object_ref|box|quad)_(start|end)\|>"
 
     def __init__(
         self,

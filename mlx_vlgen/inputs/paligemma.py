@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from .literal import Segment, join
 from .plain import SIGLIP_MEAN, SIGLIP_STD, PlainSettings, fixed_picture
-from .processor import Expansion, Kind, Processor, Segment, load_template, load_tokenizer, read_settings
+from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
 from .prompt import Media, MediaInputs, Span
 
 # Published checkpoints have none: they were trained on a task and its answer, without turns.
@@ -29,6 +30,7 @@ class PaliGemmaProcessor(Processor):
     laid out here as those with one. count: features of a picture."""
 
     placeholders: Mapping[Kind, str] = {"image": "<image>"}
+    prompt_tokens = r"<loc\d{4}>|<seg\d{3}>"
     adds_first_token = False
 
     def __init__(self, tokenizer: Any, chat_template: str | None, pictures: PlainSettings, count: int):
@@ -56,8 +58,7 @@ class PaliGemmaProcessor(Processor):
         last = naming[-1]
         head, found, tail = segments[last].text.rpartition(token)
         segments = [*segments[:last], Segment(head + found + bos + tail), *segments[last + 1 :], Segment("\n")]
-        runs = itertools.groupby(segments, key=lambda segment: segment.literal)
-        return [Segment("".join(segment.text for segment in run), literal) for literal, run in runs]
+        return [join(list(run)) for _, run in itertools.groupby(segments, key=lambda segment: segment.literal)]
 
     def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
         return ((0, len(tokens)),)

@@ -1,5 +1,6 @@
 """Text and media to a `Prompt`: the chat template, placeholders and their expansion, token ids."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +11,11 @@ import numpy as np
 
 from ..errors import LoadError, PromptError, UnsupportedError
 from ..notices import notice
-from . import chat_template
-from .chat_template import Message, Segment
+from . import chat_template, template_sandbox
+from .chat_template import Message
 from .files import check_bytes, check_settings, read_json, read_text, reading
 from .images import MANY_TOKENS, MANY_VIDEO_TOKENS
+from .literal import Segment, Strings, check_text, encode_words, runs
 from .prompt import Media, MediaInputs, Prompt, Span
 
 Kind = Literal["image", "video"]
@@ -43,6 +45,9 @@ class Processor:
 
     feature_tokens: Mapping[Kind, str] = {}
     """The token that stands for one feature of it in the expanded text, where that is another one."""
+
+    prompt_tokens: ClassVar[str] = ""
+    """Pattern of the tokens that the family documents for prompts: they are tokens in a person's words, too."""
 
     adds_first_token: ClassVar[bool] = True
     """Whether the tokenizer's own first token goes before a text that does not begin with it."""
@@ -93,8 +98,20 @@ class Processor:
                 raise self.takes_no(part.kind)
         if not self.placeholders:
             messages = chat_template.joined(messages)
-        reserved = [*self.placeholders.values(), *self.feature_tokens.values()]
-        return chat_template.render(self.tokenizer, self.chat_template, messages, reserved, **kwargs)
+        media = frozenset([*self.placeholders.values(), *self.feature_tokens.values()])
+        return chat_template.render(
+            self.tokenizer, self.chat_template, messages, media | self._steering(), media, **kwargs
+        )
+
+    def _steering(self) -> frozenset[str]:
+        """The tokens that steer a conversation: special ones, those that the template writes, and marks of thinking
+        and of tools; but none that the family documents for prompts."""
+        return _steering(self._added, self.chat_template or "", self.prompt_tokens)
+
+    @functools.cached_property
+    def _added(self) -> frozenset[tuple[str, bool]]:
+        """The tokenizer's added tokens, and whether each is a special one."""
+        return frozenset((token.content, token.special) for token in self.tokenizer.added_tokens_decoder.values())
 
     def prepare(self, prompt: str | Sequence[Message], media: MediaInputs = MediaInputs(), **kwargs: Any) -> Prompt:
         """A formatted string, or messages, with their media -> `Prompt`.
@@ -114,14 +131,14 @@ class Processor:
             segments = self.format(messages, **kwargs)
         segments = self.lay_out(segments, len(given["image"]))
         text = "".join(segment.text for segment in segments)
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise PromptError("the prompt holds bytes that are not text in UTF-8: convert it, or remove them")
+        check_text(text)
         self._check_counts(segments, given)
         media = replace(media, images=tuple(given["image"]), videos=tuple(given["video"]))
         expansions: list[tuple[Kind, Expansion]] = []
         tokens = self._tokenize([self._expand(segment, given, media, expansions) for segment in segments])
         processed = tuple(self._media(tokens, expansions))
-        return Prompt(tokens, processed, self.two_way(tokens, processed), text)
+        tail = "".join(segment.text[segment.said :] for segment in segments)
+        return Prompt(tokens, processed, self.two_way(tokens, processed), text, tail)
 
     def _check_counts(self, segments: Sequence[Segment], given: Mapping[Kind, Sequence[Any]]) -> None:
         for kind, sources in given.items():
@@ -163,32 +180,54 @@ class Processor:
             return segment
         kinds = {token: kind for kind, token in self.placeholders.items()}
 
-        def replace(match: re.Match[str]) -> str:
-            kind = kinds[match.group()]
-            expansion = self.expand(kind, given[kind].pop(0), media)
-            expansions.append((kind, expansion))
-            total, most = sum(sum(one.counts) for _, one in expansions), self.max_positions
-            if most is not None and total > most:
-                several = f"{len(expansions)} of {len(expansions) + sum(map(len, given.values()))} pictures and videos"
-                raise PromptError(
-                    f"{several} become {total:,} tokens and the model has {most:,} positions: give fewer or smaller "
-                    "pictures (max_pixels), or fewer frames (max_frames)"
-                )
-            return expansion.text
+        def expanded(text: str) -> str:
+            parts = Strings.of(frozenset(kinds)).split(text)
+            for place in range(1, len(parts), 2):
+                kind = kinds[parts[place]]
+                expansion = self.expand(kind, given[kind].pop(0), media)
+                expansions.append((kind, expansion))
+                self._check_positions(expansions, waiting=sum(map(len, given.values())))
+                parts[place] = expansion.text
+            return "".join(parts)
 
-        return Segment(re.sub("|".join(map(re.escape, kinds)), replace, segment.text))
+        said = expanded(segment.text[: segment.said])
+        return Segment(said + expanded(segment.text[segment.said :]), said=len(said))
+
+    def _check_positions(self, expansions: Sequence[tuple[Kind, Expansion]], waiting: int) -> None:
+        """PromptError as soon as the media that are processed take more tokens than the model has positions; `waiting`
+        ones are not processed yet."""
+        total, most = sum(sum(expansion.counts) for _, expansion in expansions), self.max_positions
+        if most is not None and total > most:
+            raise PromptError(
+                f"{len(expansions)} of {len(expansions) + waiting} pictures and videos become {total:,} tokens and the "
+                f"model has {most:,} positions: give fewer or smaller pictures (max_pixels), or fewer frames "
+                "(max_frames)"
+            )
 
     def _tokenize(self, segments: Sequence[Segment]) -> np.ndarray:
-        """Token ids (L,). Literal segments are words: no special token is read in them."""
+        """Token ids (L,). Literal segments are words: no added token is read in them."""
         ids: list[int] = []
         bos = self.tokenizer.bos_token
-        for index, segment in enumerate(segments):
+        for index, run in enumerate(runs(segments, frozenset(token for token, _ in self._added))):
             # A template that writes the first token itself must not get a second one.
-            special = self.adds_first_token and index == 0 and not (bos and segment.text.startswith(bos))
-            ids += self.tokenizer.encode(
-                segment.text, add_special_tokens=special, split_special_tokens=segment.literal, verbose=False
-            )
+            written = bos and not run.literal and run.text.startswith(bos)
+            special = self.adds_first_token and index == 0 and not written
+            if run.literal:
+                made = encode_words(self.tokenizer, run.text, first=index == 0, special=special)
+                self._check_words(made[special:])
+                ids += made
+            else:
+                ids += self.tokenizer.encode(run.text, add_special_tokens=special, verbose=False)
         return np.array(ids, dtype=np.int32)
+
+    def _check_words(self, ids: Sequence[int]) -> None:
+        known = self.tokenizer.added_tokens_encoder
+        for token in self._steering() - {self.tokenizer.unk_token}:
+            if known[token] in ids:
+                raise PromptError(
+                    f"this checkpoint's tokenizer makes {token} of plain text, too, and it steers the conversation: "
+                    "remove it from the messages"
+                )
 
     def _media(self, tokens: np.ndarray, expansions: Sequence[tuple[Kind, Expansion]]) -> list[Media]:
         """Each expansion with its spans: the feature tokens of its kind, taken in order."""
@@ -211,6 +250,18 @@ FEWER_FRAMES = "video_fps (--video-fps) or max_frames (--max-frames) keeps fewer
 
 class TextProcessor(Processor):
     """Of a text decoder: takes no media."""
+
+
+@functools.lru_cache(maxsize=16)
+def _steering(added: frozenset[tuple[str, bool]], template: str, prompt_tokens: str) -> frozenset[str]:
+    written = template_sandbox.literals(template)
+    return frozenset(
+        token
+        for token, special in added
+        if (special or token in written or re.match(r"[<\[].*(think|tool)", token, re.IGNORECASE))
+        and token.strip()
+        and not re.fullmatch(prompt_tokens, token)
+    )
 
 
 def _fill(messages: Sequence[Message], given: Mapping[Kind, list[Any]]) -> dict[Kind, list[Any]]:

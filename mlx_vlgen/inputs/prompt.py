@@ -66,12 +66,15 @@ class Prompt:
 
     tokens: (L,) int32, placeholders expanded to one id per feature. media: in order of appearance.
     two_way: spans whose tokens all see each other; a prefill chunk never cuts one. text: the formatted prompt.
+    tail: what of it may open a thinking block: all of a formatted string, of messages what the template wrote after a
+    person's last words; None where there are token ids only.
     """
 
     tokens: np.ndarray
     media: tuple[Media, ...] = ()
     two_way: tuple[Span, ...] = ()
     text: str = field(default="", repr=False)
+    tail: str | None = field(default=None, repr=False)
 
     @cached_property
     def words(self) -> list[int]:
@@ -93,4 +96,4 @@ class Prompt:
             for media in self.media
         )
         two_way = tuple((start - length, end - length) for start, end in self.two_way if start >= length)
-        return Prompt(self.tokens[max(0, length) :], media, two_way, self.text)
+        return Prompt(self.tokens[max(0, length) :], media, two_way, self.text, self.tail)

@@ -34,6 +34,7 @@ class QwenVLProcessor(Processor):
     """
 
     placeholders: Mapping[Kind, str] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    prompt_tokens = r"<\|(object_ref|box|quad|point)_(start|end)\|>"
     picture_bounds: ClassVar[tuple[int, int]] = (56 * 56, 28 * 28 * 1280)
     video_bounds: ClassVar[tuple[int, int]]
     mean: ClassVar[tuple[float, ...]]

@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from . import chat_template
-from .chat_template import Message, Segment
+from .chat_template import Message
 from .idefics3 import IMAGE, LARGEST, Idefics3Processor, TileSettings, longest, pixels_of, whole_text
 from .images import resize
+from .literal import Segment
 from .plain import refuse_pixel_bounds
 from .processor import FEWER_FRAMES, Expansion, Kind, read_settings
 from .prompt import MediaInputs

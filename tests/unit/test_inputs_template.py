@@ -2,8 +2,10 @@
 
 import base64
 import re
+from collections import OrderedDict, UserDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -167,6 +169,55 @@ def test_settings_inside_a_media_part_are_refused(qwen: Any) -> None:
 def test_what_is_no_message_is_told_so(qwen: Any, face: Callable[..., Any], prompt: Any, words: str) -> None:
     with pytest.raises(PromptError, match=re.escape(words)):
         face(qwen, prompt)
+
+
+def nested(depth: int) -> Any:
+    made: Any = "x"
+    for _ in range(depth):
+        made = [made]
+    return made
+
+
+@pytest.mark.parametrize("face", [lambda qwen, prompt: ids(qwen, prompt), lambda q, p: apply_chat_template(q, {}, p)])
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([user({"type": "image", "base64": 5})], "'base64' of a content part is a string; this is 5"),
+        (
+            [user({"type": ["a"], "text": "Hi"})],
+            "a content part's type is a name like 'text' or 'image'; this is ['a']",
+        ),
+        ([user({"type": {}, "image": "a.png"})], "a content part's type is a name like 'text' or 'image'; this is {}"),
+        ([user({"type": 7, "text": "Hi"})], "a content part's type is a name like 'text' or 'image'; this is 7"),
+        ([{"role": ["user"], "content": "Hi"}], "a message's role is a name like 'user' or 'system'; this is ['user']"),
+        ([{"role": None, "content": "Hi"}], "a message's role is a name like 'user' or 'system'; this is None"),
+        ([{"role": "", "content": "Hi"}], "a message's role is a name like 'user' or 'system'; this is ''"),
+        ([{"role": "user", 5: "Hi"}], "the keys of messages and their parts are strings; this is 5"),
+        (
+            [user({"type": "text", "text": "Hi", None: 1})],
+            "the keys of messages and their parts are strings; this is None",
+        ),
+        ([{"role": "user", "content": "a\udcffb"}], "bytes that are not text in UTF-8"),
+        ([{"role": "us\udcffer", "content": "a"}], "bytes that are not text in UTF-8"),
+        ([user(text("a\ud800"))], "bytes that are not text in UTF-8"),
+        ([{"role": "user", "content": b"Hi"}], "a string or a list of parts; this is bytes"),
+        ([{"role": "user", "content": nested(50_000)}], "a content part is a mapping like"),
+        (nested(50_000), "a message is a mapping like"),
+        ([{**SAY_HI[0], "more": nested(50_000)}], "are nested more than 100 deep: flatten them"),
+    ],
+)
+def test_odd_messages_are_told_so(qwen: Any, face: Callable[..., Any], prompt: Any, words: str) -> None:
+    with pytest.raises(PromptError, match=re.escape(words)):
+        face(qwen, prompt)
+
+
+def test_any_mapping_is_a_message(qwen: Any) -> None:
+    parts = [UserDict(type="text", text="Hi"), OrderedDict(type="image")]
+    messages = [MappingProxyType({"role": "user", "content": parts, "name": None})]
+    assert apply_chat_template(qwen, {}, messages) == theirs(qwen, [user(text("Hi"), {"type": "image"})])
+    assert ids(qwen, [MappingProxyType({"role": "user", "content": UserDict(type="text", text="Hi")})]) == ids(
+        qwen, SAY_HI
+    )
 
 
 # Media in messages

@@ -1,0 +1,420 @@
+"""A checkpoint's chat template is a program from elsewhere: what it may do, and how much of it.
+
+It has all that transformers gives to templates but the filters made for web pages, and a `Budget`. Every value that a
+template makes is weighed as it is made, so that no later step of it, of which each takes time and memory in proportion
+to what it is given, can be a large one; and every turn of a loop, call and filter looks at the clock.
+"""
+
+import functools
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from datetime import datetime
+from types import BuiltinMethodType
+from typing import Any, cast
+
+import numpy as np
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from ..errors import PromptError
+
+SECONDS = 2.0
+"""What a prompt's renderings may take together, of this thread's own time."""
+LONGEST_TEMPLATE = 60_000
+"""Characters, several times as many as published ones have: compiling takes time and memory, too."""
+LARGEST, ALL = 1_000_000, 128_000_000
+"""Characters and items of one value that a template makes, and of all of them, beside its input's own."""
+BITS = 4096
+"""Of a whole number."""
+DEEPEST = 100
+"""Levels of lists and mappings in messages."""
+PADDING = 16
+"""Characters of an indentation or separator in JSON."""
+
+_GONE = ("urlize", "xmlattr", "wordwrap", "pprint", "striptags")
+"""Filters that no chat template needs, and whose time does not follow the size of what they are given."""
+_UNSAFE = {"encode", "expandtabs", "format_map", "from_bytes", "maketrans", "to_bytes", "translate"}
+"""Methods likewise."""
+_CHOOSING = ("first", "last", "default", "d", "attr", "min", "max", "random")
+"""Filters that give what they were given, or a part of it."""
+
+
+_WIDE = {"%": re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)"), "{": re.compile(r"\{[^{}]*(\d{5}|\{)")}
+"""Places in formats of both kinds, by what they begin with, that may be wide."""
+
+
+class BudgetError(PromptError):
+    """A chat template that takes too much time or memory."""
+
+
+class Budget:
+    """What one prompt's renderings may take. size: characters and items of their input."""
+
+    def __init__(self, size: int):
+        self.largest, self.left = LARGEST + 16 * size, ALL + 128 * size
+        self.end, self.now = time.thread_time() + SECONDS, datetime.now()
+
+    def tick(self) -> None:
+        if time.thread_time() > self.end:
+            raise BudgetError(
+                f"this checkpoint's chat template takes more than {SECONDS:g} seconds for this prompt: give the "
+                "prompt as a string that is formatted already, or a checkpoint with another template"
+            )
+
+    def allow(self, size: float) -> None:
+        """Before something of this size is made."""
+        if size > self.largest:
+            raise BudgetError(
+                f"this checkpoint's chat template makes a value of more than {self.largest:,} characters: give the "
+                "prompt as a string that is formatted already, or a checkpoint with another template"
+            )
+
+    def take(self, value: Any) -> Any:
+        """The value, which is new."""
+        self.tick()
+        size = self.weigh(value)
+        self.left -= size
+        self.allow(size if self.left >= 0 else float("inf"))
+        return value
+
+    def weigh(self, value: Any) -> int:
+        """Characters and items; as many times as they would be written."""
+        size, stack = 0, [value]
+        while stack:
+            item = stack.pop()
+            size += 1
+            if isinstance(item, str):
+                size += len(item)
+            elif isinstance(item, Mapping):
+                stack += [*item.keys(), *item.values()]
+            elif isinstance(item, list | tuple | set | frozenset):
+                stack += item
+            elif isinstance(item, Namespace):
+                stack.append(object.__getattribute__(item, "_Namespace__attrs"))
+            elif isinstance(item, int) and item.bit_length() > BITS:
+                self.allow(float("inf"))
+            self.allow(size + len(stack))
+        return size
+
+    def turns(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items of a loop."""
+        for item in items:
+            self.left -= 1
+            self.tick()
+            yield item
+
+
+_budget: ContextVar[Budget] = ContextVar("budget")
+
+
+def render(source: str, budget: Budget, **variables: Any) -> str:
+    """A template's text. variables: plain data, as `plain` gives it.
+
+    Raises BudgetError for one that takes too much, PromptError for one that is broken, or that refuses its input.
+    """
+    template = compiled(source)
+    token = _budget.set(budget)
+    try:
+        return str(template.render(**variables))
+    except BudgetError:
+        raise
+    except Exception as error:  # a template is the checkpoint's program, and says no in its own words
+        said = str(error) or type(error).__name__
+        raise PromptError(f"the chat template refuses these messages: {said:.1000}") from None
+    finally:
+        _budget.reset(token)
+
+
+def literals(source: str) -> str:
+    """Every text that a template itself may write, with characters between them that are no text."""
+    compiled(source)
+    tree = _environment().parse(source)
+    constants = [str(node.value) for node in tree.find_all(nodes.Const)]
+    return "\0".join([*(node.data for node in tree.find_all(nodes.TemplateData)), *constants])
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """Data without anything that has methods of its own: mappings, lists, strings and numbers; a thing of another kind
+    as its kind's name. PromptError for what is nested too deeply."""
+    if depth > DEEPEST:
+        raise PromptError(f"messages, or what was given beside them, are nested more than {DEEPEST} deep: flatten them")
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, Mapping):
+        return {plain(key, depth + 1): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [plain(item, depth + 1) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, np.generic):
+        return plain(value.item(), depth)
+    if callable(dump := getattr(value, "model_dump", None)):
+        return plain(dump(), depth + 1)
+    return f"<{type(value).__name__}>"
+
+
+# -- the environment
+
+
+class _Generation(Extension):
+    """{% generation %} … {% endgeneration %}, which marks what an assistant said, for training."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_whole"), [], [], body).set_lineno(line)
+
+    def _whole(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Namespace(Namespace):
+    """Without names that are Python's own."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        names = dict(*rest, **kwargs)
+        for name in names:
+            _check_name(name)
+        Namespace.__init__(self, names)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if str(name).startswith("_"):
+        raise SecurityError(f"a namespace holds no name like {name!r}")
+
+
+class _Dict:
+    """Python's `dict`, of which a template needs no more."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Weighing(NodeTransformer):
+    """Puts what counts around the parts of a template that the environment is not asked about: loops, what is written
+    down as a list or mapping, comparisons, slices, and texts that are joined by `~`."""
+
+    def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
+        node = super().generic_visit(node, *args, **kwargs)
+        if isinstance(node, nodes.For):
+            node.iter = _filtered("_turns", cast(nodes.Expr, node.iter))
+        elif isinstance(node, nodes.Concat):
+            return _filtered("join", nodes.List(node.nodes, lineno=node.lineno))
+        elif isinstance(node, nodes.List | nodes.Dict | nodes.Compare | nodes.Test) or (
+            (isinstance(node, nodes.Tuple) and node.ctx == "load")
+            or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice))
+        ):
+            return _filtered("_taken", cast(nodes.Expr, node))
+        return node
+
+
+def _filtered(name: str, node: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset(ImmutableSandboxedEnvironment.default_binop_table)
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self.filters |= {"tojson": _to_json, "_turns": lambda items: items, "_taken": lambda value: value}
+        self.filters = {name: _guarded(name, made) for name, made in self.filters.items() if name not in _GONE}
+        self.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
+        del self.globals["lipsum"]
+
+    def concat(self, parts: Iterable[str]) -> str:
+        """Of everything that is written, also into a variable."""
+        budget, pieces, size = _budget.get(), [], 0
+        for part in parts:
+            pieces.append(budget.take(part))
+            size += len(part)
+            budget.allow(size)
+        return "".join(pieces)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        budget = _budget.get()
+        budget.tick()
+        if isinstance(__obj, BuiltinMethodType):
+            args = _check_method(budget, __obj.__self__, __obj.__name__, args, kwargs)
+        return budget.take(super().call(__context, __obj, *args, **kwargs))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        budget = _budget.get()
+        _check_operation(budget, operator, left, right)
+        return budget.take(super().call_binop(context, operator, left, right))
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr not in _UNSAFE and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None or value.__name__ in _UNSAFE:
+            return None
+
+        def formatted(*args: Any, **kwargs: Any) -> str:
+            _check_format(_budget.get(), str(value.__self__), "{", (args, kwargs))
+            return wrapped(*args, **kwargs)
+
+        return formatted
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(source: str) -> Any:
+    """The template. PromptError for one that is broken."""
+    if len(source) > LONGEST_TEMPLATE:
+        raise PromptError(
+            f"this checkpoint's chat template has {len(source):,} characters; expected {LONGEST_TEMPLATE:,} at most"
+        )
+    environment = _environment()
+    try:
+        tree = _Weighing().visit(environment.parse(source))
+        tree.set_environment(environment)
+        return environment.from_string(tree)
+    except Exception as error:  # anything may be wrong with it, and Python's own compiler has errors of its own
+        said = f"{type(error).__name__}: {error}"
+        raise PromptError(f"this checkpoint's chat template is broken: {said:.300}") from None
+
+
+@functools.cache
+def _environment() -> _Environment:
+    return _Environment()
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _now(format: str) -> str:
+    return _budget.get().now.strftime(format)
+
+
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Without the escapes for web pages that Jinja's own has."""
+    budget, pieces, size = _budget.get(), [], 0
+    if (indent if isinstance(indent, int) else len(indent or "")) > PADDING or any(
+        len(own) > PADDING for own in separators or ()
+    ):
+        raise BudgetError(f"this checkpoint's chat template asks tojson for more than {PADDING} characters of space")
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    for piece in budget.turns(encoder.iterencode(value)):
+        pieces.append(piece)
+        size += len(piece)
+        budget.allow(size / 6)  # a character's escape is six long
+    return "".join(pieces)
+
+
+# -- before something is made
+
+
+def _guarded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of the environment's."""
+    first = int(hasattr(made, "jinja_pass_arg"))  # Jinja itself gives the first argument to some
+
+    @functools.wraps(made)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        budget = _budget.get()  # LookupError where Jinja tries to compute it while it compiles; it then leaves it
+        budget.tick()
+        given = args[first:]
+        if name == "_turns":
+            return budget.turns(given[0])
+        if name == "join":
+            given = (_listed(budget, given[0], str(kwargs.get("d", given[1] if given[1:] else ""))), *given[1:])
+        elif name == "sum" and not isinstance(kwargs.get("start", given[2] if given[2:] else 0), int | float):
+            raise SecurityError("sum adds numbers")
+        else:
+            _check_filter(budget, name, *given, **kwargs)
+        result = made(*args[:first], *given, **kwargs)
+        if isinstance(result, Iterator):
+            return budget.turns(result)
+        return result if name in _CHOOSING else budget.take(result)
+
+    return guarded
+
+
+def _check_filter(budget: Budget, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+    match name:
+        case "replace":
+            _check_replace(budget, str(value), *args[:2], **{k: v for k, v in kwargs.items() if k in ("old", "new")})
+        case "center" | "batch" | "slice":
+            for number in (*args, *kwargs.values()):
+                budget.allow(number if isinstance(number, int) else 0)
+        case "indent":
+            width = kwargs.get("width", args[0] if args else 4)
+            lines = str(value).count("\n") + 1
+            budget.allow(lines * (len(width) if isinstance(width, str) else width))
+        case "format":
+            _check_format(budget, str(value), "%", (args, kwargs))
+
+
+def _check_method(budget: Budget, owner: Any, name: str, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, ...]:
+    """Of Python's own; gives the arguments."""
+    if name == "replace" and isinstance(owner, str):
+        _check_replace(budget, owner, *args[:2])
+    elif name == "join" and isinstance(owner, str) and args:
+        return (_listed(budget, args[0], owner), *args[1:])
+    for number in args:
+        if isinstance(number, int):
+            budget.allow(number)
+    return args
+
+
+def _check_replace(budget: Budget, text: str, old: Any = "", new: Any = "") -> None:
+    budget.allow(len(text) + text.count(str(old)) * len(str(new)))
+
+
+def _listed(budget: Budget, items: Iterable[Any], separator: str) -> list[Any]:
+    """What is about to be joined."""
+    listed, size = [], 0
+    for item in budget.turns(items):
+        size += budget.weigh(item) + len(separator)
+        budget.allow(size)
+        listed.append(item)
+    return listed
+
+
+def _check_operation(budget: Budget, operation: str, left: Any, right: Any) -> None:
+    numbers = isinstance(left, int) and isinstance(right, int)
+    if operation == "*":
+        if numbers:
+            budget.allow(0 if left.bit_length() + right.bit_length() <= BITS else float("inf"))
+        else:
+            for value, times in ((left, right), (right, left)):
+                if isinstance(value, str | list | tuple) and isinstance(times, int):
+                    budget.allow(budget.weigh(value) * max(0, times))
+    elif operation == "**" and numbers:
+        budget.allow(0 if left.bit_length() * max(0, right) <= BITS else float("inf"))
+    elif operation == "%" and isinstance(left, str):
+        _check_format(budget, left, "%", right)
+
+
+def _check_format(budget: Budget, text: str, sign: str, given: Any) -> None:
+    """A text with places for others, which may be there more than once, and be wide."""
+    if _WIDE[sign].search(text.replace("{{", "")):
+        raise SecurityError("a format has widths of four digits at most, written as digits")
+    budget.allow(len(text) + text.count(sign) * (budget.weigh(given) + 10_000))
