@@ -46,8 +46,8 @@ class BatchSampler:
     def __init__(self, rows: Sequence[Row]):
         self._rows = rows
         settings = [row.sampling for row in rows]
-        self._greedy = [s.temperature == 0 for s in settings]
-        self._temperature = _array([s.temperature or 1.0 for s in settings])
+        self._greedy = [s.greedy for s in settings]
+        self._temperature = _array([1.0 if s.greedy else s.temperature for s in settings])
         self._top_k = [s.top_k for s in settings] if any(s.top_k > 0 for s in settings) else None
         self._sigma = _column([s.top_n_sigma for s in settings], off=0)
         self._top_p = _column([s.top_p for s in settings], off=1)

@@ -11,10 +11,20 @@ from ..errors import UnsupportedError
 
 
 class Array(mx.array):
-    """An array with transformers' `.to`: MLX's arrays are in no device's own memory, so that it has nothing to do."""
+    """An array with torch's `.to`, `.cpu` and `.numpy`, and so are its parts: MLX's arrays are in no device's own
+    memory, so that there is nothing to move."""
 
     def to(self, *args: Any, **kwargs: Any) -> "Array":
         return self
+
+    def cpu(self) -> "Array":
+        return self
+
+    def numpy(self) -> np.ndarray:
+        return np.array(self)
+
+    def __getitem__(self, index: Any) -> "Array":
+        return Array(super().__getitem__(index))
 
 
 class Encoding(BatchEncoding):

@@ -62,7 +62,7 @@ class Mistral3(Pixtral):
         grid = self.see(media).reshape(len(media), height // self._patch, width // self._patch, -1)
         return [Features(own) for own in self.multi_modal_projector(grid)]
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         scale = () if self._scaling is None else (self._query_scale(inputs, cache[0].offset),)
         h = decode(self.body, inputs, cache, before_mask=scale)
         return logits(self.language_model, self.body.norm(pick(h, at)))

@@ -54,5 +54,5 @@ class PaliGemma(VisionLanguageModel):
         pixels = mx.array(np.concatenate([own.pixels for own in media]))
         return [Features(own) for own in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        return capped(super().__call__(inputs, cache, at), self._cap)
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+        return capped(super().forward(inputs, cache, at), self._cap)

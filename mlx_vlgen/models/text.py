@@ -77,7 +77,7 @@ class TextModel(Model):
             )
         return Embedded(mx.array(prompt.tokens)[None])
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         model_type = self.config["model_type"]
         if model_type not in PROVED_TEXT:
             # Its head may scale or cap the logits: run it whole.

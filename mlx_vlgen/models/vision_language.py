@@ -50,7 +50,7 @@ class VisionLanguageModel(Model):
         embeds = put(self.words(tokens), prompt, [own.embeds for own in features])
         return Embedded(tokens, embeds, two_way=two_way(prompt))
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         if inputs.embeds is None:
             inputs = replace(inputs, embeds=self.words(inputs.tokens))
         h = decode(self.body, inputs, cache, within_window=self.within_window)

@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw
 from transformers import TextIteratorStreamer, TextStreamer
 
 import mlx_vlgen
-from mlx_vlgen import AutoModelForImageTextToText, AutoProcessor
+from mlx_vlgen import AutoModelForImageTextToText, AutoProcessor, Request, TokenIterator
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.errors import PromptError, UnsupportedError
+from mlx_vlgen.errors import LoadError, PromptError, UnsupportedError
+from mlx_vlgen.inputs.prompt import Prompt
 
 Inputs = Callable[..., Any]
 
@@ -135,6 +136,16 @@ def test_a_batch_goes_on_from_its_caches(model: Any, inputs: Inputs) -> None:
     assert later.tolist() == whole.tolist()
 
 
+def test_what_came_with_the_cache_is_counted(model: Any, inputs: Inputs) -> None:
+    first = model.generate(**inputs(None), max_new_tokens=4, return_dict_in_generate=True)
+    prompt, past = Prompt(np.array(first.sequences[0])), first.past_key_values.rows[0]
+    with TokenIterator(model, model.processor) as iterator:
+        place = [iterator.add(Request(prompt, past=past)), iterator.add(Request(prompt))]
+        results = dict(iter(iterator))
+    assert [results[id].cached_tokens for id in place] == [len(prompt.tokens) - 1, 0]
+    assert results[place[0]].prompt_tokens == len(prompt.tokens)
+
+
 def test_a_prompt_that_is_not_the_caches_is_refused(model: Any, inputs: Inputs) -> None:
     first = model.generate(**inputs("red"), max_new_tokens=4, return_dict_in_generate=True)
     other = mx.array([[5] * (first.sequences.shape[1] + 3)])
@@ -148,6 +159,22 @@ def test_a_prompt_that_is_not_the_caches_is_refused(model: Any, inputs: Inputs) 
 
 
 # -- guidance
+
+
+def test_guidance_goes_on_from_a_cache(model: Any, processor: Any, inputs: Inputs) -> None:
+    """The negative prompt begins with nothing of it."""
+    given, negative = inputs("red"), inputs(None, question="Hello.").input_ids
+    first = model.generate(**given, max_new_tokens=30, return_dict_in_generate=True)
+    more = processor.tokenizer("\n<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    ids = mx.array([first.sequences[0].tolist() + more])
+    pictures = {"pixel_values": given["pixel_values"], "image_grid_thw": given["image_grid_thw"]}
+    asked = {"max_new_tokens": 6, "guidance_scale": 1.5, "return_dict_in_generate": True, "output_scores": True}
+    for negatives in ({"negative_prompt_ids": negative}, {"negative_prompt_ids": given.input_ids}, {}):
+        whole = model.generate(input_ids=ids, **pictures, **negatives, **asked)
+        again = model.generate(input_ids=ids, **pictures, **negatives, **asked, past_key_values=first.past_key_values)
+        assert again.sequences.tolist() == whole.sequences.tolist()
+        for mine, theirs in zip(again.scores, whole.scores, strict=True):
+            assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-4
 
 
 def test_a_negative_prompt_may_see_the_pictures_too(model: Any, inputs: Inputs) -> None:
@@ -208,6 +235,53 @@ def test_a_streamer_takes_one_row(model: Any, processor: Any, inputs: Inputs) ->
     for more in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):
         with pytest.raises(ValueError, match="streamer: it takes one row"):
             model.generate(**inputs("red"), streamer=streamer, **more)
+
+
+class Listening:
+    """Fails at its `fails`-th part, if any."""
+
+    def __init__(self, fails: int = 0, error: BaseException | None = None):
+        self._fails, self._error = fails, error
+        self.heard: list[str] = []
+
+    def put(self, value: Any) -> None:
+        self.heard.append("part")
+        if self._error and len(self.heard) == self._fails:
+            raise self._error
+
+    def end(self) -> None:
+        self.heard.append("end")
+
+
+def test_a_streamer_is_told_the_end_whatever_happens(model: Any, inputs: Inputs) -> None:
+    """Else who listens in another thread waits for ever."""
+
+    def fails(ids: Any, scores: Any) -> Any:
+        raise RuntimeError("mine")
+
+    for keywords, error in (
+        ({"logits_processor": [fails]}, RuntimeError),
+        ({"stopping_criteria": [fails]}, RuntimeError),
+        ({"max_new_tokens": 0}, ValueError),
+        ({"pixel_value": 3}, TypeError),
+        ({"num_beams": 2}, ValueError),
+        ({"regex": "("}, PromptError),
+    ):
+        streamer = Listening()
+        with pytest.raises(error):
+            model.generate(**inputs("red"), streamer=streamer, **keywords)
+        assert streamer.heard.count("end") == 1 and streamer.heard[-1] == "end", keywords
+    for stop in (KeyboardInterrupt(), ValueError("of the streamer")):
+        streamer = Listening(3, stop)
+        with pytest.raises(type(stop)):
+            model.generate(**inputs("red"), streamer=streamer)
+        assert streamer.heard == ["part"] * 3 + ["end"]
+    streamer = Listening()
+    model.generate(**inputs("red"), streamer=streamer, max_new_tokens=2)
+    assert streamer.heard == ["part"] * 3 + ["end"]
+    streamer = Listening()
+    model.generate(**inputs("red"), streamer=streamer, custom_generate=lambda model, **given: given["streamer"].end())
+    assert streamer.heard == ["end"]
 
 
 # -- users' functions
@@ -306,6 +380,53 @@ def test_what_cannot_be_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=says):
         model.generate(**inputs("red"), **keywords)
+
+
+def foreign() -> Iterator[Any]:
+    """Settings with what is no id of the built-in model's 576."""
+    for token in (576, 10**12, -577):
+        yield {"bos_token_id": token}
+        yield {"eos_token_id": [568, token]}
+        yield {"suppress_tokens": [5, token]}
+        yield {"begin_suppress_tokens": [token]}
+        yield {"forced_bos_token_id": token}
+        yield {"forced_eos_token_id": [token]}
+        yield {"pad_token_id": token}
+        yield {"bad_words_ids": [[5], [6, token]]}
+        yield {"sequence_bias": {(5, token): 2.0}}
+    for name in ("bos_token_id", "eos_token_id", "suppress_tokens", "forced_eos_token_id", "pad_token_id"):
+        yield {name: True}
+        yield {name: "a"}
+        yield {name: 1.5}
+
+
+@pytest.mark.parametrize("keywords", list(foreign()), ids=str)
+def test_settings_hold_the_models_own_ids(keywords: dict[str, Any], model: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(keywords))}(:|=)"):
+        model.generate(mx.array([[1, 2]]), max_new_tokens=2, **keywords)
+
+
+@pytest.mark.parametrize(
+    "ids", [[[1, 576, 3]], [[1, 10**12]], [[1, -1]], [[True, False]], [[1.0, 2.0]], np.array([[2**32 + 5]])], ids=str
+)
+def test_the_prompts_are_the_models_own_ids(ids: Any, model: Any) -> None:
+    for call in (model.generate, model):
+        with pytest.raises(PromptError, match=r"^input_ids: .* is no token of this model: expected ids, .* 0 to 575"):
+            call(input_ids=ids)
+    with pytest.raises(PromptError, match=r"^negative_prompt_ids: .* is no token of this model"):
+        model.generate([[1, 2]], negative_prompt_ids=ids, guidance_scale=2.0)
+
+
+def test_ids_of_a_checkpoints_files_that_its_layers_do_not_have_are_none(
+    model: Any, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = model.generate(**inputs("red"), max_new_tokens=40).tolist()
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        monkeypatch.setitem(model.generation_config, name, {"eos_token_id": [568, 566, 576]}.get(name, 576))
+    assert model.generate(**inputs("red"), max_new_tokens=40).tolist() == wanted
+    monkeypatch.setitem(model.generation_config, "eos_token_id", "a")
+    with pytest.raises(LoadError, match=r"eos_token_id is 'a'; expected a token id or a list"):
+        model.generate(**inputs("red"))
 
 
 def test_inputs_as_a_mapping_or_as_ids(model: Any, inputs: Inputs, tmp_path: Path) -> None:

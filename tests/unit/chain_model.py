@@ -19,6 +19,10 @@ class Chain(Model):
         self._table = mx.array(logits.astype(np.float32))
         self.forwards = 0
 
+    @property
+    def vocab_size(self) -> int:
+        return len(self._table)
+
     def cache_layout(self) -> list[LayerKind]:
         return [Full()]
 
@@ -28,7 +32,7 @@ class Chain(Model):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         return Embedded(mx.array(prompt.tokens)[None])
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         self.forwards += 1
         keys = inputs.tokens[:, None, :, None].astype(mx.float32)
         held, _ = cache[0].update_and_fetch(keys, keys)
