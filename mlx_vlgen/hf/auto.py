@@ -17,8 +17,6 @@ from ..loading.hub import locate
 from ..models import TEXT, find
 from ..models.base import Model
 from ..options import did_you_mean
-from .encoding import taking_arrays
-from .processing import ChatProcessor
 
 Fixed = Mapping[str, tuple[tuple[Any, ...], str]]
 """Keywords that may have these values only, which ask for nothing, and why others are refused."""
@@ -90,7 +88,7 @@ class AutoProcessor:
 
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """The processor; of a model of text only its tokenizer, as in transformers.
+        """The processor, as `load` gives it; of a model of text only its tokenizer, as in transformers.
 
         Honoured: `min_pixels` and `max_pixels`, bounds for calls that give none; `padding_side`; `chat_template`;
         `revision`; `local_files_only`. Without effect: `use_fast`, since there is one implementation.
@@ -101,8 +99,8 @@ class AutoProcessor:
             return _tokenizer(folder, rest)
         own = ("min_pixels", "max_pixels", "padding_side", "chat_template")
         _check(rest, (*own, "use_fast"), _COMMON)
-        processor: Processor = find(config).processor_class().from_folder(folder, config)
-        made = ChatProcessor(processor, rest.get("min_pixels"), rest.get("max_pixels"))
+        made: Processor = find(config).processor_class().from_folder(folder, config)
+        made.min_pixels, made.max_pixels = rest.get("min_pixels"), rest.get("max_pixels")
         made.chat_template = rest.get("chat_template") or made.chat_template
         made.tokenizer.padding_side = rest.get("padding_side") or made.tokenizer.padding_side
         return made
@@ -191,4 +189,4 @@ def _quantization(given: Any) -> Any:
 def _tokenizer(folder: Path, keywords: Mapping[str, Any]) -> Any:
     _check(keywords, (*_TOKENIZER, "use_fast"), _COMMON)
     own = {name: value for name, value in keywords.items() if name in _TOKENIZER}
-    return taking_arrays(load_tokenizer(folder, **own))
+    return load_tokenizer(folder, **own)

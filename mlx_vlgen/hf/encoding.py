@@ -59,7 +59,7 @@ def _mlx(value: np.ndarray) -> Array:
 def plain(ids: Any) -> Any:
     """Token ids of any kind as Python's numbers: one, a list, or a list of lists."""
     if isinstance(ids, list | tuple):
-        return [plain(item) for item in ids]
+        return list(ids) if ids and isinstance(ids[0], int) else [plain(item) for item in ids]
     return ids.tolist() if hasattr(ids, "tolist") else ids
 
 

@@ -21,6 +21,9 @@ class Config(dict[str, Any]):
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = _nested(value)
 
+    def __delattr__(self, name: str) -> None:
+        del self[name]
+
 
 def _nested(value: Any) -> Any:
     if isinstance(value, list):
