@@ -23,7 +23,7 @@ Fixed = Mapping[str, tuple[tuple[Any, ...], str]]
 
 _WHERE = ("revision", "local_files_only")
 _COMMON: Fixed = {
-    "trust_remote_code": ((None, False), "no code of a checkpoint's is run; leave it out"),
+    "trust_remote_code": ((None, False), "no code of a checkpoint's is ever run; leave it out"),
     "cache_dir": ((None,), "the cache is where HF_HOME says; set that"),
     "token": ((None,), "log in with `hf auth login`, or set HF_TOKEN"),
     "force_download": ((None, False), "a whole copy in the cache is used; remove it with `hf cache`"),

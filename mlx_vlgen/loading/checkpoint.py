@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .._runtime import mx
-from ..errors import LoadError
+from ..errors import LoadError, UnsupportedError
 from ..models import find
 
 INDEX = "model.safetensors.index.json"
@@ -47,6 +47,15 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     """generation_config.json; empty when there is none."""
     path = folder / "generation_config.json"
     return read_json(path) if path.is_file() else {}
+
+
+def refuse_remote_code(trusted: Any) -> None:
+    """UnsupportedError where trust_remote_code asks for what is never done here."""
+    if trusted:
+        raise UnsupportedError(
+            f"trust_remote_code={trusted!r:.80}: no code of a checkpoint's is ever run here; leave it out: a "
+            "checkpoint of a supported model_type needs none"
+        )
 
 
 def check_config(config: Mapping[str, Any]) -> None:

@@ -11,7 +11,14 @@ from PIL import Image, ImageDraw
 from transformers import TextIteratorStreamer, TextStreamer
 
 import mlx_vlgen
-from mlx_vlgen import AutoModelForImageTextToText, AutoProcessor, Request, TokenIterator
+from mlx_vlgen import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessorList,
+    Request,
+    StoppingCriteriaList,
+    TokenIterator,
+)
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError, PromptError, UnsupportedError
 from mlx_vlgen.inputs.prompt import Prompt
@@ -307,6 +314,28 @@ def test_users_functions_get_mlx_arrays_of_one_row(model: Any, inputs: Inputs) -
     assert np.array(out)[:, -3:].tolist() == [[7, 7, 7], [8, 8, 8]]
     assert {shape[0][1] for shape in seen} == {length + step for length in lengths for step in range(3)}
     assert {shape[1] for shape in seen} == {(1, 576)}
+
+
+def test_transformers_lists_are_called_in_order(model: Any, inputs: Inputs) -> None:
+    def plus(number: float) -> Any:
+        return lambda ids, scores: scores + number
+
+    processors = LogitsProcessorList([plus(1), lambda ids, scores: scores * 3])
+    processors.append(plus(0.5))
+    assert processors(mx.array([[1]]), mx.array([[1.0, 2.0]])).tolist() == [[6.5, 9.5]]
+    criteria = StoppingCriteriaList([lambda ids, scores: ids[:, -1] == 2, lambda ids, scores: ids.shape[1] > 2])
+    assert criteria(mx.array([[1, 2], [2, 1]]), None).tolist() == [True, False]
+    assert criteria(mx.array([[1, 2, 3]]), None).tolist() == [True] and StoppingCriteriaList()(
+        mx.array([[1]]), None
+    ).tolist() == [False]
+    given = inputs(None)
+    out = model.generate(
+        **given,
+        max_new_tokens=9,
+        logits_processor=LogitsProcessorList([lambda ids, scores: scores.at[0, 7].add(1e9)]),
+        stopping_criteria=StoppingCriteriaList([lambda ids, scores: ids.shape[1] >= given.input_ids.shape[1] + 3]),
+    )
+    assert out[0, given.input_ids.shape[1] :].tolist() == [7, 7, 7]
 
 
 def test_a_criterion_ends_the_row_that_it_holds_for(model: Any, inputs: Inputs) -> None:
