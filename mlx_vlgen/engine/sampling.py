@@ -210,7 +210,7 @@ def _own_draw(row: Row, logits: mx.array) -> int:
     """The token that the row's own sampler takes. TypeError or ValueError for what is none."""
     assert row.sampling.sampler
     token = row.sampling.sampler(log_softmax(logits))
-    if not isinstance(token, mx.array) or token.size != 1:
+    if not isinstance(token, mx.array) or token.size != 1 or not mx.issubdtype(token.dtype, mx.integer):
         raise TypeError(f"the sampler returned {_named(token)}: expected one token as an mlx array (1,)")
     if not 0 <= (drawn := int(np.array(token).item())) < logits.shape[-1]:
         raise ValueError(f"the sampler returned token {drawn}: expected one of 0 to {logits.shape[-1] - 1}")

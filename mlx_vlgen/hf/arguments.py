@@ -40,6 +40,12 @@ def check_settings(settings: Settings, vocab_size: int) -> None:
         check_ids("sequence_bias", sequence, vocab_size)
 
 
+def check_rows(name: str, ids: np.ndarray, mask: Any, vocab_size: int) -> None:
+    """PromptError for an id of (B, L) that is none. Where the mask is 0 nobody reads them: padding may be anything."""
+    fits = mask is not None and np.shape(mask) == ids.shape
+    check_ids(name, ids[np.asarray(mask).astype(bool)] if fits else ids, vocab_size)
+
+
 def take_harmless(tensors: dict[str, Any], parameters: Collection[str]) -> None:
     """Drop what says nothing new, and refuse what is no input here. parameters: the call's own, for suggestions."""
     for name in ("tokenizer", "token_type_ids", "cache_position", "logits_to_keep"):
@@ -123,7 +129,7 @@ def negative_prompts(
     if ids is None:
         return [Prompt(row[-1:].astype(np.int32)) for row in tensors["input_ids"]]
     given = {"input_ids": np.atleast_2d(np.asarray(ids))} | ({} if mask is None else {"attention_mask": mask})
-    check_ids("negative_prompt_ids", given["input_ids"], model.vocab_size)
+    check_rows("negative_prompt_ids", given["input_ids"], mask, model.vocab_size)
     if len(given["input_ids"]) != (rows := len(tensors["input_ids"])):
         raise PromptError(
             f"negative_prompt_ids: {len(given['input_ids'])} rows, and the prompt has {rows}: give as many"

@@ -1,7 +1,6 @@
 """What a call of `model.generate` asks for: generation_config.json, GenerationConfig and keywords in one `Settings`."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -117,7 +116,7 @@ class Settings:
 
 _share = number("0 to 1", lambda value: 0 <= value <= 1)
 _share_not_0 = number("more than 0, at most 1", lambda value: 0 < value <= 1)
-_not_negative = number("at least 0", lambda value: 0 <= value < math.inf)
+_not_negative = number("at least 0", lambda value: value >= 0 and finite(value))
 _positive = number("more than 0", lambda value: value > 0 and finite(value))
 _any_number = number("a number")
 _id = whole(0)

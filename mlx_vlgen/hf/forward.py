@@ -8,12 +8,11 @@ import numpy as np
 
 from .._runtime import mx
 from ..engine import cache as kv
-from ..engine.token_ids import check_ids
 from ..errors import PromptError, UnsupportedError
 from ..inputs.prompt import Prompt
 from ..inputs.tensors import unpack
 from ..models.base import Model
-from .arguments import named, take_harmless
+from .arguments import check_rows, named, take_harmless
 from .encoding import Array
 from .outputs import CausalLMOutput
 
@@ -44,8 +43,8 @@ def forward(model: Model, inputs: Any = None, **tensors: Any) -> CausalLMOutput:
     take_harmless(tensors, _PARAMETERS)
     tensors = named(inputs, tensors)
     ids = np.atleast_2d(np.asarray(tensors["input_ids"]))
-    check_ids("input_ids", ids, model.vocab_size)
     given = tensors.pop("attention_mask", None)
+    check_rows("input_ids", ids, given, model.vocab_size)
     mask = np.ones_like(ids) if given is None else np.atleast_2d(np.asarray(given))
     if mask.shape != ids.shape:
         raise PromptError(f"attention_mask has shape {mask.shape}, and input_ids {ids.shape}: give one of that shape")

@@ -16,12 +16,11 @@ from ..engine.kv_settings import KVSettings
 from ..engine.params import LogitsProcessor, SamplingParams, StoppingCriterion
 from ..engine.request import Request
 from ..engine.speculative import DraftModel, PromptLookup, same_vocabulary
-from ..engine.token_ids import check_ids
 from ..errors import UnsupportedError
 from ..inputs.prompt import Prompt
 from ..models.base import Model
 from ..results import GenerationResult
-from .arguments import check_settings, named, negative_prompts, prompts_of, settings_of_files, take_harmless
+from .arguments import check_rows, check_settings, named, negative_prompts, prompts_of, settings_of_files, take_harmless
 from .config import NAMES, Settings, resolve
 from .encoding import Array
 from .outputs import GenerateOutput, PastKeyValues, attentions_of, hidden_states_of, steps_of
@@ -79,9 +78,9 @@ def generate(
                 stopping_criteria=stopping_criteria, streamer=streamer,
             )  # fmt: skip
         ids = tensors["input_ids"] = np.atleast_2d(np.asarray(tensors["input_ids"]))
-        check_ids("input_ids", ids, model.vocab_size)
         if tensors.get("attention_mask") is None and settings.pad_token_id not in (None, *settings.eos_token_id):
             tensors["attention_mask"] = (ids != settings.pad_token_id).astype(int)  # as transformers guesses
+        check_rows("input_ids", ids, tensors.get("attention_mask"), model.vocab_size)
         call = Call(
             model,
             settings,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
@@ -167,7 +168,7 @@ class Model(nn.Module):
         """The checkpoint's generation_config.json; empty where it has none."""
         return self._generation_config
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """How many token ids there are: rows of the output layer, or of the embedding table where that serves as one.
         The tokenizer may know fewer."""

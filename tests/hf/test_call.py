@@ -446,6 +446,21 @@ def test_the_prompts_are_the_models_own_ids(ids: Any, model: Any) -> None:
         model.generate([[1, 2]], negative_prompt_ids=ids, guidance_scale=2.0)
 
 
+def test_padding_that_nobody_reads_may_be_anything(model: Any) -> None:
+    """As where a tokenizer has a pad token that the layers have no row for."""
+    alone = model.generate([[1, 2]], max_new_tokens=2)[:, -2:].tolist()
+    padded = {"input_ids": [[999, 999, 1, 2]], "attention_mask": [[0, 0, 1, 1]]}
+    assert model.generate(**padded, max_new_tokens=2)[:, -2:].tolist() == alone
+    assert np.allclose(model(**padded).logits[:, 2:], model([[1, 2]]).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty", "presence_penalty", "guidance_scale"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, True], ids=str)
+def test_numbers_that_are_none_are_refused_by_name(name: str, value: float, model: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}="):
+        model.generate([[1, 2]], do_sample=True, **{name: value})
+
+
 def test_ids_of_a_checkpoints_files_that_its_layers_do_not_have_are_none(
     model: Any, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,10 +18,7 @@ class Chain(Model):
         super().__init__({"model_type": "chain"})
         self._table = mx.array(logits.astype(np.float32))
         self.forwards = 0
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self._table)
+        self.vocab_size = len(logits)
 
     def cache_layout(self) -> list[LayerKind]:
         return [Full()]
