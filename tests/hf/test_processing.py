@@ -34,16 +34,17 @@ def test_one_processor_for_both_faces() -> None:
     model, processor = load(media.DEMO / "model")
     other = AutoProcessor.from_pretrained(media.DEMO / "model")
     assert type(other) is type(processor) and callable(processor) and processor is model.processor
-    turn = ask(plain(), "What is it?")
+    picture = plain().resize((96, 64))
+    turn = ask(picture, "What is it?")
     text = processor.apply_chat_template(turn, add_generation_prompt=True)
     assert text == apply_chat_template(processor, model.config, "What is it?", num_images=1)
-    results = [generate(model, own, text, plain(), max_tokens=12) for own in (processor, other)]
+    results = [generate(model, own, text, picture, max_tokens=12) for own in (processor, other)]
     assert results[0].tokens == results[1].tokens
     asked = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "mlx"}
     for given in (
         processor.apply_chat_template(turn, **asked),
-        processor(plain(), text, return_tensors="mlx"),
-        processor(images=[plain()], text=[text], return_tensors="mlx"),
+        processor(picture, text, return_tensors="mlx"),
+        processor(images=[picture], text=[text], return_tensors="mlx"),
     ):
         out = model.generate(**given, max_new_tokens=12)
         new = out[:, given.input_ids.shape[1] :]

@@ -231,16 +231,16 @@ def test_a_draft_model_with_fewer_rows_guesses_what_it_can() -> None:
 # -- numbers
 
 
-@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-39, 1.2e-38, 1e-31])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-39, 1.2e-38])
 def test_a_temperature_too_small_for_float32_is_greedy(demo: Family, temperature: float) -> None:
     text = demo.processor.format([{"role": "user", "content": "Hello"}])[0].text
-    plain = mlx_vlgen.generate(demo.model, demo.processor, text, max_tokens=8)
-    warm = {"temperature": temperature, "max_tokens": 8, "seed": 1}
+    plain = mlx_vlgen.generate(demo.model, demo.processor, text, max_tokens=4)
+    warm = {"temperature": temperature, "max_tokens": 4, "seed": 1}
     assert mlx_vlgen.generate(demo.model, demo.processor, text, **warm).tokens == plain.tokens
-    asked = {"do_sample": True, "temperature": temperature, "max_new_tokens": 8}
+    asked = {"do_sample": True, "temperature": temperature, "max_new_tokens": 4}
     given = demo.processor.tokenizer.encode(text)
     for more in ({}, {"num_beams": 2}, {"no_repeat_ngram_size": 9}):
-        greedy = demo.model.generate([given], max_new_tokens=8, do_sample=False, **more)
+        greedy = demo.model.generate([given], max_new_tokens=4, do_sample=False, **more)
         assert demo.model.generate([given], **asked, **more).tolist() == greedy.tolist()
 
 
