@@ -16,9 +16,11 @@ _WHERE = {
     "BatchResponse": "results",
     "BatchStats": "results",
     "GenerationResult": "results",
+    "LogitsProcessorList": "hf.lists",
     "MediaInputs": "inputs.prompt",
     "Request": "engine.request",
     "SamplingParams": "engine.params",
+    "StoppingCriteriaList": "hf.lists",
     "TokenIterator": "engine.iterator",
     "apply_chat_template": "prompt_utils",
     "batch_generate": "generate",
@@ -36,9 +38,11 @@ __all__ = [
     "BatchResponse",
     "BatchStats",
     "GenerationResult",
+    "LogitsProcessorList",
     "MediaInputs",
     "Request",
     "SamplingParams",
+    "StoppingCriteriaList",
     "TokenIterator",
     "__version__",
     "apply_chat_template",
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
     from .engine.request import Request
     from .generate import batch_generate, generate, stream_generate
     from .hf.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from .hf.lists import LogitsProcessorList, StoppingCriteriaList
     from .inputs.media import load_image
     from .inputs.prompt import MediaInputs
     from .loading import load

@@ -92,6 +92,7 @@ def stream_generate(
 
     Arguments as for `generate`. Closing the iterator, or leaving it, ends the request.
     """
+    _check_order(processor)
     if audio is not None:
         raise UnsupportedError("audio: this model does not hear; leave it out")
     given = divide(kwargs, "video", "prompt_progress_callback")
@@ -148,6 +149,7 @@ def batch_generate(
     A row that fails has its text so far, finish_reason "error" and its error; the others are answered.
     ValueError for lists of different length. No prompts give an empty response.
     """
+    _check_order(processor)
     if audios is not None:
         raise UnsupportedError("audios: this model does not hear; leave it out")
     other_names = ("videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels", "prompt_progress_callback")
@@ -191,6 +193,14 @@ def batch_generate(
     if all(len(own) == 1 for own in sizes):
         sizes = [own[0] for own in sizes]
     return BatchResponse(texts, stats, sizes if track_image_sizes else None, results)
+
+
+def _check_order(processor: Any) -> None:
+    if isinstance(processor, Model):
+        raise TypeError(
+            "processor: a model was given; model and processor may be swapped: give them as load returns them, "
+            "generate(model, processor, prompt)"
+        )
 
 
 def _summed(told: Callable[[int, int], None] | None) -> Callable[[int, int, int], None] | None:

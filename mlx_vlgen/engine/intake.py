@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from .._runtime import mx
@@ -17,6 +16,7 @@ from .params import SamplingParams
 from .request import Request, Row
 from .structured import Constraint, Forms
 from .thinking import Marks, Thinking
+from .token_ids import check_ids, check_prompt, ids_of_file
 
 
 class Intake:
@@ -26,6 +26,7 @@ class Intake:
     def __init__(self, model: Model, processor: Any, vision_batch: int, group: bool):
         self._model, self._processor = model, processor
         self._vision_batch, self._group = vision_batch, group
+        self._vocab_size = model.vocab_size
         self._end_tokens = end_tokens(model, processor)
         self._possible = {KVSettings()}  # caches that this model is known to work with
 
@@ -40,6 +41,7 @@ class Intake:
             row.prompt = self._processor.prepare(
                 request.prompt, media, enable_thinking=request.enable_thinking, **request.template_kwargs
             )
+        self._check_tokens(row)
         self._check_length(row)
         if request.kv not in self._possible:
             kv.check(self._model, request.kv)
@@ -58,6 +60,21 @@ class Intake:
         if request.guidance is not None:
             row.guide = self._negative(row)
 
+    def _check_tokens(self, row: Row) -> None:
+        """Every id of the request reaches MLX through here."""
+        request, size = row.request, self._vocab_size
+        assert row.prompt
+        check_prompt("prompt", row.prompt, size)
+        check_ids("logit_bias", request.sampling.logit_bias, size)
+        check_ids("end_tokens", request.end_tokens or (), size)
+        if request.guidance is not None:
+            check_prompt("negative_prompt_ids", request.guidance.negative, size)
+        if request.past is not None and request.past.length >= row.length:
+            raise PromptError(
+                f"past: it holds {request.past.length} positions and the prompt has {row.length}: the prompt must "
+                "begin with what it holds, and go on"
+            )
+
     def _check_rollback(self, settings: KVSettings) -> None:
         if not kv.can_roll_back(self._model.cache_layout(), settings):
             why = "a bounded cache (max_kv_size)" if settings.max_size else "this model's recurrent layers"
@@ -71,7 +88,9 @@ class Intake:
         assert request.guidance
         guide = Row(
             row.id,
-            replace(request, prompt=request.guidance.negative, guidance=None, sampling=SamplingParams(), trace=None),
+            Request(
+                request.guidance.negative, sampling=SamplingParams(max_tokens=row.sampling.max_tokens), kv=request.kv
+            ),
             row.text,
             row.seed,
             prompt=request.guidance.negative,
@@ -91,6 +110,8 @@ class Intake:
                     "it thinks between as thinking_start_token and thinking_end_token"
                 )
             return None
+        check_ids("thinking_start_token", marks.start, self._vocab_size)
+        check_ids("thinking_end_token", marks.end, self._vocab_size)
         assert row.prompt
         opening = row.prompt.tokens.tolist() if row.prompt.tail is None else row.prompt.tail
         return Thinking(marks, opening, sampling.thinking_budget)
@@ -104,17 +125,18 @@ class Intake:
 
     def _token_ids(self, tokens: Sequence[str | int]) -> frozenset[int]:
         """Ids of `eos_tokens`; a string must be one token of the vocabulary."""
-        ids = set()
+        ids: list[Any] = []
         for token in tokens:
-            pieces = (
-                [token] if isinstance(token, int) else self._processor.tokenizer.encode(token, add_special_tokens=False)
-            )
+            pieces: list[Any] = [token]
+            if isinstance(token, str):
+                pieces = self._processor.tokenizer.encode(token, add_special_tokens=False)
             if len(pieces) != 1:
                 raise PromptError(
                     f"eos_tokens: {token!r} is {len(pieces)} tokens of this model, not one: give it as stop="
                 )
-            ids |= set(pieces)
-        return frozenset(ids)
+            ids += pieces
+        check_ids("eos_tokens", ids, self._vocab_size)
+        return frozenset(map(int, ids))
 
     def _check_length(self, row: Row) -> None:
         most = self._model.max_positions
@@ -212,10 +234,6 @@ def _check_together(request: Request) -> None:
 
 def end_tokens(model: Model, processor: Any) -> frozenset[int]:
     """The model's own end tokens: of generation_config.json, else of config.json, and the tokenizer's."""
-    ids: set[int] = set()
-    for named in (
-        model.generation_config.get("eos_token_id", model.config.get("eos_token_id")),
-        processor.tokenizer.eos_token_id,
-    ):
-        ids |= set() if named is None else {named} if isinstance(named, int) else set(named)
-    return frozenset(ids)
+    file = model.generation_config.get("eos_token_id", model.config.get("eos_token_id"))
+    given = (file, processor.tokenizer.eos_token_id)
+    return frozenset(token for own in given for token in ids_of_file("eos_token_id", own, model.vocab_size))

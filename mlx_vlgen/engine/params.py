@@ -1,8 +1,10 @@
 """How one row draws its tokens and when it stops."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from .._runtime import mx
@@ -18,6 +20,13 @@ StoppingCriterion = Callable[[mx.array, mx.array | None], Any]
 """(the row's tokens so far (n,), prompt included; raw logits (1, V), or None in a beam search) -> true to stop after
 this token."""
 
+GREEDY_BELOW = 1e-30
+"""Temperatures under this are greedy: what differs in float32 lies farther apart than they could blur, and logits
+divided by them may not be numbers any more."""
+
+_LARGEST = 3e38
+"""What float32 holds."""
+
 _LISTS = ("eos_tokens", "stop", "logits_processors", "stopping_criteria")
 _FORMS = ("json_schema", "regex", "grammar", "choices")
 _AT_LEAST_0 = ("max_tokens", "temperature", "top_n_sigma", "top_logprobs")
@@ -32,15 +41,16 @@ class SamplingParams:
     logits_processors, the answer's form, then (when drawing) temperature, top_n_sigma, top_k, top_p, min_p, typical_p,
     xtc.
 
-    temperature: 0 is greedy. top_k: keep so many most likely tokens; 0 and -1 are off. top_p: keep the smallest set of
-    most likely tokens whose probability reaches it. min_p: keep tokens at least this likely relative to the most likely
-    one. typical_p: keep the tokens of most typical surprise whose probability reaches it (arXiv 2202.00666).
+    temperature: 0 is greedy, and so is anything below 1e-30. top_k: keep so many most likely tokens; 0 and -1 are off.
+    top_p: keep the smallest set of most likely tokens whose probability reaches it. min_p: keep tokens at least this
+    likely relative to the most likely one. typical_p: keep the tokens of most typical surprise whose probability
+    reaches it (arXiv 2202.00666).
     top_n_sigma: keep logits within so many standard deviations of the highest; 0 is off (arXiv 2411.07641).
     xtc_probability: how often to drop all tokens at least xtc_threshold likely but the least likely of them.
     seed: None is random. sampler: used in the place of all drawing.
     repetition_penalty: of the last repetition_context_size tokens of prompt and text (None: all); placeholders of media
     do not count. presence_penalty, frequency_penalty: of generated tokens, once and per occurrence. logit_bias: what to
-    add to the logit of an id.
+    add to the logit of an id; -inf forbids it.
     max_tokens: new tokens at most. eos_tokens: strings or ids added to the model's own end tokens. stop: strings; the
     text before one is the answer. max_time: seconds from admission.
     thinking_budget: tokens inside a thinking block at most; None is no bound. thinking_start_token, thinking_end_token:
@@ -99,8 +109,14 @@ class SamplingParams:
             "repetition_context_size",
             "max_time",
         )
+        self._check("a finite number", finite, ("temperature",), "presence_penalty", "frequency_penalty")
         self._check("0 to 1", lambda value: 0 <= value <= 1, _SHARES)
-        self._check("more than 0", lambda value: value > 0, (), "repetition_penalty")
+        self._check("more than 0", lambda value: value > 0 and finite(value), (), "repetition_penalty")
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias={self.logit_bias!r:.80}: expected {{id: what to add to its logit}}")
+        for token, bias in self.logit_bias.items():
+            if isinstance(bias, bool) or not isinstance(bias, Real) or not (finite(bias) or bias == -math.inf):
+                raise ValueError(f"logit_bias: {bias!r} for {token!r}: expected a finite number, or -inf")
         if self.top_k < -1:
             raise ValueError(f"top_k={self.top_k}: expected a number of tokens, or 0 or -1 for off")
         self._check_form()
@@ -140,9 +156,19 @@ class SamplingParams:
         return None
 
     @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
     def calls_user(self) -> bool:
         """Whether a step runs the user's code, which must not see a token that is thrown away later."""
         return bool(self.logits_processors) or self.sampler is not None
+
+
+def finite(value: Any) -> bool:
+    """Also in float32."""
+    return bool(-_LARGEST <= value <= _LARGEST)
 
 
 # Qwen3-VL's own settings for its two kinds of model (https://github.com/QwenLM/Qwen3-VL).

@@ -26,6 +26,7 @@ def report(row: Row, text: str, scores: Scores | None) -> GenerationResult:
         tokens=lambda so_far=row.tokens: so_far[:made],
         prompt_time=prompt_time,
         generation_time=generation_time,
+        cached_tokens=row.computed,
         encode_time=row.encode_time,
         unquantized_layers=row.unquantized_layers,
         image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],

@@ -46,8 +46,8 @@ class BatchSampler:
     def __init__(self, rows: Sequence[Row]):
         self._rows = rows
         settings = [row.sampling for row in rows]
-        self._greedy = [s.temperature == 0 for s in settings]
-        self._temperature = _array([s.temperature or 1.0 for s in settings])
+        self._greedy = [s.greedy for s in settings]
+        self._temperature = _array([1.0 if s.greedy else s.temperature for s in settings])
         self._top_k = [s.top_k for s in settings] if any(s.top_k > 0 for s in settings) else None
         self._sigma = _column([s.top_n_sigma for s in settings], off=0)
         self._top_p = _column([s.top_p for s in settings], off=1)
@@ -210,7 +210,7 @@ def _own_draw(row: Row, logits: mx.array) -> int:
     """The token that the row's own sampler takes. TypeError or ValueError for what is none."""
     assert row.sampling.sampler
     token = row.sampling.sampler(log_softmax(logits))
-    if not isinstance(token, mx.array) or token.size != 1:
+    if not isinstance(token, mx.array) or token.size != 1 or not mx.issubdtype(token.dtype, mx.integer):
         raise TypeError(f"the sampler returned {_named(token)}: expected one token as an mlx array (1,)")
     if not 0 <= (drawn := int(np.array(token).item())) < logits.shape[-1]:
         raise ValueError(f"the sampler returned token {drawn}: expected one of 0 to {logits.shape[-1] - 1}")

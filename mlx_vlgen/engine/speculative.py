@@ -19,6 +19,7 @@ from . import cache as kv
 from .batch import Batch, Emit, draw
 from .request import Row
 from .sampling import BatchSampler, Scores
+from .token_ids import check_ids, check_prompt, is_id
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Speculative(Batch):
     def _check(self, model: Model, emit: Emit) -> Self | None:
         """One forward on each row's last token and the guesses after it; tokens are handed out as long as guesses are
         right. What goes on, with one token drawn a row that nobody has seen yet."""
-        guesses = [_guesses(row) for row in self.rows]
+        guesses = [_guesses(row, model.vocab_size) for row in self.rows]
         longest = max(map(len, guesses))
         block = np.zeros((len(self.rows), 1 + longest), dtype=np.int32)
         for place, (row, own) in enumerate(zip(self.rows, guesses, strict=True)):
@@ -90,11 +91,18 @@ def _draws_freely(row: Row) -> bool:
     return not (row.waits or row.guide or penalized or own.logit_bias or own.thinking_budget is not None)
 
 
-def _guesses(row: Row) -> list[int]:
-    """No more than the row may still hand out before its last token, which needs no forward."""
+def _guesses(row: Row, vocab_size: int) -> list[int]:
+    """No more than the row may still hand out before its last token, which needs no forward. What its drafter raises is
+    noted on the row, which ends by it."""
     assert row.drafter
     most = row.sampling.max_tokens - len(row.tokens) - 1
-    guesses = row.drafter.propose(row.tokens, most)[:most] if most > 0 else []
+    guesses = list[int]()
+    if most > 0:
+        try:
+            guesses = list(row.drafter.propose(row.tokens, most))[:most]
+            check_ids("the drafter's guesses", guesses, vocab_size)
+        except Exception as error:  # as of a row's processors: it may be the user's code
+            row.error, guesses = error, []
     row.drafted += len(guesses)
     return guesses
 
@@ -137,6 +145,7 @@ class DraftModel:
     processor: of the draft model; its vocabulary must be that of the model it drafts for. count: guesses at a time;
     schedule "heuristic" takes two more after all were right and one fewer otherwise, "constant" does not. confidence:
     stop guessing below this probability. A text-only draft model reads the prompt without the tokens of pictures.
+    PromptError where its layers do not have a token of the prompt.
     """
 
     def __init__(
@@ -160,6 +169,7 @@ class DraftModel:
     def read(self, prompt: Prompt) -> None:
         if not self._reads_media:
             prompt = Prompt(np.array(prompt.words, dtype=np.int32))
+        check_prompt("the draft model's prompt", prompt, self._model.vocab_size)
         features = [self._model.encode([media])[0] for media in prompt.media]
         self._waiting = self._model.embed(prompt, features)
         self._delta = self._waiting.delta
@@ -169,7 +179,10 @@ class DraftModel:
         if self._waiting is not None:
             self._prefill(self._waiting)
             self._waiting = None
-        logits = self._forward(tokens[self._known :])
+        new = tokens[self._known :]
+        if not all(is_id(token, self._model.vocab_size) for token in new):
+            return []  # of padded vocabularies one may be larger: after such a token there is nothing to guess from
+        logits = self._forward(new)
         self._known = len(tokens)
         certain, guesses = self._cache, list[int]()
         self._cache = kv.alone(certain, 0)  # guesses are never kept: what was right is computed again, in one forward

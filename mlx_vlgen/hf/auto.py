@@ -17,15 +17,13 @@ from ..loading.hub import locate
 from ..models import TEXT, find
 from ..models.base import Model
 from ..options import did_you_mean
-from .encoding import taking_arrays
-from .processing import ChatProcessor
 
 Fixed = Mapping[str, tuple[tuple[Any, ...], str]]
 """Keywords that may have these values only, which ask for nothing, and why others are refused."""
 
 _WHERE = ("revision", "local_files_only")
 _COMMON: Fixed = {
-    "trust_remote_code": ((None, False), "no code of a checkpoint's is run; leave it out"),
+    "trust_remote_code": ((None, False), "no code of a checkpoint's is ever run; leave it out"),
     "cache_dir": ((None,), "the cache is where HF_HOME says; set that"),
     "token": ((None,), "log in with `hf auth login`, or set HF_TOKEN"),
     "force_download": ((None, False), "a whole copy in the cache is used; remove it with `hf cache`"),
@@ -90,7 +88,7 @@ class AutoProcessor:
 
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """The processor; of a model of text only its tokenizer, as in transformers.
+        """The processor, as `load` gives it; of a model of text only its tokenizer, as in transformers.
 
         Honoured: `min_pixels` and `max_pixels`, bounds for calls that give none; `padding_side`; `chat_template`;
         `revision`; `local_files_only`. Without effect: `use_fast`, since there is one implementation.
@@ -101,7 +99,8 @@ class AutoProcessor:
             return _tokenizer(folder, rest)
         own = ("min_pixels", "max_pixels", "padding_side", "chat_template")
         _check(rest, (*own, "use_fast"), _COMMON)
-        made = ChatProcessor(read_processor(folder, config), rest.get("min_pixels"), rest.get("max_pixels"))
+        made = read_processor(folder, config)
+        made.min_pixels, made.max_pixels = rest.get("min_pixels"), rest.get("max_pixels")
         made.chat_template = rest.get("chat_template") or made.chat_template
         made.tokenizer.padding_side = rest.get("padding_side") or made.tokenizer.padding_side
         return made
@@ -190,4 +189,4 @@ def _quantization(given: Any) -> Any:
 def _tokenizer(folder: Path, keywords: Mapping[str, Any]) -> Any:
     _check(keywords, (*_TOKENIZER, "use_fast"), _COMMON)
     own = {name: value for name, value in keywords.items() if name in _TOKENIZER}
-    return taking_arrays(load_tokenizer(folder, **own))
+    return load_tokenizer(folder, **own)

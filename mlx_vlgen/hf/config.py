@@ -1,11 +1,11 @@
 """What a call of `model.generate` asks for: generation_config.json, GenerationConfig and keywords in one `Settings`."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..engine.params import GREEDY_BELOW, finite
 from ..errors import UnsupportedError
 from ..notices import notice
 from ..options import did_you_mean
@@ -23,7 +23,8 @@ class Settings:
 
     max_new_tokens, max_length: just one of them is set; the second counts the prompt, padding included.
     eos_token_id: none, one or several, as a tuple. pad_token_id: where the model has none, its first end token.
-    sequence_bias: pairs of a sequence and its bias. do_sample: False too where the temperature is 0.
+    sequence_bias: pairs of a sequence and its bias. do_sample: False too where the temperature is 0, or
+    below 1e-30.
     presence_penalty: off the logit of each generated token. seed: one, or one a row; of several returned sequences the
     i-th uses it folded with i. prefill_step_size is also called prefill_chunk_size; None: the engine's own.
     kv_bits to max_kv_size: as in `generate` (cache_implementation="quantized" sets the first two). thinking_budget:
@@ -115,8 +116,8 @@ class Settings:
 
 _share = number("0 to 1", lambda value: 0 <= value <= 1)
 _share_not_0 = number("more than 0, at most 1", lambda value: 0 < value <= 1)
-_not_negative = number("at least 0", lambda value: 0 <= value < math.inf)
-_positive = number("more than 0", lambda value: 0 < value < math.inf)
+_not_negative = number("at least 0", lambda value: value >= 0 and finite(value))
+_positive = number("more than 0", lambda value: value > 0 and finite(value))
 _any_number = number("a number")
 _id = whole(0)
 
@@ -333,12 +334,12 @@ def _combined(settings: Settings) -> Settings:
         length["max_length"] = None
     elif settings.max_length is None:
         length["max_new_tokens"] = NEW_TOKENS
-    ends = tuple(token for token in settings.eos_token_id if token >= 0)  # -1 is how some say "none"
-    pad = settings.pad_token_id if settings.pad_token_id is not None and settings.pad_token_id >= 0 else None
+    ends = tuple(token for token in settings.eos_token_id if token != -1)  # which is how some say "none"
+    pad = None if settings.pad_token_id == -1 else settings.pad_token_id
     return dataclasses.replace(
         settings,
         **length,
-        do_sample=settings.do_sample and settings.temperature > 0,
+        do_sample=settings.do_sample and settings.temperature >= GREEDY_BELOW,
         guidance_scale=None if settings.guidance_scale == 1 else settings.guidance_scale,
         eos_token_id=ends,
         pad_token_id=ends[0] if pad is None and ends else pad,
@@ -363,7 +364,7 @@ def _check(settings: Settings) -> None:
 
 def _tell(settings: Settings, asked: Mapping[str, Any]) -> None:
     """What the caller, not the checkpoint, asked for that changes nothing."""
-    if not settings.do_sample and asked.get("temperature") != 0:
+    if not settings.do_sample and asked.get("temperature", 1) >= GREEDY_BELOW:
         unused = [name for name, same in _DRAWN.items() if name in asked and asked[name] not in same]
         if unused:
             words = ", ".join(f"{name}={asked[name]}" for name in unused)

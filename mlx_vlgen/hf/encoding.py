@@ -11,10 +11,20 @@ from ..errors import UnsupportedError
 
 
 class Array(mx.array):
-    """An array with transformers' `.to`: MLX's arrays are in no device's own memory, so that it has nothing to do."""
+    """An array with torch's `.to`, `.cpu` and `.numpy`, and so are its parts: MLX's arrays are in no device's own
+    memory, so that there is nothing to move."""
 
     def to(self, *args: Any, **kwargs: Any) -> "Array":
         return self
+
+    def cpu(self) -> "Array":
+        return self
+
+    def numpy(self) -> np.ndarray:
+        return np.array(self)
+
+    def __getitem__(self, index: Any) -> "Array":
+        return Array(super().__getitem__(index))
 
 
 class Encoding(BatchEncoding):
@@ -49,7 +59,7 @@ def _mlx(value: np.ndarray) -> Array:
 def plain(ids: Any) -> Any:
     """Token ids of any kind as Python's numbers: one, a list, or a list of lists."""
     if isinstance(ids, list | tuple):
-        return [plain(item) for item in ids]
+        return list(ids) if ids and isinstance(ids[0], int) else [plain(item) for item in ids]
     return ids.tolist() if hasattr(ids, "tolist") else ids
 
 

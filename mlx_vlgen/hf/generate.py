@@ -1,7 +1,8 @@
 """`model.generate(**inputs)`, as code written for transformers calls it: a face of the token iterator."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,13 +16,11 @@ from ..engine.kv_settings import KVSettings
 from ..engine.params import LogitsProcessor, SamplingParams, StoppingCriterion
 from ..engine.request import Request
 from ..engine.speculative import DraftModel, PromptLookup, same_vocabulary
-from ..errors import PromptError, UnsupportedError
+from ..errors import UnsupportedError
 from ..inputs.prompt import Prompt
-from ..inputs.tensors import NAMES as TENSORS
-from ..inputs.tensors import unpack
 from ..models.base import Model
-from ..options import did_you_mean
 from ..results import GenerationResult
+from .arguments import check_rows, check_settings, named, negative_prompts, prompts_of, settings_of_files, take_harmless
 from .config import NAMES, Settings, resolve
 from .encoding import Array
 from .outputs import GenerateOutput, PastKeyValues, attentions_of, hidden_states_of, steps_of
@@ -63,42 +62,57 @@ def generate(
     Raises what is wrong with a row's request; TypeError for an unknown name, ValueError for a value out of range,
     UnsupportedError for what cannot be honoured here.
     """
-    own = {name: model.config[name] for name in _TOKENS if model.config.get(name) is not None}
-    settings, tensors = resolve(own | model.generation_config, generation_config, kwargs)
-    past = tensors.pop("past_key_values", None)
-    _take_harmless(tensors)
-    tensors = _named(inputs, tensors, settings)
-    if custom_generate is not None:
-        return _custom(custom_generate)(
-            model, **tensors, generation_config=settings, logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria, streamer=streamer,
-        )  # fmt: skip
-    ids = np.atleast_2d(np.asarray(tensors["input_ids"]))
-    tensors["input_ids"] = ids
-    if tensors.get("attention_mask") is None and settings.pad_token_id not in (None, *settings.eos_token_id):
-        tensors["attention_mask"] = (ids != settings.pad_token_id).astype(int)  # as transformers guesses
-    call = Call(
-        model,
-        settings,
-        ids,
-        _prompts(model, tensors, past),
-        _criteria(stopping_criteria),
-        list(logits_processor or ()),
-        prefix_allowed_tokens_fn,
-        _drafter(model, assistant_model, settings),
-        _negatives(model, settings, tensors, negative_prompt_ids, negative_prompt_attention_mask),
-        past.rows if past else None,
-    )
-    if streamer is not None and (len(ids) > 1 or settings.num_return_sequences > 1 or settings.num_beams > 1):
-        raise ValueError("streamer: it takes one row, without beams; leave it out, or give one prompt")
-    out = call.run(streamer)
+    if custom_generate is not None and not callable(custom_generate):
+        raise UnsupportedError(
+            f"custom_generate={custom_generate!r:.80}: code from the Hub is not run here; give a function"
+        )
+    with _ended(None if custom_generate else streamer):  # such a function ends it itself
+        settings, tensors = resolve(settings_of_files(model), generation_config, kwargs)
+        check_settings(settings, model.vocab_size)
+        past = tensors.pop("past_key_values", None)
+        take_harmless(tensors, {*NAMES, *_PARAMETERS})
+        tensors = named(inputs, tensors, settings.bos_token_id)
+        if custom_generate is not None:
+            return custom_generate(
+                model, **tensors, generation_config=settings, logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria, streamer=streamer,
+            )  # fmt: skip
+        ids = tensors["input_ids"] = np.atleast_2d(np.asarray(tensors["input_ids"]))
+        if tensors.get("attention_mask") is None and settings.pad_token_id not in (None, *settings.eos_token_id):
+            tensors["attention_mask"] = (ids != settings.pad_token_id).astype(int)  # as transformers guesses
+        check_rows("input_ids", ids, tensors.get("attention_mask"), model.vocab_size)
+        call = Call(
+            model,
+            settings,
+            ids,
+            prompts_of(model, tensors, past),
+            _criteria(stopping_criteria),
+            list(logits_processor or ()),
+            prefix_allowed_tokens_fn,
+            _drafter(model, assistant_model, settings),
+            negative_prompts(model, settings, tensors, negative_prompt_ids, negative_prompt_attention_mask),
+            past.rows if past else None,
+        )
+        if streamer is not None and (len(ids) > 1 or settings.num_return_sequences > 1 or settings.num_beams > 1):
+            raise ValueError("streamer: it takes one row, without beams; leave it out, or give one prompt")
+        out = call.run(streamer)
     if synced_gpus and mx.distributed.is_available():
         mx.eval(mx.distributed.all_sum(mx.array(1)))
     return out
 
 
+@contextmanager
+def _ended(streamer: Any) -> Iterator[None]:
+    """Tells the streamer the end, whatever happens: who listens to it in another thread would wait for ever."""
+    try:
+        yield
+    finally:
+        if streamer is not None:
+            streamer.end()
+
+
+_PARAMETERS = tuple(inspect.signature(generate).parameters)
 _STRUCTURE = "json_schema", "regex", "grammar", "choices"
-_TOKENS = "bos_token_id", "eos_token_id", "pad_token_id"
 
 
 @dataclass
@@ -135,8 +149,6 @@ class Call:
                     streamer.put(mx.array([result.token]))
                 if result.finish_reason is not None:
                     results[place[id]] = result
-        if streamer is not None:
-            streamer.end()
         return self._output(requests, results)
 
     def _request(self, row: int, copy: int) -> Request:
@@ -256,100 +268,6 @@ def _right_padded(rows: Sequence[Sequence[int]], filler: int) -> np.ndarray:
     return made
 
 
-# -- what was given
-
-
-def _take_harmless(tensors: dict[str, Any]) -> None:
-    """Drop what says nothing new, and refuse what is no input of `generate` here."""
-    for name in ("tokenizer", "token_type_ids", "cache_position", "logits_to_keep"):
-        tensors.pop(name, None)
-    for name, remedy in _REFUSED.items():
-        if tensors.pop(name, None) is not None:
-            raise UnsupportedError(f"{name}: {remedy}")
-    for name in tensors.keys() - set(TENSORS):
-        raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, {*TENSORS, *NAMES, *_PARAMETERS})}")
-
-
-_PARAMETERS = tuple(inspect.signature(generate).parameters)
-_REFUSED = {
-    "inputs_embeds": "give input_ids, and pictures as pixel_values",
-    "position_ids": "positions follow from input_ids and attention_mask; leave it out",
-    "assistant_tokenizer": "an assistant model must have the tokenizer of the model itself; leave it out",
-    "head_mask": "heads cannot be left out",
-}
-
-
-def _named(inputs: Any, tensors: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """All tensors by name."""
-    if isinstance(inputs, Mapping):
-        if both := sorted(set(inputs) & set(tensors)):
-            raise TypeError(f"{both[0]} is given twice, in inputs and as a keyword: give it once")
-        return {**inputs, **tensors}
-    if inputs is not None:
-        if "input_ids" in tensors:
-            raise TypeError("inputs and input_ids are the same: give one of them")
-        return {"input_ids": inputs, **tensors}
-    if "input_ids" in tensors:
-        return tensors
-    if tensors or settings.bos_token_id is None:
-        raise PromptError("no input_ids: give the prompt's token ids, as the processor makes them")
-    return {"input_ids": [[settings.bos_token_id]]}
-
-
-def _prompts(model: Model, tensors: Mapping[str, Any], past: PastKeyValues | None) -> list[Prompt]:
-    """With a past, their media are those after it: pictures that it holds may be given again, and need not be."""
-    if past is None:
-        return unpack(model.processor, tensors)
-    ids = np.asarray(tensors["input_ids"])
-    mask = np.asarray(tensors["attention_mask"]) if tensors.get("attention_mask") is not None else np.ones_like(ids)
-    rows = [own[kept.astype(bool)].astype(np.int32) for own, kept in zip(ids, mask, strict=True)]
-    if len(rows) != len(past.rows):
-        raise PromptError(f"past_key_values: {len(past.rows)} rows, and the prompt has {len(rows)}: give as many")
-    for row, own, held in zip(rows, past.rows, past.tokens, strict=True):
-        if row[: own.length].tolist() != held[: own.length] or len(row) <= own.length:
-            raise PromptError("past_key_values: the prompt must begin with the tokens that it holds, and go on")
-    new = [row[own.length :] for row, own in zip(rows, past.rows, strict=True)]
-    try:
-        later = unpack(model.processor, {**tensors, **_padded(new)})
-        media = [prompt.after(-own.length).media for prompt, own in zip(later, past.rows, strict=True)]
-    except PromptError:
-        whole = unpack(model.processor, tensors)
-        media = [
-            tuple(one for one in prompt.media if one.spans[0][0] >= own.length)
-            for prompt, own in zip(whole, past.rows, strict=True)
-        ]
-    return [Prompt(row, own, model.processor.two_way(row, own)) for row, own in zip(rows, media, strict=True)]
-
-
-_WORDS = "input_ids", "attention_mask", "mm_token_type_ids"
-
-
-def _padded(rows: Sequence[np.ndarray]) -> dict[str, Any]:
-    width = max(map(len, rows))
-    ids = np.stack([np.pad(row, (width - len(row), 0)) for row in rows])
-    mask = np.stack([np.arange(width) >= width - len(row) for row in rows]).astype(int)
-    return dict(zip(_WORDS, (ids, mask, None), strict=True))
-
-
-def _negatives(
-    model: Model, settings: Settings, tensors: Mapping[str, Any], ids: Any, mask: Any
-) -> list[Prompt] | None:
-    """The negative prompts, where the settings ask for guidance. Without any given: each row's last token, as in
-    transformers. One with placeholders takes the row's own pictures."""
-    if settings.guidance_scale in (None, 1.0):
-        if ids is not None:
-            raise PromptError("negative_prompt_ids does nothing without guidance_scale: give that too, more than 1")
-        return None
-    if ids is None:
-        return [Prompt(row[-1:].astype(np.int32)) for row in tensors["input_ids"]]
-    given = {"input_ids": np.atleast_2d(np.asarray(ids))} | ({} if mask is None else {"attention_mask": mask})
-    try:
-        return unpack(model.processor, given)
-    except PromptError:
-        media = {name: value for name, value in tensors.items() if name not in _WORDS}
-        return unpack(model.processor, given | media)
-
-
 def _drafter(model: Model, assistant: Model | None, settings: Settings) -> Callable[[], Drafter] | None:
     if assistant is None:
         if settings.prompt_lookup_num_tokens is None:
@@ -378,9 +296,3 @@ def _criteria(given: Any) -> list[StoppingCriterion]:
         return bool(np.all(np.asarray(own(tokens[None], None))))
 
     return [partial(met, own) for own in listed]
-
-
-def _custom(given: Any) -> Callable[..., Any]:
-    if callable(given):
-        return given
-    raise UnsupportedError(f"custom_generate={given!r:.80}: code from the Hub is not run here; give a function")

@@ -15,26 +15,9 @@ Steps = tuple[Any, ...]
 
 
 @dataclass
-class GenerateOutput:
-    """transformers' GenerateDecoderOnlyOutput and GenerateBeamDecoderOnlyOutput: fields by name, by position, or as
-    keys; those that were not asked for are None, and neither iterated nor counted.
-
-    sequences: (rows, prompt + new) int32, where rows = batch * num_return_sequences. scores: for each step what tokens
-    were drawn from, (rows, V), or (batch * beams, V). logits: the same as the model gave them. attentions: for each
-    step one a layer, (rows, H, length, positions); the first is the prompt's. hidden_states: for each step the
-    embeddings, then one a layer, (rows, length, d). What a row that has ended would have is 0, and so is padding.
-    past_key_values: to go on from; not of a beam search, nor with an assistant. sequences_scores: (rows,), and
-    beam_indices: (rows, new) int32, -1 after a row's end.
-    """
-
-    sequences: mx.array
-    sequences_scores: mx.array | None = None
-    scores: Steps | None = None
-    logits: Steps | None = None
-    beam_indices: mx.array | None = None
-    attentions: Steps | None = None
-    hidden_states: Steps | None = None
-    past_key_values: "PastKeyValues | None" = None
+class Output:
+    """What transformers' outputs are: fields by name, by position, or as keys; those that were not
+    asked for are None, and neither iterated nor counted."""
 
     def keys(self) -> list[str]:
         return [field.name for field in fields(self) if getattr(self, field.name) is not None]
@@ -57,6 +40,35 @@ class GenerateOutput:
 
     def __len__(self) -> int:
         return len(self.keys())
+
+
+@dataclass
+class CausalLMOutput(Output):
+    """logits: (B, L, V)."""
+
+    logits: mx.array
+
+
+@dataclass
+class GenerateOutput(Output):
+    """transformers' GenerateDecoderOnlyOutput and GenerateBeamDecoderOnlyOutput.
+
+    sequences: (rows, prompt + new) int32, where rows = batch * num_return_sequences. scores: for each step what tokens
+    were drawn from, (rows, V), or (batch * beams, V). logits: the same as the model gave them. attentions: for each
+    step one a layer, (rows, H, length, positions); the first is the prompt's. hidden_states: for each step the
+    embeddings, then one a layer, (rows, length, d). What a row that has ended would have is 0, and so is padding.
+    past_key_values: to go on from; not of a beam search, nor with an assistant. sequences_scores: (rows,), and
+    beam_indices: (rows, new) int32, -1 after a row's end.
+    """
+
+    sequences: mx.array
+    sequences_scores: mx.array | None = None
+    scores: Steps | None = None
+    logits: Steps | None = None
+    beam_indices: mx.array | None = None
+    attentions: Steps | None = None
+    hidden_states: Steps | None = None
+    past_key_values: "PastKeyValues | None" = None
 
 
 @dataclass

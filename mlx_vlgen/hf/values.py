@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..engine.params import finite
+
 Reader = Callable[[str, Any], Any]
 
 
@@ -38,7 +40,7 @@ def whole(least: int | None = None) -> Reader:
     return read
 
 
-def number(expected: str, right: Callable[[float], bool] = math.isfinite) -> Reader:
+def number(expected: str, right: Callable[[float], bool] = finite) -> Reader:
     """A number of which `right` is true; finite, unless `right` says otherwise."""
 
     def read(name: str, value: Any) -> float:
@@ -94,7 +96,7 @@ def pair(name: str, value: Any) -> tuple[int, float]:
     """(a number of tokens, a factor)."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise wrong(name, value, "(start, factor)")
-    return whole(0)(name, value[0]), number("a factor", lambda value: 0 < value < math.inf)(name, value[1])
+    return whole(0)(name, value[0]), number("a factor", lambda value: value > 0 and finite(value))(name, value[1])
 
 
 def _sequence(name: str, value: Any) -> tuple[int, ...]:

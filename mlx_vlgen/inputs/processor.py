@@ -4,7 +4,9 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
+from types import MethodType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -34,11 +36,35 @@ class Expansion:
     seconds: float = 0.0
 
 
+class _Method:
+    """A method that `mlx_vlgen.hf.processing` has: imported when it is first looked up, since this room imports none
+    above it."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        function = getattr(import_module("mlx_vlgen.hf.processing"), self._name)
+        return function if instance is None else MethodType(function, instance)
+
+
 class Processor:
     """A checkpoint's tokenizer, chat template and picture settings. Holds nothing about any request.
 
-    tokenizer: transformers' own. chat_template: Jinja source, or None.
+    tokenizer: transformers' own, which also takes and gives MLX's arrays. chat_template: Jinja source, or None.
+    min_pixels, max_pixels: bounds of a picture's area where a request gives none; default None, the family's own.
+
+    Code written for transformers finds its processors' methods, documented in `mlx_vlgen.hf.processing`.
     """
+
+    __call__ = _Method("process")
+    apply_chat_template = _Method("apply_chat_template")
+    batch_decode = _Method("batch_decode")
+    decode = _Method("decode")
+    post_process_image_text_to_text = _Method("post_process_image_text_to_text")
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
     placeholders: Mapping[Kind, str] = {}
     """What stands for one picture or video in a formatted prompt, of each kind of media that the family takes."""
@@ -133,7 +159,13 @@ class Processor:
         text = "".join(segment.text for segment in segments)
         check_text(text)
         self._check_counts(segments, given)
-        media = replace(media, images=tuple(given["image"]), videos=tuple(given["video"]))
+        media = replace(
+            media,
+            images=tuple(given["image"]),
+            videos=tuple(given["video"]),
+            min_pixels=self.min_pixels if media.min_pixels is None else media.min_pixels,
+            max_pixels=self.max_pixels if media.max_pixels is None else media.max_pixels,
+        )
         expansions: list[tuple[Kind, Expansion]] = []
         tokens = self._tokenize([self._expand(segment, given, media, expansions) for segment in segments])
         processed = tuple(self._media(tokens, expansions))
@@ -305,7 +337,8 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path, **keywords: Any) -> Any:
-    """transformers' tokenizer of a checkpoint on disk: no network, no code of the checkpoint's. keywords: its own."""
+    """transformers' tokenizer of a checkpoint on disk, which also takes and gives MLX's arrays: no network, no code of
+    the checkpoint's. keywords: its own."""
     from transformers import AutoTokenizer
 
     check_tokenizer(folder)
@@ -317,7 +350,8 @@ def load_tokenizer(folder: Path, **keywords: Any) -> Any:
     if (template := folder / "chat_template.jinja").is_file():
         read_text(template)
     with reading(folder / "tokenizer.json", "and the files beside it give no tokenizer"):
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **keywords)
+        made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **keywords)
+    return import_module("mlx_vlgen.hf.encoding").taking_arrays(made)  # as `_Method`: MLX is not known in this room
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,8 @@ def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
     if "input_ids" not in arrays:
         raise PromptError("input_ids are missing: give what the processor returned, as generate(**inputs)")
     rows = _rows("input_ids", arrays["input_ids"])
-    if any((ids < 0).any() for ids in rows):
-        raise PromptError("input_ids holds negative numbers, which are no tokens")
+    if any(((ids < 0) | (ids >= 2**31)).any() for ids in rows):
+        raise PromptError("input_ids holds negative numbers, or such as need more than 32 bits, which are no tokens")
     masks = _like(rows, "attention_mask", arrays)
     types = _like(rows, "mm_token_type_ids", arrays)
     media = {kind: _unpack_media(processor, kind, arrays) for kind in KINDS}

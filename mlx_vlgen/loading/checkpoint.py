@@ -55,6 +55,15 @@ def read_processor(folder: Path, config: Mapping[str, Any]) -> "Processor":
         return family.load_processor(folder, config)
 
 
+def refuse_remote_code(trusted: Any) -> None:
+    """UnsupportedError where trust_remote_code asks for what is never done here."""
+    if trusted:
+        raise UnsupportedError(
+            f"trust_remote_code={trusted!r:.80}: no code of a checkpoint's is ever run here; leave it out: a "
+            "checkpoint of a supported model_type needs none"
+        )
+
+
 def check_config(config: Mapping[str, Any]) -> None:
     """LoadError for a checkpoint that this package cannot run, or will not: remote code, foreign formats."""
     if config.get("is_encoder_decoder"):

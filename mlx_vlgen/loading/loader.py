@@ -20,6 +20,7 @@ from .checkpoint import (
     read_generation_config,
     read_processor,
     read_weights,
+    refuse_remote_code,
     weight_files,
 )
 from .headers import check_sizes, read_shapes
@@ -50,6 +51,7 @@ def load(
     dtype: str | mx.Dtype | None = None,
     lazy: bool = False,
     quantization: int | Mapping[str, Any] | None = None,
+    trust_remote_code: bool | None = None,
 ) -> tuple[Model, "Processor"]:
     """Load a checkpoint: its network, ready to run, and the processor that makes its inputs.
 
@@ -61,10 +63,12 @@ def load(
     the checkpoint's own, and float32 where MLX runs on the CPU, on which the others are ten times slower.
     lazy: leave the weights on disk until they are used, by any thread, but the first time by one. Default False.
     quantization: bits, or {"bits", "group_size", "mode"}: quantize the text layers of a float checkpoint. Default None.
+    trust_remote_code: refused; no code of a checkpoint's is ever run. Default None.
 
     Raises LoadError for a checkpoint that is missing, gated, damaged, unknown or refused (pickled weights, remote
     code, bitsandbytes, encoder-decoders), and UnsupportedError for an option it cannot honour.
     """
+    refuse_remote_code(trust_remote_code)
     recipe = None if quantization is None else Quantization.parse(quantization)
     wanted = _dtype(dtype)
     folder = locate(path_or_hf_repo, revision)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
-from .._runtime import mx, nn
+from .._runtime import mx, nn, tree_flatten
 from ..errors import UnsupportedError
 from ..inputs.prompt import Media, Prompt
+from .config import Config
 from .configuration import max_positions
 
 if TYPE_CHECKING:
@@ -155,17 +157,33 @@ class Model(nn.Module):
     def __init__(self, config: dict[str, Any]):
         super().__init__()
         # Underscores: MLX takes a module's public dictionaries and lists for parameters.
-        self._config, self._generation_config = config, dict[str, Any]()
+        self._config, self._generation_config = Config(config), Config()
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Config:
         """The checkpoint's config.json."""
         return self._config
 
     @property
-    def generation_config(self) -> dict[str, Any]:
+    def generation_config(self) -> Config:
         """The checkpoint's generation_config.json; empty where it has none."""
         return self._generation_config
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """How many token ids there are: rows of the output layer, or of the embedding table where that serves as one.
+        The tokenizer may know fewer."""
+        layers = [(name, layer) for name, layer in self.text_decoder().named_modules() if "weight" in layer]
+        tables = [layer for name, layer in layers if isinstance(layer, nn.Embedding | nn.QuantizedEmbedding)]
+        heads = [layer for name, layer in layers if "lm_head" in name.split(".")]
+        return max(layer.weight.shape[0] for layer in heads or tables)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Of the floating-point parameters."""
+        floats = (own.dtype for _, own in tree_flatten(self.parameters()) if mx.issubdtype(own.dtype, mx.floating))
+        dtype: mx.Dtype = next(floats)
+        return dtype
 
     @property
     def max_positions(self) -> int | None:
@@ -216,7 +234,7 @@ class Model(nn.Module):
         )
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' `generate`: see `mlx_vlgen.hf.generate`. With the method below the one door upwards: this room
+        """transformers' `generate`: see `mlx_vlgen.hf.generate`. With the methods below the one door upwards: this room
         imports none above it, and code written for transformers calls methods of the model."""
         return import_module("mlx_vlgen.hf.generate").generate(self, *args, **kwargs)
 
@@ -225,7 +243,21 @@ class Model(nn.Module):
         scores: mx.array = import_module("mlx_vlgen.hf.outputs").compute_transition_scores(*args, **kwargs)
         return scores
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    @overload
+    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array: ...
+
+    @overload
+    def __call__(self, inputs: Any = None, cache: None = None, at: None = None, **tensors: Any) -> Any: ...
+
+    def __call__(self, inputs: Any = None, cache: Any = None, at: mx.array | None = None, **tensors: Any) -> Any:
+        """`forward`; of named tensors, or token ids, what a model of transformers gives: see `mlx_vlgen.hf.forward`."""
+        if isinstance(inputs, Embedded):
+            return self.forward(inputs, cache, at)
+        if cache is not None or at is not None:
+            raise TypeError("a model takes token ids by position, and what belongs to them by name: model(**inputs)")
+        return import_module("mlx_vlgen.hf.forward").forward(self, inputs, **tensors)
+
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         """Run `inputs` after what `cache` (one per layer) holds, and add them to it.
 
         Returns logits (B, L, V), or (B, V) at position `at[b]` of each row when `at` (B,) is given; a caller

@@ -218,7 +218,7 @@ class Gemma4(VisionLanguageModel):
 
     last_norm = Model.last_norm  # shows nothing: its last layers may compute one position only
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
         per_layer = self.per_layer(inputs.tokens, embeds)
         # Tokens of a picture see each other both ways in sliding layers only.

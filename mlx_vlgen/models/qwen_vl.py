@@ -130,6 +130,6 @@ class QwenVL(VisionLanguageModel):
         positions, delta = rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
         return Embedded(plain.tokens, plain.embeds, mx.array(positions)[:, None], delta, deepstack)
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text = self.language_model
         return self.driver.logits(text, self.driver.states(text, inputs, cache, self._rope), at)

@@ -127,7 +127,7 @@ class TextModel(Model):
             )
         return Embedded(mx.array(prompt.tokens)[None])
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         if self._driver is None:
             return pick(self._decoder(inputs.tokens, cache=cache), at)  # its head may scale or cap the logits
         text = unwrapped(self._decoder)

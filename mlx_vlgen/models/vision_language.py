@@ -69,7 +69,7 @@ class VisionLanguageModel(Model):
         embeds = put(self.embed_tokens(tokens), prompt, [own.embeds for own in features])
         return Embedded(tokens, embeds, two_way=two_way(prompt))
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text = self.language_model
         return self.driver.logits(text, self.driver.states(text, inputs, cache, within_window=self.within_window), at)
 

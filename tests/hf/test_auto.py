@@ -12,11 +12,13 @@ from conftest import LoadFamily
 from parity import media
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
+import mlx_vlgen
 from mlx_vlgen import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError, UnreachableError, UnsupportedError
-from mlx_vlgen.hf.processing import ChatProcessor
+from mlx_vlgen.inputs.processor import Processor
 from mlx_vlgen.loading.quantization import recipe_of
+from mlx_vlgen.utils import load_config
 
 ALL = (AutoModelForImageTextToText, AutoModelForCausalLM, AutoProcessor, AutoTokenizer)
 ON_CPU = mx.default_device().type == mx.DeviceType.cpu
@@ -101,7 +103,7 @@ def test_what_a_model_cannot_honour_is_refused_by_name(llama: Path, given: Any, 
 
 @pytest.mark.parametrize("auto", ALL, ids=lambda auto: auto.__name__)
 def test_all_refuse_remote_code_and_what_they_do_not_know(auto: Any) -> None:
-    with pytest.raises(UnsupportedError, match="trust_remote_code=True: no code"):
+    with pytest.raises(UnsupportedError, match="trust_remote_code=True: no code of a checkpoint's is ever run"):
         auto.from_pretrained("owner/anything", trust_remote_code=True)
     with pytest.raises(UnsupportedError, match=r"token='x': .*HF_TOKEN"):
         auto.from_pretrained("demo", token="x")
@@ -124,9 +126,17 @@ def test_local_files_only_asks_no_network(auto: Any, tmp_path: Path, monkeypatch
 def test_the_processor_of_a_text_decoder_is_its_tokenizer(llama: Path) -> None:
     assert isinstance(AutoProcessor.from_pretrained(llama), PreTrainedTokenizerBase)
     made = AutoProcessor.from_pretrained("demo", padding_side="left", chat_template="{{ messages[0].content }}")
-    assert isinstance(made, ChatProcessor)
+    assert isinstance(made, Processor)
     assert made.tokenizer.padding_side == "left"
     assert made.apply_chat_template([{"role": "user", "content": "x"}]) == "x"
+
+
+def test_load_refuses_remote_code_too(llama: Path) -> None:
+    for load in (mlx_vlgen.load, load_config):
+        with pytest.raises(UnsupportedError, match="trust_remote_code=True: no code of a checkpoint's is ever run"):
+            load("owner/anything", trust_remote_code=True)
+    assert load_config(llama, trust_remote_code=False).model_type == "llama"
+    assert load_config("demo") == mlx_vlgen.load("demo", lazy=True, trust_remote_code=False)[0].config
 
 
 # -- tokenizers

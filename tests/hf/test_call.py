@@ -11,9 +11,17 @@ from PIL import Image, ImageDraw
 from transformers import TextIteratorStreamer, TextStreamer
 
 import mlx_vlgen
-from mlx_vlgen import AutoModelForImageTextToText, AutoProcessor
+from mlx_vlgen import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LogitsProcessorList,
+    Request,
+    StoppingCriteriaList,
+    TokenIterator,
+)
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.errors import PromptError, UnsupportedError
+from mlx_vlgen.errors import LoadError, PromptError, UnsupportedError
+from mlx_vlgen.inputs.prompt import Prompt
 
 Inputs = Callable[..., Any]
 
@@ -135,6 +143,16 @@ def test_a_batch_goes_on_from_its_caches(model: Any, inputs: Inputs) -> None:
     assert later.tolist() == whole.tolist()
 
 
+def test_what_came_with_the_cache_is_counted(model: Any, inputs: Inputs) -> None:
+    first = model.generate(**inputs(None), max_new_tokens=4, return_dict_in_generate=True)
+    prompt, past = Prompt(np.array(first.sequences[0])), first.past_key_values.rows[0]
+    with TokenIterator(model, model.processor) as iterator:
+        place = [iterator.add(Request(prompt, past=past)), iterator.add(Request(prompt))]
+        results = dict(iter(iterator))
+    assert [results[id].cached_tokens for id in place] == [len(prompt.tokens) - 1, 0]
+    assert results[place[0]].prompt_tokens == len(prompt.tokens)
+
+
 def test_a_prompt_that_is_not_the_caches_is_refused(model: Any, inputs: Inputs) -> None:
     first = model.generate(**inputs("red"), max_new_tokens=4, return_dict_in_generate=True)
     other = mx.array([[5] * (first.sequences.shape[1] + 3)])
@@ -148,6 +166,22 @@ def test_a_prompt_that_is_not_the_caches_is_refused(model: Any, inputs: Inputs) 
 
 
 # -- guidance
+
+
+def test_guidance_goes_on_from_a_cache(model: Any, processor: Any, inputs: Inputs) -> None:
+    """The negative prompt begins with nothing of it."""
+    given, negative = inputs("red"), inputs(None, question="Hello.").input_ids
+    first = model.generate(**given, max_new_tokens=5, return_dict_in_generate=True)
+    more = processor.tokenizer("\n<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    ids = mx.array([first.sequences[0].tolist() + more])
+    pictures = {"pixel_values": given["pixel_values"], "image_grid_thw": given["image_grid_thw"]}
+    asked = {"max_new_tokens": 4, "guidance_scale": 1.5, "return_dict_in_generate": True, "output_scores": True}
+    for negatives in ({"negative_prompt_ids": negative}, {"negative_prompt_ids": given.input_ids}):
+        whole = model.generate(input_ids=ids, **pictures, **negatives, **asked)
+        again = model.generate(input_ids=ids, **pictures, **negatives, **asked, past_key_values=first.past_key_values)
+        assert again.sequences.tolist() == whole.sequences.tolist()
+        for mine, theirs in zip(again.scores, whole.scores, strict=True):
+            assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-4
 
 
 def test_a_negative_prompt_may_see_the_pictures_too(model: Any, inputs: Inputs) -> None:
@@ -210,6 +244,53 @@ def test_a_streamer_takes_one_row(model: Any, processor: Any, inputs: Inputs) ->
             model.generate(**inputs("red"), streamer=streamer, **more)
 
 
+class Listening:
+    """Fails at its `fails`-th part, if any."""
+
+    def __init__(self, fails: int = 0, error: BaseException | None = None):
+        self._fails, self._error = fails, error
+        self.heard: list[str] = []
+
+    def put(self, value: Any) -> None:
+        self.heard.append("part")
+        if self._error and len(self.heard) == self._fails:
+            raise self._error
+
+    def end(self) -> None:
+        self.heard.append("end")
+
+
+def test_a_streamer_is_told_the_end_whatever_happens(model: Any, inputs: Inputs) -> None:
+    """Else who listens in another thread waits for ever."""
+
+    def fails(ids: Any, scores: Any) -> Any:
+        raise RuntimeError("mine")
+
+    for keywords, error in (
+        ({"logits_processor": [fails]}, RuntimeError),
+        ({"stopping_criteria": [fails]}, RuntimeError),
+        ({"max_new_tokens": 0}, ValueError),
+        ({"pixel_value": 3}, TypeError),
+        ({"num_beams": 2}, ValueError),
+        ({"regex": "("}, PromptError),
+    ):
+        streamer = Listening()
+        with pytest.raises(error):
+            model.generate(**inputs(None), streamer=streamer, **keywords)
+        assert streamer.heard.count("end") == 1 and streamer.heard[-1] == "end", keywords
+    for stop in (KeyboardInterrupt(), ValueError("of the streamer")):
+        streamer = Listening(3, stop)
+        with pytest.raises(type(stop)):
+            model.generate(**inputs(None), streamer=streamer)
+        assert streamer.heard == ["part"] * 3 + ["end"]
+    streamer = Listening()
+    model.generate(**inputs(None), streamer=streamer, max_new_tokens=2)
+    assert streamer.heard == ["part"] * 3 + ["end"]
+    streamer = Listening()
+    model.generate(**inputs(None), streamer=streamer, custom_generate=lambda model, **given: given["streamer"].end())
+    assert streamer.heard == ["end"]
+
+
 # -- users' functions
 
 
@@ -233,6 +314,28 @@ def test_users_functions_get_mlx_arrays_of_one_row(model: Any, inputs: Inputs) -
     assert np.array(out)[:, -3:].tolist() == [[7, 7, 7], [8, 8, 8]]
     assert {shape[0][1] for shape in seen} == {length + step for length in lengths for step in range(3)}
     assert {shape[1] for shape in seen} == {(1, 576)}
+
+
+def test_transformers_lists_are_called_in_order(model: Any, inputs: Inputs) -> None:
+    def plus(number: float) -> Any:
+        return lambda ids, scores: scores + number
+
+    processors = LogitsProcessorList([plus(1), lambda ids, scores: scores * 3])
+    processors.append(plus(0.5))
+    assert processors(mx.array([[1]]), mx.array([[1.0, 2.0]])).tolist() == [[6.5, 9.5]]
+    criteria = StoppingCriteriaList([lambda ids, scores: ids[:, -1] == 2, lambda ids, scores: ids.shape[1] > 2])
+    assert criteria(mx.array([[1, 2], [2, 1]]), None).tolist() == [True, False]
+    assert criteria(mx.array([[1, 2, 3]]), None).tolist() == [True] and StoppingCriteriaList()(
+        mx.array([[1]]), None
+    ).tolist() == [False]
+    given = inputs(None)
+    out = model.generate(
+        **given,
+        max_new_tokens=9,
+        logits_processor=LogitsProcessorList([lambda ids, scores: scores.at[0, 7].add(1e9)]),
+        stopping_criteria=StoppingCriteriaList([lambda ids, scores: ids.shape[1] >= given.input_ids.shape[1] + 3]),
+    )
+    assert out[0, given.input_ids.shape[1] :].tolist() == [7, 7, 7]
 
 
 def test_a_criterion_ends_the_row_that_it_holds_for(model: Any, inputs: Inputs) -> None:
@@ -306,6 +409,68 @@ def test_what_cannot_be_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=says):
         model.generate(**inputs("red"), **keywords)
+
+
+def foreign() -> Iterator[Any]:
+    """Settings with what is no id of the built-in model's 576."""
+    for token in (576, 10**12, -577):
+        yield {"bos_token_id": token}
+        yield {"eos_token_id": [568, token]}
+        yield {"suppress_tokens": [5, token]}
+        yield {"begin_suppress_tokens": [token]}
+        yield {"forced_bos_token_id": token}
+        yield {"forced_eos_token_id": [token]}
+        yield {"pad_token_id": token}
+        yield {"bad_words_ids": [[5], [6, token]]}
+        yield {"sequence_bias": {(5, token): 2.0}}
+    for name in ("bos_token_id", "eos_token_id", "suppress_tokens", "forced_eos_token_id", "pad_token_id"):
+        yield {name: True}
+        yield {name: "a"}
+        yield {name: 1.5}
+
+
+@pytest.mark.parametrize("keywords", list(foreign()), ids=str)
+def test_settings_hold_the_models_own_ids(keywords: dict[str, Any], model: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(keywords))}(:|=)"):
+        model.generate(mx.array([[1, 2]]), max_new_tokens=2, **keywords)
+
+
+@pytest.mark.parametrize(
+    "ids", [[[1, 576, 3]], [[1, 10**12]], [[1, -1]], [[True, False]], [[1.0, 2.0]], np.array([[2**32 + 5]])], ids=str
+)
+def test_the_prompts_are_the_models_own_ids(ids: Any, model: Any) -> None:
+    for call in (model.generate, model):
+        with pytest.raises(PromptError, match=r"^input_ids: .* is no token of this model: expected ids, .* 0 to 575"):
+            call(input_ids=ids)
+    with pytest.raises(PromptError, match=r"^negative_prompt_ids: .* is no token of this model"):
+        model.generate([[1, 2]], negative_prompt_ids=ids, guidance_scale=2.0)
+
+
+def test_padding_that_nobody_reads_may_be_anything(model: Any) -> None:
+    """As where a tokenizer has a pad token that the layers have no row for."""
+    alone = model.generate([[1, 2]], max_new_tokens=2)[:, -2:].tolist()
+    padded = {"input_ids": [[999, 999, 1, 2]], "attention_mask": [[0, 0, 1, 1]]}
+    assert model.generate(**padded, max_new_tokens=2)[:, -2:].tolist() == alone
+    assert np.allclose(model(**padded).logits[:, 2:], model([[1, 2]]).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["temperature", "repetition_penalty", "presence_penalty", "guidance_scale"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39, True], ids=str)
+def test_numbers_that_are_none_are_refused_by_name(name: str, value: float, model: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}="):
+        model.generate([[1, 2]], do_sample=True, **{name: value})
+
+
+def test_ids_of_a_checkpoints_files_that_its_layers_do_not_have_are_none(
+    model: Any, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = model.generate(**inputs("red"), max_new_tokens=40).tolist()
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        monkeypatch.setitem(model.generation_config, name, {"eos_token_id": [568, 566, 576]}.get(name, 576))
+    assert model.generate(**inputs("red"), max_new_tokens=40).tolist() == wanted
+    monkeypatch.setitem(model.generation_config, "eos_token_id", "a")
+    with pytest.raises(LoadError, match=r"eos_token_id is 'a'; expected a token id or a list"):
+        model.generate(**inputs("red"))
 
 
 def test_inputs_as_a_mapping_or_as_ids(model: Any, inputs: Inputs, tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import LoadFamily
 from parity import media
 from PIL import Image
 
-from mlx_vlgen import AutoProcessor
+from mlx_vlgen import AutoProcessor, apply_chat_template, generate, load
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import MediaError, PromptError, UnsupportedError
 from mlx_vlgen.hf.encoding import Array, Encoding
-from mlx_vlgen.hf.processing import ChatProcessor
+from mlx_vlgen.inputs.processor import Processor
 from mlx_vlgen.inputs.prompt import MediaInputs
 
 PLACE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -22,10 +23,52 @@ CLIP_PLACE = "<|vision_start|><|video_pad|><|vision_end|>"
 
 
 @pytest.fixture
-def processor() -> ChatProcessor:
+def processor() -> Processor:
     """The built-in model's."""
-    made: ChatProcessor = AutoProcessor.from_pretrained(media.DEMO / "model")
+    made: Processor = AutoProcessor.from_pretrained(media.DEMO / "model")
     return made
+
+
+def test_one_processor_for_both_faces() -> None:
+    """What `load` returns is called as transformers' are, and what `AutoProcessor` returns serves `generate`."""
+    model, processor = load(media.DEMO / "model")
+    other = AutoProcessor.from_pretrained(media.DEMO / "model")
+    assert type(other) is type(processor) and callable(processor) and processor is model.processor
+    picture = plain().resize((96, 64))
+    turn = ask(picture, "What is it?")
+    text = processor.apply_chat_template(turn, add_generation_prompt=True)
+    assert text == apply_chat_template(processor, model.config, "What is it?", num_images=1)
+    results = [generate(model, own, text, picture, max_tokens=12) for own in (processor, other)]
+    assert results[0].tokens == results[1].tokens
+    asked = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "mlx"}
+    for given in (
+        processor.apply_chat_template(turn, **asked),
+        processor(picture, text, return_tensors="mlx"),
+        processor(images=[picture], text=[text], return_tensors="mlx"),
+    ):
+        out = model.generate(**given, max_new_tokens=12)
+        new = out[:, given.input_ids.shape[1] :]
+        assert new.tolist() == [results[0].tokens]
+        said = processor.batch_decode(new, skip_special_tokens=True)
+        assert said == [processor.decode(new[0], skip_special_tokens=True)] == [results[0].answer]
+        assert processor.tokenizer.decode(new[0]) == processor.decode(new[0])
+    assert processor.tokenizer("Hello", return_tensors="mlx").input_ids.tolist() == [
+        processor.tokenizer("Hello")["input_ids"]
+    ]
+
+
+def test_bounds_hold_in_every_face() -> None:
+    small = AutoProcessor.from_pretrained("demo", max_pixels=32 * 32)
+    [one] = small.prepare(ask(plain())).media
+    [same] = small.prepare(ask(plain()), MediaInputs(max_pixels=96 * 64)).media
+    assert len(one.pixels) < len(same.pixels)
+
+
+def test_a_text_decoders_processor_is_called_too(load_family: LoadFamily) -> None:
+    processor = load_family("llama").processor
+    ids = processor(text="Hello there", return_tensors="np").input_ids
+    assert ids.tolist() == [processor.prepare("Hello there").tokens.tolist()]
+    assert processor.batch_decode(mx.array(ids), skip_special_tokens=True) == ["Hello there"]
 
 
 def ask(*parts: Any) -> list[dict[str, Any]]:
@@ -45,13 +88,13 @@ def plain() -> Image.Image:
     return Image.fromarray(media.picture("plain"))
 
 
-def prepared(processor: ChatProcessor, messages: Any, **settings: Any) -> list[int]:
+def prepared(processor: Processor, messages: Any, **settings: Any) -> list[int]:
     """The token ids that the engine's own faces make of messages."""
-    ids: list[int] = processor._processor.prepare(messages, MediaInputs(**settings)).tokens.tolist()
+    ids: list[int] = processor.prepare(messages, MediaInputs(**settings)).tokens.tolist()
     return ids
 
 
-def test_defaults_are_those_of_transformers(processor: ChatProcessor) -> None:
+def test_defaults_are_those_of_transformers(processor: Processor) -> None:
     given = inspect.signature(processor.apply_chat_template).parameters
     off = ("add_generation_prompt", "continue_final_message", "tokenize", "return_dict")
     assert [given[name].default for name in off] == [False] * 4
@@ -62,7 +105,7 @@ def test_defaults_are_those_of_transformers(processor: ChatProcessor) -> None:
     assert ids == [processor.tokenizer.encode(text)]  # lists, of rows
 
 
-def test_one_conversation_or_a_list_of_them(processor: ChatProcessor) -> None:
+def test_one_conversation_or_a_list_of_them(processor: Processor) -> None:
     both = processor.apply_chat_template([ask("One"), ask("Two", plain())])
     assert both == [processor.apply_chat_template(own) for own in (ask("One"), ask("Two", plain()))]
     ids = processor.apply_chat_template([ask("One"), ask("Two", plain())], tokenize=True, add_generation_prompt=True)
@@ -70,7 +113,7 @@ def test_one_conversation_or_a_list_of_them(processor: ChatProcessor) -> None:
 
 
 @pytest.mark.parametrize("kind", ["image", "url", "path", "PIL", "array", "image_url", "base64"])
-def test_pictures_in_messages_come_from_anywhere(processor: ChatProcessor, pictures: Path, kind: str) -> None:
+def test_pictures_in_messages_come_from_anywhere(processor: Processor, pictures: Path, kind: str) -> None:
     path = pictures / "plain.png"
     part = {
         "image": {"image": str(path)},
@@ -83,12 +126,12 @@ def test_pictures_in_messages_come_from_anywhere(processor: ChatProcessor, pictu
     }[kind]
     messages = [{"role": "user", "content": [{"type": "image", **part}, {"type": "text", "text": "What is it?"}]}]
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="np")
-    wanted = processor._processor.prepare(ask(plain(), "What is it?"), add_generation_prompt=False)
+    wanted = processor.prepare(ask(plain(), "What is it?"), add_generation_prompt=False)
     assert inputs.input_ids.tolist() == [wanted.tokens.tolist()]
     assert (inputs.pixel_values == wanted.media[0].pixels).all()
 
 
-def test_a_video_in_messages_and_its_keywords(processor: ChatProcessor) -> None:
+def test_a_video_in_messages_and_its_keywords(processor: Processor) -> None:
     clip = list(media.clip("clip"))
     messages = [
         {"role": "user", "content": [{"type": "video", "video": clip}, {"type": "text", "text": "What moves?"}]}
@@ -102,7 +145,7 @@ def test_a_video_in_messages_and_its_keywords(processor: ChatProcessor) -> None:
     assert "<0.2 seconds>" in processor.decode(inputs.input_ids[0])
 
 
-def test_what_comes_back_is_for_generate(processor: ChatProcessor) -> None:
+def test_what_comes_back_is_for_generate(processor: Processor) -> None:
     inputs = processor.apply_chat_template(
         ask(plain(), "What is it?"), tokenize=True, return_dict=True, return_tensors="mlx"
     )
@@ -116,7 +159,7 @@ def test_what_comes_back_is_for_generate(processor: ChatProcessor) -> None:
     assert kinds.pop("pixel_values") == mx.float32 and set(kinds.values()) == {mx.int32}
 
 
-def test_padding_is_the_tokenizers_unless_a_call_says_otherwise(processor: ChatProcessor) -> None:
+def test_padding_is_the_tokenizers_unless_a_call_says_otherwise(processor: Processor) -> None:
     rows = [ask("One"), ask("Two or three words more")]
 
     def mask(**keywords: Any) -> np.ndarray:
@@ -140,7 +183,7 @@ def test_padding_is_the_tokenizers_unless_a_call_says_otherwise(processor: ChatP
     assert [len(row) for row in padded] == [40, 40]
 
 
-def test_a_placeholder_in_a_message_is_words_and_in_a_text_is_none(processor: ChatProcessor) -> None:
+def test_a_placeholder_in_a_message_is_words_and_in_a_text_is_none(processor: Processor) -> None:
     messages = ask("What does <|image_pad|> mean?")
     assert processor(text=messages).input_ids == [prepared(processor, messages)]
     assert "pixel_values" not in processor(text=messages)
@@ -148,7 +191,7 @@ def test_a_placeholder_in_a_message_is_words_and_in_a_text_is_none(processor: Ch
         processor(text="What does <|image_pad|> mean?")
 
 
-def test_texts_take_their_media_by_their_placeholders(processor: ChatProcessor) -> None:
+def test_texts_take_their_media_by_their_placeholders(processor: Processor) -> None:
     texts = ["Nothing.", PLACE + PLACE + "What differs?", PLACE + "What is it?"]
     shown = [Image.fromarray(media.picture(name)) for name in ("plain", "upright", "large")]
     flat = processor(images=shown, text=texts, padding=True, return_tensors="np")
@@ -163,7 +206,7 @@ def test_texts_take_their_media_by_their_placeholders(processor: ChatProcessor) 
         processor(images=[shown[:1], shown[1:], None], text=texts)
 
 
-def test_clips_are_told_from_frames(processor: ChatProcessor) -> None:
+def test_clips_are_told_from_frames(processor: Processor) -> None:
     one, other = list(media.clip("clip")), list(media.clip("odd_clip"))
     alone = [processor(text=CLIP_PLACE, videos=clip).video_grid_thw[0].tolist() for clip in (one, other)]
     for texts, clips in (
@@ -176,8 +219,8 @@ def test_clips_are_told_from_frames(processor: ChatProcessor) -> None:
         assert made.video_grid_thw.tolist() == alone
 
 
-def test_bounds_of_pictures_are_the_calls_or_the_processors(processor: ChatProcessor) -> None:
-    def patches(made: ChatProcessor, **keywords: Any) -> int:
+def test_bounds_of_pictures_are_the_calls_or_the_processors(processor: Processor) -> None:
+    def patches(made: Processor, **keywords: Any) -> int:
         return len(made(plain(), PLACE, return_tensors="np", **keywords).pixel_values)
 
     small = AutoProcessor.from_pretrained("demo", max_pixels=32 * 32)
@@ -185,7 +228,7 @@ def test_bounds_of_pictures_are_the_calls_or_the_processors(processor: ChatProce
     assert patches(small, max_pixels=None) == patches(small) < patches(small, max_pixels=96 * 64)
 
 
-def test_texts_of_arrays_lists_and_single_tokens(processor: ChatProcessor) -> None:
+def test_texts_of_arrays_lists_and_single_tokens(processor: Processor) -> None:
     ids = [*processor.tokenizer.encode("Hello there"), processor.tokenizer.eos_token_id]
     for rows in ([ids], mx.array([ids]), np.array([ids]), [mx.array(ids)], Array([ids])):
         texts = processor.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -194,12 +237,13 @@ def test_texts_of_arrays_lists_and_single_tokens(processor: ChatProcessor) -> No
     assert processor.decode(mx.array(ids)[0]) == processor.decode(ids[:1])
 
 
-def test_templates_of_a_call_and_variables(processor: ChatProcessor) -> None:
+def test_templates_of_a_call_and_variables(processor: Processor) -> None:
+    before = processor.chat_template
     own = "{% for m in messages if m.role == 'user' %}<{{ m.content[0].text }}>{% endfor %}{{ mood }}"
     assert processor.apply_chat_template(ask("x"), chat_template=own, mood="!") == "<x>!"
     with pytest.raises(PromptError, match="leaves out"):  # the tokenized way checks, too
         processor.apply_chat_template([{"role": "system", "content": "y"}, *ask("x")], chat_template=own, mood="!")
-    assert processor._processor.chat_template == processor.chat_template != own  # nothing of it is kept
+    assert processor.chat_template == before != own  # nothing of it is kept
     prefill = [*ask("x"), {"role": "assistant", "content": "It is"}]
     assert processor.apply_chat_template(prefill, continue_final_message=True).endswith("assistant\nIt is")
 
@@ -213,7 +257,7 @@ def test_templates_of_a_call_and_variables(processor: ChatProcessor) -> None:
         ({"return_assistant_tokens_mask": True}, "unknown keyword"),
     ],
 )
-def test_unknown_keywords_are_never_swallowed(processor: ChatProcessor, keywords: Any, words: str) -> None:
+def test_unknown_keywords_are_never_swallowed(processor: Processor, keywords: Any, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         processor.apply_chat_template(ask("x"), **keywords)
     with pytest.raises(TypeError, match=r"did you mean 'padding'\?"):
@@ -232,21 +276,21 @@ def test_unknown_keywords_are_never_swallowed(processor: ChatProcessor, keywords
         ({"audio": [0.0]}, "does not hear"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(processor: ChatProcessor, keywords: Any, words: str) -> None:
+def test_what_cannot_be_done_is_refused_by_name(processor: Processor, keywords: Any, words: str) -> None:
     with pytest.raises(UnsupportedError, match=words):
         processor(text="x", **keywords)
     with pytest.raises(UnsupportedError, match=words):
         processor.apply_chat_template(ask("x"), tokenize=True, **keywords)
 
 
-def test_what_asks_for_nothing_is_taken(processor: ChatProcessor) -> None:
+def test_what_asks_for_nothing_is_taken(processor: Processor) -> None:
     same = processor(text="x")
     idle = {"truncation": False, "do_sample_frames": True, "add_special_tokens": True, "audio": None, "fps": None}
     assert processor(text="x", padding=False, **idle) == same
     assert isinstance(same, Encoding)
 
 
-def test_what_is_wrong_with_the_inputs_says_so(processor: ChatProcessor) -> None:
+def test_what_is_wrong_with_the_inputs_says_so(processor: Processor) -> None:
     with pytest.raises(PromptError, match="text is missing"):
         processor(images=plain())
     with pytest.raises(MediaError, match="no such file"):

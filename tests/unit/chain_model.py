@@ -18,6 +18,7 @@ class Chain(Model):
         super().__init__({"model_type": "chain"})
         self._table = mx.array(logits.astype(np.float32))
         self.forwards = 0
+        self.vocab_size = len(logits)
 
     def cache_layout(self) -> list[LayerKind]:
         return [Full()]
@@ -28,7 +29,7 @@ class Chain(Model):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         return Embedded(mx.array(prompt.tokens)[None])
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         self.forwards += 1
         keys = inputs.tokens[:, None, :, None].astype(mx.float32)
         held, _ = cache[0].update_and_fetch(keys, keys)

@@ -85,7 +85,11 @@ def test_processor_that_gives_no_logits(family: Family, result: Any) -> None:
     assert "(1, " in str(own.results[-1].error)
 
 
-@pytest.mark.parametrize("result", [None, mx.array([1, 2]), mx.array([-1]), mx.array([10**6])], ids=str)
+@pytest.mark.parametrize(
+    "result",
+    [None, mx.array([1, 2]), mx.array([-1]), mx.array([10**6]), mx.array([1.5]), mx.array([True])],
+    ids=str,
+)
 def test_sampler_that_gives_no_token(family: Family, result: Any) -> None:
     own = faulty(family, sampler=lambda: lambda scores: result)
     assert "sampler" in str(own.results[-1].error)

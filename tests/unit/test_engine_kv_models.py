@@ -208,7 +208,7 @@ class Stub(Model):
     def cache_layout(self) -> list[LayerKind]:
         return list(self._layout)
 
-    def __call__(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
+    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         self._attend(cache[0])
         return mx.zeros((1, 1))
 

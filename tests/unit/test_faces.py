@@ -257,6 +257,13 @@ def test_numpys_numbers_are_numbers(vl: Loaded) -> None:
     assert result.generation_tokens == 3
 
 
+def test_a_model_and_a_processor_that_are_swapped_are_told_so(vl: Loaded) -> None:
+    model, processor = vl
+    for face in (generate, stream_generate, batch_generate):
+        with pytest.raises(TypeError, match="model and processor may be swapped"):
+            face(processor, model, prompts="Hello") if face is batch_generate else face(processor, model, "Hello")
+
+
 def test_audio_is_refused(vl: Loaded) -> None:
     for face in (generate, stream_generate):
         with pytest.raises(UnsupportedError, match=r"^audio: this model does not hear"):

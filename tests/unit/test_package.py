@@ -26,6 +26,10 @@ IMPORTS = {
     "assert mlx_vlgen.generate is generate",
     "prompt_utils": "from mlx_vlgen.prompt_utils import apply_chat_template as one; "
     "from mlx_vlgen import apply_chat_template as other; assert one is other",
+    "utils": "from mlx_vlgen.utils import load_config, load_image as one; from mlx_vlgen import load_image as other; "
+    "assert one is other and load_config('demo').text_config.hidden_size == 192",
+    "transformers' lists": "import sys; from mlx_vlgen import LogitsProcessorList, StoppingCriteriaList; "
+    "assert LogitsProcessorList([3]) == [3] and not StoppingCriteriaList() and 'torch' not in sys.modules",
     "attribute": "import mlx_vlgen; assert mlx_vlgen.load and mlx_vlgen.TokenIterator",
 }
 

@@ -1,0 +1,22 @@
+"""What users of mlx-vlm import from its `utils`."""
+
+from pathlib import Path
+
+from .inputs.media import load_image
+from .loading.checkpoint import read_config, refuse_remote_code
+from .loading.hub import locate
+from .models.config import Config
+
+__all__ = ["load_config", "load_image"]
+
+
+def load_config(
+    path_or_hf_repo: str | Path, *, revision: str | None = None, trust_remote_code: bool | None = None
+) -> Config:
+    """A checkpoint's configuration, as `model.config` is, found as `load` finds it: of an id on the Hub that is not in
+    the cache the whole checkpoint is downloaded.
+
+    LoadError as from `load`; UnsupportedError for trust_remote_code, since no code of a checkpoint's is ever run.
+    """
+    refuse_remote_code(trust_remote_code)
+    return Config(read_config(locate(path_or_hf_repo, revision)))
