@@ -8,6 +8,7 @@ as rejection sampling does (Leviathan et al. 2023, Fast Inference from Transform
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Self
 
 import numpy as np
@@ -34,7 +35,8 @@ class Speculative(Batch):
     def _check(self, model: Model, emit: Emit) -> Self | None:
         """One forward on each row's last token and the guesses after it; tokens are handed out as long as guesses are
         right. What goes on, with one token drawn a row that nobody has seen yet."""
-        guesses = [_guesses(row) for row in self.rows]
+        vocabulary = self.scores[0].logits.shape[-1]
+        guesses = [_guesses(row, vocabulary) for row in self.rows]
         longest = max(map(len, guesses))
         block = np.zeros((len(self.rows), 1 + longest), dtype=np.int32)
         for place, (row, own) in enumerate(zip(self.rows, guesses, strict=True)):
@@ -59,7 +61,10 @@ class Speculative(Batch):
             alive = [place for place in alive if not self.rows[place].over]
         for row, own, accepted in zip(self.rows, guesses, right, strict=True):
             assert row.drafter
-            row.drafter.told(len(own), accepted)
+            try:
+                row.drafter.told(len(own), accepted)
+            except Exception as error:
+                row.error = error
         self.tokens, self.scores = mx.array(tokens, dtype=mx.int32), scores
         kv.rollback(self.cache, [longest - accepted for accepted in right], self._held())
         left = [place for place, row in enumerate(self.rows) if not row.over]
@@ -90,11 +95,16 @@ def _draws_freely(row: Row) -> bool:
     return not (row.waits or row.guide or penalized or own.logit_bias or own.thinking_budget is not None)
 
 
-def _guesses(row: Row) -> list[int]:
-    """No more than the row may still hand out before its last token, which needs no forward."""
+def _guesses(row: Row, vocabulary: int) -> list[int]:
+    """No more than the row may still hand out before its last token, which needs no forward, and none that the model
+    does not know. What its drafter raises is noted on the row, and ends it only."""
     assert row.drafter
     most = row.sampling.max_tokens - len(row.tokens) - 1
-    guesses = row.drafter.propose(row.tokens, most)[:most] if most > 0 else []
+    try:
+        proposed = row.drafter.propose(row.tokens, most)[:most] if most > 0 else []
+        guesses = list(takewhile(lambda token: 0 <= token < vocabulary, map(int, proposed)))
+    except Exception as error:
+        row.error, guesses = error, []
     row.drafted += len(guesses)
     return guesses
 
