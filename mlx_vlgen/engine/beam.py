@@ -4,7 +4,6 @@ Source: what is kept, finished and returned is transformers' `GenerationMixin._b
 and scores are equal to its own.
 """
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,10 +13,11 @@ import numpy as np
 
 from .._runtime import mx
 from ..models.base import Embedded, Model
-from ..results import Beam
+from ..results import Beam, FinishReason
 from . import cache as kv
 from .batch import Batch, Emit
 from .penalties import penalize
+from .report import criteria_met
 from .request import Row
 from .sampling import BatchSampler, draw_key, log_softmax, process
 
@@ -27,12 +27,16 @@ OUT = np.float32(-1e9)
 
 @dataclass
 class Finished:
-    """A hypothesis that ended, or stands where none did yet (`real` is false)."""
+    """A hypothesis that ended, by what; or one that stands where none did yet."""
 
     score: np.float32 = OUT
     tokens: list[int] = field(default_factory=list)
     origins: list[int] = field(default_factory=list)
-    real: bool = False
+    reason: FinishReason | None = None
+
+    @property
+    def real(self) -> bool:
+        return self.reason is not None
 
 
 class Hypotheses:
@@ -73,8 +77,10 @@ class Hypotheses:
         added to; `over` when nothing better can come."""
         beams, made = self.asked.count, self.length + 1
         parents, tokens = places // vocabulary, places % vocabulary
-        ends = np.array([self._ends(int(p), int(t)) for p, t in zip(parents, tokens, strict=True)])
-        self._finish(scores, parents, tokens, ends, made)
+        late = self.row.late
+        reasons = [self._reason(int(p), int(t), late) for p, t in zip(parents, tokens, strict=True)]
+        ends = np.array([reason is not None for reason in reasons])
+        self._finish(scores, parents, tokens, reasons, made)
         open_scores = scores + ends * OUT
         chosen = np.argsort(-open_scores, kind="stable")[:beams]
         running, origins = [], []
@@ -90,36 +96,39 @@ class Hypotheses:
         self.over = full or not self.improvable or bool(ends.all())
         return [int(parent) for parent in parents[chosen]]
 
-    def _ends(self, parent: int, token: int) -> bool:
-        """Whether a candidate is a whole answer."""
-        row, sampling = self.running[parent], self.row.sampling
-        tokens = [*row.tokens, token]
-        if token in row.end_tokens or len(tokens) >= sampling.max_tokens:
-            return True
-        if sampling.max_time is not None and time.perf_counter() - row.started >= sampling.max_time:
-            return True
-        if row.text.stops(tokens):
-            return True
-        if not sampling.stopping_criteria or self.row.error:
-            return False
-        assert row.prompt
-        so_far = mx.array([*row.prompt.tokens.tolist(), *tokens])
+    def _reason(self, parent: int, token: int, late: bool) -> FinishReason | None:
+        """What makes a candidate a whole answer, if anything does. late: whether the row's time is up."""
+        tokens = [*self.running[parent].tokens, token]
+        if token in self.row.end_tokens:
+            return "stop"
+        if late or len(tokens) >= self.row.sampling.max_tokens:
+            return "length"
+        if self.row.error:
+            return None
         try:
-            return any(bool(criterion(so_far, None)) for criterion in sampling.stopping_criteria)
+            stops = self.row.text.stops(tokens) or criteria_met(self.row, tokens, None)
         except Exception as error:  # the user's code may raise anything, and ends its own row only
-            self.row.error = error
-            return False
+            self.row.error, stops = error, False
+        return "stop" if stops else None
 
-    def _finish(self, scores: np.ndarray, parents: np.ndarray, tokens: np.ndarray, ends: np.ndarray, made: int) -> None:
+    def _finish(
+        self,
+        scores: np.ndarray,
+        parents: np.ndarray,
+        tokens: np.ndarray,
+        reasons: Sequence[FinishReason | None],
+        made: int,
+    ) -> None:
         """Keep the best of what had ended and of the candidates that do, of which only the first `beams` may."""
-        may = ends & (np.arange(len(ends)) < self.asked.count)
+        reasons = [reason if place < self.asked.count else None for place, reason in enumerate(reasons)]
+        may = np.array([reason is not None for reason in reasons])
         scores = (scores / np.float32(made**self.asked.length_penalty)).astype(np.float32)
         if (self.asked.early_stopping is True and all(own.real for own in self.finished)) or not self.improvable:
             scores = scores + OUT
         scores = scores + ~may * OUT
         new = [
-            Finished(score, [*self.running[p].tokens, int(t)], [*self.origins[p], int(p)], bool(ended))
-            for score, p, t, ended in zip(scores, parents, tokens, may, strict=True)
+            Finished(score, [*self.running[p].tokens, int(t)], [*self.origins[p], int(p)], reason)
+            for score, p, t, reason in zip(scores, parents, tokens, reasons, strict=True)
         ]
         together = [*self.finished, *new]
         order = np.argsort([-own.score for own in together], kind="stable")
@@ -193,11 +202,11 @@ class Search(Batch):
         return cls(rows, cache, BatchSampler(rows), tokens, [], searches)
 
     def _hand_out(self, own: Hypotheses, emit: Emit) -> None:
-        """The best answer, token by token, as a row that never searched would give it."""
-        own.row.found = own.best()
+        """The best answer, token by token, as a row that never searched would give it. A row that fails or is cancelled
+        ends with the first."""
+        own.row.found, own.row.found_reason = own.best(), own.finished[0].reason or "stop"
         for token in own.row.found[0].tokens or [0]:
-            if not own.row.over:
-                emit(own.row, token, None)
+            emit(own.row, token, None)
 
     @property
     def delta(self) -> mx.array:

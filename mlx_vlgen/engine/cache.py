@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .._mlx_lm import ArraysCache, BatchKVCache, BatchRotatingKVCache, KVCache, RotatingKVCache
-from .._runtime import memory_available, mx
+from .._runtime import mx
 from ..errors import UnsupportedError
 from ..models.base import Embedded, Full, LayerKind, Model, Opaque, Recurrent, Sliding
 from .bounded import BoundedCache
@@ -221,15 +221,3 @@ def _note_padding(cache: Cache, lengths: Sequence[int]) -> None:
     for own in cache:
         if isinstance(own, _BatchKVCache):
             own.unpadded = len(set(lengths)) == 1
-
-
-MEMORY_SHARE = 0.8
-"""Of the memory that is free, what caches may take: forwards need some, and so do other programs."""
-
-
-def affordable(cache: Cache, positions: int) -> int | None:
-    """How many positions fit into memory, judged by a cache that holds `positions`; None where that cannot be told."""
-    available, held = memory_available(), sum(own.nbytes for own in cache)
-    if available is None or not held or not positions:
-        return None
-    return positions + int(MEMORY_SHARE * available * positions / held)

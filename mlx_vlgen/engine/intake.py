@@ -15,6 +15,7 @@ from .kv_settings import KVSettings
 from .params import SamplingParams
 from .request import Request, Row
 from .structured import Constraint, Forms
+from .text import TextStream
 from .thinking import Marks, Thinking
 from .token_ids import check_ids, check_prompt, ids_of_file
 
@@ -32,7 +33,8 @@ class Intake:
 
     def read(self, row: Row) -> None:
         """The row's prompt, media and ends. Raises what is wrong with the request."""
-        request = row.request
+        request, sampling = row.request, row.sampling
+        row.text = TextStream(self._processor.tokenizer, sampling.stop, sampling.skip_special_tokens)
         media = request.media
         assert isinstance(media, MediaInputs)
         if isinstance(request.prompt, Prompt):
@@ -167,6 +169,7 @@ class Intake:
             try:
                 made = self._model.encode([media[i] for i in group])
                 mx.eval([[f.embeds, *f.deepstack] for f in made])
+                features |= zip((id(media[i]) for i in group), made, strict=True)
             except Exception as error:
                 if len(group) > 1:  # one by one, to see whose fault it is
                     groups.extend([i] for i in group)
@@ -174,7 +177,6 @@ class Intake:
                     for row in sharing[group[0]]:
                         row.error = error
                 continue
-            features |= zip((id(media[i]) for i in group), made, strict=True)
             for i in group:
                 for row in sharing[i]:
                     row.encode_time += (time.perf_counter() - begun) / len(group) / len(sharing[i])
@@ -184,10 +186,10 @@ class Intake:
                 continue
             try:
                 row.inputs = self._embed(row, [features[id(own)] for own in row.prompt.media])
+                row.delta = int(row.inputs.delta)
             except Exception as error:
                 row.error = error
                 continue
-            row.delta = int(row.inputs.delta)
             row.prompt = row.prompt.without_pixels()
         for row in rows:
             if row.leader and row.error:

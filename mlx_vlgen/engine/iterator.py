@@ -16,16 +16,17 @@ from types import TracebackType
 from typing import Any
 
 from .._runtime import mx
-from ..errors import emptied
-from ..models.base import Embedded, Model
+from ..models.base import Model
 from ..notices import notice
 from ..results import FinishReason, GenerationResult
 from . import cache as kv
 from . import prefill, wired
 from .batch import Batch
 from .beam import Search
+from .budget import Budget
 from .intake import Intake
-from .report import report
+from .prompt_forward import PromptForward
+from .report import last, record
 from .request import Request, Row, fresh_seed
 from .sampling import Scores
 from .speculative import Speculative
@@ -46,7 +47,13 @@ class TokenIterator:
     that go through the vision tower at once. group_by_shape: whether pictures of equal processed shape are encoded
     together. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
 
-    One thread iterates; `add` and `cancel` may be called from any.
+    Every row gets one last result, with a finish_reason. What a row's own parts raise (its prompt, media, processors,
+    sampler, criteria, form, drafter, tokens' text, or `progress` when told of it) ends that row with "error", and what
+    a forward raises the rows in it; the others go on. `close` and Ctrl-C end all rows with "cancelled", an error of
+    the iterator itself with "error"; both exceptions come out of the iteration, and after them the last results can
+    be iterated, as after `close`.
+
+    One thread iterates; `add`, `cancel` and `close` may be called from any.
     """
 
     def __init__(
@@ -68,15 +75,20 @@ class TokenIterator:
         self._layout = model.cache_layout()
         self._intake = Intake(model, processor, vision_batch_pixels, group_by_shape)
         self._slots = prefill.Slots(max_batch_size if kv.can_batch(self._layout) else 1)
-        self._budget, self._step_size, self._progress = kv_token_budget, prefill_step_size, progress
+        self._budget = Budget(self._layout, kv_token_budget)
+        self._prompts = PromptForward(model, self._layout, prefill_step_size)
+        self._step_size, self._progress = prefill_step_size, progress
         self._lock = threading.Lock()
         self._queue: deque[Row] = deque()
-        self._rows: dict[int, Row] = {}  # every row that has not ended
+        self._rows: dict[int, Row] = {}  # every row whose last result was not handed out
         self._ready: deque[Row] = deque()  # encoded, waiting for prefill
         self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
         self._batches: dict[Any, Batch] = {}  # rows decode with those whose caches and way of stepping are like theirs
         self._out: deque[tuple[int, GenerationResult]] = deque()
         self._latest: dict[int, GenerationResult] = {}  # what was handed out last for each row
+        self._cancelled: set[int] = set()  # ids, until the next step
+        self._closed = False
+        self._turn = threading.RLock()  # held by the thread that steps or closes
         self._next_id = 0
         self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
         mx.reset_peak_memory()
@@ -86,24 +98,21 @@ class TokenIterator:
     # -- from any thread
 
     def add(self, request: Request) -> int:
-        """Queue a request; its id. Its faults come out of the iteration, as a result with finish_reason "error"."""
-        text = TextStream(
-            self._processor.tokenizer, request.sampling.stop, skip_special_tokens=request.sampling.skip_special_tokens
-        )
+        """Queue a request; its id. Its faults come out of the iteration, as a result with finish_reason "error".
+        RuntimeError once the iterator is closed."""
         with self._lock:
-            row = Row(self._next_id, request, text, fresh_seed(request.sampling))
+            if self._closed:
+                raise RuntimeError("add: this TokenIterator is closed, by close() or by Ctrl-C; make another one")
+            row = Row(self._next_id, request, TextStream(), fresh_seed(request.sampling))
             self._next_id += 1
-            self._rows[row.id] = row
             self._queue.append(row)
+            self._rows[row.id] = row
         return row.id
 
     def cancel(self, id: int) -> None:
         """End a row at the next step, with finish_reason "cancelled". A row that has ended is left alone."""
         with self._lock:
-            if row := self._rows.get(id):
-                row.cancelled = True
-
-    # -- from the iterating thread
+            self._cancelled.add(id)
 
     def __enter__(self) -> "TokenIterator":
         return self
@@ -114,12 +123,23 @@ class TokenIterator:
         self.close()
 
     def close(self) -> None:
-        """Forget all rows and free their caches."""
+        """End all rows with "cancelled" and free the caches, once the step is over that another thread may be in. What
+        was not handed out yet can still be iterated; `add` raises from now on."""
+        self._closed = True
+        with self._turn:
+            self._end_all("cancelled")
+
+    def _end_all(self, reason: FinishReason, error: Exception | None = None) -> None:
         with self._lock:
-            self._rows.clear()
-            self._queue.clear()
+            self._closed = True
+            rows = list(self._rows.values())
+        ended = {id for id, result in self._out if result.finish_reason is not None}
+        for row in rows:
+            if row.id not in ended:
+                self._hand_out(row, last(row, reason, error))
+        self._rows.clear()
+        self._queue.clear()
         self._ready.clear()
-        self._out.clear()
         self._latest.clear()
         self._partial = None
         self._batches.clear()
@@ -128,28 +148,38 @@ class TokenIterator:
                 mx.synchronize()  # the limit must not change under a step that still runs
             self._unwire()
 
+    # -- from the iterating thread
+
     def __iter__(self) -> Iterator[tuple[int, GenerationResult]]:
         return self
 
     def __next__(self) -> tuple[int, GenerationResult]:
-        with mx.stream(_stream):
+        with self._turn, mx.stream(_stream):
             while not self._out:
                 if not self._rows:
                     raise StopIteration
                 try:
                     self._step()
-                except BaseException:  # Ctrl-C too: nothing may go on with the caches of half a step
-                    self.close()
+                except Exception as error:  # a fault of the loop itself: every row hears of it
+                    self._end_all("error", error)
                     raise
-        id, result = self._out.popleft()
-        if (before := self._latest.pop(id, None)) is not None:  # only the newest holds the vocabulary
-            before.logprobs = before.top_logprobs = None
-        if result.finish_reason is None:
-            self._latest[id] = result
-        return id, result
+                except BaseException:  # Ctrl-C: nothing may go on with the caches of half a step
+                    self._end_all("cancelled")
+                    raise
+            id, result = self._out[0]  # which stays there, should Ctrl-C come now
+            if (before := self._latest.pop(id, None)) is not None and before is not result:
+                before.logprobs = None  # only the newest holds the vocabulary
+            if result.finish_reason is None:
+                self._latest[id] = result
+            else:
+                self._rows.pop(id, None)
+            return self._out.popleft()
 
     def _step(self) -> None:
-        self._drop_cancelled()
+        if self._closed:
+            self._end_all("cancelled")
+            return
+        self._sweep()
         self._admit()
         begun = time.perf_counter()
         self._prefill()
@@ -157,6 +187,31 @@ class TokenIterator:
         self._decode()
         self.prompt_time += between - begun
         self.generation_time += time.perf_counter() - between
+
+    def _sweep(self) -> None:
+        """Rows that leave before they decode: cancelled, or in the middle of a long prompt out of time. Those that
+        decode end when their next token comes."""
+        with self._lock:
+            gone = [self._rows[id] for id in self._cancelled if id in self._rows]
+            self._cancelled.clear()
+            for row in gone:
+                row.cancelled = True
+            if gone:
+                self._queue = deque(row for row in self._queue if not row.cancelled)
+        if gone:
+            decoding = {row.id for batch in self._batches.values() for row in batch.rows}
+            self._ready = deque(row for row in self._ready if not row.cancelled)
+            for row in gone:
+                if row.id not in decoding:
+                    self._end(row, "cancelled")
+        if self._partial:
+            row = self._partial[0]
+            if row.error:
+                self._end(row, "error", row.error)
+            elif row.late:
+                self._end(row, "length")
+            if row.over:
+                self._partial = None
 
     # -- admit
 
@@ -181,24 +236,18 @@ class TokenIterator:
                 break
             if not row.prompt and not self._read(row):
                 continue
-            taken = sum(other.reserve for other in inside)
-            if not prefill.admissible([row.reserve], taken, self._slots.now - len(inside), self._budget):
+            need = self._budget.needed(row)
+            taken = sum(self._budget.needed(other) for other in inside if other.leader is None)
+            if not prefill.admissible([need], taken, self._slots.now - len(inside), self._budget.limit):
                 with self._lock:
                     self._queue.appendleft(row)
                 break
             waiting += row.length
-            row.started = time.perf_counter()
             came.append(row)
         if came:
             self._intake.encode(came)
-        starved = [row for row in came if row.error and prefill.is_out_of_memory(row.error)]
-        for row in came:
-            if row.error is None:
-                self._ready.append(row)
-            elif row not in starved:
-                self._end(row, "error", row.error)
-        if starved:
-            self._go_back(starved, len(self._inside()), self._queue)
+            self._ready.extend(row for row in came if row.error is None)
+            self._failed([row for row in came if row.error], len(self._inside()), self._queue)
 
     def _read(self, row: Row) -> bool:
         """The row's prompt and media; False when the row has ended already."""
@@ -215,31 +264,28 @@ class TokenIterator:
     # -- prefill
 
     def _prefill(self) -> None:
-        """One step: a chunk of a long prompt, or several whole short ones. Rows for which memory does not suffice go
-        back, and fewer rows run together for a time."""
+        """One step: a chunk of a long prompt, or several whole short ones."""
         rows = [self._partial[0]] if self._partial else self._next_pack()
         if not rows:
             return
         try:
             if len(rows) > 1:
-                self._prefill_pack(rows)
+                self._arrive(rows, *self._prompts.pack(rows))
             else:
                 self._prefill_chunk(rows[0])
-        except (MemoryError, RuntimeError) as error:
-            if not prefill.is_out_of_memory(error):
-                raise
+        except Exception as error:
             self._partial = None
             for row in rows:
                 row.error = error
-            self._go_back(rows, self._live, self._ready)
+            self._failed(rows, self._live, self._ready)
 
     def _next_pack(self) -> list[Row]:
         free = self._slots.now - self._live
         if not self._ready or free < 1:
             return []
-        way = self._ready[0].way
+        key = self._ready[0].batch_key
         # What begins with a past is prefilled alone.
-        alike = takewhile(lambda row: row.way == way and not row.request.past, self._ready)
+        alike = takewhile(lambda row: row.batch_key == key and not row.request.past, self._ready)
         count = max(1, min(prefill.pack_size([row.length for row in alike], self._step_size), free))
         rows = [self._ready.popleft() for _ in range(count)]
         for row in rows:
@@ -247,8 +293,8 @@ class TokenIterator:
         return rows
 
     def _prefill_chunk(self, row: Row) -> None:
-        _, cache, start = self._partial or (row, self._empty(row), row.computed)
-        end, logits = self._forward(row, cache, start)
+        _, cache, start = self._partial or (row, self._prompts.empty(row), row.computed)
+        end, logits = self._prompts.chunk(row, cache, start)
         if end < row.length:
             kv.evaluate(cache)
             mx.clear_cache()
@@ -258,115 +304,72 @@ class TokenIterator:
             self._arrive([row], cache, logits)
             self._partial = None
 
-    def _empty(self, row: Row) -> kv.Cache:
-        """The cache that its prefill begins with."""
-        past = row.request.past
-        return kv.alone(past.cache, 0) if past else kv.make_cache(self._layout, row.request.kv)
-
-    def _forward(self, row: Row, cache: kv.Cache, start: int) -> tuple[int, mx.array]:
-        """The next chunk of its prompt: where it ends, and the logits (1, V) there."""
-        assert row.prompt and row.inputs
-        size = row.length if row.runs_alone else self._step_size
-        end = prefill.chunk_end(start, row.length, size, row.prompt.two_way)
-        inputs = row.inputs[start - row.computed : end - row.computed]
-        inputs.watch = row.watch()
-        return end, self._model(inputs, cache, at=mx.array([end - start - 1]))
-
-    def _prefill_pack(self, rows: list[Row]) -> None:
-        lengths = [row.length for row in rows]
-        cache = kv.make_pack(self._layout, lengths, rows[0].request.kv)
-        inputs = Embedded.stack([row.inputs for row in rows if row.inputs])
-        logits = self._model(inputs, cache, at=mx.array(lengths) - 1)
-        kv.finalize(cache, lengths)
-        self._arrive(rows, cache, logits)
-
     def _arrive(self, rows: list[Row], cache: kv.Cache, logits: mx.array) -> None:
         """Rows whose prompt is through: draw their first token and let them decode with the others."""
-        way, kind = rows[0].way, _kind(rows[0])
-        if self._budget is None:
-            self._budget = kv.affordable(cache, len(rows) * max(row.length for row in rows))
+        key, kind = rows[0].batch_key, _kind(rows[0])
+        self._budget.learn(cache)
         for guide in [row.guide for row in rows if row.guide]:
-            rows, cache, logits = self._beside(rows, cache, logits, guide)
+            rows, cache, logits = self._prompts.with_guide(rows, cache, logits, guide)
         new = kind.begin(rows, cache, logits)
         kv.evaluate(new.cache, new.tokens)
-        if live := self._batches.get(way):
+        if live := self._batches.get(key):
             new = live.join(new)
             kv.evaluate(new.cache)
-        self._batches[way] = new
+        self._batches[key] = new
         now = time.perf_counter()
         for row in rows:
             row.inputs, row.prefilled = None, now
             if row.leader is None:
                 self._tell(row, row.length)
 
-    def _beside(
-        self, rows: list[Row], cache: kv.Cache, logits: mx.array, guide: Row
-    ) -> tuple[list[Row], kv.Cache, mx.array]:
-        """The rows with a negative prompt, which is computed now, as one more."""
-        own, end = self._empty(guide), 0
-        while end < guide.length:
-            end, last = self._forward(guide, own, end)
-            kv.evaluate(own)
-        together = [*rows, guide]
-        joined = kv.join(cache, own, [row.length for row in together])
-        return together, joined, mx.concatenate([logits, last])
-
     def _tell(self, row: Row, done: int) -> None:
+        """What the caller's function raises ends the row that it is told of."""
         if self._progress is not None:
-            self._progress(row.id, done, row.length)
+            try:
+                self._progress(row.id, done, row.length)
+            except Exception as error:
+                row.error = error
 
-    def _go_back(self, rows: list[Row], others: int, to: deque[Row]) -> None:
-        """Rows that did not fit in memory, whose error says so, go to the front of `to` and wait until some of the
-        `others` are through; one that is alone cannot."""
-        if not others and len(rows) == 1:
-            self._end(rows[0], "error", rows[0].error)
-            return
-        self._slots.shrink(others or len(rows) // 2)
-        self._warn()
+    def _failed(self, rows: list[Row], others: int, to: deque[Row]) -> None:
+        """Rows that could not go on, whose error says why, end. But those that lacked memory go to the front of `to`,
+        and wait until some of the `others` are through, while fewer run together; one that is alone cannot."""
+        starved = [row for row in rows if row.error and prefill.is_out_of_memory(row.error)]
+        if len(starved) == 1 and not others:
+            starved = []
         for row in rows:
+            if row not in starved:
+                self._end(row, "error", row.error)
+        if not starved:
+            return
+        self._slots.shrink(others or len(starved) // 2)
+        self._warn()
+        for row in starved:
             row.error = None
         with self._lock:
-            to.extendleft(reversed(rows))
+            to.extendleft(reversed(starved))
 
     def _warn(self) -> None:
         notice(f"memory does not suffice for more than {self._slots.now} rows at once: the others wait")
 
-    def _drop_cancelled(self) -> None:
-        """Rows that wait for something. Those that decode end when their next token comes."""
-        with self._lock:
-            gone = [row for row in self._queue if row.cancelled]
-            for row in gone:
-                self._queue.remove(row)
-        for row in [row for row in self._ready if row.cancelled]:
-            self._ready.remove(row)
-            gone.append(row)
-        for row in gone:
-            self._end(row, "cancelled")
-        if self._partial and self._partial[0].cancelled:
-            self._end(self._partial[0], "cancelled")
-            self._partial = None
-
     # -- decode
 
     def _decode(self) -> None:
-        """One step of every batch. Where memory does not suffice for it, its rows end, for their caches are half
-        written, and so many never run together again."""
-        for way, batch in list(self._batches.items()):
+        """One step of every batch. What it raises ends its rows, for their caches are half written; where it was that
+        memory does not suffice, so many never run together again."""
+        for key, batch in list(self._batches.items()):
             try:
                 following = batch.step(self._model, self._emit)
-            except (MemoryError, RuntimeError) as error:
-                if not prefill.is_out_of_memory(error):
-                    raise
+            except Exception as error:
                 following = None
-                self._slots = prefill.Slots(max(1, self._live - 1))
-                self._warn()
+                if prefill.is_out_of_memory(error):
+                    self._slots = prefill.Slots(max(1, self._live - 1))
+                    self._warn()
                 for row in batch.rows:
-                    if not row.over and row.leader is None:
-                        self._end(row, "error", error)
+                    self._end(row, "error", error)
             if following is None:
-                del self._batches[way]
+                self._batches.pop(key, None)
             else:
-                self._batches[way] = following
+                self._batches[key] = following
 
     # -- emit
 
@@ -374,58 +377,20 @@ class TokenIterator:
         """Record a row's token and hand out its result."""
         if row.leader:
             row.record(token)
-            return
-        if row.cancelled or row.error:
+        elif row.cancelled or row.error:
             self._end(row, "error" if row.error else "cancelled", row.error)
-            return
-        row.record(token)
-        sampling = row.sampling
-        reason: FinishReason | None = None
-        is_end = token in row.end_tokens
-        text = "" if is_end and not sampling.include_eos else row.text.add(token)
-        if is_end or row.text.stopped or (row.constraint and row.constraint.over):
-            reason = "stop"
-        elif len(row.tokens) >= sampling.max_tokens or (
-            sampling.max_time is not None and time.perf_counter() - row.started >= sampling.max_time
-        ):
-            reason = "length"
-        elif row.found:
-            reason = "stop" if len(row.tokens) == len(row.found[0].tokens) else None
-        elif sampling.stopping_criteria and scores:
-            try:
-                reason = "stop" if self._criteria_met(row, scores.own[None]) else None
-            except Exception as error:
-                self._end(row, "error", error, text)
-                return
-        if reason is not None:
-            self._end(row, reason, None, text, scores)
-        else:
-            self._out.append((row.id, report(row, text, scores)))
+        elif not row.over:
+            self._hand_out(row, record(row, token, scores))
 
-    def _criteria_met(self, row: Row, scores: mx.array) -> bool:
-        assert row.prompt
-        so_far = mx.array([*row.prompt.tokens.tolist(), *row.tokens])
-        return any(bool(criterion(so_far, scores)) for criterion in row.sampling.stopping_criteria)
+    def _end(self, row: Row, reason: FinishReason, error: Exception | None = None) -> None:
+        """A negative prompt ends with its row, and a row once."""
+        if row.leader is None and not row.over:
+            self._hand_out(row, last(row, reason, error))
 
-    def _end(
-        self,
-        row: Row,
-        reason: FinishReason,
-        error: Exception | None = None,
-        text: str = "",
-        scores: Scores | None = None,
-    ) -> None:
-        """Retire a row, with all the text it still holds back."""
-        text += row.text.finish()
-        row.finish_reason = "stop" if reason == "length" and row.text.stopped else reason
-        if row.finish_reason == "stop" and row.constraint and not row.constraint.met(row.text):
-            row.finish_reason = "length"  # cut, by a stop string or the user's code: "stop" promises a whole answer
-        row.error = error and emptied(error)
-        if error is None:
+    def _hand_out(self, row: Row, result: GenerationResult) -> None:
+        self._out.append((row.id, result))
+        if result.finish_reason is not None and result.error is None:
             self._slots.row_ended()
-        with self._lock:
-            self._rows.pop(row.id, None)
-        self._out.append((row.id, report(row, text, scores)))
 
 
 def _kind(row: Row) -> type[Batch]:

@@ -52,7 +52,7 @@ class SamplingParams:
     do not count. presence_penalty, frequency_penalty: of generated tokens, once and per occurrence. logit_bias: what to
     add to the logit of an id; -inf forbids it.
     max_tokens: new tokens at most. eos_tokens: strings or ids added to the model's own end tokens. stop: strings; the
-    text before one is the answer. max_time: seconds from admission.
+    text before one is the answer. max_time: seconds from the row's arrival after which no forward but its first begins.
     thinking_budget: tokens inside a thinking block at most; None is no bound. thinking_start_token, thinking_end_token:
     strings; None: `<think>` and `</think>` where the model has them.
     json_schema, regex, grammar, choices: what the answer must be, of which only one can be given: JSON by a schema (a

@@ -31,7 +31,7 @@ class Slots:
 def admissible(reserves: Iterable[int], taken: int, slots: int, budget: int | None) -> int:
     """How many of the waiting rows, in order of arrival, may come in.
 
-    reserves: cache positions that each may come to need; taken: what the rows inside reserve; slots: free places.
+    reserves: what each may come to need of the budget; taken: what the rows inside may; slots: free places.
     A row that is alone inside always may, however large: it could not run later either.
     """
     count = 0
@@ -80,7 +80,9 @@ def encoding_groups(media: Sequence[Media], pixels: int, group: bool = True) -> 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether MLX could not get memory. It has no exception of its own for this, on any backend."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        words in said for words in ("allocate", "out of memory", "outofmemory", "insufficient memory", "bad_alloc")
+    if not isinstance(error, RuntimeError):
+        return isinstance(error, MemoryError)
+    message = str(error).lower()
+    return any(
+        part in message for part in ("allocate", "out of memory", "outofmemory", "insufficient memory", "bad_alloc")
     )

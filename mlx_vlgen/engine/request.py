@@ -72,12 +72,13 @@ class Row:
     leader: "Row | None" = None  # of such a row
     drafter: Drafter | None = None
     found: list[Beam] = field(default_factory=list)  # by a beam search that is over
+    found_reason: FinishReason = "stop"  # what ended the best of them
     drafted: int = 0
     accepted: int = 0
     finish_reason: FinishReason | None = None
     error: Exception | None = None
-    cancelled: bool = False
-    started: float = field(default_factory=time.perf_counter)
+    cancelled: bool = False  # set between steps only: all that a step does with the row agrees
+    arrived: float = field(default_factory=time.perf_counter)
     unquantized_layers: int = 0
     encode_time: float = 0.0
     prefill_started: float = 0.0
@@ -93,16 +94,22 @@ class Row:
         return 0 if self.prompt is None else len(self.prompt.tokens)
 
     @property
-    def reserve(self) -> int:
-        """Cache positions this row may come to need."""
-        own = self.length + self.sampling.max_tokens
+    def sequences(self) -> list[int]:
+        """Cache positions that it may come to need, for each of its sequences: one a beam, and its negative prompt."""
+        most = self.sampling.max_tokens
         beams = self.request.beams.count if self.request.beams else 1
-        return beams * own + (self.guide.reserve if self.guide else 0)
+        return [self.length + most] * beams + ([self.guide.length + most] if self.guide else [])
 
     @property
     def computed(self) -> int:
         """Positions of the prompt whose keys and values came with the request."""
         return self.request.past.length if self.request.past else 0
+
+    @property
+    def late(self) -> bool:
+        """Whether its time is up."""
+        most = self.sampling.max_time
+        return most is not None and time.perf_counter() - self.arrived >= most
 
     @property
     def over(self) -> bool:
@@ -141,7 +148,7 @@ class Row:
         return self.request.trace is not None and self.request.trace.alone
 
     @property
-    def way(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         """Rows that are equal in this run together: their caches are alike, and they step in the same way."""
         own = self.id if self.runs_alone else None
         return self.request.kv, self.request.beams is not None, self.request.drafter is not None, own

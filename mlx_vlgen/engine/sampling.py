@@ -1,6 +1,6 @@
 """Drawing the next token of every row at once, each with its own settings and its own random numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -227,10 +227,17 @@ def log_softmax(logits: mx.array) -> mx.array:
     return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
 
-def top(logits: mx.array, count: int) -> list[tuple[int, float]]:
-    """The `count` best of logits (V,) as (id, log-probability), best first, without sorting the vocabulary."""
+def top(logits: mx.array, count: int) -> Callable[[], list[tuple[int, float]]]:
+    """The `count` best of logits (V,), without sorting the vocabulary: they are under way, hold nothing else in memory,
+    and any thread may call for them, as (id, log-probability), best first."""
     count = min(count, logits.size)
     scores = log_softmax(logits)
-    index = mx.argpartition(-scores, kth=count - 1)[:count]
-    pairs = zip(np.array(index), np.array(scores[index]), strict=True)
-    return sorted(((int(i), float(value)) for i, value in pairs), key=lambda pair: (-pair[1], pair[0]))
+    index = mx.argpartition(-scores, kth=count - 1)[mx.arange(count)]  # copies: a slice would be a view of all
+    values = scores[index]
+    mx.async_eval(index, values)
+
+    def pairs() -> list[tuple[int, float]]:
+        both = zip(np.array(index).tolist(), np.array(values).tolist(), strict=True)
+        return sorted(both, key=lambda pair: (-pair[1], pair[0]))
+
+    return pairs

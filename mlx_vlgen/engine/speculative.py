@@ -60,7 +60,10 @@ class Speculative(Batch):
             alive = [place for place in alive if not self.rows[place].over]
         for row, own, accepted in zip(self.rows, guesses, right, strict=True):
             assert row.drafter
-            row.drafter.told(len(own), accepted)
+            try:
+                row.drafter.told(len(own), accepted)
+            except Exception as error:
+                row.error = error
         self.tokens, self.scores = mx.array(tokens, dtype=mx.int32), scores
         kv.rollback(self.cache, [longest - accepted for accepted in right], self._held())
         left = [place for place, row in enumerate(self.rows) if not row.over]

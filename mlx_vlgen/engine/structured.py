@@ -228,6 +228,6 @@ def constrain(rows: "Sequence[Row]", logits: mx.array) -> mx.array:
         if row.constraint and row.error is None:
             try:
                 allowed[place] = row.constraint.allowed(logits.shape[-1])
-            except UnsupportedError as error:
+            except Exception as error:  # whatever llguidance raises ends that row only
                 row.error = error
     return mx.where(mx.array(allowed), logits, -mx.inf)

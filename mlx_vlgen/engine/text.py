@@ -3,49 +3,72 @@
 from collections.abc import Sequence
 from typing import Any
 
+PENDING = 32
+"""Tokens that may wait for the rest of a character. It has four bytes at most: so many halves are not one."""
+
 
 class Detokenizer:
-    """Emits the text of each token as soon as it is settled: never half a character.
+    """Emits the text of each token as soon as it is settled: never half a character, unless more than `PENDING` tokens
+    in a row give none.
 
     Works for every tokenizer, also where a token's text depends on the one before it: the new text is what `decode`
     gives with the new tokens after the last settled ones, and not without them. The pieces join to `decode(tokens)`.
+    What a token costs does not depend on how many came before.
     """
 
-    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False):
+    def __init__(self, tokenizer: Any = None, skip_special_tokens: bool = False):
         self._tokenizer, self._skip = tokenizer, skip_special_tokens
-        self._tokens: list[int] = []
-        self._window = self._settled = 0  # [_window, _settled): what was emitted last; all before it is done with
+        self._window: list[int] = []  # the tokens that were emitted last, and after them those that still wait
+        self._settled = 0  # how many of them were emitted
+        self._before = self._text = ""  # of the emitted ones, of all of them
 
     def decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False))
 
     def add(self, token: int) -> str:
-        self._tokens.append(token)
-        return self._emit(final=False)
+        text = self.decode([*self._window, token])
+        if text == self._text and not self.decode([token, token]):
+            return ""  # a special token that is skipped: in the window it would stand for text
+        self._window.append(token)
+        self._text = text
+        if not text.endswith("\ufffd"):
+            return self._settle(text, len(self._window))
+        if len(self._window) - self._settled > PENDING:
+            return self._settle(*self._certain())
+        return ""
 
     def finish(self) -> str:
         """What is still held back: an incomplete character becomes U+FFFD, as in `decode`."""
-        return self._emit(final=True)
+        return self._settle(self._text, len(self._window)) if self._window else ""
 
-    def _emit(self, final: bool) -> str:
-        before = self.decode(self._tokens[self._window : self._settled])
-        text = self.decode(self._tokens[self._window :])
-        if not final and text.endswith("\ufffd"):
-            return ""
-        new = text[len(before) :]
-        if new:  # a window of skipped tokens would not show what the text before them is
-            self._window = self._settled
-        self._settled = len(self._tokens)
+    def _certain(self) -> tuple[str, int]:
+        """Text that no later token changes, and of how many tokens of the window: all but the last three, or a few more
+        where that cuts a character."""
+        for count in range(len(self._window) - 3, self._settled, -1):
+            text = self.decode(self._window[:count])
+            if self._text.startswith(text):
+                return text, count
+        return self._text, len(self._window)
+
+    def _settle(self, text: str, count: int) -> str:
+        """Emit what is new in `text`, that of the first `count` tokens."""
+        new = text[len(self._before) :]
+        if new:  # a window of tokens without text would not show what the text before them is
+            self._window, count = self._window[self._settled :], count - self._settled
+        self._settled = count
+        self._before = self.decode(self._window[:count])
+        self._text = self._before if count == len(self._window) else self.decode(self._window)
         return new
 
 
 class TextStream:
     """A row's text: detokenized, cut at the first stop string, and held back while a stop string may be under way.
 
-    said: all that was released so far. stopped: whether a stop string came; nothing more is released then.
+    tokenizer: None for a text that stays empty. said: all that was released so far. stopped: whether a stop string
+    came; nothing more is released then.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str] = (), skip_special_tokens: bool = False):
+    def __init__(self, tokenizer: Any = None, stop: Sequence[str] = (), skip_special_tokens: bool = False):
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
         self._stop = tuple(stop)
         self._held = ""

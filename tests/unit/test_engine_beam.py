@@ -1,5 +1,6 @@
 """Beam search against all paths of a chain whose probabilities are known, and one answer in every company."""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,7 +16,9 @@ from invariants.family import Family
 
 from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
 from mlx_vlgen.engine.asked import Beams, Guidance
+from mlx_vlgen.engine.beam import Hypotheses
 from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.engine.request import Row
 from mlx_vlgen.inputs.prompt import Prompt
 
 LoadFamily = Callable[[str], Family]
@@ -100,6 +103,39 @@ def test_a_sampled_beam_is_drawn_by_its_probability() -> None:
     for result in run(family, rows):
         counts[result.beams[0].tokens[0]] += 1
     assert statistic(counts, likely * 4000) < limit(3)
+
+
+def results_of(family: Any, request: Request) -> list[GenerationResult]:
+    with TokenIterator(family.model, family.processor) as iterator:
+        iterator.add(request)
+        return [result for _, result in iterator]
+
+
+@pytest.mark.parametrize("ends", [[], [2]], ids=str)
+def test_when_time_is_up_the_best_beam_so_far_is_handed_out_whole(
+    ends: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if max_tokens had been as many tokens as it has."""
+    family, late = chain(3, 5), []
+    monkeypatch.setattr(Row, "late", property(lambda row: len(late) >= 4))
+    advance = Hypotheses.advance
+    monkeypatch.setattr(Hypotheses, "advance", lambda *given: (late.append(None), advance(*given))[1])
+    *before, last = results_of(family, asked(Beams(3), 40, ends))
+    monkeypatch.undo()
+    expected = run(family, [asked(Beams(3), 4, ends)])[0]
+    assert last.tokens == expected.tokens == last.beams[0].tokens
+    assert [result.token for result in (*before, last)] == expected.tokens
+    assert "".join(result.text for result in (*before, last)) == expected.text
+    assert last.finish_reason == expected.finish_reason
+    assert [beam.tokens for beam in last.beams] == [beam.tokens for beam in expected.beams]
+
+
+def test_a_search_that_sleeps_stops_in_time() -> None:
+    family = chain(3, 5)
+    slow = lambda tokens, logits: (time.sleep(0.02), logits)[1]  # noqa: E731
+    results = results_of(family, asked(Beams(2), 1000, max_time=0.2, logits_processors=[slow]))
+    assert 1 < len(results) < 20 and results[-1].finish_reason == "length"
+    assert results[-1].tokens == results[-1].beams[0].tokens == [result.token for result in results]
 
 
 WHOLE = KVSettings()

@@ -110,16 +110,45 @@ def test_max_time(family: Family) -> None:
     assert (len(own.tokens), own.finish_reason) == (1, "length")
 
 
-def test_max_time_is_counted_from_admission(family: Family) -> None:
-    """Waiting for others costs a row nothing."""
+def test_max_time_is_counted_from_arrival(family: Family) -> None:
+    """Waiting for others takes of it: when its turn comes, the row has the token that its prompt gives."""
 
     def sleep(tokens: mx.array, logits: mx.array) -> mx.array:
-        time.sleep(0.05)
+        time.sleep(0.02)
         return logits
 
-    rows = [ask_for(family, logits_processors=[sleep]), ask_for(family, max_time=0.3)]
-    _, second = play(family, rows, max_batch_size=1)
-    assert len(second.tokens) == STEPS
+    rows = [ask_for(family, logits_processors=[sleep]), ask_for(family, "words5", max_time=0.1)]
+    first, second = play(family, rows, max_batch_size=1)
+    check(family, rows[:1], [first])
+    assert (len(second.tokens), second.finish_reason) == (1, "length")
+
+
+def test_max_time_counts_reading(family: Family) -> None:
+    def prepare(*given: Any, **keywords: Any) -> Any:
+        time.sleep(0.05)
+        return family.processor.prepare(*given, **keywords)
+
+    slow = Family(family.name, family.folder, family.model, Wrapped(family.processor, prepare=prepare))
+    [own] = play(slow, [ask_for(family, max_time=0.04)])
+    assert (len(own.tokens), own.finish_reason) == (1, "length")
+
+
+def test_max_time_ends_a_prefill(family: Family) -> None:
+    """In the middle of a long prompt: no chunk more, and no token. The rows beside it go on."""
+    chunks = []
+
+    def forward(inputs: Any, *given: Any, **keywords: Any) -> Any:
+        if len(inputs) == 5:
+            chunks.append(time.sleep(0.02))
+        return family.model(inputs, *given, **keywords)
+
+    wrapped = Family(family.name, family.folder, Wrapped(family.model, forward=forward), family.processor)
+    rows = [ask_for(family, "words2"), ask_for(family, max_time=0.05)]
+    first, second = play(wrapped, rows, prefill_step_size=5)
+    check(family, rows[:1], [first])
+    [result] = second.results
+    assert (result.finish_reason, result.tokens, result.prompt_tokens, result.error) == ("length", [], 70, None)
+    assert 1 <= len(chunks) <= 3
 
 
 # The iterator itself
@@ -149,7 +178,7 @@ def test_close_in_the_middle(family: Family) -> None:
         for _ in range(count):
             next(iterator)
         iterator.close()
-        assert list(iterator) == []
+        assert [result.finish_reason for _, result in iterator if result.finish_reason] == ["cancelled"] * 3
     check(family, rows, play(family, rows))
 
 

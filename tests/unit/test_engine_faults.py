@@ -166,15 +166,18 @@ def test_faults_of_a_request(family: Family, prompt: Any, sampling: dict[str, An
 
 @pytest.mark.parametrize("at", [1, 2, 5])
 def test_fault_of_the_model(family: Family, at: int) -> None:
-    """It is nobody's request's fault: it comes out of the iteration, which is then over."""
+    """It ends the rows that were in that forward, with the tokens that they had; one that comes later is answered."""
     calls = itertools.count(1)
 
     def forward(*given: Any, **keywords: Any) -> Any:
         return fail() if next(calls) == at else family.model(*given, **keywords)
 
-    iterator = TokenIterator(Wrapped(family.model, forward=forward), family.processor)  # type: ignore[arg-type]
-    iterator.add(ask_for(family).request)
-    iterator.add(ask_for(family, "words5").request)
-    with pytest.raises(Fault):
-        list(iterator)
-    assert next(iterator, None) is None
+    rows = [ask_for(family), ask_for(family, "words5")]
+    with TokenIterator(Wrapped(family.model, forward=forward), family.processor) as iterator:  # type: ignore[arg-type]
+        ids = [iterator.add(row.request) for row in rows]
+        heard = collect(iterator)
+        late = iterator.add(rows[0].request)
+        check(family, rows[:1], [collect(iterator)[late]])
+    for id, row in zip(ids, rows, strict=True):
+        assert isinstance(heard[id].results[-1].error, Fault)
+        assert heard[id].tokens == family.answer(row.ask).tokens[: max(0, at - 2)]

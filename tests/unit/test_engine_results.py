@@ -11,7 +11,7 @@ from invariants.play import Row, Wrapped, ask_for, check, play
 
 from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine.sampling import log_softmax
+from mlx_vlgen.engine.sampling import log_softmax, top
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def results(family: Family, **sampling: Any) -> list[Any]:
 def test_only_the_newest_result_has_logprobs(family: Family) -> None:
     """A list of all results holds one vocabulary, not one a token."""
     *earlier, last = results(family, top_logprobs=3)
-    assert all(result.logprobs is None and result.top_logprobs is None for result in earlier)
+    assert all(result.logprobs is None for result in earlier)
     assert last.logprobs.shape == family.answer(family.asks["long"]).scores[0].shape
     assert last.logprobs.dtype == mx.float32 and len(last.top_logprobs) == 3
 
@@ -262,6 +262,28 @@ def test_top_logprobs(family: Family, count: int) -> None:
             assert [value for _, value in result.top_logprobs] == pytest.approx(values, abs=1e-4)
             assert result.top_logprobs[0] == (result.token, pytest.approx(values[0], abs=1e-4))
             assert all(value == pytest.approx(answer.scores[step][id], abs=1e-4) for id, value in result.top_logprobs)
+
+
+def test_top_logprobs_stay(family: Family) -> None:
+    """Every result keeps its few, without the vocabulary that they are of: also one that nobody looked at before."""
+    answer = family.answer(family.asks["long"])
+    kept = results(family, top_logprobs=3, logprobs=False)
+    assert all(callable(vars(result)["_top_logprobs"]) for result in kept)
+    for result, scores in zip(kept, answer.scores, strict=True):
+        best = np.argsort(-scores)[:3]
+        assert [id for id, _ in result.top_logprobs] == best.tolist()
+        assert [value for _, value in result.top_logprobs] == pytest.approx(scores[best], abs=1e-4)
+
+
+def test_top_logprobs_hold_no_vocabulary() -> None:
+    """A hundred of them, of 50,000 tokens, take less than one of these."""
+    logits = mx.random.normal((50_000,))
+    mx.eval(logits)
+    before = mx.get_active_memory()
+    kept = [top(logits + step, 3) for step in range(100)]
+    mx.synchronize()
+    assert mx.get_active_memory() - before < 50_000 * 4
+    assert kept[0]() == [(id, pytest.approx(value, abs=1e-4)) for id, value in kept[7]()]
 
 
 def test_logprobs_are_of_the_raw_logits(family: Family) -> None:

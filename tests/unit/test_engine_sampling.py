@@ -166,7 +166,7 @@ def test_top(count: int) -> None:
     """The best ids with their log-probabilities, best first; equals by id; no more than there are."""
     logits = np.random.default_rng(5).integers(-9, 9, 64).astype(np.float32)
     log_probabilities = np.log(softmax(logits))
-    pairs = top(mx.array(logits), count)
+    pairs = top(mx.array(logits), count)()
     assert len(pairs) == min(count, 64)
     assert [value for _, value in pairs] == pytest.approx(np.sort(log_probabilities)[::-1][:count], abs=1e-5)
     assert pairs == sorted(pairs, key=lambda pair: (-pair[1], pair[0]))

@@ -131,3 +131,66 @@ def test_stop_string_over_half_characters(load_family: Callable[[str], Any]) -> 
     text = TextStream(tokenizer, ["書館 🙂"])
     assert "".join(text.add(token) for token in tokens) == "naïve 図"
     assert text.stopped and text.finish() == ""
+
+
+class Counting:
+    """A tokenizer, and how many tokens it decoded."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer, self.count = tokenizer, 0
+
+    def decode(self, tokens: Sequence[int], **settings: Any) -> str:
+        self.count += len(tokens)
+        return str(self._tokenizer.decode(tokens, **settings))
+
+
+def of_bytes(tokenizer: Any, *values: int) -> list[int]:
+    """The tokens that stand for single bytes."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return [tokenizer.convert_tokens_to_ids(bytes_to_unicode()[value]) for value in values]
+
+
+ENDLESS = {
+    "first halves": (0xC3,),
+    "second halves": (0x80,),
+    "beginnings of four bytes": (0xF0, 0x9F, 0x98),
+    "no bytes of UTF-8": (0xFF, 0xC0),
+}
+
+
+@pytest.mark.parametrize("name", [*ENDLESS, "skipped tokens", "a half and skipped tokens", "words"])
+def test_a_token_costs_the_same_however_many_came_before(name: str, load_family: Callable[[str], Any]) -> None:
+    """Counted in tokens that are decoded again. What comes out is what `decode` gives, and comes in time."""
+    tokenizer = byte_level(load_family)
+    special, half = tokenizer.all_special_ids[0], of_bytes(tokenizer, 0xC3)
+    tokens = {
+        "skipped tokens": [special] * 2000,
+        "a half and skipped tokens": half + [special] * 2000 + of_bytes(tokenizer, 0xA9),
+        "words": tokenizer.encode(" one two" * 1000, add_special_tokens=False),
+    }.get(name) or of_bytes(tokenizer, *ENDLESS.get(name, ())) * (2000 // len(ENDLESS.get(name, (0,))))
+    counting = Counting(tokenizer)
+    detokenizer = Detokenizer(counting, skip_special_tokens=True)
+    pieces = [detokenizer.add(token) for token in tokens]
+    waits = max(map(len, "".join("|" if piece else "." for piece in pieces).split("|")))
+    text = "".join([*pieces, detokenizer.finish()])
+    assert text == decode(tokenizer, tokens, True)
+    assert counting.count < 100 * len(tokens)
+    assert waits <= 32 or "skipped" in name
+    assert text.endswith("é") or not name.startswith("a half")
+
+
+HALVES = (0x61, 0xC3, 0xA9, 0x80, 0xE2, 0x82, 0xAC, 0xF0, 0x9F, 0x98, 0xFF)
+
+
+@given(data=st.data())
+def test_long_runs_of_half_characters_join(load_family: Callable[[str], Any], data: st.DataObject) -> None:
+    """Characters among them, and tokens that are skipped, come out as `decode` has them."""
+    tokenizer = byte_level(load_family)
+    kinds = [*of_bytes(tokenizer, *HALVES), tokenizer.all_special_ids[0]]
+    run = st.lists(st.sampled_from(kinds), min_size=1, max_size=9)
+    runs = data.draw(st.lists(st.tuples(run, st.integers(1, 30)), max_size=4))
+    tokens = [token for own, times in runs for token in own * times]
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens=True)
+    pieces = [detokenizer.add(token) for token in tokens]
+    assert "".join([*pieces, detokenizer.finish()]) == decode(tokenizer, tokens, True)
