@@ -14,7 +14,7 @@ def frame_seconds(data: bytes, kind: str) -> list[float]:
         IndexError, StopIteration: a file that breaks off inside a block.
     """
     read = {"GIF": _gif, "PNG": _png, "WEBP": _webp}[kind]
-    return [seconds or _MISSING for seconds in read(data)]
+    return [seconds or _MISSING for seconds in read(data)] or [_MISSING]  # a still picture is one frame
 
 
 def _gif(data: bytes) -> Iterator[float]:

@@ -12,6 +12,7 @@ RGB_BYTES = 4
 
 _SMALL_MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 _WEBP_BYTES = 12  # libwebp's canvas, the one before it, and the copy that Pillow draws from
+_FRAME_PIXELS = 10_000  # as many take as long as all else that a frame asks for
 _ANIMATION_BYTES = 20  # the frame as stored, as RGBA and cut out, what it hides, the canvas before it
 
 _SCAN = b"\xff\xda"  # the marker before each scan of a JPEG
@@ -69,16 +70,19 @@ def check_frames(size: tuple[int, int], count: int, name: str, limits: Limits) -
         )
 
 
-def check_animation(size: tuple[int, int], total: int, kept: int, name: str, limits: Limits) -> None:
-    """Refuse an animation of `total` frames, of which `kept` are kept, when its memory or time exceeds the limits."""
-    check_frames(size, kept, name, limits)
-    pixels = math.prod(size)
-    if total * pixels > limits.max_video_pixels:
+def check_animation(size: tuple[int, int], count: int, name: str, limits: Limits) -> None:
+    """Refuse an animation of so many frames that drawing them takes too long."""
+    if count * max(math.prod(size), _FRAME_PIXELS) > limits.max_animation_pixels:
         raise MediaError(
-            f"{name}: {total:,} frames of {size[0]:,} x {size[1]:,}, drawn one upon the other, are more than "
-            f"{limits.max_video_pixels:,} pixels; make it shorter or smaller, or raise Limits.max_video_pixels"
+            f"{name}: {count:,} frames of {size[0]:,} x {size[1]:,}, drawn one upon the other, are more than "
+            f"{limits.max_animation_pixels:,} pixels; make it shorter or smaller, or raise Limits.max_animation_pixels"
         )
-    check_memory(pixels * (_ANIMATION_BYTES + 3 * kept), name, limits)
+
+
+def check_kept(size: tuple[int, int], count: int, name: str, limits: Limits) -> None:
+    """Refuse an animation of whose frames `count` are kept, when that takes too much memory."""
+    check_frames(size, count, name, limits)
+    check_memory(math.prod(size) * (_ANIMATION_BYTES + 3 * count), name, limits)
 
 
 def _decoding_bytes(image: Image.Image, name: str, limits: Limits, data: bytes) -> int:

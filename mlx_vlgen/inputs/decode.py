@@ -27,7 +27,7 @@ from PIL import (
 
 from ..errors import MediaError
 from .animation import frame_seconds
-from .budget import check_animation, check_memory, check_picture, check_size
+from .budget import check_animation, check_kept, check_memory, check_picture, check_size
 from .fetch import Limits
 
 Box: TypeAlias = tuple[int, int, int, int]
@@ -141,13 +141,14 @@ class EncodedPicture:
             seconds = frame_seconds(self._file.getvalue(), str(self._image.format))
         except Exception:
             raise self._damaged() from None
+        check_animation(self._image.size, len(seconds), self.name, self._limits)
         if len(seconds) != len(self.frames):
             raise self._damaged()
         return seconds
 
-    def check_animation(self, kept: int) -> None:
-        """Refuse what would take too long or too much to decode, when `kept` frames are kept."""
-        check_animation(self._image.size, len(self.frames), kept, self.name, self._limits)
+    def check_kept(self, count: int) -> None:
+        """Refuse to keep so many frames when that takes too much memory."""
+        check_kept(self._image.size, count, self.name, self._limits)
 
     def still(self) -> Image.Image:
         """Decode the first frame, once."""
@@ -162,18 +163,18 @@ class EncodedPicture:
         return upright_rgb(self._image, self.name)
 
     def _load(self, index: int) -> None:
-        """Frame by frame, since each may enlarge the canvas of the next ones."""
+        """Frame by frame, since a GIF's may be larger than its canvas, which then grows."""
+        canvas = self._image.size
         for at in range(min(self._image.tell() + 1, index), index + 1):
             try:
                 self._image.seek(at)
-            except Exception:
-                raise self._damaged() from None
-            check_picture(self._image, self.name, self._limits)
-            try:
                 self._file.past_end = False
-                self._image.load()
+                if self._image.size == canvas:
+                    self._image.load()
             except Exception:
                 raise self._damaged() from None
+            if self._image.size != canvas:
+                raise MediaError(f"{self.name}: frame {at} does not fit the first; the frames of a video have one size")
             if self._file.past_end:
                 raise self._damaged()
 

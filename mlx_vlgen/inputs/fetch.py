@@ -43,8 +43,9 @@ class Limits:
             raise the other.
         max_decoded_bytes: memory that decoding a picture, an animation or one frame of a video takes at its peak,
             estimated from the header before anything is decoded.
-        max_video_pixels: width x height x frames kept of one video (2**31 is 6.4 GB of RGB), and x all frames of an
-            animation, which are drawn one upon the other.
+        max_video_pixels: width x height x frames kept of one video (2**31 is 6.4 GB of RGB).
+        max_animation_pixels: width x height x all frames of a GIF, PNG or WebP, which are drawn one upon the other; a
+            frame counts as 10,000 at least.
         max_file_bytes: encoded size of a picture, and of a video that must be held in memory.
         max_download_bytes: size of a download.
         download_seconds: one deadline for a whole download, redirects included.
@@ -56,6 +57,7 @@ class Limits:
     max_image_pixels: int = 178_956_970
     max_decoded_bytes: int = 1_000_000_000
     max_video_pixels: int = 1 << 31
+    max_animation_pixels: int = 1 << 31
     max_file_bytes: int = 512 << 20
     max_download_bytes: int = 64 << 20
     download_seconds: float = 30.0

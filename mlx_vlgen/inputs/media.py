@@ -159,21 +159,20 @@ def open_path(source: str | os.PathLike[Any]) -> BinaryIO:
 
 def local_path(source: str | os.PathLike[Any]) -> str:
     """The path that a path or a `file:` URL means."""
-    if isinstance(source, str):
-        scheme = _scheme(source)
-        if scheme == "file":
-            parts = re.fullmatch(r"file:(?://(?:localhost)?)?(/(?!/).*)", source.strip(), re.IGNORECASE | re.DOTALL)
-            if parts is None:
-                raise MediaError(f"{describe_source(source)}: not a file on this machine; expected file:///path")
-            return os.fsdecode(unquote_to_bytes(parts[1]))
-        if scheme is not None:
-            raise MediaError(
-                f"{describe_source(source)}: URLs of kind {scheme}: are not read; expected http, https, file or data"
-            )
+    name = describe_source(source)
+    scheme = _scheme(source) if isinstance(source, str) else None
+    if scheme not in (None, "file"):
+        raise MediaError(f"{name}: URLs of kind {scheme}: are not read; expected http, https, file or data")
     try:
-        return os.path.expanduser(os.fsdecode(source))  # noqa: PTH111  Path's raises where a user is not known
+        if scheme is None:
+            return os.path.expanduser(os.fsdecode(source))  # noqa: PTH111  Path's raises where a user is not known
+        url = str(source).strip()
+        parts = re.fullmatch(r"file:(?://(?:localhost)?)?(/(?!/).*)", url, re.IGNORECASE | re.DOTALL)
+        if parts is not None:
+            return os.fsdecode(unquote_to_bytes(parts[1]))
     except Exception:  # zero bytes and half characters, objects that are no paths
-        raise MediaError(f"{describe_source(source)}: not a valid path") from None
+        raise MediaError(f"{name}: not a valid path") from None
+    raise MediaError(f"{name}: not a file on this machine; expected file:///path")
 
 
 def read_to_end(file: Any, name: str, limits: Limits) -> bytes:

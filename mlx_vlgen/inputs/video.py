@@ -257,14 +257,14 @@ def _still(name: str) -> MediaError:
 
 def _from_animation(data: bytes, name: str, sample: Sampler, limits: Limits) -> Video:
     picture = EncodedPicture(data, name, limits)
+    durations = picture.durations()
     numbers = picture.frames
     if len(numbers) < 2:
         raise _still(name)
-    durations = picture.durations()
     # Rounded, lest sums of tenths fall short of whole seconds, which prompts tell. The last one is the end.
     starts = np.concatenate([[0.0], np.cumsum(durations).round(6)])
     indices = sample(len(numbers), len(numbers) / starts[-1])
-    picture.check_animation(len(indices))
+    picture.check_kept(len(indices))
     pictures = ((f"frame {at}", picture.frame(numbers[at])) for at in indices)
     frames = _stack(pictures, len(indices), name, limits)
     return Video(frames, tuple(starts[indices].tolist()), len(indices) / float(starts[-1]))
