@@ -13,7 +13,7 @@ RGB_BYTES = 4
 _SMALL_MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 _WEBP_BYTES = 12  # libwebp's canvas, the one before it, and the copy that Pillow draws from
 _FRAME_PIXELS = 10_000  # as many take as long as all else that a frame asks for
-_ANIMATION_BYTES = 20  # the frame as stored, as RGBA and cut out, what it hides, the canvas before it
+_ANIMATION_BYTES = 28  # the frame as stored, as RGBA and cut out, what it hides, the canvas before it, and RGB
 
 _SCAN = b"\xff\xda"  # the marker before each scan of a JPEG
 _SCANS = 16  # of a JPEG with as many pixels as are allowed; a smaller one may have more

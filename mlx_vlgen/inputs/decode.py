@@ -247,7 +247,7 @@ def to_rgb(image: Image.Image, ends: tuple[float, float] = (0.0, 0.0)) -> Image.
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bits(image, ends)
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     rgb = Image.new("RGB", image.size, "white")
     rgb.paste(rgba, mask=rgba.getchannel("A"))

@@ -57,7 +57,7 @@ class Limits:
     max_image_pixels: int = 178_956_970
     max_decoded_bytes: int = 1_000_000_000
     max_video_pixels: int = 1 << 31
-    max_animation_pixels: int = 1 << 31
+    max_animation_pixels: int = 1 << 30
     max_file_bytes: int = 512 << 20
     max_download_bytes: int = 64 << 20
     download_seconds: float = 30.0

@@ -36,6 +36,7 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg
 _READABLE = "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, WMV, OGG, animated GIF, WebP or PNG"
 _VIDEO_STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\x01", b"FLV", b"OggS", b"\x30\x26\xb2\x75")
 _FRAME_BYTES = 24  # a pixel in sixteen earlier frames, which a frame may be made from
+_MARGIN = 256
 _THREAD_BYTES = 3  # a pixel that each thread holds
 _PARTS = re.compile(r"(\d*)(\D*)")
 
@@ -310,8 +311,10 @@ def _from_container(file: BinaryIO, name: str, sample: Sampler, limits: Limits) 
             with _av_stream(av, file, name) as stream:
                 stream.thread_type = "AUTO"
                 stream.thread_count = _threads(size, limits)
+                # Frames may be larger than announced; libav also counts its own margins.
                 most = min(limits.max_image_pixels, limits.max_decoded_bytes // _FRAME_BYTES)
-                stream.codec_context.options = {"max_pixels": str(most)}  # frames may be larger than announced
+                most = max(most, (size[0] + _MARGIN) * (size[1] + _MARGIN))
+                stream.codec_context.options = {"max_pixels": str(most)}
                 decoded = _Counted(stream.container.decode(stream))
                 frames = _stack(_upright_at(indices.tolist(), decoded), len(indices), name, limits)
             if len(frames) == len(indices):

@@ -1,9 +1,12 @@
 """Hostile pictures, files and objects: refused before they cost anything, by a MediaError and nothing else."""
 
 import base64
+import functools
 import io
 import os
+import struct
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ from hostile import pictures
 from hostile.worker import read_all
 from PIL import GifImagePlugin, Image
 from test_media import STORED, UPRIGHT, encode, oriented, photo
+from test_video import greys, movie
 
 from mlx_vlgen.errors import MediaError
 from mlx_vlgen.inputs import decode
@@ -75,7 +79,7 @@ def test_hostile_animations_are_refused_at_once() -> None:
 
 
 def test_mutated_and_truncated_pictures_raise_nothing_else() -> None:
-    for outcome in read_all([*pictures.truncated(), *pictures.mutated(count=100)]):
+    for outcome in read_all([*pictures.truncated(), *pictures.mutated(count=60)]):
         assert outcome.error in ("", "MediaError"), outcome
         if outcome.error:
             assert outcome.grown <= SLACK, outcome
@@ -144,6 +148,61 @@ def test_frames_that_are_views_of_one_are_not_copied_without_limit() -> None:
         load_video(np.broadcast_to(np.uint8(0), (10**6, 2000, 2000, 3)))
     with pytest.raises(MediaError, match="max_image_pixels"):
         load_video(np.broadcast_to(np.uint8(0), (2, 10**6, 10**6, 3)))
+
+
+# Video files
+
+
+@functools.cache
+def small_movie() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return movie(Path(folder) / "a.mp4", greys(25)).read_bytes()
+
+
+def patched(box: bytes, at: int, *values: int) -> bytes:
+    """32-bit numbers in the place of a small MP4's, so many bytes after the name of a box."""
+    data = bytearray(small_movie())
+    struct.pack_into(f">{len(values)}I", data, data.index(box) + at, *values)
+    return bytes(data)
+
+
+def test_a_video_whose_header_lies_is_bounded() -> None:
+    small_movie()
+    cases = [
+        (f"{box.decode()} {values}", patched(box, at, *values))
+        for box, at, *values in (
+            (b"stsz", 8, 1, 10**6),
+            (b"stsz", 12, 10**6),
+            (b"stsz", 12, 2**31 - 1),
+            (b"stts", 12, 10**6, 1),
+            (b"stts", 16, 0),
+            (b"stts", 16, 2**32 - 1),
+            (b"mdhd", 16, 0),
+            (b"mvhd", 16, 0),
+            (b"mdhd", 20, 0),
+            (b"tkhd", 80, 30000 << 16, 30000 << 16),
+            (b"stsd", 8 + 32, 30000 << 16 | 30000),
+        )
+    ]
+    for outcome in read_all(cases, video=True):
+        assert outcome.error in ("", "MediaError"), outcome
+        assert not outcome.size or outcome.size[0] <= 25, outcome
+        assert outcome.grown <= SLACK and outcome.seconds < 5, outcome
+
+
+def test_a_container_that_counts_more_frames_than_it_has_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an upper bound there would be a row of numbers for each."""
+    av = pytest.importorskip("av")
+    monkeypatch.setattr(av.video.stream.VideoStream, "frames", 10**12, raising=False)
+    assert len(load_video(small_movie(), fps=10, max_frames=None).frames) == 25
+
+
+def test_a_video_frame_has_a_budget_of_memory() -> None:
+    data = small_movie()
+    pixels = 64 * 48
+    assert len(load_video(data, limits=Limits(max_decoded_bytes=24 * pixels)).frames) == 5
+    with pytest.raises(MediaError, match="max_decoded_bytes"):
+        load_video(data, limits=Limits(max_decoded_bytes=24 * pixels - 1))
 
 
 # Special files
