@@ -7,8 +7,16 @@ class VlgenError(Exception):
     """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
 
 
+def printable(text: str) -> str:
+    """Text that came from outside, safe for a terminal: no control, escape or bidirectional character stays."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
 class MediaError(VlgenError, ValueError):
     """A picture or video that cannot be read: missing, foreign, truncated, too large or not allowed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it may quote names of files, servers and formats
 
 
 class PromptError(VlgenError, ValueError):

@@ -8,6 +8,9 @@ source and says what to do.
 """
 
 import io
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
 
@@ -23,7 +26,15 @@ from PIL import (
 )
 
 from ..errors import MediaError
+from .animation import frame_seconds
+from .budget import check_animation, check_kept, check_memory, check_picture, check_size
 from .fetch import Limits
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""left, top, right, bottom"""
+
+_BOX = 1024
+_HEIC_BYTES = 16  # a pixel as libheif decodes it, as RGB, as Pillow has it, and upright
 
 _PLUGINS = (
     JpegImagePlugin.JpegImageFile,
@@ -76,7 +87,7 @@ def decode_picture(data: bytes, name: str, limits: Limits) -> Image.Image:
     """The picture, or the first frame, of an encoded file as RGB, upright; a MediaError with `name` if it has none."""
     if iso_kind(data) == "HEIC":
         return _decode_heic(data, name, limits)
-    return EncodedPicture(data, name, limits).frame()
+    return EncodedPicture(data, name, limits).still()
 
 
 class _Watched(io.BytesIO):
@@ -103,6 +114,7 @@ class EncodedPicture:
 
     def __init__(self, data: bytes, name: str, limits: Limits) -> None:
         self.name = name
+        self._limits = limits
         self._file = _Watched(data)
         try:
             self._image = Image.open(self._file, formats=_FORMATS)
@@ -112,7 +124,7 @@ class EncodedPicture:
             ) from None
         except Exception:
             raise MediaError(f"{name}: {_why_unreadable(data)}") from None
-        check_size(self._image.size, name, limits)
+        check_picture(self._image, name, limits, data)
         _scale_transparent_value(self._image)
 
     @property
@@ -124,27 +136,47 @@ class EncodedPicture:
             raise self._damaged() from None
 
     def durations(self) -> list[float]:
-        """Seconds for which each of `frames` is shown (all are decoded for it). As in browsers, 0.1 for none given."""
-        seconds = []
-        for index in self.frames:
-            self._load(index)
-            seconds.append(float(self._image.info.get("duration") or 100) / 1000)
+        """Seconds for which each of `frames` is shown, without decoding them. As in browsers, 0.1 for none given."""
+        try:
+            seconds = frame_seconds(self._file.getvalue(), str(self._image.format))
+        except Exception:
+            raise self._damaged() from None
+        check_animation(self._image.size, len(seconds), self.name, self._limits)
+        if len(seconds) != len(self.frames):
+            raise self._damaged()
         return seconds
 
-    def frame(self, index: int = 0) -> Image.Image:
+    def check_kept(self, count: int) -> None:
+        """Refuse to keep so many frames when that takes too much memory."""
+        check_kept(self._image.size, count, self.name, self._limits)
+
+    def still(self) -> Image.Image:
+        """Decode the first frame, once."""
+        self._load(0)
+        if self._image.format == "WEBP":
+            self._image.fp = None  # a copy of the pixels, from which Pillow has drawn its own
+        return upright_rgb(self._image, self.name)
+
+    def frame(self, index: int) -> Image.Image:
         """Decode one frame: RGB, upright, of its own."""
         self._load(index)
         return upright_rgb(self._image, self.name)
 
     def _load(self, index: int) -> None:
-        try:
-            self._image.seek(index)
-            self._file.past_end = False
-            self._image.load()
-        except Exception:
-            raise self._damaged() from None
-        if self._file.past_end:
-            raise self._damaged()
+        """Frame by frame, since a GIF's may be larger than its canvas, which then grows."""
+        canvas = self._image.size
+        for at in range(min(self._image.tell() + 1, index), index + 1):
+            try:
+                self._image.seek(at)
+                self._file.past_end = False
+                if self._image.size == canvas:
+                    self._image.load()
+            except Exception:
+                raise self._damaged() from None
+            if self._image.size != canvas:
+                raise MediaError(f"{self.name}: frame {at} does not fit the first; the frames of a video have one size")
+            if self._file.past_end:
+                raise self._damaged()
 
     def _damaged(self) -> MediaError:
         return MediaError(f"{self.name}: the {self._image.format} is truncated or damaged; get a whole copy")
@@ -163,62 +195,85 @@ def _scale_transparent_value(image: Image.Image) -> None:
 
 
 def upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A new RGB picture with the EXIF orientation applied.
+    """A new 8-bit RGB picture without metadata, transparency composed on white, the EXIF orientation applied;
+    `load_image` says how values scale.
 
     Not `ImageOps.exif_transpose`, which also writes the remaining EXIF again and fails on tags that it cannot write.
     """
     try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = orientation if orientation in _UPRIGHT else 1
     except Exception:  # damaged metadata does not make a damaged picture
-        turn = None
-    rgb = to_rgb(image, name)
-    return rgb if turn is None else rgb.transpose(turn)
-
-
-def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A new 8-bit RGB picture without metadata, transparency composed on white; `load_image` says how values scale."""
+        orientation = 1
     try:
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-            image = _to_8_bits(image, name)
-        if image.has_transparency_data:
-            rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-            rgb = Image.new("RGB", image.size, "white")
-            rgb.paste(rgba, mask=rgba.getchannel("A"))
-        else:
-            rgb = image.convert("RGB")
+        ends = _ends(image, name) if image.mode in ("I", "F") else (0.0, 0.0)
+        return in_boxes(image.size, lambda box: to_rgb(image.crop(box), ends), orientation)
     except MediaError:
         raise
     except Exception:  # a transparent value that does not fit the mode
         raise MediaError(f"{name}: its colours ({image.mode}) cannot be converted; save it as RGB") from None
-    rgb.info.clear()
+
+
+def in_boxes(size: tuple[int, int], part: Callable[[Box], Image.Image], orientation: int = 1) -> Image.Image:
+    """An RGB picture from its parts. Converting it whole would take several times its memory."""
+    width, height = size if orientation < 5 else size[::-1]
+    image = Image.new("RGB", (width, height))
+    for box in boxes(size):
+        rgb = part(box)
+        left, top, right, bottom = box
+        if orientation in _UPRIGHT:
+            rgb = rgb.transpose(_UPRIGHT[orientation])
+        if orientation >= 5:
+            left, top, right, bottom = top, left, bottom, right
+        image.paste(
+            rgb,
+            (
+                width - right if orientation in (2, 3, 6, 7) else left,
+                height - bottom if orientation in (3, 4, 7, 8) else top,
+            ),
+        )
+    return image
+
+
+def boxes(size: tuple[int, int]) -> Iterator[Box]:
+    """Boxes of a million pixels at most that make up a picture."""
+    for top in range(0, size[1], _BOX):
+        for left in range(0, size[0], _BOX):
+            yield left, top, min(left + _BOX, size[0]), min(top + _BOX, size[1])
+
+
+def to_rgb(image: Image.Image, ends: tuple[float, float] = (0.0, 0.0)) -> Image.Image:
+    """Transparency composed on white; ends: the values of a 32-bit picture that are black and white."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_8_bits(image, ends)
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    rgb = Image.new("RGB", image.size, "white")
+    rgb.paste(rgba, mask=rgba.getchannel("A"))
     return rgb
 
 
-def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
+def _ends(image: Image.Image, name: str) -> tuple[float, float]:
+    """The values of a 32-bit picture that are black and white."""
+    extremes = [(values.min(), values.max()) for values in (np.asarray(image.crop(box)) for box in boxes(image.size))]
+    low, high = float(np.min(extremes)), float(np.max(extremes))  # not-a-number stays
+    if not np.isfinite([low, high]).all():
+        raise MediaError(f"{name}: holds values that are not finite")
+    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    return next(((0.0, top) for top in ranges if low >= 0 and high <= top), (low, high))
+
+
+def _to_8_bits(image: Image.Image, ends: tuple[float, float]) -> Image.Image:
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         grey = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
         if (hidden := image.info.get("transparency")) is not None:
             grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
         return grey
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise MediaError(f"{name}: holds values that are not finite")
-    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    black, white = next(((0.0, top) for top in ranges if low >= 0 and high <= top), (low, high))
+    black, white = ends
     scaled = (values - black) * 255 / ((white - black) or 1.0)
     return Image.fromarray(scaled.round().astype(np.uint8))
-
-
-def check_size(size: tuple[int, int], name: str, limits: Limits) -> None:
-    width, height = size
-    if width < 1 or height < 1:
-        raise MediaError(f"{name}: has no pixels ({width} x {height})")
-    if width * height > limits.max_image_pixels:
-        raise MediaError(
-            f"{name}: {width:,} x {height:,} is more than {limits.max_image_pixels:,} pixels; make it smaller, or "
-            "raise Limits.max_image_pixels if you trust it"
-        )
 
 
 def _decode_heic(data: bytes, name: str, limits: Limits) -> Image.Image:
@@ -233,6 +288,7 @@ def _decode_heic(data: bytes, name: str, limits: Limits) -> Image.Image:
     except Exception:
         raise MediaError(f"{name}: the HEIC is truncated or damaged; get a whole copy") from None
     check_size(size, name, limits)
+    check_memory(math.prod(size) * _HEIC_BYTES + len(data), name, limits)
     try:
         image = file.to_pillow()  # libheif turns it upright, and pillow_heif drops the orientation from its EXIF
     except Exception:

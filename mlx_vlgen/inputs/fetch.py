@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from ..errors import MediaError
+from ..errors import MediaError, printable
 
 ALLOW_PRIVATE_VARIABLE = "MLX_VLGEN_ALLOW_PRIVATE_URLS"
 _HEADERS = {
@@ -30,6 +30,7 @@ _HEADERS = {
 }
 _PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
 _HEADER_BYTES = 1 << 20  # what headers and chunk framing may add to a body on the wire
+_URL_LENGTH = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,11 @@ class Limits:
         max_image_pixels: width x height of one picture or frame, read from its header before anything is decoded.
             Pillow has a cap of its own, 2 x `PIL.Image.MAX_IMAGE_PIXELS`, with this same value; raising one does not
             raise the other.
+        max_decoded_bytes: memory that decoding a picture, an animation or one frame of a video takes at its peak,
+            estimated from the header before anything is decoded.
         max_video_pixels: width x height x frames kept of one video (2**31 is 6.4 GB of RGB).
+        max_animation_pixels: width x height x all frames of a GIF, PNG or WebP, which are drawn one upon the other; a
+            frame counts as 10,000 at least.
         max_file_bytes: encoded size of a picture, and of a video that must be held in memory.
         max_download_bytes: size of a download.
         download_seconds: one deadline for a whole download, redirects included.
@@ -50,7 +55,9 @@ class Limits:
     """
 
     max_image_pixels: int = 178_956_970
+    max_decoded_bytes: int = 1_000_000_000
     max_video_pixels: int = 1 << 31
+    max_animation_pixels: int = 1 << 30
     max_file_bytes: int = 512 << 20
     max_download_bytes: int = 64 << 20
     download_seconds: float = 30.0
@@ -63,7 +70,7 @@ def show_url(url: str) -> str:
     scheme, _, rest = url.strip().partition("://")
     host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
     shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"[:300]
-    return "".join(c if c.isprintable() else "\ufffd" for c in shown)
+    return printable(shown)
 
 
 def fetch(url: str, limits: Limits = Limits()) -> bytes:
@@ -221,14 +228,14 @@ class _Download:
         expected = response.length
         if expected is not None and expected > self.limits.max_download_bytes:
             raise self._too_large()
-        body = bytearray()
+        body = io.BytesIO()
         while block := response.read(1 << 16):
-            body += block
-            if len(body) > self.limits.max_download_bytes:
+            if body.tell() + len(block) > self.limits.max_download_bytes:
                 raise self._too_large()
-        if expected is not None and len(body) != expected:
+            body.write(block)
+        if expected is not None and body.tell() != expected:
             raise http.client.IncompleteRead(b"")
-        return bytes(body)
+        return body.getvalue()  # shares what was written
 
 
 class _TimedSocket:
@@ -280,8 +287,10 @@ def is_public(address: str) -> bool:
 
 
 def _split(url: str) -> SplitResult:
-    if re.search(r"[\x00-\x1f\x7f]", url):  # urlsplit would drop some of them in silence
-        raise _Refused("the URL contains control characters")
+    if len(url) > _URL_LENGTH:
+        raise _Refused(f"the URL is longer than {_URL_LENGTH:,} characters")
+    if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", url):  # urlsplit would drop some, quote fail on others
+        raise _Refused("the URL contains control characters or half characters")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import math
 import os
 import re
-import struct
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MediaError
-from .decode import EncodedPicture, check_size, foreign_kind, iso_kind, picture_kind
+from .budget import check_frames, check_memory, check_size
+from .cut_short import BOXES, is_cut_short
+from .decode import EncodedPicture, foreign_kind, iso_kind, picture_kind
 from .fetch import Limits
 from .media import (
     describe_source,
+    has,
     is_local,
-    is_regular,
     load_image,
     local_path,
     open_path,
@@ -32,7 +35,9 @@ _FRAME_FILES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".ti
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
 _READABLE = "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, WMV, OGG, animated GIF, WebP or PNG"
 _VIDEO_STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\x01", b"FLV", b"OggS", b"\x30\x26\xb2\x75")
-_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"wide", b"free", b"skip", b"uuid", b"sidx", b"styp", b"mfra"))
+_FRAME_BYTES = 24  # a pixel in sixteen earlier frames, which a frame may be made from
+_MARGIN = 256
+_THREAD_BYTES = 3  # a pixel that each thread holds
 _PARTS = re.compile(r"(\d*)(\D*)")
 
 Sampler: TypeAlias = Callable[[int, float], np.ndarray]
@@ -109,8 +114,11 @@ def load_video(
 
     sample(1, 1.0)  # refuses bad numbers before anything is read
     with _opened(source, name, limits) as file:
-        head = file.read(512)
-        file.seek(0)
+        try:
+            head = file.read(512) or b""
+            file.seek(0)
+        except OSError:
+            raise MediaError(f"{name}: reading it failed") from None
         if not head:
             raise MediaError(f"{name}: is empty")
         if picture_kind(head) in ("GIF", "WebP", "PNG"):
@@ -159,17 +167,23 @@ def has_raw_frames(source: Any) -> bool:
     """Whether a video is a list of pictures, a folder of them, or an array: frames that somebody chose."""
     if is_local(source):
         return os.path.isdir(local_path(source))  # noqa: PTH112  Path's raises for long names
-    return isinstance(source, list | tuple) or (hasattr(source, "__array__") and not isinstance(source, Image.Image))
+    return isinstance(source, list | tuple) or (has(source, "__array__") and not isinstance(source, Image.Image))
 
 
 def _frames_in(folder: str, name: str) -> list[Any]:
-    files = [path for path in Path(folder).iterdir() if path.suffix.lower() in _FRAME_FILES and path.name[0] != "."]
+    try:
+        files = [path for path in Path(folder).iterdir() if path.suffix.lower() in _FRAME_FILES and path.name[0] != "."]
+    except OSError as error:
+        raise MediaError(f"{name}: the folder cannot be read ({error.strerror})") from None
     if not files:
         raise MediaError(f"{name}: the folder holds no pictures ({', '.join(sorted(_FRAME_FILES))})")
     return sorted(files, key=lambda path: [(int(digits or -1), text) for digits, text in _PARTS.findall(path.name)])
 
 
 def _checked_array(source: Any, name: str) -> np.ndarray:
+    """(T, H, W, 3) uint8, a view where it can be one."""
+    if isinstance(source, np.ma.MaskedArray):
+        raise MediaError(f"{name}: parts of it are masked; give array.filled(255)")
     try:
         array = np.asarray(source)
     except Exception:
@@ -193,6 +207,7 @@ def _from_pictures(
     count = num_frames if num_frames is not None else min(total, max_frames or total)
     indices = sample_indices(total, rate, None, count, max_frames=max_frames)
     if isinstance(pictures, np.ndarray):
+        check_frames((pictures.shape[2], pictures.shape[1]), count, name, limits)
         frames = pictures[indices]
     else:
         frames = _stack(
@@ -215,18 +230,26 @@ def _opened(source: Any, name: str, limits: Limits) -> Iterator[BinaryIO]:
     """A seekable file that starts with the video, in memory only where it must be."""
     if is_local(source):
         with open_path(source) as file:
-            yield file if is_regular(file) else io.BytesIO(read_to_end(file, name, limits))
-    elif hasattr(source, "read") and not isinstance(source, Image.Image) and _at_start(source):
-        yield source
+            yield file
+    elif (descriptor := _regular_file_at_start(source)) is not None:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            file.seek(0)
+            yield file
     else:
         yield io.BytesIO(read_source(source, limits))
 
 
-def _at_start(file: Any) -> bool:
+def _regular_file_at_start(source: Any) -> int | None:
+    """The descriptor of an open file on disk; None for everything else, which `read_source` reads or refuses.
+
+    libav reads by the descriptor and not through the object, whose `read` and `seek` may do what they like.
+    """
     try:
-        return bool(file.seekable()) and file.tell() == 0 and not isinstance(file, io.TextIOBase)
-    except Exception:  # not a whole file object; read_source says what is wrong, if anything is
-        return False
+        descriptor = source.fileno()
+        at_start = source.tell() == 0 and not isinstance(source, io.TextIOBase)
+        return descriptor if at_start and stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    except Exception:
+        return None
 
 
 def _still(name: str) -> MediaError:
@@ -235,13 +258,14 @@ def _still(name: str) -> MediaError:
 
 def _from_animation(data: bytes, name: str, sample: Sampler, limits: Limits) -> Video:
     picture = EncodedPicture(data, name, limits)
+    durations = picture.durations()
     numbers = picture.frames
     if len(numbers) < 2:
         raise _still(name)
-    durations = picture.durations()
     # Rounded, lest sums of tenths fall short of whole seconds, which prompts tell. The last one is the end.
     starts = np.concatenate([[0.0], np.cumsum(durations).round(6)])
     indices = sample(len(numbers), len(numbers) / starts[-1])
+    picture.check_kept(len(indices))
     pictures = ((f"frame {at}", picture.frame(numbers[at])) for at in indices)
     frames = _stack(pictures, len(indices), name, limits)
     return Video(frames, tuple(starts[indices].tolist()), len(indices) / float(starts[-1]))
@@ -255,11 +279,7 @@ def _stack(pictures: Iterable[tuple[str, Any]], count: int, name: str, limits: L
         frame = np.asarray(picture)
         if came == 1:
             height, width, _ = frame.shape
-            if count * height * width > limits.max_video_pixels:
-                raise MediaError(
-                    f"{name}: {count} frames of {width:,} x {height:,} are more than {limits.max_video_pixels:,} "
-                    "pixels; keep fewer (num_frames, max_frames, a lower fps) or raise Limits.max_video_pixels"
-                )
+            check_frames((width, height), count, name, limits)
             frames = np.empty((count, height, width, 3), np.uint8)
         if frame.shape != frames.shape[1:]:
             raise MediaError(
@@ -275,18 +295,26 @@ def _from_container(file: BinaryIO, name: str, sample: Sampler, limits: Limits) 
         import av
     except ImportError:
         raise MediaError(f'{name}: video files need an extra: pip install "mlx-vlgen[video]"') from None
-    if is_cut_short(file):
-        raise MediaError(f"{name}: the video is truncated; get a whole copy")
     try:
+        if is_cut_short(file):
+            raise MediaError(f"{name}: the video is truncated; get a whole copy")
         with _av_stream(av, file, name) as stream:
-            check_size((stream.codec_context.width, stream.codec_context.height), name, limits)
+            size = stream.codec_context.width, stream.codec_context.height
+            check_size(size, name, limits)
+            check_memory(math.prod(size) * _FRAME_BYTES, name, limits)
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            total = stream.frames or sum(packet.size > 0 for packet in stream.container.demux(stream))
+            total = stream.frames
+            if not 0 < total <= file.seek(0, os.SEEK_END):  # a frame takes a byte at least
+                total = sum(packet.size > 0 for packet in stream.container.demux(stream))
         while rate > 0 and total > 0:
             indices = sample(total, rate)
             with _av_stream(av, file, name) as stream:
                 stream.thread_type = "AUTO"
-                stream.codec_context.options = {"max_pixels": str(limits.max_image_pixels)}
+                stream.thread_count = _threads(size, limits)
+                # Frames may be larger than announced; libav also counts its own margins.
+                most = min(limits.max_image_pixels, limits.max_decoded_bytes // _FRAME_BYTES)
+                most = max(most, (size[0] + _MARGIN) * (size[1] + _MARGIN))
+                stream.codec_context.options = {"max_pixels": str(most)}
                 decoded = _Counted(stream.container.decode(stream))
                 frames = _stack(_upright_at(indices.tolist(), decoded), len(indices), name, limits)
             if len(frames) == len(indices):
@@ -308,6 +336,13 @@ def _av_stream(av: Any, file: BinaryIO, name: str) -> Iterator[Any]:
         if stream is None:
             raise MediaError(f"{name}: has no video track")
         yield stream
+
+
+def _threads(size: tuple[int, int], limits: Limits) -> int:
+    """As many as there are processors and memory for: each decodes a frame of its own."""
+    pixels = math.prod(size)
+    room = (limits.max_decoded_bytes - pixels * _FRAME_BYTES) // (pixels * _THREAD_BYTES)
+    return max(1, min(os.cpu_count() or 1, room))
 
 
 class _Counted:
@@ -354,44 +389,6 @@ def _why_unreadable(file: BinaryIO) -> str:
         file.seek(0)
         head = file.read(512)
         transport_stream = head[:1] == b"G" and head[188:189] == b"G"  # MPEG-TS: a packet every 188 bytes
-        if not (head.startswith(_VIDEO_STARTS) or head[4:8] in _BOXES or transport_stream):
+        if not (head.startswith(_VIDEO_STARTS) or head[4:8] in BOXES or transport_stream):
             return f"not a video that is read here ({foreign_kind(head)}); expected {_READABLE}"
     return "the video is truncated or damaged; get a whole copy"
-
-
-def is_cut_short(file: BinaryIO) -> bool:
-    """Whether an MP4, MOV, AVI, WebM or MKV file ends before its own sizes say it does.
-
-    libav plays what there is of such a file and says nothing. Other formats have no size, or are not judged.
-    """
-    end = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(64)
-    if head[:4] == b"RIFF":
-        size = int.from_bytes(head[4:8], "little")
-        return size != 0xFFFFFFFF and 8 + size > end
-    if head[:4] == b"\x1a\x45\xdf\xa3":  # EBML header, then one segment (RFC 8794, 9596)
-        size, length = _ebml_size(head[4:12])
-        at = 4 + length + size
-        file.seek(at)
-        segment = file.read(12)
-        if segment[:4] != b"\x18\x53\x80\x67":
-            return False
-        size, length = _ebml_size(segment[4:12])
-        unknown = size == (1 << 7 * length) - 1  # a live recording
-        return not unknown and at + 4 + length + size > end
-    at = 0
-    while at + 8 <= end:  # boxes, one after the other (ISO/IEC 14496-12, 4.2)
-        file.seek(at)
-        size, kind, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
-        size = large if size == 1 else size
-        if kind not in _BOXES or size < 8:  # size 0: to the end of the file
-            return False
-        at += size
-    return at > end
-
-
-def _ebml_size(data: bytes) -> tuple[int, int]:
-    """Value and length of an EBML size: as many leading zero bits as there are bytes after the first."""
-    length = 9 - data[0].bit_length() if data else 1
-    return int.from_bytes(data[:length], "big") & ((1 << 7 * length) - 1), length

@@ -153,6 +153,66 @@ def test_the_byte_cap_by_header_and_by_body() -> None:
         fetch(url, limits)
 
 
+def test_answers_that_never_begin_and_chunks_that_never_end() -> None:
+    """Each goes on for as long as the client reads; the cap counts all that comes over the wire."""
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for start, endless in (
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (chunked, b"1\r\na\r\n"),
+        (chunked, b"1;" + b"x" * 60_000 + b"\r\na\r\n"),
+        (chunked + b"0\r\n", b"Trailer: x\r\n"),
+    ):
+
+        def answer(handler: http.server.BaseHTTPRequestHandler, start: bytes = start, endless: bytes = endless) -> None:
+            handler.wfile.write(start)
+            while True:
+                handler.wfile.write(endless * (1 + 65536 // len(endless)))
+
+        with serving(answer) as url, pytest.raises(MediaError, match="larger than 1,000 bytes"):
+            fetch(url, Limits(allow_private=True, max_download_bytes=1000))
+
+
+@pytest.mark.parametrize("length", ["-1", "1e9", "9" * 5000, "5, 5", "\u0665", ""])
+def test_lengths_that_are_no_numbers(length: str) -> None:
+    """The body is what comes before the connection ends, or the answer is refused."""
+
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: " + length.encode() + b"\r\n\r\nhello")
+        handler.close_connection = True
+
+    with serving(answer) as url:
+        try:
+            assert fetch(url, LOCAL) == b"hello"
+        except MediaError as error:
+            assert "larger than" in str(error) or "broke" in str(error)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        b"http://127.0.0.1:1/\x1b[2J\x9b2J\xe2\x80\xae",
+        b"//[::1",
+        b"http://127.0.0.1:99999999/",
+        b"http://%00/",
+        b"http://\xff\xfe/",
+        b"\\\\127.0.0.1:1\\",
+        b"data:,x",
+        b"javascript:0",
+        b"http:",
+        b"///",
+        b"?" + b"a" * 60_000,
+    ],
+)
+def test_odd_redirects_end_in_a_printable_error(location: bytes) -> None:
+    def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n")
+        handler.close_connection = True
+
+    with serving(answer) as url, pytest.raises(MediaError) as caught:
+        fetch(url, Limits(allow_private=True, download_seconds=5))
+    assert str(caught.value).isprintable()
+
+
 def test_a_chunk_of_negative_size_does_not_lift_the_cap() -> None:
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n")
@@ -405,6 +465,9 @@ def test_is_public(address: str, public: bool) -> None:
         ("http://example.com:0/", "not a valid URL"),
         ("http://a..b/", "not a valid name"),
         ("http://" + "a" * 70 + ".com/", "not a valid name"),
+        ("http://example.com/\ud800", "half characters"),
+        ("http://\udcff.example/", "half characters"),
+        ("http://example.com/" + "a" * 70_000, "longer than 65,536 characters"),
     ],
 )
 def test_urls_that_are_refused(url: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
