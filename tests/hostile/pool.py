@@ -7,6 +7,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Worker:
     def __init__(self, attack: str, folder: Path):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS)))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hostile.worker", attack, str(folder)],
+            [sys.executable, "-m", "hostile.worker", attack, tempfile.mkdtemp(dir=folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self._lines: queue.Queue[str] = queue.Queue()
