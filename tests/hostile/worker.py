@@ -1,73 +1,60 @@
-"""What reading a picture takes: each in a process of its own that may not have more than a few gigabytes."""
+"""`python -m hostile.worker ATTACK FOLDER`: takes seeds on stdin, a line each, and answers each with two lines of JSON:
+the input's name before it is tried, and what came of it."""
 
 import contextlib
+import importlib
+import io
 import json
 import os
-import pickle
+import re
 import resource
-import subprocess
 import sys
-import time
-from dataclasses import dataclass
+import traceback
 from pathlib import Path
 
-ADDRESS_SPACE = 4 << 30
-_UNIT = 1 if sys.platform == "darwin" else 1024
+from .trial import Try, verdict
 
-
-@dataclass
-class Outcome:
-    """error: the class of what was raised, "" for a picture; grown: bytes of memory at the peak beyond those before."""
-
-    name: str
-    error: str
-    message: str
-    size: list[int]
-    seconds: float
-    grown: int
-
-
-def read_all(cases: list[tuple[str, bytes]], video: bool = False) -> list[Outcome]:
-    """What `load_image` (or `load_video`) makes of each (name, bytes)."""
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, *(["video"] if video else [])],
-        input=pickle.dumps(cases), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, check=True,
-    )  # fmt: skip
-    outcomes = [Outcome(**json.loads(line)) for line in done.stdout.splitlines()]
-    assert [outcome.name for outcome in outcomes] == [name for name, _ in cases], "a process died"
-    return outcomes
-
-
-def _read(name: str, data: bytes, video: bool) -> Outcome:
-    from mlx_vlgen.inputs.media import load_image
-    from mlx_vlgen.inputs.video import load_video
-
-    with contextlib.suppress(ValueError):  # not every system can bound it
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    error = message = ""
-    size: list[int] = []
-    try:
-        size = list(load_video(data).frames.shape) if video else list(load_image(data).size)
-    except BaseException as raised:
-        error, message = type(raised).__name__, str(raised)
-    seconds = time.perf_counter() - began
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * _UNIT
-    return Outcome(name, error, message, size, seconds, grown)
+ADDRESS_SPACE = 3_000_000_000
+"""Bytes that a worker may map beyond what it has mapped when it is ready."""
 
 
 def main() -> None:
-    import mlx_vlgen.inputs.video  # noqa: F401  once, for all processes
+    attack = importlib.import_module(f".{sys.argv[1]}", __package__).Attack(Path(sys.argv[2]))
+    limit = _status("VmSize") + ADDRESS_SPACE
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    replies = os.fdopen(os.dup(1), "w")  # what the package prints must not come between
+    with open(os.devnull, "w") as null:
+        os.dup2(null.fileno(), 1)
+    print(json.dumps("ready"), file=replies, flush=True)
+    for line in sys.stdin:
+        trial = attack.draw(int(line))
+        print(json.dumps(trial.name), file=replies, flush=True)
+        print(json.dumps(_outcome(trial)), file=replies, flush=True)
 
-    video = sys.argv[1:] == ["video"]
-    for name, data in pickle.loads(sys.stdin.buffer.read()):
-        child = os.fork()
-        if not child:
-            print(json.dumps(vars(_read(name, data, video))), flush=True)
-            os._exit(0)
-        os.waitpid(child, 0)
+
+def _outcome(trial: Try) -> str:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before, error = _status("VmRSS"), None
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            trial.run()
+        except BaseException as raised:
+            error = raised
+    found = verdict(error, trial.arguments)
+    if error is not None and found not in ("passed", "refused"):
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        found += f" [{Path(last.filename).name}:{last.lineno}]"
+    peak = _status("VmHWM") - before
+    if trial.peak is not None and peak > trial.peak:
+        return f"took {peak / 1e6:.0f} MB of {trial.peak / 1e6:.0f} ({found})"
+    return found
+
+
+def _status(name: str) -> int:
+    """Bytes, of this process."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

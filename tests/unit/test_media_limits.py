@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile import pictures
-from hostile.worker import read_all
+from hostile.isolated import read_all
 from PIL import GifImagePlugin, Image
 from test_media import STORED, UPRIGHT, encode, oriented, photo
 from test_video import greys, movie

@@ -1,0 +1,85 @@
+"""Tensors and settings of `model.generate`, with values of any kind."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from parity.layouts import write_checkpoint
+
+import mlx_vlgen
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.hf.config import NAMES
+from mlx_vlgen.inputs.tensors import NAMES as TENSORS
+
+from .trial import Try
+from .values import NUMBERS, array, value
+
+OTHERS = [
+    "inputs",
+    "negative_prompt_ids",
+    "negative_prompt_attention_mask",
+    "generation_config",
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "streamer",
+    "custom_generate",
+    "past_key_values",
+]
+IDS = [name for name in sorted(NAMES) if "token" in name or name in ("bad_words_ids", "sequence_bias")]
+
+
+class Attack:
+    """On a tiny Qwen3-VL."""
+
+    def __init__(self, folder: Path):
+        checkpoint = write_checkpoint("qwen3_vl", "v5", folder / "model")
+        self._model = mlx_vlgen.load(checkpoint, dtype="float32")[0]
+        self._processor = mlx_vlgen.AutoProcessor.from_pretrained(checkpoint)
+        self._text: dict[str, Any] = {"input_ids": np.array([[5, 6, 7, 8]])}
+        self._seen = self._with_picture()
+
+    def _with_picture(self) -> dict[str, Any]:
+        picture = np.full((48, 64, 3), 128, dtype=np.uint8)
+        messages = [
+            {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}
+        ]
+        made = self._processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="np")
+        return dict(made)
+
+    def draw(self, seed: int) -> Try:
+        draw = random.Random(seed)
+        keywords = dict(self._seen if draw.random() < 0.4 else self._text)
+        for name in draw.sample([*sorted(NAMES), *IDS, *OTHERS, *sorted(TENSORS) * 3], draw.choice([1, 1, 2])):
+            keywords[name] = self._value(draw, name, keywords.get(name))
+        return Try(f"{keywords!r:.300}", lambda: self._generate(keywords), [*keywords, "token"])
+
+    def _value(self, draw: random.Random, name: str, given: Any) -> Any:
+        if isinstance(given, np.ndarray) and draw.random() < 0.6:
+            return self._damaged(draw, given)
+        if name in TENSORS and draw.random() < 0.7:
+            return mx.array(made) if draw.random() < 0.3 and (made := array(draw)).dtype.kind in "iuf" else array(draw)
+        return draw.choice(NUMBERS) if draw.random() < 0.6 else value(draw)
+
+    def _damaged(self, draw: random.Random, tensor: np.ndarray) -> np.ndarray:
+        """Another shape, or other numbers in it."""
+        match draw.randrange(5):
+            case 0:
+                return tensor[..., :-1]
+            case 1:
+                return np.concatenate([tensor, tensor])
+            case 2:
+                return tensor[None]
+            case 3:
+                return tensor.reshape(-1)[: draw.randrange(tensor.size + 1)]
+        changed = tensor.copy()
+        changed.reshape(-1)[draw.randrange(changed.size)] = draw.choice([-1, 0, 1, 3, 511, 2**20, 2**31 - 1])
+        return changed
+
+    def _generate(self, keywords: dict[str, Any]) -> None:
+        keywords = dict(keywords)
+        if not {"max_length", "max_new_tokens"} & set(keywords):
+            keywords["max_new_tokens"] = 3
+        keywords.setdefault("max_time", 1.0)
+        mx.eval(self._model.generate(**keywords))
