@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -30,6 +30,7 @@ _LARGEST = 3e38
 _LISTS = ("eos_tokens", "stop", "logits_processors", "stopping_criteria")
 _FORMS = ("json_schema", "regex", "grammar", "choices")
 _AT_LEAST_0 = ("max_tokens", "temperature", "top_n_sigma", "top_logprobs")
+_OPTIONAL_COUNTS = ("thinking_budget", "repetition_context_size")
 _SHARES = ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold")
 
 
@@ -98,18 +99,25 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in _LISTS:
-            value = getattr(self, name)
-            one = isinstance(value, str | int) or callable(value)
-            object.__setattr__(self, name, (value,) if one else tuple(value or ()))
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        for name in ("logits_processors", "stopping_criteria"):
+            for function in getattr(self, name):
+                check_callable(name, function)
+        if self.sampler is not None:
+            check_callable("sampler", self.sampler)
         self._check(
             "at least 0",
             lambda value: value >= 0,
             _AT_LEAST_0,
-            "thinking_budget",
-            "repetition_context_size",
+            *_OPTIONAL_COUNTS,
             "max_time",
         )
-        self._check("a finite number", finite, ("temperature",), "presence_penalty", "frequency_penalty")
+        for name in ("logprobs", "skip_special_tokens", "include_eos"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r:.80}: expected True or False")
+        self._check("a whole number", is_whole, ("max_tokens", "top_k", "top_logprobs"), *_OPTIONAL_COUNTS)
+        numbers = ("temperature", "top_n_sigma")
+        self._check("a finite number", finite, numbers, "presence_penalty", "frequency_penalty")
         self._check("0 to 1", lambda value: 0 <= value <= 1, _SHARES)
         self._check("more than 0", lambda value: value > 0 and finite(value), (), "repetition_penalty")
         if not isinstance(self.logit_bias, Mapping):
@@ -120,8 +128,11 @@ class SamplingParams:
         if self.top_k < -1:
             raise ValueError(f"top_k={self.top_k}: expected a number of tokens, or 0 or -1 for off")
         self._check_form()
-        if any(not text for text in self.stop):
-            raise ValueError("stop: an empty string would stop at once; remove it")
+        for text in self.stop:
+            if not isinstance(text, str):
+                raise ValueError(f"stop={text!r:.80}: expected text, or a list of texts")
+            if not text:
+                raise ValueError("stop: an empty string would stop at once; remove it")
 
     def _check(self, expected: str, right: Callable[[Any], bool], names: Sequence[str], *optional: str) -> None:
         for name in (*names, *optional):
@@ -143,9 +154,10 @@ class SamplingParams:
                 raise ValueError(f"json_schema: not JSON: {error}") from None
             object.__setattr__(self, "json_schema", text)
         if self.choices is not None:
-            if isinstance(self.choices, str) or not self.choices or any(not isinstance(c, str) for c in self.choices):
+            choices = () if isinstance(self.choices, str) else _as_tuple("choices", self.choices)
+            if not choices or any(not isinstance(choice, str) for choice in choices):
                 raise ValueError(f"choices={self.choices!r:.80}: expected a list of strings, at least one")
-            object.__setattr__(self, "choices", tuple(self.choices))
+            object.__setattr__(self, "choices", choices)
 
     @property
     def form(self) -> tuple[str, str] | None:
@@ -164,6 +176,27 @@ class SamplingParams:
     def calls_user(self) -> bool:
         """Whether a step runs the user's code, which must not see a token that is thrown away later."""
         return bool(self.logits_processors) or self.sampler is not None
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """Of one value, several or none (None)."""
+    if value is None:
+        return ()
+    if isinstance(value, str | int) or callable(value):
+        return (value,)
+    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+        raise ValueError(f"{name}={value!r:.80}: expected a list")
+    return tuple(value)
+
+
+def check_callable(name: str, value: Any) -> None:
+    """TypeError for what is no function."""
+    if not callable(value):
+        raise TypeError(f"{name}: {value!r:.80} cannot be called; expected a function")
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int)
 
 
 def finite(value: Any) -> bool:

@@ -31,14 +31,14 @@ def _repetition(rows: Sequence[Row], logits: mx.array, drawn: mx.array | None) -
     if drawn is not None:
         counted = [row.sampling.repetition_context_size != 0 for row in rows]
         seen = seen | (_places(logits, drawn) & mx.array(counted)[:, None])
-    factor = mx.array([row.sampling.repetition_penalty or 1.0 for row in rows])[:, None]
+    factor = mx.array([float(row.sampling.repetition_penalty or 1) for row in rows])[:, None]
     return mx.where(seen, mx.where(logits < 0, logits * factor, logits / factor), logits).astype(logits.dtype)
 
 
 def _presence(rows: Sequence[Row], logits: mx.array, drawn: mx.array | None) -> mx.array:
     """presence_penalty off the logit of each generated token, and frequency_penalty for each time it was there."""
-    presence = mx.array([row.sampling.presence_penalty or 0.0 for row in rows])[:, None]
-    frequency = mx.array([row.sampling.frequency_penalty or 0.0 for row in rows])[:, None]
+    presence = mx.array([float(row.sampling.presence_penalty or 0) for row in rows])[:, None]
+    frequency = mx.array([float(row.sampling.frequency_penalty or 0) for row in rows])[:, None]
     counts = _added(mx.zeros(logits.shape), [row.counts for row in rows])
     if drawn is not None:
         counts = counts + _places(logits, drawn)

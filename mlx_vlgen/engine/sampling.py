@@ -147,7 +147,7 @@ def _past(share: mx.array, order: mx.array, scores: mx.array, keep: int) -> mx.a
 
 def _array(values: Sequence[float]) -> mx.array:
     """(B, 1)."""
-    return mx.array(list(values), dtype=mx.float32)[:, None]
+    return mx.array([float(value) for value in values])[:, None]
 
 
 def _column(values: Sequence[float], off: float) -> mx.array | None:

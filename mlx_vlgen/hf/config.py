@@ -267,8 +267,9 @@ def resolve(own: Mapping[str, Any], given: Any, keywords: Mapping[str, Any]) -> 
     _refuse(values)
     values |= _cache(values, told=set(asked))
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Settings)} | _WHEN_NONE
+    spelled = {name: alias for alias, name in _ALIASES.items() if alias in keywords}
     read: dict[str, Any] = {
-        name: defaults[name] if values[name] is None else reader(name, values[name])
+        name: defaults[name] if values[name] is None else reader(spelled.get(name, name), values[name])
         for name, reader in _READERS.items()
         if name in values
     }
@@ -284,6 +285,8 @@ def _given(config: Any) -> dict[str, Any]:
     if config is None:
         return {}
     held = entries("generation_config", config)
+    if unnamed := [name for name in held if not isinstance(name, str)]:
+        raise ValueError(f"generation_config: {unnamed[0]!r:.80} is no name of a setting")
     held = {name: value for name, value in held.items() if value is not None and not name.startswith("_")}
     held.pop("transformers_version", None)
     for name in sorted(set(held) - NAMES):
@@ -295,7 +298,8 @@ def _given(config: Any) -> dict[str, Any]:
 def _refuse(values: Mapping[str, Any]) -> None:
     for name, (nothing, reason) in _REFUSED.items():
         value = values.get(name)
-        if value is not None and value not in nothing:
+        idle = isinstance(value, int | float | list) and value in nothing
+        if value is not None and not idle:
             raise UnsupportedError(f"{name}={value!r:.80}: {reason}")
 
 

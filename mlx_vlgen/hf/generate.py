@@ -13,7 +13,7 @@ from .._runtime import mx
 from ..engine.asked import Beams, Drafter, Guidance, Past, Trace
 from ..engine.iterator import TokenIterator
 from ..engine.kv_settings import KVSettings
-from ..engine.params import LogitsProcessor, SamplingParams, StoppingCriterion
+from ..engine.params import LogitsProcessor, SamplingParams, StoppingCriterion, check_callable
 from ..engine.request import Request
 from ..engine.speculative import DraftModel, PromptLookup, same_vocabulary
 from ..errors import UnsupportedError
@@ -25,6 +25,7 @@ from .config import NAMES, Settings, resolve
 from .encoding import Array
 from .outputs import GenerateOutput, PastKeyValues, attentions_of, hidden_states_of, steps_of
 from .processors import AllowedTokens, UserProcessor, native, processors, warpers
+from .values import listed
 
 
 def generate(
@@ -66,10 +67,14 @@ def generate(
         raise UnsupportedError(
             f"custom_generate={custom_generate!r:.80}: code from the Hub is not run here; give a function"
         )
+    if prefix_allowed_tokens_fn is not None:
+        check_callable("prefix_allowed_tokens_fn", prefix_allowed_tokens_fn)
     with _ended(None if custom_generate else streamer):  # such a function ends it itself
         settings, tensors = resolve(settings_of_files(model), generation_config, kwargs)
         check_settings(settings, model.vocab_size)
         past = tensors.pop("past_key_values", None)
+        if past is not None and not isinstance(past, PastKeyValues):
+            raise TypeError(f"past_key_values={past!r:.80}: expected that of an earlier output")
         take_harmless(tensors, {*NAMES, *_PARAMETERS})
         tensors = named(inputs, tensors, settings.bos_token_id)
         if custom_generate is not None:
@@ -87,7 +92,7 @@ def generate(
             ids,
             prompts_of(model, tensors, past),
             _criteria(stopping_criteria),
-            list(logits_processor or ()),
+            _functions("logits_processor", logits_processor),
             prefix_allowed_tokens_fn,
             _drafter(model, assistant_model, settings),
             negative_prompts(model, settings, tensors, negative_prompt_ids, negative_prompt_attention_mask),
@@ -104,11 +109,20 @@ def generate(
 @contextmanager
 def _ended(streamer: Any) -> Iterator[None]:
     """Tells the streamer the end, whatever happens: who listens to it in another thread would wait for ever."""
+    if streamer is not None and not all(callable(getattr(streamer, name, None)) for name in ("put", "end")):
+        raise TypeError(f"streamer={streamer!r:.80}: expected an object with put() and end(), as transformers' are")
     try:
         yield
     finally:
         if streamer is not None:
             streamer.end()
+
+
+def _functions(name: str, given: Any) -> list[Any]:
+    functions = [] if given is None else listed(name, given, "a list of functions")
+    for function in functions:
+        check_callable(name, function)
+    return functions
 
 
 _PARAMETERS = tuple(inspect.signature(generate).parameters)
@@ -288,11 +302,9 @@ def _drafter(model: Model, assistant: Model | None, settings: Settings) -> Calla
 
 def _criteria(given: Any) -> list[StoppingCriterion]:
     """The user's criteria, which take rows of ids and answer for each, as a row's."""
-    if given is None:
-        return []
-    listed = list(given) if isinstance(given, Iterable) else [given]
 
-    def met(own: Any, tokens: mx.array, scores: mx.array | None) -> bool:
-        return bool(np.all(np.asarray(own(tokens[None], None))))
+    def met(criterion: Any, tokens: mx.array, scores: mx.array | None) -> bool:
+        return bool(np.all(np.asarray(criterion(tokens[None], None))))
 
-    return [partial(met, own) for own in listed]
+    several = given is None or isinstance(given, Iterable)
+    return [partial(met, criterion) for criterion in _functions("stopping_criteria", given if several else [given])]

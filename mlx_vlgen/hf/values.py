@@ -65,7 +65,7 @@ def choice(*values: Any) -> Reader:
 
 def strings(name: str, value: Any) -> tuple[str, ...]:
     """One or several."""
-    texts = (value,) if isinstance(value, str) else _listed(name, value, "text, or a list of texts")
+    texts = (value,) if isinstance(value, str) else listed(name, value, "text, or a list of texts")
     if not all(isinstance(text, str) and text for text in texts):
         raise wrong(name, value, "text, or a list of texts, none of them empty")
     return tuple(texts)
@@ -74,18 +74,18 @@ def strings(name: str, value: Any) -> tuple[str, ...]:
 def ids(name: str, value: Any) -> tuple[int, ...]:
     """One or several."""
     value = value.tolist() if hasattr(value, "tolist") else value
-    listed = (value,) if isinstance(value, Integral) else _listed(name, value, "a token id, or a list of ids")
-    return tuple(whole()(name, one) for one in listed)
+    tokens = (value,) if isinstance(value, Integral) else listed(name, value, "a token id, or a list of ids")
+    return tuple(whole()(name, token) for token in tokens)
 
 
 def sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
     """Several sequences of ids, none of them empty."""
-    return tuple(_sequence(name, one) for one in _listed(name, value, "a list of lists of token ids"))
+    return tuple(_sequence(name, one) for one in listed(name, value, "a list of lists of token ids"))
 
 
 def weighted_sequences(name: str, value: Any) -> tuple[tuple[tuple[int, ...], float], ...]:
     """{(id, …): number} or [[[id, …], number], …]. Of equal sequences the last one counts."""
-    pairs = list(value.items() if isinstance(value, Mapping) else _listed(name, value, "sequences with their biases"))
+    pairs = list(value.items() if isinstance(value, Mapping) else listed(name, value, "sequences with their biases"))
     if not all(isinstance(one, list | tuple) and len(one) == 2 for one in pairs):
         raise wrong(name, value, "{(id, …): bias} or [[[id, …], bias], …]")
     read = number("a bias for each sequence", lambda value: not math.isnan(value))  # -inf forbids one
@@ -106,7 +106,7 @@ def _sequence(name: str, value: Any) -> tuple[int, ...]:
     return tokens
 
 
-def _listed(name: str, value: Any, expected: str) -> list[Any]:
+def listed(name: str, value: Any, expected: str) -> list[Any]:
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise wrong(name, value, expected)
     return list(value)

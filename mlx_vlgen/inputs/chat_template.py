@@ -49,7 +49,7 @@ def normalize(messages: Message | Sequence[Message]) -> list[dict[str, Any]]:
     if isinstance(messages, Mapping):
         messages = [messages]
     if not isinstance(messages, list | tuple) or not messages:
-        given = "an empty one" if messages in ([], ()) else f"a {type(messages).__name__}"
+        given = "an empty one" if isinstance(messages, list | tuple) else f"a {type(messages).__name__}"
         raise PromptError(f"a prompt is a string, a message or a list of messages; this is {given}")
     return [_normal_message(message) for message in messages]
 
@@ -192,7 +192,10 @@ def render(
             "this checkpoint has no chat template, so it takes no messages: give the prompt as a string that is "
             "formatted already"
         )
-    if kwargs.get("enable_thinking") and "enable_thinking" not in template and "<think>" not in template:
+    thinking = kwargs.get("enable_thinking")
+    if thinking is not None and not isinstance(thinking, bool):
+        raise TypeError(f"enable_thinking={thinking!r:.80}: expected True or False")
+    if thinking and "enable_thinking" not in template and "<think>" not in template:
         raise PromptError("enable_thinking: this checkpoint's chat template knows no thinking; leave it out")
     for name in kwargs:
         if name not in _TEMPLATE_CALL and not re.search(rf"\b{re.escape(name)}\b", template):
@@ -255,11 +258,27 @@ def _named_as_read(message: Message) -> dict[str, Any]:
 def _variables(tokenizer: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All that a template can name but the messages."""
     given = {"tools": None, "documents": None, **kwargs}
-    if tools := given["tools"]:
-        from transformers.utils import get_json_schema
-
-        given["tools"] = [tool if isinstance(tool, Mapping) else get_json_schema(tool) for tool in tools]
+    if given["tools"] is not None:
+        given["tools"] = _schemas(given["tools"])
     return dict(template_sandbox.plain({**tokenizer.special_tokens_map, **given}))
+
+
+def _schemas(tools: Any) -> list[Any] | None:
+    """Of functions, which describe themselves by their docstrings, and of schemas."""
+    from transformers.utils import get_json_schema
+
+    if not isinstance(tools, list | tuple):
+        raise TypeError(f"tools={tools!r:.80}: expected a list of functions, or of their JSON schemas")
+    schemas: list[Any] = []
+    for tool in tools:
+        if isinstance(tool, Mapping):
+            schemas.append(tool)
+            continue
+        try:
+            schemas.append(get_json_schema(tool))
+        except Exception as error:  # it has errors of its own for what a docstring lacks
+            raise TypeError(f"tools: {tool!r:.80} does not describe itself as a function: {error}") from None
+    return schemas or None
 
 
 def _continue(

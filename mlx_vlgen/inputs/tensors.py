@@ -211,7 +211,11 @@ def _integers(name: str, value: Any, dimensions: int) -> np.ndarray:
 def _rows(name: str, value: Any) -> list[np.ndarray]:
     """(B, L), or a list of rows that may differ in length -> each row, whole numbers."""
     _refuse_torch(name, value)
-    rows = [_array(name, row) for row in value] if isinstance(value, list | tuple) else list(_array(name, value))
+    rows = (
+        [_array(name, row) for row in value]
+        if isinstance(value, list | tuple)
+        else [*np.atleast_1d(_array(name, value))]
+    )
     if not rows or any(row.ndim != 1 or (row.dtype.kind == "f" and len(row)) for row in rows):
         raise PromptError(
             f"{name}: expected whole numbers of shape (batch, tokens); a single row needs a list around it"
