@@ -130,9 +130,9 @@ _READERS = {
     "max_time": _not_negative,
     "stop_strings": strings,
     "do_sample": flag,
-    "num_beams": whole(1),
+    "num_beams": whole(1, 1000),
     "length_penalty": _any_number,
-    "num_return_sequences": whole(1),
+    "num_return_sequences": whole(1, 10_000),
     "guidance_scale": _any_number,
     "seed": lambda name, value: ids(name, value) if isinstance(value, list | tuple) else whole()(name, value),
     "temperature": _not_negative,
@@ -388,5 +388,5 @@ def _tell(settings: Settings, asked: Mapping[str, Any]) -> None:
     if asked.get("use_cache") is False:
         notice("use_cache=False: a cache is used all the same; the answer is the same")
     for name, why in _IDLE.items():
-        if asked.get(name):
+        if asked.get(name, False) is not False:
             notice(f"{name}={asked[name]!r:.80}: does nothing here, for {why}")

@@ -29,12 +29,12 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def whole(least: int | None = None) -> Reader:
-    """A whole number, `least` or more."""
+def whole(least: int = -(2**63), most: int = 2**63 - 1) -> Reader:
+    """A whole number within bounds, inclusive."""
 
     def read(name: str, value: Any) -> int:
-        if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and value < least):
-            raise wrong(name, value, "a whole number" + ("" if least is None else f", {least} or more"))
+        if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:
+            raise wrong(name, value, f"a whole number from {least} to {most}")
         return int(value)
 
     return read
@@ -73,7 +73,7 @@ def strings(name: str, value: Any) -> tuple[str, ...]:
 
 def ids(name: str, value: Any) -> tuple[int, ...]:
     """One or several."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = _from_array(name, value)
     tokens = (value,) if isinstance(value, Integral) else listed(name, value, "a token id, or a list of ids")
     return tuple(whole()(name, token) for token in tokens)
 
@@ -107,6 +107,16 @@ def _sequence(name: str, value: Any) -> tuple[int, ...]:
 
 
 def listed(name: str, value: Any, expected: str) -> list[Any]:
+    value = _from_array(name, value)
     if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         raise wrong(name, value, expected)
     return list(value)
+
+
+def _from_array(name: str, value: Any) -> Any:
+    """An array as numbers in lists; any other value as it is."""
+    if not hasattr(value, "tolist"):
+        return value
+    if getattr(value, "size", 0) > 1 << 20:  # numpy's may be views of a single number
+        raise ValueError(f"{name}: an array of shape {value.shape}; expected a million values at most")
+    return value.tolist()

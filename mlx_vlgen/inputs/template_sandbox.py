@@ -162,8 +162,8 @@ def plain(value: Any, depth: int = 0) -> Any:
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, np.generic):
         return plain(value.item(), depth)
-    if callable(dump := getattr(value, "model_dump", None)):
-        return plain(dump(), depth + 1)
+    if callable(dump := getattr(type(value), "model_dump", None)):
+        return plain(dump(value), depth + 1)
     return f"<{type(value).__name__}>"
 
 

@@ -262,7 +262,15 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
     pixels = _array(PIXELS[kind], arrays[PIXELS[kind]]).astype(np.float32, copy=False)
     if isinstance(processor, QwenVLProcessor):
         thw = _integers(f"{kind}_grid_thw", arrays[f"{kind}_grid_thw"], 2)
-        merge = (processor.pictures if kind == "image" else processor.videos).merge
+        settings = processor.pictures if kind == "image" else processor.videos
+        merge, width = settings.merge, 3 * settings.frames * settings.patch**2
+        if pixels.shape[1:] != (width,):
+            raise PromptError(f"{PIXELS[kind]} has the shape {pixels.shape}; expected (patches, {width})")
+        if thw.shape[1] != 3 or (thw < 1).any() or (thw[:, 1:] % merge).any():
+            raise PromptError(
+                f"{kind}_grid_thw: {thw.tolist()!r:.80}; expected (frames, rows, columns) of each {kind}, in patches, "
+                f"rows and columns multiples of {merge}"
+            )
         grids = [tuple(grid) for grid in thw.tolist()]
         counts = [math.prod(grid) // merge**2 for grid in grids]
         shapes = np.array([(math.prod(grid), *pixels.shape[1:]) for grid in grids]).reshape(len(grids), -1)
