@@ -40,6 +40,14 @@ def check_settings(settings: Settings, vocab_size: int) -> None:
         check_ids("sequence_bias", sequence, vocab_size)
 
 
+def rows_of_ids(name: str, given: Any) -> np.ndarray:
+    """(B, L), of one row or several. PromptError for another shape."""
+    ids = np.atleast_2d(np.asarray(given))
+    if ids.ndim != 2:
+        raise PromptError(f"{name} has the shape {ids.shape}; expected (batch, length)")
+    return ids
+
+
 def check_rows(name: str, ids: np.ndarray, mask: Any, vocab_size: int) -> None:
     """PromptError for an id of (B, L) that is none. Where the mask is 0 nobody reads them: padding may be anything."""
     fits = mask is not None and np.shape(mask) == ids.shape
@@ -128,7 +136,7 @@ def negative_prompts(
         return None
     if ids is None:
         return [Prompt(row[-1:].astype(np.int32)) for row in tensors["input_ids"]]
-    given = {"input_ids": np.atleast_2d(np.asarray(ids))} | ({} if mask is None else {"attention_mask": mask})
+    given = {"input_ids": rows_of_ids("negative_prompt_ids", ids)} | ({} if mask is None else {"attention_mask": mask})
     check_rows("negative_prompt_ids", given["input_ids"], mask, model.vocab_size)
     if len(given["input_ids"]) != (rows := len(tensors["input_ids"])):
         raise PromptError(

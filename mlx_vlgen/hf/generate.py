@@ -20,7 +20,16 @@ from ..errors import UnsupportedError
 from ..inputs.prompt import Prompt
 from ..models.base import Model
 from ..results import GenerationResult
-from .arguments import check_rows, check_settings, named, negative_prompts, prompts_of, settings_of_files, take_harmless
+from .arguments import (
+    check_rows,
+    check_settings,
+    named,
+    negative_prompts,
+    prompts_of,
+    rows_of_ids,
+    settings_of_files,
+    take_harmless,
+)
 from .config import NAMES, Settings, resolve
 from .encoding import Array
 from .outputs import GenerateOutput, PastKeyValues, attentions_of, hidden_states_of, steps_of
@@ -82,7 +91,7 @@ def generate(
                 model, **tensors, generation_config=settings, logits_processor=logits_processor,
                 stopping_criteria=stopping_criteria, streamer=streamer,
             )  # fmt: skip
-        ids = tensors["input_ids"] = np.atleast_2d(np.asarray(tensors["input_ids"]))
+        ids = tensors["input_ids"] = rows_of_ids("input_ids", tensors["input_ids"])
         if tensors.get("attention_mask") is None and settings.pad_token_id not in (None, *settings.eos_token_id):
             tensors["attention_mask"] = (ids != settings.pad_token_id).astype(int)  # as transformers guesses
         check_rows("input_ids", ids, tensors.get("attention_mask"), model.vocab_size)

@@ -59,7 +59,8 @@ class Attack:
         if isinstance(given, np.ndarray) and draw.random() < 0.6:
             return self._damaged(draw, given)
         if name in TENSORS and draw.random() < 0.7:
-            return mx.array(made) if draw.random() < 0.3 and (made := array(draw)).dtype.kind in "if" else array(draw)
+            tensor = array(draw)
+            return mx.array(tensor) if tensor.dtype in (np.int32, np.float32) and tensor.size else tensor
         return draw.choice(NUMBERS) if draw.random() < 0.6 else value(draw)
 
     def _damaged(self, draw: random.Random, tensor: np.ndarray) -> np.ndarray:
