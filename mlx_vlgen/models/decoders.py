@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._mlx_lm import text_decoder
+from .._mlx_lm import initialize_rope, text_decoder
 from .._runtime import mx, nn
 from ..errors import LoadError
-from . import configuration
+from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, capped, scaled
 
@@ -20,6 +20,16 @@ def mlx_lm_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's `Model` with these arguments."""
     decoder, arguments = text_decoder(args)
     made: nn.Module = decoder(arguments.from_dict(args))
+    return made
+
+
+def _qwen3_moe_decoder(args: Arguments) -> nn.Module:
+    """mlx-lm's passes over `rope_scaling`."""
+    made, scaling = mlx_lm_decoder(args), args.get("rope_scaling")
+    if not refusals.is_plain(scaling):
+        rope = initialize_rope(args["head_dim"], args["rope_theta"], False, scaling, args["max_position_embeddings"])
+        for layer in made.layers:
+            layer.self_attn.rope = rope
     return made
 
 
@@ -75,121 +85,6 @@ def text_arguments(config: Mapping[str, Any]) -> Arguments:
     return args
 
 
-# What each would leave out.
-
-
-def _left_out_of_llama(args: Mapping[str, Any]) -> list[str | None]:
-    return [_other_activation(args.get("hidden_act", "silu"), "silu", "swish")]
-
-
-def _left_out_of_mistral(args: Mapping[str, Any]) -> list[str | None]:
-    window = args.get("sliding_window")
-    sliding = window is not None and window < args["max_position_embeddings"]
-    return [*_left_out_of_llama(args), "a sliding window" if sliding else None]
-
-
-def _left_out_of_qwen(args: Mapping[str, Any]) -> list[str | None]:
-    first = args.get("max_window_layers", 0)
-    sliding = args.get("use_sliding_window") and args.get("sliding_window")
-    kinds = args.get("layer_types") or ["sliding_attention"] * (args["num_hidden_layers"] - first if sliding else 0)
-    return [*_left_out_of_llama(args), "sliding-window layers" if "sliding_attention" in kinds else None]
-
-
-def _left_out_of_qwen3_5(args: Mapping[str, Any]) -> list[str | None]:
-    layers, interval = args["num_hidden_layers"], args.get("full_attention_interval", 4)
-    regular = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(layers)]
-    missing = {"linear_attention", "full_attention"} - set(regular)
-    return [
-        *_left_out_of_llama(args),
-        "an irregular order of linear and full layers" if (args.get("layer_types") or regular) != regular else None,
-        f"no {missing.pop()} layer" if missing else None,
-    ]
-
-
-def _left_out_of_ministral3(args: Mapping[str, Any]) -> list[str | None]:
-    rope = args.get("rope_parameters") or {}
-    scaled = {"llama_4_scaling_beta", "original_max_position_embeddings"} <= rope.keys()
-    yarn = rope.get("attention_factor") is None and rope.get("truncate", True)
-    return [
-        *_left_out_of_mistral(args),
-        None if scaled else "no scale of its queries",
-        None if yarn else "a YaRN with attention_factor or truncate",
-    ]
-
-
-def _left_out_of_gemma3(args: Mapping[str, Any]) -> list[str | None]:
-    layers, pattern = args.get("num_hidden_layers", 26), args.get("sliding_window_pattern", 6)
-    regular = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
-    capped = args.get("final_logit_softcapping") or args.get("attn_logit_softcapping")
-    return [
-        _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
-        "an irregular order of sliding and full layers" if args.get("layer_types", regular) != regular else None,
-        "no full-attention layer" if layers < pattern else None,
-        "soft-capped logits" if capped else None,
-        "two-way attention" if args.get("use_bidirectional_attention") else None,
-    ]
-
-
-def _left_out_of_gemma4(args: Mapping[str, Any]) -> list[str | None]:
-    full = {str(i) for i, kind in enumerate(args["layer_types"]) if kind == "full_attention"}
-    layers = args.get("per_layer_config") or {}
-    known = {"head_dim", "num_key_value_heads"} if args.get("attention_k_eq_v") else {"head_dim"}
-    own = list(layers.values())
-    regular = not layers or (layers.keys() == full and own[0].keys() <= known and own == own[:1] * len(own))
-    ropes = {rope.get("rope_type", "default") for rope in (args.get("rope_parameters") or {}).values()}
-    return [
-        _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
-        "biases in its attention" if args.get("attention_bias") else None,
-        "two-way attention of all tokens" if args.get("use_bidirectional_attention") == "all" else None,
-        None if regular else "layers of sizes of their own",
-        None if ropes <= {"default", "proportional"} else "scaled rotary positions",
-    ]
-
-
-def _left_out_of_lfm2(args: Mapping[str, Any]) -> list[str | None]:
-    tied = args.get("tie_word_embeddings", args.get("tie_embedding", True))
-    return [None if tied else "an output layer of its own"]
-
-
-def _left_out_of_glm4(args: Mapping[str, Any]) -> list[str | None]:
-    tied = args.get("tie_word_embeddings")
-    return [*_left_out_of_llama(args), "an output layer that is its embeddings" if tied else None]
-
-
-def _left_out_of_glm4_moe(args: Mapping[str, Any]) -> list[str | None]:
-    return [*_left_out_of_glm4(args), "experts in groups" if args.get("n_group", 1) > 1 else None]
-
-
-def _other_activation(name: str, *known: str) -> str | None:
-    return None if name in known else f"the activation {name!r}"
-
-
-def _left_out_of_granite(args: Mapping[str, Any]) -> list[str | None]:
-    head = args.get("head_dim") or args["hidden_size"] // args["num_attention_heads"]
-    regular = head * args["num_attention_heads"] == args["hidden_size"]
-    return [*_left_out_of_llama(args), None if regular else "heads of a size of their own"]
-
-
-def _left_out_of_cohere2(args: Mapping[str, Any]) -> list[str | None]:
-    layers, pattern = args["num_hidden_layers"], args.get("sliding_window_pattern", 4)
-    regular = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
-    return [
-        *_left_out_of_llama(args),
-        "an irregular order of sliding and full layers" if (args.get("layer_types") or regular) != regular else None,
-        "no full-attention layer" if layers < pattern else None,
-        "no sliding window" if args.get("sliding_window") is None else None,
-        "scaled rotary positions" if rope_type(args.get("rope_scaling") or {}) != "default" else None,
-        None if args.get("tie_word_embeddings", True) else "an output layer of its own",
-    ]
-
-
-def _left_out_of_gemma(args: Mapping[str, Any]) -> list[str | None]:
-    return [
-        "scaled rotary positions" if args.get("rope_scaling") else None,
-        "two-way attention" if args.get("use_bidirectional_attention") else None,
-    ]
-
-
 # How embeddings and logits are scaled.
 
 
@@ -243,12 +138,12 @@ _GEMMA = {
     "sliding_window": 4096,
 }
 
-_QWEN3_5 = Decoder(_left_out_of_qwen3_5, {}, configuration.read_qwen3_5)
+_QWEN3_5 = Decoder(refusals.qwen3_5, {}, configuration.read_qwen3_5)
 
 DECODERS: dict[str, Decoder] = {
-    "llama": Decoder(_left_out_of_llama, _LLAMA | {"intermediate_size": 11008, "max_position_embeddings": 2048}),
+    "llama": Decoder(refusals.llama, _LLAMA | {"intermediate_size": 11008, "max_position_embeddings": 2048}),
     "mistral": Decoder(
-        _left_out_of_mistral,
+        refusals.mistral,
         _LLAMA
         | {
             "intermediate_size": 14336,
@@ -258,7 +153,7 @@ DECODERS: dict[str, Decoder] = {
         },
     ),
     "qwen2": Decoder(
-        _left_out_of_qwen,
+        refusals.qwen,
         _LLAMA
         | {
             "vocab_size": 151936,
@@ -268,21 +163,22 @@ DECODERS: dict[str, Decoder] = {
             "rope_theta": 1e4,
         },
     ),
-    "qwen3": Decoder(_left_out_of_qwen, {"tie_word_embeddings": False}),
+    "qwen3": Decoder(refusals.qwen, {"tie_word_embeddings": False}),
     "qwen3_moe": Decoder(
-        _left_out_of_qwen,
+        refusals.qwen,
         {"tie_word_embeddings": False, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False},
         configuration.read_qwen3_moe,
+        _qwen3_moe_decoder,
     ),
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
     "ministral3": Decoder(
-        _left_out_of_ministral3,
+        refusals.ministral3,
         {"head_dim": 128, "max_position_embeddings": 262144, "tie_word_embeddings": False},
         more_inputs=_query_scale,
     ),
     "granite": Decoder(
-        _left_out_of_granite,
+        refusals.granite,
         _LLAMA
         | {
             "intermediate_size": 11008,
@@ -300,7 +196,7 @@ DECODERS: dict[str, Decoder] = {
         scale_logits=_divided,
     ),
     "cohere2": Decoder(
-        _left_out_of_cohere2,
+        refusals.cohere2,
         {
             "hidden_size": 8192,
             "intermediate_size": 22528,
@@ -315,7 +211,7 @@ DECODERS: dict[str, Decoder] = {
         scale_logits=_scaled_logits,
     ),
     "lfm2": Decoder(
-        _left_out_of_lfm2,
+        refusals.lfm2,
         {
             "vocab_size": 65536,
             "max_position_embeddings": 128000,
@@ -329,7 +225,7 @@ DECODERS: dict[str, Decoder] = {
         configuration.read_lfm2,
     ),
     "gemma": Decoder(
-        _left_out_of_gemma,
+        refusals.gemma,
         _GEMMA
         | {
             "hidden_size": 3072,
@@ -342,20 +238,20 @@ DECODERS: dict[str, Decoder] = {
         scale_tokens=_root_of_width,
     ),
     "gemma2": Decoder(
-        _left_out_of_gemma,
+        refusals.gemma,
         _GEMMA | {"final_logit_softcapping": 30.0},
         network=Gemma,
         scale_tokens=_root_of_width,
         scale_logits=_capped,
     ),
     "gemma3_text": Decoder(
-        _left_out_of_gemma3,
+        refusals.gemma3,
         _GEMMA | {"vocab_size": 262208},
         configuration.read_gemma3,
         scale_tokens=_root_of_width,
     ),
     "gemma4_text": Decoder(
-        _left_out_of_gemma4,
+        refusals.gemma4,
         _GEMMA
         | {
             "vocab_size": 262144,
@@ -369,8 +265,8 @@ DECODERS: dict[str, Decoder] = {
         scale_tokens=_root_of_width,
         scale_logits=_capped,
     ),
-    "glm4": Decoder(_left_out_of_glm4, {}),
-    "glm4_moe": Decoder(_left_out_of_glm4_moe, {}),
+    "glm4": Decoder(refusals.glm4, {}),
+    "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 
 DRIVEN = tuple(name for name in DECODERS if name != "gemma4_text")

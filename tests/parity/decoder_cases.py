@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .layouts import REFERENCE
-from .recipe import GEMMA_RULES, HEADS, Config, rope
+from .recipe import EXPERTS, GEMMA_RULES, HEADS, Config, rope
 from .recipes.llava import CLIP, RULES
 from .weights import bell
 
@@ -94,9 +94,9 @@ def _pixtral(text: Config) -> DecoderCase:
     )  # fmt: skip
 
 
-def _yarn(model_type: str, **more: Any) -> DecoderCase:
+def _yarn(model_type: str, text: Config | None = None, **more: Any) -> DecoderCase:
     scaling = rope(1e4, factor=4.0, original_max_position_embeddings=16, beta_fast=4) | {"rope_type": "yarn"} | more
-    return DecoderCase(_text(model_type, rope_parameters=scaling, head_dim=16), None)
+    return DecoderCase(_text(model_type, rope_parameters=scaling, head_dim=16, **(text or {})), None)
 
 
 def _qwen_vl(model_type: str, section: list[int], vision: Config, text: Config) -> DecoderCase:
@@ -133,6 +133,7 @@ CASES: dict[str, DecoderCase] = {
     "qwen2_yarn": _yarn("qwen2"),
     "qwen3_yarn": _yarn("qwen3", attention_factor=1.3),
     "qwen3_yarn_mscale": _yarn("qwen3", mscale=0.7, mscale_all_dim=1.9),
+    "qwen3_moe_yarn": _yarn("qwen3_moe", text=EXPERTS),
     "qwen2_5_vl_yarn": _qwen_vl(
         "qwen2_5_vl", [2, 3, 3], {"window_size": 16, "fullatt_block_indexes": [1]}, {"rms_norm_eps": 1e-6}
     ),

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from invariants.family import Family
 from parity.decoder_cases import CASES, COHERE2, GEMMA, GRANITE
+from tiny_checkpoints import LFM2
 
 from mlx_vlgen import generate
 from mlx_vlgen._runtime import mx
@@ -41,6 +42,7 @@ def test_a_text_decoder_without_a_record_is_refused_by_name(family: str, text: s
         (COHERE2, {"sliding_window": None}, "no sliding window"),
         (COHERE2, {"tie_word_embeddings": False}, "an output layer of its own"),
         (GEMMA, {"use_bidirectional_attention": True}, "two-way"),
+        (LFM2, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "scaled rotary"),
         (GEMMA, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "scaled rotary"),
     ],
 )

@@ -1,0 +1,130 @@
+"""What a text decoder's configuration may ask for and its network here would silently leave out: one function a
+decoder, of its arguments as `decoders.text_arguments` gives them, which says what it is; None where it is nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .configuration import rope_type
+
+Arguments = Mapping[str, Any]
+
+
+def is_plain(scaling: Mapping[str, Any] | None) -> bool:
+    """Whether rotary positions are not stretched: M-RoPE's are not, either."""
+    return rope_type(scaling or {}) in ("default", "mrope")
+
+
+def _stretched(args: Arguments) -> str | None:
+    return None if is_plain(args.get("rope_scaling")) else "scaled rotary positions"
+
+
+def llama(args: Arguments) -> list[str | None]:
+    return [_other_activation(args.get("hidden_act", "silu"), "silu", "swish")]
+
+
+def mistral(args: Arguments) -> list[str | None]:
+    window = args.get("sliding_window")
+    sliding = window is not None and window < args["max_position_embeddings"]
+    return [*llama(args), "a sliding window" if sliding else None]
+
+
+def qwen(args: Arguments) -> list[str | None]:
+    first = args.get("max_window_layers", 0)
+    sliding = args.get("use_sliding_window") and args.get("sliding_window")
+    kinds = args.get("layer_types") or ["sliding_attention"] * (args["num_hidden_layers"] - first if sliding else 0)
+    return [*llama(args), "sliding-window layers" if "sliding_attention" in kinds else None]
+
+
+def qwen3_5(args: Arguments) -> list[str | None]:
+    layers, interval = args["num_hidden_layers"], args.get("full_attention_interval", 4)
+    regular = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(layers)]
+    missing = {"linear_attention", "full_attention"} - set(regular)
+    return [
+        *llama(args),
+        "an irregular order of linear and full layers" if (args.get("layer_types") or regular) != regular else None,
+        f"no {missing.pop()} layer" if missing else None,
+    ]
+
+
+def ministral3(args: Arguments) -> list[str | None]:
+    rope = args.get("rope_parameters") or {}
+    scaled = {"llama_4_scaling_beta", "original_max_position_embeddings"} <= rope.keys()
+    yarn = rope.get("attention_factor") is None and rope.get("truncate", True)
+    return [
+        *mistral(args),
+        None if scaled else "no scale of its queries",
+        None if yarn else "a YaRN with attention_factor or truncate",
+    ]
+
+
+def gemma3(args: Arguments) -> list[str | None]:
+    layers, pattern = args.get("num_hidden_layers", 26), args.get("sliding_window_pattern", 6)
+    regular = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]
+    capped = args.get("final_logit_softcapping") or args.get("attn_logit_softcapping")
+    return [
+        _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
+        "an irregular order of sliding and full layers" if args.get("layer_types", regular) != regular else None,
+        "no full-attention layer" if layers < pattern else None,
+        "soft-capped logits" if capped else None,
+        "two-way attention" if args.get("use_bidirectional_attention") else None,
+    ]
+
+
+def gemma4(args: Arguments) -> list[str | None]:
+    full = {str(i) for i, kind in enumerate(args["layer_types"]) if kind == "full_attention"}
+    layers = args.get("per_layer_config") or {}
+    known = {"head_dim", "num_key_value_heads"} if args.get("attention_k_eq_v") else {"head_dim"}
+    own = list(layers.values())
+    regular = not layers or (layers.keys() == full and own[0].keys() <= known and own == own[:1] * len(own))
+    ropes = {rope.get("rope_type", "default") for rope in (args.get("rope_parameters") or {}).values()}
+    return [
+        _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
+        "biases in its attention" if args.get("attention_bias") else None,
+        "two-way attention of all tokens" if args.get("use_bidirectional_attention") == "all" else None,
+        None if regular else "layers of sizes of their own",
+        None if ropes <= {"default", "proportional"} else "scaled rotary positions",
+    ]
+
+
+def lfm2(args: Arguments) -> list[str | None]:
+    tied = args.get("tie_word_embeddings", args.get("tie_embedding", True))
+    return [None if tied else "an output layer of its own", _stretched(args)]
+
+
+def glm4(args: Arguments) -> list[str | None]:
+    tied = args.get("tie_word_embeddings")
+    return [*llama(args), "an output layer that is its embeddings" if tied else None, _stretched(args)]
+
+
+def glm4_moe(args: Arguments) -> list[str | None]:
+    return [*glm4(args), "experts in groups" if args.get("n_group", 1) > 1 else None]
+
+
+def _other_activation(name: str, *known: str) -> str | None:
+    return None if name in known else f"the activation {name!r}"
+
+
+def granite(args: Arguments) -> list[str | None]:
+    head = args.get("head_dim") or args["hidden_size"] // args["num_attention_heads"]
+    regular = head * args["num_attention_heads"] == args["hidden_size"]
+    return [*llama(args), None if regular else "heads of a size of their own"]
+
+
+def cohere2(args: Arguments) -> list[str | None]:
+    layers, pattern = args["num_hidden_layers"], args.get("sliding_window_pattern", 4)
+    regular = ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(layers)]
+    return [
+        *llama(args),
+        "an irregular order of sliding and full layers" if (args.get("layer_types") or regular) != regular else None,
+        "no full-attention layer" if layers < pattern else None,
+        "no sliding window" if args.get("sliding_window") is None else None,
+        _stretched(args),
+        None if args.get("tie_word_embeddings", True) else "an output layer of its own",
+    ]
+
+
+def gemma(args: Arguments) -> list[str | None]:
+    return [
+        _stretched(args),
+        "two-way attention" if args.get("use_bidirectional_attention") else None,
+    ]
