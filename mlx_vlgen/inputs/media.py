@@ -146,7 +146,10 @@ def open_path(source: str | os.PathLike[Any]) -> BinaryIO:
         if stat.S_ISDIR(kind):
             reason = "is a folder; expected a file"
         else:
-            reason = "is not a regular file but a pipe or device; read it yourself and give its bytes, or an open file"
+            reason = (
+                "is not a regular file but a pipe or device; give its bytes or an open file (on the command line, "
+                "--image - reads stdin)"
+            )
     except FileNotFoundError:
         reason = "no such file"
     except IsADirectoryError:

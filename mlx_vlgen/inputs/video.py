@@ -233,8 +233,11 @@ def _opened(source: Any, name: str, limits: Limits) -> Iterator[BinaryIO]:
             yield file
     elif (descriptor := _regular_file_at_start(source)) is not None:
         with os.fdopen(os.dup(descriptor), "rb") as file:
-            file.seek(0)
-            yield file
+            try:
+                file.seek(0)
+                yield file
+            finally:
+                os.lseek(descriptor, 0, os.SEEK_SET)  # which both share
     else:
         yield io.BytesIO(read_source(source, limits))
 

@@ -197,6 +197,15 @@ def test_a_container_that_counts_more_frames_than_it_has_bytes(monkeypatch: pyte
     assert len(load_video(small_movie(), fps=10, max_frames=None).frames) == 25
 
 
+def test_an_open_video_stands_where_it_stood(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(small_movie())
+    with path.open("rb") as file:
+        for _ in range(2):
+            assert len(load_video(file).frames) == 5
+        assert file.read() == small_movie()
+
+
 def test_a_video_frame_has_a_budget_of_memory() -> None:
     data = small_movie()
     pixels = 64 * 48
