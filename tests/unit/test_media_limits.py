@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import gzip
 import io
 import os
 import struct
@@ -204,6 +205,9 @@ def test_an_open_video_stands_where_it_stood(tmp_path: Path) -> None:
         for _ in range(2):
             assert len(load_video(file).frames) == 5
         assert file.read() == small_movie()
+    path.write_bytes(gzip.compress(small_movie()))
+    with gzip.open(path) as packed:  # its descriptor is of the packed file
+        assert len(load_video(packed).frames) == 5
 
 
 def test_a_video_frame_has_a_budget_of_memory() -> None:
