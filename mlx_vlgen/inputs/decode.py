@@ -171,6 +171,8 @@ class EncodedPicture:
                 self._file.past_end = False
                 if self._image.size == canvas:
                     self._image.load()
+            except MemoryError:
+                raise no_memory(self.name) from None
             except Exception:
                 raise self._damaged() from None
             if self._image.size != canvas:
@@ -180,6 +182,10 @@ class EncodedPicture:
 
     def _damaged(self) -> MediaError:
         return MediaError(f"{self.name}: the {self._image.format} is truncated or damaged; get a whole copy")
+
+
+def no_memory(name: str) -> MediaError:
+    return MediaError(f"{name}: there is not enough memory to decode it; make it smaller")
 
 
 def _scale_transparent_value(image: Image.Image) -> None:
@@ -210,6 +216,8 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
         return in_boxes(image.size, lambda box: to_rgb(image.crop(box), ends), orientation)
     except MediaError:
         raise
+    except MemoryError:
+        raise no_memory(name) from None
     except Exception:  # a transparent value that does not fit the mode
         raise MediaError(f"{name}: its colours ({image.mode}) cannot be converted; save it as RGB") from None
 

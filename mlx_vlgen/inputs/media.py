@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import MediaError, printable
 from .budget import RGB_BYTES, check_memory, check_picture, check_size
-from .decode import Box, decode_picture, in_boxes, to_rgb, upright_rgb
+from .decode import Box, decode_picture, in_boxes, no_memory, to_rgb, upright_rgb
 from .fetch import Limits, fetch, show_url
 
 __all__ = ["Limits", "Picture", "describe_source", "load_image", "read_source"]
@@ -49,6 +49,8 @@ def load_image(source: Picture, *, limits: Limits = Limits()) -> Image.Image:
         check_picture(source, name, limits)
         try:
             source.load()
+        except MemoryError:
+            raise no_memory(name) from None
         except Exception:
             raise MediaError(f"{name}: its pixels cannot be read; is its file closed or truncated?") from None
         return upright_rgb(source, name)
@@ -113,6 +115,7 @@ def read_source(source: object, limits: Limits) -> bytes:
         data = _from_data_uri(source, name, limits)
     elif isinstance(source, str | os.PathLike):
         with open_path(source) as file:
+            _check_file_bytes(os.fstat(file.fileno()).st_size, name, limits)
             data = read_to_end(file, name, limits)
     elif has(source, "read"):
         data = read_to_end(source, name, limits)
@@ -143,7 +146,10 @@ def open_path(source: str | os.PathLike[Any]) -> BinaryIO:
         if stat.S_ISDIR(kind):
             reason = "is a folder; expected a file"
         else:
-            reason = "is not a regular file but a pipe or device; read it yourself and give its bytes, or an open file"
+            reason = (
+                "is not a regular file but a pipe or device; give its bytes or an open file (on the command line, "
+                "--image - reads stdin)"
+            )
     except FileNotFoundError:
         reason = "no such file"
     except IsADirectoryError:
@@ -200,12 +206,11 @@ def _check_file_bytes(size: int, name: str, limits: Limits) -> None:
 
 def _checked_bytes(source: bytes | bytearray | memoryview, name: str, limits: Limits) -> bytes:
     try:
-        _check_file_bytes(memoryview(source).nbytes, name, limits)
-        return bytes(source)
-    except ValueError as error:
-        if isinstance(error, MediaError):
-            raise
+        size = memoryview(source).nbytes
+    except ValueError:
         raise MediaError(f"{name}: has been released") from None
+    _check_file_bytes(size, name, limits)
+    return bytes(source)
 
 
 def _scheme(text: str) -> str | None:

@@ -37,6 +37,7 @@ _READABLE = "MP4, MOV, WebM, MKV, AVI, MPEG, FLV, WMV, OGG, animated GIF, WebP o
 _VIDEO_STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\x01", b"FLV", b"OggS", b"\x30\x26\xb2\x75")
 _FRAME_BYTES = 24  # a pixel in sixteen earlier frames, which a frame may be made from
 _MARGIN = 256
+_MOST_FRAMES = 1_000_000
 _THREAD_BYTES = 3  # a pixel that each thread holds
 _PARTS = re.compile(r"(\d*)(\D*)")
 
@@ -155,8 +156,8 @@ def sample_indices(
             raise ValueError(f"fps is {fps}; expected more than 0")
         by_rate = min(total / source_fps * fps, float(total))  # a float may be too large for int
         num_frames = min(max(int(by_rate), min_frames, 1), max_frames or total, total)
-    elif num_frames < 1:
-        raise ValueError(f"num_frames is {num_frames}; expected 1 or more")
+    elif not 1 <= num_frames <= _MOST_FRAMES:
+        raise ValueError(f"num_frames is {num_frames}; expected 1 to {_MOST_FRAMES}")
     return np.linspace(0, total - 1, num_frames).round().astype(np.int64)
 
 
@@ -233,8 +234,11 @@ def _opened(source: Any, name: str, limits: Limits) -> Iterator[BinaryIO]:
             yield file
     elif (descriptor := _regular_file_at_start(source)) is not None:
         with os.fdopen(os.dup(descriptor), "rb") as file:
-            file.seek(0)
-            yield file
+            try:
+                file.seek(0)
+                yield file
+            finally:
+                os.lseek(descriptor, 0, os.SEEK_SET)  # which both share
     else:
         yield io.BytesIO(read_source(source, limits))
 
@@ -244,11 +248,12 @@ def _regular_file_at_start(source: Any) -> int | None:
 
     libav reads by the descriptor and not through the object, whose `read` and `seek` may do what they like.
     """
+    if not isinstance(source, io.FileIO | io.BufferedReader | io.BufferedRandom):  # a GzipFile too has a descriptor
+        return None
     try:
         descriptor = source.fileno()
-        at_start = source.tell() == 0 and not isinstance(source, io.TextIOBase)
-        return descriptor if at_start and stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-    except Exception:
+        return descriptor if source.tell() == 0 and stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    except (OSError, ValueError, AttributeError):  # closed, or no file on disk; read_source says what is wrong
         return None
 
 

@@ -81,7 +81,7 @@ class Worker:
         return Outcome(seed, name or "while drawing it", result)
 
     def _last_words(self) -> str:
-        return "".join(self._errors)[-400:]
+        return "".join(self._errors)[-1500:]
 
     def stop(self) -> None:
         self._process.kill()

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import gzip
 import io
 import os
 import struct
@@ -16,12 +17,12 @@ import numpy as np
 import pytest
 from hostile import pictures
 from hostile.isolated import read_all
-from PIL import GifImagePlugin, Image
+from PIL import GifImagePlugin, Image, ImageFile
 from test_media import STORED, UPRIGHT, encode, oriented, photo
 from test_video import greys, movie
 
 from mlx_vlgen.errors import MediaError
-from mlx_vlgen.inputs import decode
+from mlx_vlgen.inputs import decode, media
 from mlx_vlgen.inputs.animation import frame_seconds
 from mlx_vlgen.inputs.decode import EncodedPicture
 from mlx_vlgen.inputs.media import Limits, describe_source, load_image
@@ -197,6 +198,18 @@ def test_a_container_that_counts_more_frames_than_it_has_bytes(monkeypatch: pyte
     assert len(load_video(small_movie(), fps=10, max_frames=None).frames) == 25
 
 
+def test_an_open_video_stands_where_it_stood(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(small_movie())
+    with path.open("rb") as file:
+        for _ in range(2):
+            assert len(load_video(file).frames) == 5
+        assert file.read() == small_movie()
+    path.write_bytes(gzip.compress(small_movie()))
+    with gzip.open(path) as packed:  # its descriptor is of the packed file
+        assert len(load_video(packed).frames) == 5
+
+
 def test_a_video_frame_has_a_budget_of_memory() -> None:
     data = small_movie()
     pixels = 64 * 48
@@ -265,6 +278,28 @@ def test_the_cap_on_files_holds_for_all_that_is_encoded(tmp_path: Path) -> None:
         assert load_image(source, limits=Limits(max_file_bytes=len(data))).size == (64, 48)
     with pytest.raises(MediaError, match="max_file_bytes"):
         load_image("data:," + "a" * 100, limits=Limits(max_file_bytes=99))
+
+
+@pytest.mark.skipif(not hasattr(os, "truncate"), reason="no sparse files")
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.png"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    monkeypatch.setattr(media, "read_to_end", lambda *args: pytest.fail("read"))
+    with pytest.raises(MediaError, match="max_file_bytes"):
+        load_image(path)
+
+
+def test_a_machine_without_memory_is_not_a_damaged_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, opened = encode(photo()), Image.open(io.BytesIO(encode(photo())))
+
+    def fail(*args: object) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    for source in (data, opened):
+        with pytest.raises(MediaError, match="not enough memory"):
+            load_image(source)
 
 
 def test_a_long_data_uri_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

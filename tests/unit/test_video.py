@@ -100,6 +100,7 @@ def test_a_rate_gives_distinct_frames_from_first_to_last(
         {"fps": 0.0, "num_frames": None},
         {"fps": float("nan"), "num_frames": None},
         {"fps": None, "num_frames": 0},
+        {"fps": None, "num_frames": 10**12},
         {"fps": 1.0, "num_frames": None, "max_frames": 0},
     ],
 )
