@@ -234,12 +234,8 @@ def render(
             continue
         if hiding.show(text) == hiding.show(least):
             return hiding.cut(text)
-    safe = not text or steering_of(text, hiding) == steering_of(least, hiding)
-    return hiding.cut(least if safe else text)
-
-
-def steering_of(text: str, hiding: Hiding) -> list[str]:
-    return hiding.steering.split(text)[1::2]
+    same = not text or hiding.steering_in(text) == hiding.steering_in(least)
+    return hiding.cut(least if same else text)
 
 
 def _changed(message: Message, change: Change, hiding: Hiding, media: frozenset[str]) -> dict[str, Any]:
