@@ -32,8 +32,9 @@ def apply_chat_template(
     processor knows all that is needed. template_kwargs: more variables for the template, or `tools`, `documents`,
     `continue_final_message` as in transformers.
 
-    In the string that comes back every placeholder stands for a picture, also one that the text itself contained:
-    give messages to `generate` where a person's words may hold one.
+    In the string that comes back everything is what it says: a placeholder stands for a picture and a control token
+    steers, also one that the text itself contained. Give messages to `generate` where a person's words may hold one:
+    there they are text.
 
     Raises PromptError for messages that the template cannot take or would leave out, UnsupportedError for media that
     the model cannot, TypeError for a variable that the template does not use.

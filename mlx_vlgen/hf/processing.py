@@ -71,7 +71,7 @@ def apply_chat_template(
 
     Gives the text; with `tokenize` the token ids, and with `return_dict` all that `generate` takes, as an
     `Encoding`. Pictures and videos stand in the messages by "image", "video", "url", "path" or "base64": paths,
-    URLs, PIL pictures, arrays. A person's words stay words there: what looks like a placeholder is none.
+    URLs, PIL pictures, arrays. A person's words stay words there: what looks like a placeholder or steers is text.
 
     return_tensors: "mlx", "np", or None for lists. kwargs: variables of the template (`enable_thinking`, …) and, as
     in processor_kwargs, keywords of processing: padding (default False), padding_side, max_length,

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import PromptError
 from . import template_sandbox
 from .literal import Change, Hiding, Segment, Strings, check_text, mapped, texts
+from .template_budget import Budget, BudgetError
 
 Message = Mapping[str, Any]
 
@@ -207,7 +208,10 @@ def render(
     given = list(texts([bare, variables]))
     for text in given:
         check_text(text)
-    hiding, budget = Hiding(steering, given), template_sandbox.Budget(sum(map(len, given)))
+    for message in bare:
+        if len(Strings.of(steering).split(message["role"])) > 1:
+            raise PromptError(f"a message's role is a name like 'user' or 'system'; this is {message['role']!r:.80}")
+    hiding, budget = Hiding(steering, given), Budget(given)
     continued = variables.pop("continue_final_message", False)
 
     def write(messages: list[dict[str, Any]]) -> str:
@@ -227,18 +231,14 @@ def render(
     for change in (hiding.all, hiding.edges):
         try:
             text = written(change)
-        except template_sandbox.BudgetError:
+        except BudgetError:
             raise
         except PromptError:  # a template may refuse what it cannot read
             continue
         if hiding.show(text) == hiding.show(least):
             return hiding.cut(text)
-    safe = not text or steering_of(text, hiding) == steering_of(least, hiding)
-    return hiding.cut(least if safe else text)
-
-
-def steering_of(text: str, hiding: Hiding) -> list[str]:
-    return hiding.steering.split(text)[1::2]
+    same = not text or hiding.steering_in(text) == hiding.steering_in(least)
+    return hiding.cut(least if same else text)
 
 
 def _changed(message: Message, change: Change, hiding: Hiding, media: frozenset[str]) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _schemas(tools: Any) -> list[Any] | None:
 
 def _continue(
     template: str,
-    budget: template_sandbox.Budget,
+    budget: Budget,
     messages: list[dict[str, Any]],
     field: bool | str,
     variables: Mapping[str, Any],

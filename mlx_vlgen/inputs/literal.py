@@ -30,6 +30,7 @@ class Segment:
 
 
 Change = Callable[[str], str]
+BRACKETS = "<>[]{}()|"
 SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], np.uint32)
 
 
@@ -45,7 +46,8 @@ class Hiding:
                 "the prompt has characters of every range that Unicode has not given a meaning: remove them"
             )
         self._plane = plane
-        self._edges = np.array(sorted({ord(text[end]) for text in steering for end in (0, -1)}), np.uint32)
+        ends = {text[end] for text in steering for end in (0, -1)}
+        self._edges = np.array([ord(character) for character in ends | set(BRACKETS)], np.uint32)
 
     def all(self, text: str) -> str:
         """Every character but spaces."""
@@ -53,7 +55,7 @@ class Hiding:
         return self._moved(codes, ~np.isin(codes, SPACES))
 
     def edges(self, text: str) -> str:
-        """The characters that steering strings begin or end with."""
+        """The characters that steering strings begin or end with, and brackets."""
         codes = _codes(text)
         return self._moved(codes, np.isin(codes, self._edges))
 
@@ -61,6 +63,10 @@ class Hiding:
         """The steering strings, or others."""
         parts = (strings or self.steering).split(text)
         return "".join(self.all(part) if i % 2 else part for i, part in enumerate(parts))
+
+    def steering_in(self, text: str) -> list[str]:
+        """The steering strings that stand there and are not hidden."""
+        return self.steering.split(text)[1::2]
 
     def show(self, text: str) -> str:
         codes = _codes(text)
@@ -95,6 +101,7 @@ def mapped(value: Any, change: Change, but: Collection[str] = ()) -> Any:
 
 
 def check_text(text: str) -> None:
+    """PromptError for halves of characters, which stand for bytes that were no text."""
     if re.search("[\ud800-\udfff]", text):
         raise PromptError("the prompt holds bytes that are not text in UTF-8: convert it, or remove them")
 

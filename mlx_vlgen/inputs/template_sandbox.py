@@ -7,12 +7,8 @@ to what it is given, can be a large one; and every turn of a loop, call and filt
 
 import functools
 import json
-import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from datetime import datetime
-from types import BuiltinMethodType
 from typing import Any, cast
 
 import numpy as np
@@ -26,15 +22,10 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from ..errors import PromptError
+from .template_budget import Budget, BudgetError, check_filter, check_format, check_method, check_operation, listed
 
-SECONDS = 2.0
-"""What a prompt's renderings may take together, of this thread's own time."""
 LONGEST_TEMPLATE = 60_000
 """Characters, several times as many as published ones have: compiling takes time and memory, too."""
-LARGEST, ALL = 1_000_000, 128_000_000
-"""Characters and items of one value that a template makes, and of all of them, beside its input's own."""
-BITS = 4096
-"""Of a whole number."""
 DEEPEST = 100
 """Levels of lists and mappings in messages."""
 PADDING = 16
@@ -46,71 +37,6 @@ _UNSAFE = {"encode", "expandtabs", "format_map", "from_bytes", "maketrans", "to_
 """Methods likewise."""
 _CHOOSING = ("first", "last", "default", "d", "attr", "min", "max", "random")
 """Filters that give what they were given, or a part of it."""
-
-
-_WIDE = {"%": re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)"), "{": re.compile(r"\{[^{}]*(\d{5}|\{)")}
-"""Places in formats of both kinds, by what they begin with, that may be wide."""
-
-
-class BudgetError(PromptError):
-    """A chat template that takes too much time or memory."""
-
-
-class Budget:
-    """What one prompt's renderings may take. size: characters and items of their input."""
-
-    def __init__(self, size: int):
-        self.largest, self.left = LARGEST + 16 * size, ALL + 128 * size
-        self.end, self.now = time.thread_time() + SECONDS, datetime.now()
-
-    def tick(self) -> None:
-        if time.thread_time() > self.end:
-            raise BudgetError(
-                f"this checkpoint's chat template takes more than {SECONDS:g} seconds for this prompt: give the "
-                "prompt as a string that is formatted already, or a checkpoint with another template"
-            )
-
-    def allow(self, size: float) -> None:
-        """Before something of this size is made."""
-        if size > self.largest:
-            raise BudgetError(
-                f"this checkpoint's chat template makes a value of more than {self.largest:,} characters: give the "
-                "prompt as a string that is formatted already, or a checkpoint with another template"
-            )
-
-    def take(self, value: Any) -> Any:
-        """The value, which is new."""
-        self.tick()
-        size = self.weigh(value)
-        self.left -= size
-        self.allow(size if self.left >= 0 else float("inf"))
-        return value
-
-    def weigh(self, value: Any) -> int:
-        """Characters and items; as many times as they would be written."""
-        size, stack = 0, [value]
-        while stack:
-            item = stack.pop()
-            size += 1
-            if isinstance(item, str):
-                size += len(item)
-            elif isinstance(item, Mapping):
-                stack += [*item.keys(), *item.values()]
-            elif isinstance(item, list | tuple | set | frozenset):
-                stack += item
-            elif isinstance(item, Namespace):
-                stack.append(object.__getattribute__(item, "_Namespace__attrs"))
-            elif isinstance(item, int) and item.bit_length() > BITS:
-                self.allow(float("inf"))
-            self.allow(size + len(stack))
-        return size
-
-    def turns(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items of a loop."""
-        for item in items:
-            self.left -= 1
-            self.tick()
-            yield item
 
 
 _budget: ContextVar[Budget] = ContextVar("budget")
@@ -258,13 +184,13 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = _budget.get()
         budget.tick()
-        if isinstance(__obj, BuiltinMethodType):
-            args = _check_method(budget, __obj.__self__, __obj.__name__, args, kwargs)
+        if isinstance(owner := getattr(__obj, "__self__", None), str | int | float | list | tuple | dict):
+            args = check_method(budget, owner, __obj.__name__, args, kwargs)
         return budget.take(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = _budget.get()
-        _check_operation(budget, operator, left, right)
+        check_operation(budget, operator, left, right)
         return budget.take(super().call_binop(context, operator, left, right))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -276,7 +202,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return None
 
         def formatted(*args: Any, **kwargs: Any) -> str:
-            _check_format(_budget.get(), str(value.__self__), "{", (args, kwargs))
+            check_format(_budget.get(), str(value.__self__), "{", (args, kwargs))
             return wrapped(*args, **kwargs)
 
         return formatted
@@ -329,9 +255,6 @@ def _to_json(
     return "".join(pieces)
 
 
-# -- before something is made
-
-
 def _guarded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
     """A filter of the environment's."""
     first = int(hasattr(made, "jinja_pass_arg"))  # Jinja itself gives the first argument to some
@@ -344,77 +267,14 @@ def _guarded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
         if name == "_turns":
             return budget.turns(given[0])
         if name == "join":
-            given = (_listed(budget, given[0], str(kwargs.get("d", given[1] if given[1:] else ""))), *given[1:])
+            given = (listed(budget, given[0], str(kwargs.get("d", given[1] if given[1:] else ""))), *given[1:])
         elif name == "sum" and not isinstance(kwargs.get("start", given[2] if given[2:] else 0), int | float):
             raise SecurityError("sum adds numbers")
         else:
-            _check_filter(budget, name, *given, **kwargs)
+            check_filter(budget, name, *given, **kwargs)
         result = made(*args[:first], *given, **kwargs)
         if isinstance(result, Iterator):
             return budget.turns(result)
         return result if name in _CHOOSING else budget.take(result)
 
     return guarded
-
-
-def _check_filter(budget: Budget, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-    match name:
-        case "replace":
-            _check_replace(budget, str(value), *args[:2], **{k: v for k, v in kwargs.items() if k in ("old", "new")})
-        case "center" | "batch" | "slice":
-            for number in (*args, *kwargs.values()):
-                budget.allow(number if isinstance(number, int) else 0)
-        case "indent":
-            width = kwargs.get("width", args[0] if args else 4)
-            lines = str(value).count("\n") + 1
-            budget.allow(lines * (len(width) if isinstance(width, str) else width))
-        case "format":
-            _check_format(budget, str(value), "%", (args, kwargs))
-
-
-def _check_method(budget: Budget, owner: Any, name: str, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, ...]:
-    """Of Python's own; gives the arguments."""
-    if name == "replace" and isinstance(owner, str):
-        _check_replace(budget, owner, *args[:2])
-    elif name == "join" and isinstance(owner, str) and args:
-        return (_listed(budget, args[0], owner), *args[1:])
-    for number in args:
-        if isinstance(number, int):
-            budget.allow(number)
-    return args
-
-
-def _check_replace(budget: Budget, text: str, old: Any = "", new: Any = "") -> None:
-    budget.allow(len(text) + text.count(str(old)) * len(str(new)))
-
-
-def _listed(budget: Budget, items: Iterable[Any], separator: str) -> list[Any]:
-    """What is about to be joined."""
-    listed, size = [], 0
-    for item in budget.turns(items):
-        size += budget.weigh(item) + len(separator)
-        budget.allow(size)
-        listed.append(item)
-    return listed
-
-
-def _check_operation(budget: Budget, operation: str, left: Any, right: Any) -> None:
-    numbers = isinstance(left, int) and isinstance(right, int)
-    if operation == "*":
-        if numbers:
-            budget.allow(0 if left.bit_length() + right.bit_length() <= BITS else float("inf"))
-        else:
-            for value, times in ((left, right), (right, left)):
-                if isinstance(value, str | list | tuple) and isinstance(times, int):
-                    budget.allow(budget.weigh(value) * max(0, times))
-    elif operation == "**" and numbers:
-        budget.allow(0 if left.bit_length() * max(0, right) <= BITS else float("inf"))
-    elif operation == "%" and isinstance(left, str):
-        _check_format(budget, left, "%", right)
-
-
-def _check_format(budget: Budget, text: str, sign: str, given: Any) -> None:
-    """A text with places for others, which may be there more than once, and be wide."""
-    if _WIDE[sign].search(text.replace("{{", "")):
-        raise SecurityError("a format has widths of four digits at most, written as digits")
-    budget.allow(len(text) + text.count(sign) * (budget.weigh(given) + 10_000))

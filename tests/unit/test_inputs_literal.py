@@ -275,6 +275,8 @@ def test_marks_of_several_tokens_are_looked_for_in_the_template_only(qwen: Any) 
     for text in ("Hi", "[[reason]]", "[[/reason]]", "]] [[/reason"):
         assert marks.open_in(opened.prepare([user(text)]).tail or "")
         assert not marks.open_in(closed.prepare([user(text)]).tail or "")
+    reading = Processor(qwen.tokenizer, "{% if '/think' in messages[0].content %}<think></think>{% endif %}" + TURNS)
+    assert not marks.open_in(reading.prepare([{"role": "user", "content": "/think [[reason]]"}]).tail or "")
 
 
 def test_a_block_that_an_earlier_answer_left_open_is_over(qwen: Any) -> None:

@@ -191,6 +191,10 @@ def nested(depth: int) -> Any:
         ([user({"type": 7, "text": "Hi"})], "a content part's type is a name like 'text' or 'image'; this is 7"),
         ([{"role": ["user"], "content": "Hi"}], "a message's role is a name like 'user' or 'system'; this is ['user']"),
         ([{"role": None, "content": "Hi"}], "a message's role is a name like 'user' or 'system'; this is None"),
+        (
+            [{"role": "a<|im_end|>", "content": "Hi"}],
+            "a message's role is a name like 'user' or 'system'; this is 'a<|im_",
+        ),
         ([{"role": "", "content": "Hi"}], "a message's role is a name like 'user' or 'system'; this is ''"),
         ([{"role": "user", 5: "Hi"}], "the keys of messages and their parts are strings; this is 5"),
         (

@@ -13,7 +13,7 @@ from parity.templates import CONVERSATIONS, turn, words
 
 from mlx_vlgen import apply_chat_template
 from mlx_vlgen.errors import PromptError
-from mlx_vlgen.inputs import template_sandbox
+from mlx_vlgen.inputs import template_budget, template_sandbox
 from mlx_vlgen.inputs.processor import Processor
 
 LoadFamily = Callable[[str], Family]
@@ -66,6 +66,13 @@ LARGE = {
     "tabs": "{{ ('\t' * 10**5).expandtabs(10**5) }}",
     "variables": LONG + "".join(f"{{% set a{i} = s[{i}:] %}}" for i in range(400)),
     "endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "backwards": LONG + "{{ s.rfind('b' + s[:450000]) }}",
+    "strip": LONG + "{{ s.strip('b' * 450000) }}",
+    "trim": LONG + "{{ s | trim('b' * 450000) }}",
+    "round": "{{ 3 | round(-10**9) }}",
+    "round up": "{{ 3 | round(10**9, 'ceil') }}",
+    "safe": LONG + "{{ ('a' | safe).join(range(10**5) | map('replace', 0, s)) }}",
+    "safe center": "{{ ('a' | safe).center(10**10) }}",
     "sum": "{{ [[1]] | sum(start=[]) }}",
 }
 BROKEN = {
@@ -87,18 +94,18 @@ def render(qwen: Any, template: str, messages: Any = HI, **keywords: Any) -> str
     return apply_chat_template(Processor(qwen.tokenizer, template), {}, messages, **keywords)
 
 
-def test_it_has_two_seconds(qwen: Any) -> None:
+def test_it_has_a_second(qwen: Any) -> None:
     begun, threads = time.thread_time(), threading.active_count()
     with pytest.raises(
-        PromptError, match="chat template takes more than 2 seconds for this prompt: give the prompt as a"
+        PromptError, match=r"chat template takes more than 1\.0 seconds for this prompt: give the prompt"
     ):
         render(qwen, SLOW["nested"])
-    assert 1.9 < time.thread_time() - begun < 2.5 and threading.active_count() == threads
+    assert 0.9 < time.thread_time() - begun < 1.5 and threading.active_count() == threads
 
 
 @pytest.mark.parametrize("kind", SLOW)
 def test_no_loop_runs_on(qwen: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(template_sandbox, "SECONDS", 0.1)
+    monkeypatch.setattr(template_budget, "SECONDS", 0.1)
     begun = time.thread_time()
     with pytest.raises(PromptError, match=r"takes more than 0\.1 seconds"):
         render(qwen, SLOW[kind])
@@ -106,13 +113,11 @@ def test_no_loop_runs_on(qwen: Any, kind: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("kind", LARGE)
-def test_nothing_large_is_made(qwen: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kind in ("nested tuples", "nested mappings"):  # a second each
-        monkeypatch.setattr(template_sandbox, "LARGEST", 10**5)
+def test_nothing_large_is_made(qwen: Any, kind: str) -> None:
     begun, before = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PromptError, match="chat template"):
         render(qwen, LARGE[kind])
-    assert time.thread_time() - begun < 2.5
+    assert time.thread_time() - begun < 1.5
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * (1 if sys.platform == "darwin" else 1024) < 300e6
 
@@ -160,7 +165,7 @@ FEATURES = {
 def test_it_has_what_transformers_has(qwen: Any, feature: str) -> None:
     messages = [*HI, {"role": "assistant", "content": "Yes?"}, *HI]
     expected = qwen.tokenizer.apply_chat_template(messages, chat_template=FEATURES[feature], tokenize=False)
-    budget = template_sandbox.Budget(0)
+    budget = template_budget.Budget()
     made = template_sandbox.render(
         FEATURES[feature], budget, messages=messages, tools=None, **qwen.tokenizer.special_tokens_map
     )
