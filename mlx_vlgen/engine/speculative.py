@@ -17,6 +17,7 @@ from ..inputs.prompt import Prompt
 from ..models.base import Embedded, Model
 from . import cache as kv
 from .batch import Batch, Emit, draw
+from .prefill import is_out_of_memory
 from .request import Row
 from .sampling import BatchSampler, Scores
 from .token_ids import check_ids, check_prompt, is_id
@@ -105,6 +106,8 @@ def _guesses(row: Row, vocab_size: int) -> list[int]:
             guesses = list(row.drafter.propose(row.tokens, most))[:most]
             check_ids("the drafter's guesses", guesses, vocab_size)
         except Exception as error:  # as of a row's processors: it may be the user's code
+            if is_out_of_memory(error):
+                raise
             row.error, guesses = error, []
     row.drafted += len(guesses)
     return guesses
