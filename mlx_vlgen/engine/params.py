@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
+from numbers import Integral
 from typing import Any
 
 from .._runtime import mx
@@ -20,6 +22,7 @@ this token."""
 
 _LISTS = ("eos_tokens", "stop", "logits_processors", "stopping_criteria")
 _FORMS = ("json_schema", "regex", "grammar", "choices")
+_WHOLE = ("max_tokens", "top_k", "top_logprobs", "seed", "repetition_context_size", "thinking_budget")
 _AT_LEAST_0 = ("max_tokens", "temperature", "top_n_sigma", "top_logprobs")
 _SHARES = ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold")
 
@@ -101,6 +104,11 @@ class SamplingParams:
         )
         self._check("0 to 1", lambda value: 0 <= value <= 1, _SHARES)
         self._check("more than 0", lambda value: value > 0, (), "repetition_penalty")
+        self._check("a number", isfinite, (), "presence_penalty", "frequency_penalty")
+        for name in _WHOLE:  # a step draws for all its rows at once: what is none would end them all
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise ValueError(f"{name}={value!r}: expected a whole number")
         if self.top_k < -1:
             raise ValueError(f"top_k={self.top_k}: expected a number of tokens, or 0 or -1 for off")
         self._check_form()
