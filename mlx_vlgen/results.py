@@ -44,7 +44,8 @@ class GenerationResult:
 
     text: the new segment in a stream, the whole answer from `generate`. token: the last token's id.
     logprobs: the float32 log-softmax of the raw logits over the whole vocabulary for `token`, (V,), computed when
-    looked at; a stream keeps it on its newest result only. top_logprobs: the k best as (id, value), best first.
+    looked at; a stream keeps it on its newest result only. top_logprobs: the k best as (id, value), best first; every
+    result keeps them.
     finish_reason: None while it runs. tokens: all generated ids so far, a list. thinking, answer: at the
     end, the text inside thinking blocks (None where there was none) and after them, and how many tokens each has.
     cached_tokens: prompt tokens that were not computed again.

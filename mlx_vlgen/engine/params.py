@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from .._runtime import mx
@@ -29,8 +29,8 @@ _LARGEST = 3e38
 
 _LISTS = ("eos_tokens", "stop", "logits_processors", "stopping_criteria")
 _FORMS = ("json_schema", "regex", "grammar", "choices")
+_WHOLE = ("max_tokens", "top_k", "top_logprobs", "seed", "repetition_context_size", "thinking_budget")
 _AT_LEAST_0 = ("max_tokens", "temperature", "top_n_sigma", "top_logprobs")
-_OPTIONAL_COUNTS = ("thinking_budget", "repetition_context_size")
 _SHARES = ("top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold")
 
 
@@ -109,13 +109,13 @@ class SamplingParams:
             "at least 0",
             lambda value: value >= 0,
             _AT_LEAST_0,
-            *_OPTIONAL_COUNTS,
+            "thinking_budget",
+            "repetition_context_size",
             "max_time",
         )
         for name in ("logprobs", "skip_special_tokens", "include_eos"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r:.80}: expected True or False")
-        self._check("a whole number", is_whole, ("max_tokens", "top_k", "top_logprobs"), *_OPTIONAL_COUNTS)
         numbers = ("temperature", "top_n_sigma")
         self._check("a finite number", finite, numbers, "presence_penalty", "frequency_penalty")
         self._check("0 to 1", lambda value: 0 <= value <= 1, _SHARES)
@@ -125,6 +125,10 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             if isinstance(bias, bool) or not isinstance(bias, Real) or not (finite(bias) or bias == -math.inf):
                 raise ValueError(f"logit_bias: {bias!r} for {token!r}: expected a finite number, or -inf")
+        for name in _WHOLE:  # a step draws for all its rows at once: what is none would end them all
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise ValueError(f"{name}={value!r:.80}: expected a whole number")
         if self.top_k < -1:
             raise ValueError(f"top_k={self.top_k}: expected a number of tokens, or 0 or -1 for off")
         self._check_form()
@@ -193,10 +197,6 @@ def check_callable(name: str, value: Any) -> None:
     """TypeError for what is no function."""
     if not callable(value):
         raise TypeError(f"{name}: {value!r:.80} cannot be called; expected a function")
-
-
-def is_whole(value: Any) -> bool:
-    return isinstance(value, int)
 
 
 def finite(value: Any) -> bool:

@@ -60,7 +60,11 @@ class Attack:
             return self._damaged(draw, given)
         if name in TENSORS and draw.random() < 0.7:
             tensor = array(draw)
-            return mx.array(np.ascontiguousarray(tensor)) if tensor.dtype in (np.int32, np.float32) and tensor.size else tensor
+            return (
+                mx.array(np.ascontiguousarray(tensor))
+                if tensor.dtype in (np.int32, np.float32) and tensor.size
+                else tensor
+            )
         return draw.choice(NUMBERS) if draw.random() < 0.6 else value(draw)
 
     def _damaged(self, draw: random.Random, tensor: np.ndarray) -> np.ndarray:

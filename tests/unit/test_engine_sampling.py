@@ -142,6 +142,26 @@ def test_draws_do_not_depend_on_neighbours() -> None:
         assert BatchSampler([row])(logits[place : place + 1], 7).tolist() == [together[place]]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1.5),
+        ("seed", "x"),
+        ("top_k", 1.5),
+        ("max_tokens", 2.5),
+        ("top_logprobs", 2.5),
+        ("repetition_context_size", 2.5),
+        ("presence_penalty", "x"),
+        ("frequency_penalty", float("nan")),
+    ],
+)
+def test_settings_that_are_no_numbers(name: str, value: Any) -> None:
+    """Refused where they are given: in a step they would end every row that draws with theirs."""
+    with pytest.raises(ValueError, match=f"{name}="):
+        SamplingParams(**{name: value})
+    assert SamplingParams(seed=np.int64(3), top_k=np.int32(2)).top_k == 2
+
+
 @pytest.mark.parametrize("settings", [{"temperature": 0.7}, {"temperature": 1.2, "top_k": 7, "top_p": 0.9}], ids=str)
 @pytest.mark.parametrize(("rows", "steps"), [(1, 2_000), (100, 200)])
 def test_frequencies(settings: dict[str, Any], rows: int, steps: int) -> None:
