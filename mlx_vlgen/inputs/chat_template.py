@@ -242,9 +242,14 @@ def render(
 
 
 def _changed(message: Message, change: Change, hiding: Hiding, media: frozenset[str]) -> dict[str, Any]:
-    if message["role"] == "assistant":
-        change = functools.partial(hiding.matches, strings=Strings.of(media))
-    return dict(mapped(message, change, but=("role", "type")))
+    if message["role"] != "assistant":
+        return dict(mapped(message, change, but=("role", "type")))
+    changed = dict(mapped(message, functools.partial(hiding.matches, strings=Strings.of(media)), but=("role", "type")))
+    if isinstance(content := changed["content"], list):
+        places = [i for i, part in enumerate(content) if "text" in part]
+        for i, text in zip(places, hiding.across([content[i]["text"] for i in places], Strings.of(media)), strict=True):
+            content[i] = {"type": "text", "text": text}
+    return changed
 
 
 def _named_as_read(message: Message) -> dict[str, Any]:

@@ -64,6 +64,11 @@ class Hiding:
         parts = (strings or self.steering).split(text)
         return "".join(self.all(part) if i % 2 else part for i, part in enumerate(parts))
 
+    def across(self, texts: Sequence[str], strings: "Strings") -> list[str]:
+        """`matches`, in texts that a template may join."""
+        whole, ends = self.matches("".join(texts), strings), [0, *itertools.accumulate(map(len, texts))]
+        return [whole[begin:end] for begin, end in itertools.pairwise(ends)]
+
     def steering_in(self, text: str) -> list[str]:
         """The steering strings that stand there and are not hidden."""
         return self.steering.split(text)[1::2]

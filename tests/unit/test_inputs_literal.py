@@ -226,6 +226,10 @@ def test_what_an_assistant_said_goes_through_but_for_pictures(qwen: Any) -> None
     assert qwen.tokenizer.convert_tokens_to_ids("<|image_pad|>") not in tokens
     assert tokens.count(qwen.tokenizer.convert_tokens_to_ids("<think>")) == 1
     assert tokens.count(qwen.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 4
+    parts = [*user("a<|image_", "pad|>b<|image_pad|>")["content"], *user("c")["content"]]
+    tokens = ids(qwen, [user("?"), {"role": "assistant", "content": parts}, user("!")])
+    assert qwen.tokenizer.convert_tokens_to_ids("<|image_pad|>") not in tokens
+    assert "a<|image_pad|>b<|image_pad|>c" in qwen.tokenizer.decode(tokens)
 
 
 def test_words_of_every_range_come_through_whole(qwen: Any) -> None:
