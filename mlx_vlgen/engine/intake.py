@@ -238,4 +238,4 @@ def end_tokens(model: Model, processor: Any) -> frozenset[int]:
     """The model's own end tokens: of generation_config.json, else of config.json, and the tokenizer's."""
     file = model.generation_config.get("eos_token_id", model.config.get("eos_token_id"))
     given = (file, processor.tokenizer.eos_token_id)
-    return frozenset(token for own in given for token in ids_of_file("eos_token_id", own, model.vocab_size))
+    return frozenset(token for ids in given for token in ids_of_file("eos_token_id", ids, model.vocab_size))

@@ -20,11 +20,12 @@ _TOKENS = "bos_token_id", "eos_token_id", "pad_token_id"
 
 def settings_of_files(model: Model) -> dict[str, Any]:
     """What the checkpoint's generation_config.json says, and of its config.json the ids of special tokens."""
-    own = {name: model.config[name] for name in _TOKENS if model.config.get(name) is not None} | model.generation_config
-    for name in own.keys() & set(_TOKENS):
-        known = ids_of_file(name, own[name], model.vocab_size)
-        own[name] = known if name == "eos_token_id" else next(iter(known), None)
-    return own
+    values = {name: model.config[name] for name in _TOKENS if model.config.get(name) is not None}
+    values |= model.generation_config
+    for name in values.keys() & set(_TOKENS):
+        known = ids_of_file(name, values[name], model.vocab_size)
+        values[name] = known if name == "eos_token_id" else next(iter(known), None)
+    return values
 
 
 def check_settings(settings: Settings, vocab_size: int) -> None:

@@ -51,7 +51,7 @@ def forward(model: Model, inputs: Any = None, **tensors: Any) -> CausalLMOutput:
     spans = [_span(row) for row in mask]
     by_token = {"input_ids": ids, "mm_token_type_ids": tensors.get("mm_token_type_ids")}
     rows = {
-        name: [own[start:end] for own, (start, end) in zip(np.atleast_2d(np.asarray(value)), spans, strict=True)]
+        name: [row[start:end] for row, (start, end) in zip(np.atleast_2d(np.asarray(value)), spans, strict=True)]
         for name, value in by_token.items()
         if value is not None
     }

@@ -83,7 +83,7 @@ def apply_chat_template(
     batched = isinstance(conversation, list | tuple) and bool(conversation) and _is_list(conversation[0])
     conversations: Any = conversation if batched else [conversation]
     template = processor.chat_template if chat_template is None else chat_template
-    own = _with(processor, template)
+    templated = _with(processor, template)
     processing = dict(processor_kwargs or {})
     if return_tensors not in (None, "auto"):  # "auto" is transformers' word for what processor_kwargs say
         processing["return_tensors"] = return_tensors
@@ -102,11 +102,11 @@ def apply_chat_template(
     variables |= {name: value for name, value in given.items() if value is not None}
     if not tokenize:
         texts = [
-            "".join(segment.text for segment in own.format(templates.normalize(messages), **variables))
+            "".join(segment.text for segment in templated.format(templates.normalize(messages), **variables))
             for messages in conversations
         ]
         return texts if batched else texts[0]
-    made = _encode(own, [own.prepare(messages, media, **variables) for messages in conversations], padding)
+    made = _encode(templated, [templated.prepare(messages, media, **variables) for messages in conversations], padding)
     return made if return_dict else made["input_ids"]
 
 
@@ -174,9 +174,9 @@ def post_process_image_text_to_text(
 
 def _with(processor: Processor, template: str | None) -> Processor:
     """The processor with a template of a call's own."""
-    own = copy.copy(processor)
-    own.chat_template = template
-    return own
+    templated = copy.copy(processor)
+    templated.chat_template = template
+    return templated
 
 
 def _read(keywords: Mapping[str, Any]) -> tuple[MediaInputs, _Padding]:

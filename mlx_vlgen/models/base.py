@@ -181,9 +181,8 @@ class Model(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """Of the floating-point parameters."""
-        floats = (own.dtype for _, own in tree_flatten(self.parameters()) if mx.issubdtype(own.dtype, mx.floating))
-        dtype: mx.Dtype = next(floats)
-        return dtype
+        dtypes = (parameter.dtype for _, parameter in tree_flatten(self.parameters()))
+        return next(dtype for dtype in dtypes if mx.issubdtype(dtype, mx.floating))
 
     @property
     def max_positions(self) -> int | None:

@@ -28,7 +28,7 @@ def demo(load_family: LoadFamily) -> Family:
 def alone(family: Family, text: str, *pictures: Any) -> np.ndarray:
     """(L, V): as the engine's own faces have it."""
     prompt = family.processor.prepare(text, mlx_vlgen.MediaInputs(images=pictures))
-    inputs = family.model.embed(prompt, [family.model.encode([own])[0] for own in prompt.media])
+    inputs = family.model.embed(prompt, [family.model.encode([one])[0] for one in prompt.media])
     return np.array(family.model(inputs, make_cache(family.model.cache_layout()))[0])
 
 
@@ -42,8 +42,8 @@ def test_a_call_gives_logits_of_every_position(demo: Family, side: str) -> None:
         assert isinstance(out.logits, Array) and out[0] is out["logits"] is out.logits
         assert out.logits.shape == (*given.input_ids.shape, demo.model.vocab_size)
         mask = np.array(given.attention_mask) == 1
-        for row, own, expected in zip(out.logits, mask, wanted, strict=True):
-            assert np.abs(np.array(row)[own] - expected).max() < 1e-4
+        for row, kept, expected in zip(out.logits, mask, wanted, strict=True):
+            assert np.abs(np.array(row)[kept] - expected).max() < 1e-4
 
 
 def test_a_call_of_ids_alone(demo: Family) -> None:
@@ -56,10 +56,10 @@ def test_a_call_of_ids_alone(demo: Family) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gemma4"])
 def test_every_family_can_be_called(load_family: LoadFamily, family: str) -> None:
-    own = load_family(family)
-    ids = own.processor.prepare(own.asks["short" if "short" in own.asks else "words5"].text).tokens
-    logits = own.model(input_ids=ids[None]).logits
-    assert logits.shape == (1, len(ids), own.model.vocab_size)
+    loaded = load_family(family)
+    ids = loaded.processor.prepare(loaded.asks["short" if "short" in loaded.asks else "words5"].text).tokens
+    logits = loaded.model(input_ids=ids[None]).logits
+    assert logits.shape == (1, len(ids), loaded.model.vocab_size)
 
 
 def wrong() -> Any:
@@ -77,9 +77,9 @@ def wrong() -> Any:
     yield {"input_ids": None}, PromptError, "no input_ids"
 
 
-@pytest.mark.parametrize(("given", "error", "words"), list(wrong()), ids=lambda value: str(value)[:40])
-def test_what_a_call_does_not_compute_is_refused(demo: Family, given: dict[str, Any], error: Any, words: str) -> None:
-    with pytest.raises(error, match=words):
+@pytest.mark.parametrize(("given", "error", "says"), list(wrong()), ids=lambda value: str(value)[:40])
+def test_what_a_call_does_not_compute_is_refused(demo: Family, given: dict[str, Any], error: Any, says: str) -> None:
+    with pytest.raises(error, match=says):
         demo.model(**{"input_ids": [[1, 2]], **given})
     with pytest.raises(TypeError, match="by name"):
         demo.model([[1, 2]], [[1, 1]])
@@ -95,8 +95,8 @@ def test_what_is_read_of_a_model(demo: Family) -> None:
 
 def test_ids_that_come_back_can_be_moved_nowhere(demo: Family) -> None:
     ids = demo.model.generate([[1, 2]], max_new_tokens=2)
-    for own in (ids, ids[:, 2:], ids[0]):
-        assert own.to("cuda") is own is own.cpu() and own.cpu().numpy().tolist() == own.tolist()
+    for part in (ids, ids[:, 2:], ids[0]):
+        assert part.to("cuda") is part is part.cpu() and part.cpu().numpy().tolist() == part.tolist()
 
 
 # -- the configuration

@@ -118,15 +118,15 @@ def prompts() -> Iterator[tuple[Prompt, str]]:
         yield Prompt(np.array([1, 2, 3]), two_way=(span,)), r"a span .* outside its 3 tokens"
 
 
-@pytest.mark.parametrize(("prompt", "words"), list(prompts()), ids=lambda value: str(value)[:60])
-def test_a_ready_prompt_is_checked_too(demo: Family, prompt: Prompt, words: str) -> None:
+@pytest.mark.parametrize(("prompt", "says"), list(prompts()), ids=lambda value: str(value)[:60])
+def test_a_ready_prompt_is_checked_too(demo: Family, prompt: Prompt, says: str) -> None:
     short = SamplingParams(max_tokens=1)
     bad = Request(prompt, sampling=short)
     negative = Request(ids(1, 2), sampling=short, guidance=Guidance(2.0, prompt))
     results = last(demo.model, demo.processor, bad, negative)
     for name, result in zip(("prompt", "negative_prompt_ids"), results, strict=True):
         assert isinstance(result.error, PromptError)
-        with pytest.raises(PromptError, match=f"^{name}: .*{words}"):
+        with pytest.raises(PromptError, match=f"^{name}: .*{says}"):
             raise result.error
 
 
