@@ -25,7 +25,7 @@ from . import prefill, wired
 from .batch import Batch
 from .beam import Search
 from .intake import Intake
-from .report import report
+from .report import RowResult, report
 from .request import Request, Row, fresh_seed
 from .sampling import Scores
 from .speculative import Speculative
@@ -75,8 +75,8 @@ class TokenIterator:
         self._ready: deque[Row] = deque()  # encoded, waiting for prefill
         self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
         self._batches: dict[Any, Batch] = {}  # rows decode with those whose caches and way of stepping are like theirs
-        self._out: deque[tuple[int, GenerationResult]] = deque()
-        self._latest: dict[int, GenerationResult] = {}  # what was handed out last for each row
+        self._out: deque[tuple[int, RowResult]] = deque()
+        self._latest: dict[int, RowResult] = {}  # what was handed out last for each row
         self._next_id = 0
         self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
         mx.reset_peak_memory()
@@ -143,7 +143,7 @@ class TokenIterator:
                     raise
         id, result = self._out.popleft()
         if (before := self._latest.pop(id, None)) is not None:  # only the newest holds the vocabulary
-            before.logprobs = before.top_logprobs = None
+            before.let_go()
         if result.finish_reason is None:
             self._latest[id] = result
         return id, result

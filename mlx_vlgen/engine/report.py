@@ -1,6 +1,8 @@
 """What is told about a row after each of its tokens."""
 
 import time
+from functools import cached_property
+from typing import Any
 
 from .._runtime import mx
 from ..results import GenerationResult, speed
@@ -8,12 +10,58 @@ from .request import Row
 from .sampling import Scores, log_softmax, top
 
 
-def report(row: Row, text: str, scores: Scores | None) -> GenerationResult:
+class RowResult(GenerationResult):
+    """A row's result, of which what costs time or memory is made when it is first read."""
+
+    __qualname__ = GenerationResult.__qualname__  # what a person is shown
+
+    def follow(self, row: Row, scores: Scores | None) -> None:
+        """Stand for the row as it is now, whose last token was drawn from `scores`."""
+        over, end_of = row.finish_reason is not None, row.text.end_of
+        blocks, (begin, end) = row.thinking.ranges(over) if row.thinking else ([], (0, len(row.tokens)))
+        self.thinking_tokens, self.answer_tokens = sum(stop - start for start, stop in blocks), end - begin
+        self._blocks = [(end_of(start), end_of(stop)) for start, stop in blocks]
+        self._answer, self._trimmed = (end_of(begin), end_of(end)), bool(blocks) and row.constraint is None
+        self._released, self._tokens = row.text.released, row.tokens  # and not the row: a result may be kept for long
+        self._scores, self._wanted = scores, (row.sampling.logprobs, row.sampling.top_logprobs)
+        for name in ("tokens", "thinking", "answer", "logprobs", "top_logprobs"):
+            self.__dict__.pop(name)
+
+    def let_go(self) -> None:
+        """Forget what only the newest result of a row holds."""
+        self._scores = self.logprobs = self.top_logprobs = None
+
+    # Read-only properties in the place of fields, says mypy; these are stored in the place of the field.
+
+    @cached_property
+    def tokens(self) -> list[int]:  # type: ignore[override]
+        return self._tokens[: self.generation_tokens]
+
+    @cached_property
+    def thinking(self) -> str | None:  # type: ignore[override]
+        text = "".join(self._released)
+        return "".join(text[start:stop] for start, stop in self._blocks).strip() if self._blocks else None
+
+    @cached_property
+    def answer(self) -> str | None:  # type: ignore[override]
+        text = "".join(self._released)[slice(*self._answer)]
+        return text.strip() if self._trimmed else text
+
+    @cached_property
+    def logprobs(self) -> Any:
+        return log_softmax(self._scores.own) if self._scores and self._wanted[0] else None
+
+    @cached_property
+    def top_logprobs(self) -> list[tuple[int, float]] | None:  # type: ignore[override]
+        return top(self._scores.own, self._wanted[1]) if self._scores and self._wanted[1] else None
+
+
+def report(row: Row, text: str, scores: Scores | None) -> RowResult:
     """The result after the token that was drawn from `scores`, which is None when there was none."""
-    made = len(row.tokens)
+    made, sampling = len(row.tokens), row.sampling
     prompt_time = row.prefilled - row.prefill_started if row.prefilled else 0.0
     generation_time = time.perf_counter() - row.prefilled if made > 1 else 0.0
-    result = GenerationResult(
+    result = RowResult(
         text=text,
         token=row.tokens[-1] if made and (scores is not None or row.found) else None,
         prompt_tokens=row.length,
@@ -23,7 +71,6 @@ def report(row: Row, text: str, scores: Scores | None) -> GenerationResult:
         generation_tps=speed(made, generation_time),
         peak_memory=mx.get_peak_memory() / 1e9,
         finish_reason=row.finish_reason,
-        tokens=lambda so_far=row.tokens: so_far[:made],
         prompt_time=prompt_time,
         generation_time=generation_time,
         encode_time=row.encode_time,
@@ -34,26 +81,8 @@ def report(row: Row, text: str, scores: Scores | None) -> GenerationResult:
         beams=row.found,
         error=row.error,
     )
-    if row.finish_reason is not None:
-        _tell_thinking(row, result)
-    if result.token is not None and scores is not None:
-        count = row.sampling.top_logprobs
-        if row.finish_reason is not None and (row.sampling.logprobs or count):
-            scores = scores.alone()  # a last result may be kept for long
-        if row.sampling.logprobs:
-            result.logprobs = lambda: log_softmax(scores.own)
-        if count:
-            result.top_logprobs = lambda: top(scores.own, count)
+    wanted = scores if result.token is not None and (sampling.logprobs or sampling.top_logprobs) else None
+    if wanted and row.finish_reason is not None:
+        wanted = wanted.alone()  # of the other rows in its step
+    result.follow(row, wanted)
     return result
-
-
-def _tell_thinking(row: Row, result: GenerationResult) -> None:
-    """What was thought and what was answered, once the row has ended."""
-    if row.thinking is None or not row.thinking.happened:
-        result.answer, result.answer_tokens = row.text.said, len(row.tokens)
-        return
-    thought, answer = row.thinking.parts()
-    result.thinking_tokens, result.answer_tokens = len(thought), len(answer)
-    result.thinking = row.text.decode(thought).strip()
-    text = row.text.decode([t for t in answer if t not in row.end_tokens])
-    result.answer = text if row.constraint else text.strip()
