@@ -20,13 +20,14 @@ def _interrupt(*_: object) -> None:
 
 
 def _unraisable(told: "sys.UnraisableHookArgs") -> None:
-    """A Ctrl-C that came in a finalizer, which Python would print and forget, comes once more."""
+    """A Ctrl-C that came in a finalizer, which Python would print and forget, comes once more when that is over."""
     global _running
     if not isinstance(told.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(told)
         return
     _running = True
-    signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
 
 
 def heed_interrupts() -> None:

@@ -155,8 +155,22 @@ _FLAGS = {option.name: option.flag for option in OPTIONS} | {
     "revision": "--revision",
     "dtype": "--dtype",
 }
+_FLAGS |= {
+    name: "--" + name.replace("_", "-")
+    for name in (
+        "hf_path",
+        "mlx_path",
+        "upload_repo",
+        "q_bits",
+        "q_group_size",
+        "q_mode",
+        "q_recipe",
+        "quantize_vision",
+    )
+}
 _PYTHONS = (
     (r" or (pass|raise) Limits[.(]\w+(=\w+\))?|,? or None( for [\w ]+)?| \((Limits|PIL)\.[\w.]+\)", ""),
+    (r', or in a list for a video of one frame|, or {"bits"[^}]*}', ""),
     (r" \((on the command line )?--[\w -]+\)", ""),  # what is said for both
     (r"=\(height, width\)", " HEIGHT WIDTH"),
     (r'=\{"bits": (\d)\}', r"=\1"),

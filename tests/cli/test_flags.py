@@ -261,7 +261,7 @@ def test_what_cannot_be_read_is_told_in_one_line(
         ("--image", damaged): "damaged.png: the PNG is truncated or damaged; get a whole copy",
         ("--image", notes): "notes.txt: not a picture that is read here (it looks like text); expected JPEG",
         ("--image", tmp_path): "is a folder; expected a file",
-        ("--video", pictures / "large.png"): "large.png: a still picture; give it as --image, or in a list",
+        ("--video", pictures / "large.png"): "large.png: a still picture; give it as --image\n",
         ("--video", notes): "notes.txt: not a video that is read here",
         ("--prompt", b"a\xff".decode("utf-8", "surrogateescape")): "bytes that are not text in UTF-8",
         ("--eos-tokens", "two words", "-p", "Hi"): "error: --eos-tokens: 'two words' is",
