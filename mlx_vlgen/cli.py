@@ -83,7 +83,8 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text})
     if given.verbose:
         tell(f"{'=' * 10}\nPrompt: {text}\n")
-    if bar := progress_bar("reading the prompt", "token"):
+    bar = progress_bar("reading the prompt", "token")
+    if bar is not None:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
