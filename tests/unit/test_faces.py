@@ -284,7 +284,7 @@ def test_no_audio_is_none(vl: Loaded) -> None:
             assert face(*vl, formatted(vl), audio=audio, max_tokens=1)
     for audios in ([], None, [None, None], [[], None]):
         assert len(batch_generate(*vl, audios=audios, prompts=[formatted(vl)] * 2, max_tokens=1).texts) == 2
-    with pytest.raises(ValueError, match="^audios: 1 given for 2 prompts"):
+    with pytest.raises(ValueError, match=r"^audios: 1 given for 2 prompts"):
         batch_generate(*vl, audios=[None], prompts=[formatted(vl)] * 2)
 
 
