@@ -254,7 +254,7 @@ def guarded(run: Callable[[], int]) -> int:
             if os.environ.get(TRACEBACK_VARIABLE):
                 raise
             known = isinstance(error, VlgenError | ValueError | TypeError)
-            notice(f"error: {described(error)}{'' if known else f' (set {TRACEBACK_VARIABLE}=1 for more)'}")
+            notice(f"error: {in_flags(described(error))}{'' if known else f' (set {TRACEBACK_VARIABLE}=1 for more)'}")
             return 1
 
 

@@ -37,10 +37,20 @@ def heed_interrupts() -> None:
         sys.unraisablehook = _unraisable
 
 
+def _open_streams() -> None:
+    """Take the places of closed streams, lest the next file that is opened, the weights, be taken for stdin."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def run(command: str) -> None:
     """Run a function of `cli` and end the process with the code it returns."""
     global _running
     heed_interrupts()
+    _open_streams()
     from . import cli
 
     try:

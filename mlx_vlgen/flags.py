@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
+from .notices import tell_wrapped
 from .options import GROUPS, LATER, OPTIONS, Option, checkpoint, content, did_you_mean, schema
 
 DEFAULT_MODEL = "mlx-community/Qwen3-VL-2B-Instruct-4bit"
@@ -28,11 +29,18 @@ EXAMPLES = """examples:
 """Five of `generate`."""
 
 
+class _Help(argparse.HelpFormatter):
+    """Text of several lines stays as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 class Parser(argparse.ArgumentParser):
     """Tells the nearest flag for an unknown one. Takes no abbreviated flags, which a new flag could make ambiguous."""
 
     def __init__(self, **keywords: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **keywords)
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         given, unknown = self.parse_known_args(arguments)
@@ -51,7 +59,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.endswith(("expected one argument", "expected at least one argument")):
             message += " (write a value that begins with - as --flag=-value)"
-        self.exit(2, f"{self.prog}: error: {message}\nTry: {self.prog} --help\n")
+        tell_wrapped(f"{self.prog}: error: {message}\nTry: {self.prog} --help")
+        self.exit(2)
 
 
 def generate_parser(program: str) -> Parser:

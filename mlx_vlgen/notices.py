@@ -21,16 +21,17 @@ def reworded(how: Callable[[str], str]) -> Iterator[None]:
 
 
 def notice(text: str) -> None:
-    """A line on stderr; on a terminal, broken between words."""
     for how in _reworded:
         text = how(text)
-    text = f"mlx_vlgen: {text}"
+    tell_wrapped(f"mlx_vlgen: {text}")
+
+
+def tell_wrapped(text: str) -> None:
+    """Print on stderr; on a terminal, with lines broken between words."""
     if on_terminal():
         width = int(os.environ.get("COLUMNS") or os.get_terminal_size(sys.stderr.fileno()).columns)
-        lines = (
-            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.split("\n")
-        )
-        text = "\n".join(lines)
+        fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill
+        text = "\n".join(map(fill, text.split("\n")))
     tell(text)
 
 

@@ -195,6 +195,27 @@ def test_a_closed_stderr_leaves_stdout_to_the_answer(run: Callable[..., Ran], qw
     assert (failed.returncode, failed.stdout) == (1, "")
 
 
+def test_a_closed_stdin_is_no_hindrance(run: Callable[..., Ran], qwen: Family) -> None:
+    """Whatever is opened next would get its number."""
+    ran = run("sh", "-c", '"$@" <&-', "sh", *GENERATE, "--prompt", "Hi", "--model", qwen.folder, "--max-tokens", "0")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "\n", "")
+
+
+@pytest.mark.usefixtures("terminal")
+def test_usage_errors_are_broken_between_words_on_a_terminal(say: Say) -> None:
+    code, _, error = say("-p", "Hi", "--kv-bits", "5")
+    assert code == 2 and error.splitlines() == [
+        "python -m mlx_vlgen.generate: error:",
+        "--kv-bits=5: expected 2, 3, 4, 6 or 8",
+        "Try: python -m mlx_vlgen.generate --help",
+    ]
+
+
+def test_errors_of_the_model_speak_of_flags(say: Say, qwen: Family) -> None:
+    spoken = say("-m", qwen.folder, "-p", "Hi", "--regex", "(", "--max-tokens", "1")
+    assert spoken == (1, "", "mlx_vlgen: error: --regex: unclosed group, at character 1 of '('\n")
+
+
 # Help
 
 
