@@ -1,6 +1,13 @@
 """Vision-language models on Apple silicon with MLX: pictures, video and text in, text out, streamed and batched."""
 
 import sys
+
+if sys.argv[:1] == ["-m"] and any(word.partition(".")[0] == "mlx_vlgen" for word in sys.orig_argv):
+    # `python -m mlx_vlgen…`, which imports the package before its module: Ctrl-C is heeded from here on.
+    from .entry import heed_interrupts
+
+    heed_interrupts()
+
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,5 @@
 """`python -m mlx_vlgen`: the commands."""
 
-import sys
+from .entry import commands
 
-from .cli import main
-
-sys.exit(main())
+commands()

@@ -1,4 +1,4 @@
-"""What the commands share: flags, the choice of the model, messages at a person, exit codes.
+"""What the commands share: the choice of the model, what goes where, exit codes.
 
 Exit codes: 0; 1 failed; 2 usage; 130 Ctrl-C. The answer goes to stdout and all else to stderr.
 """
@@ -9,23 +9,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from . import __version__
-from .errors import MediaError, UnreachableError, VlgenError
-from .options import LATER, OPTIONS, Option, checkpoint, content, did_you_mean, divide, schema
+from .errors import MediaError, UnreachableError, VlgenError, described
+from .flags import COMMANDS, DEFAULT_MODEL, MODEL_VARIABLE, Parser, convert_parser, generate_parser, in_flags
+from .notices import notice, on_terminal, progress_bar, reworded, tell
+from .options import OPTIONS, divide
+from .results import GenerationResult
 
-DEFAULT_MODEL = "mlx-community/Qwen3-VL-2B-Instruct-4bit"
-MODEL_VARIABLE = "MLX_VLGEN_MODEL"
 TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
-
-SHORT = {"temperature": ("--temp",), "choices": ("--choice",)}
-"""Other names of flags."""
-
-COMMANDS = {
-    "generate": "answer one prompt about pictures, a video or text",
-    "convert": "write a checkpoint for MLX, quantized or as it is",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,147 +56,86 @@ def main_convert(arguments: Sequence[str] | None = None, program: str = "python 
     return guarded(lambda: run_convert(convert_parser(program), arguments))
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells the nearest flag for an unknown one. Takes no abbreviated flags, which a new flag could make ambiguous."""
-
-    def __init__(self, **keywords: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **keywords)
-
-    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        given, unknown = self.parse_known_args(arguments)
-        if unknown:
-            self.error(self._explain(unknown[0]))
-        return given
-
-    def _explain(self, word: str) -> str:
-        if not word.startswith("-"):
-            return f"{word!r} belongs to no flag; put quotation marks around text of several words"
-        flag = word.partition("=")[0]
-        if flag.removeprefix("--").replace("-", "_") in LATER:
-            return f"this version does not have {flag} yet"
-        return f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}"
-
-    def error(self, message: str) -> NoReturn:
-        if message.endswith(("expected one argument", "expected at least one argument")):
-            message += " (write a value that begins with - as --flag=-value)"
-        self.exit(2, f"{self.prog}: error: {message}\nTry: {self.prog} --help\n")
-
-
-def generate_parser(program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        usage="%(prog)s [--image IMAGE ...] [--video VIDEO ...] [--prompt TEXT] [--model MODEL] [options]",
-        description="Answer one prompt about pictures, a video or text. The answer goes to stdout, all else to stderr.",
-        epilog=f"The model is --model, else ${MODEL_VARIABLE}, else {DEFAULT_MODEL}.\n"
-        "Where that last one is neither in the cache nor reachable, a small built-in model answers,\n"
-        "which knows simple shapes and short print.\n\n"
-        "exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C",
-    )
-    what = parser.add_argument_group("what to answer")
-    what.add_argument("--image", nargs="+", action="extend", default=[], metavar="IMAGE",
-                      help="picture: path, http(s) URL, data: URI; may be repeated")  # fmt: skip
-    what.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO",
-                      help="video file, GIF, or folder of frames; may be repeated")  # fmt: skip
-    what.add_argument("--prompt", "-p", metavar="TEXT",
-                      help='what to answer; - reads it from stdin (default: "Describe this image.")')  # fmt: skip
-    what.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", "-m", metavar="MODEL", help='folder, Hugging Face id, or "demo", which is built in')
-    model.add_argument("--adapter-path", metavar="ADAPTER", help="folder or id of a LoRA adapter, mlx-lm's or PEFT's")
-    model.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
-    model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-                       help="of the weights (default: the checkpoint's; float32 on a CPU)")  # fmt: skip
-    model.add_argument("--quantize", type=int, metavar="BITS", help="quantize a float checkpoint as it loads")
-    add_options(parser.add_argument_group("settings"), OPTIONS)
-    parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
-    return parser
-
-
-def add_options(group: Any, options: Sequence[Option]) -> None:
-    """A flag for each keyword; left out of the result where it was not given."""
-    for option in options:
-        names = [option.flag, *SHORT.get(option.name, ())]
-        if option.parse is None:
-            group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=option.help)
-            continue
-        words: Any = {int: "N", float: "X", str: "TEXT", schema: "FILE", content: "FILE", checkpoint: "MODEL"}
-        metavar: Any = words.get(option.parse, "TOKEN")
-        how: dict[str, Any] = {"type": option.parse, "default": argparse.SUPPRESS, "help": option.help}
-        if option.many:
-            how |= {"nargs": "+", "action": "extend"}
-        elif option.words > 1:
-            how["nargs"], metavar = option.words, ("HEIGHT", "WIDTH")
-        group.add_argument(*names, metavar=metavar, **how)
-
-
 def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     given = parser.parse(arguments)
     if given.prompt is None and not given.image and not given.video:
         parser.error("nothing to answer: give --image, --video or --prompt")
     if given.prompt == "" and not given.image and not given.video:
         parser.error("--prompt is empty")
+    if [given.prompt, *given.image].count("-") > 1:
+        parser.error("stdin can be read once: give only one - for --prompt and --image")
     keywords = {option.name: getattr(given, option.name) for option in OPTIONS if hasattr(given, option.name)}
     try:
         check_keywords(keywords)
     except ValueError as error:
-        parser.error(re.sub(r"^\w+", lambda name: "--" + name[0].replace("_", "-"), str(error)))
+        refuse(parser, error)
+    if sys.stdout is None:
+        raise VlgenError("stdout is closed: there is nowhere to write the answer")
     text = read_prompt(given)
     check_files([*given.image, *given.video])  # all this before a model is loaded
+    content = [{"type": "image", "image": read_picture() if image == "-" else image} for image in given.image]
+    content += [{"type": "video", "video": video} for video in given.video]
 
     from .generate import statistics, stream_generate
-    from .notices import notice
 
     model, processor = choose_model(given)
-    content = [{"type": "image", "image": image} for image in given.image]
-    content += [{"type": "video", "video": video} for video in given.video]
     messages = [{"role": "system", "content": given.system}] if given.system else []
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text})
     if given.verbose:
-        print(f"{'=' * 10}\nPrompt: {text}\n", file=sys.stderr, flush=True)
-    result = None
-    if bar := progress_bar():
-        keywords["prompt_progress_callback"] = bar
+        tell(f"{'=' * 10}\nPrompt: {text}\n")
+    bar = progress_bar("reading the prompt", "token")
+    if bar is not None:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+            if done == total:
+                bar.close()
+
+        keywords["prompt_progress_callback"] = progress
+    screen, result = Screen(given.hide_thinking), None
     for result in stream_generate(model, processor, messages, **keywords):
-        print(result.text, end="", flush=True)
-    print(flush=True)
+        screen.show(result)
+    screen.finish()
     if result is not None and result.finish_reason == "length" and not {"max_tokens", "max_time"} & set(keywords):
         notice(f"the answer was cut after {result.generation_tokens} tokens; --max-tokens allows more")
     if given.verbose and result is not None:
-        print(statistics(result), file=sys.stderr, flush=True)
+        tell(statistics(result))
     return 0
 
 
-def convert_parser(program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        usage="%(prog)s MODEL [--mlx-path FOLDER] [-q] [options]",
-        description="Write a Hugging Face checkpoint as one for MLX. The new folder appears when it is whole.",
-        epilog="exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C",
-        argument_default=argparse.SUPPRESS,
-    )
-    what = parser.add_argument_group("what to convert, and where to")
-    what.add_argument("given", nargs="?", metavar="MODEL", help="folder or Hugging Face id")
-    what.add_argument("--hf-path", "--model", metavar="MODEL", help="the same as a flag")
-    what.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
-    what.add_argument("--mlx-path", metavar="FOLDER", help="new folder for the result (default: mlx_model)")
-    weights = parser.add_argument_group("what is done to the weights")
-    weights.add_argument("--quantize", "-q", action="store_true", help="quantize the text decoder")
-    weights.add_argument("--q-bits", type=int, metavar="BITS", help="bits per weight (default: 4; mxfp8: 8)")
-    weights.add_argument("--q-group-size", type=int, metavar="N",
-                         help="weights that share a scale (default: 64; mxfp4, mxfp8: 32; nvfp4: 16)")  # fmt: skip
-    weights.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), help="default: affine")
-    weights.add_argument("--q-recipe", "--quant-predicate", metavar="RECIPE",
-                         help="mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6: more bits where they matter")  # fmt: skip
-    weights.add_argument("--quantize-vision", action="store_true", help="quantize what sees, too")
-    weights.add_argument("--dequantize", "-d", action="store_true", help="make floats of a quantized checkpoint")
-    weights.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
-                         help="of the floating-point weights (default: their own)")  # fmt: skip
-    hub = parser.add_argument_group("the Hugging Face Hub")
-    hub.add_argument("--upload-repo", metavar="ID", help="upload the result to this repository")
-    hub.add_argument("--dry-run", action="store_true", help="list on stdout what would be uploaded, and do not upload")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
-    return parser
+class Screen:
+    """Where the parts of a stream go: the answer to stdout; what the model thinks before it to stderr, dim on a
+    terminal, or nowhere."""
+
+    def __init__(self, hide_thinking: bool):
+        self._hide = hide_thinking
+        dims = on_terminal() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+        self._dim, self._plain = ("\033[2m", "\033[0m") if dims else ("", "")
+        self._thought = self._said = 0  # characters that are out
+        self._line_open = False  # on stderr
+
+    def show(self, result: GenerationResult) -> None:
+        thinking, answer = result.thinking or "", result.answer or ""
+        if thinking[self._thought :] and not self._hide:
+            tell(f"{self._dim}{thinking[self._thought :]}{self._plain}", end="")
+            self._line_open = True
+        self._thought = len(thinking)
+        if len(answer) < self._said:  # it was none yet: the model thinks again
+            self._said = 0
+        if answer[self._said :]:
+            self._end_thinking()
+            print(answer[self._said :], end="", flush=True)
+        self._said = len(answer)
+
+    def finish(self) -> None:
+        self._end_thinking()
+        print(flush=True)
+
+    def _end_thinking(self) -> None:
+        if self._line_open:
+            tell("")
+        self._line_open = False
 
 
 def run_convert(parser: Parser, arguments: Sequence[str] | None) -> int:
@@ -220,26 +152,14 @@ def run_convert(parser: Parser, arguments: Sequence[str] | None) -> int:
     try:
         Plan.of(**given)
     except ValueError as error:
-        parser.error(re.sub(r"^\w+", lambda name: "--" + name[0].replace("_", "-"), str(error)))
+        refuse(parser, error)
     convert(named[0], **where, **given)
     return 0
 
 
-def progress_bar() -> Callable[[int, int], None] | None:
-    """How far the prompt is read, where a person waits for it at a terminal for more than a second."""
-    if not sys.stderr.isatty():
-        return None
-    from huggingface_hub.utils import tqdm
-
-    bar: Any = tqdm(desc="reading the prompt", unit=" tokens", leave=False, delay=1.0)
-
-    def tell(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return tell
+def refuse(parser: Parser, error: ValueError) -> None:
+    """End with what is wrong with a flag's value; the message begins with its keyword."""
+    parser.error(in_flags(re.sub(r"^\w+", lambda name: "--" + name[0].replace("_", "-"), str(error))))
 
 
 def check_keywords(keywords: dict[str, Any]) -> None:
@@ -260,12 +180,27 @@ def read_prompt(given: argparse.Namespace) -> str:
         return str(given.prompt)
     if sys.stdin is None:
         raise ValueError("--prompt -: stdin is closed")
+    if sys.stdin.isatty():
+        notice("reading the prompt from the terminal; end with Ctrl-D")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are refused with the prompt
     text = sys.stdin.read().rstrip("\n")
     if not text:
         raise ValueError("--prompt -: nothing came from stdin")
     return text
+
+
+def read_picture() -> io.BytesIO:
+    """The picture that comes from stdin."""
+    if sys.stdin is None:
+        raise MediaError("--image -: stdin is closed")
+    if sys.stdin.isatty():
+        raise MediaError("--image -: stdin is the terminal; send the picture's file there: … --image - < photo.jpg")
+    from .inputs.media import Limits, read_source
+
+    picture = io.BytesIO(read_source(sys.stdin.buffer, Limits()))
+    picture.name = "stdin"
+    return picture
 
 
 def check_files(sources: Sequence[str]) -> None:
@@ -275,7 +210,7 @@ def check_files(sources: Sequence[str]) -> None:
     from .inputs.media import describe_source, is_local, local_path
 
     for source in sources:
-        if is_local(source) and not os.path.exists(local_path(source)):  # noqa: PTH110  Path's raises for long names
+        if source != "-" and is_local(source) and not os.path.exists(local_path(source)):  # noqa: PTH110  Path's raises for long names
             raise MediaError(f"{describe_source(source)}: no such file")
 
 
@@ -283,7 +218,6 @@ def choose_model(given: argparse.Namespace) -> tuple[Any, Any]:
     """The model that was named; or the default one, or in its absence the built-in one, with a notice."""
     from . import load
     from .demo import NOTICE
-    from .notices import notice
 
     name = given.model if given.model is not None else os.environ.get(MODEL_VARIABLE)
     options = {"adapter_path": given.adapter_path, "revision": given.revision, "dtype": given.dtype,
@@ -292,9 +226,10 @@ def choose_model(given: argparse.Namespace) -> tuple[Any, Any]:
         return load(name, **options)
     try:
         return load(DEFAULT_MODEL, **options)
-    except UnreachableError:
-        if given.adapter_path or given.revision or given.quantize:
+    except UnreachableError as error:
+        if given.no_fallback or given.adapter_path or given.revision or given.quantize:
             raise
+        notice(f"the default model cannot be had: {error}")
         notice(NOTICE)
         return load("demo", dtype=given.dtype)
 
@@ -304,24 +239,23 @@ def guarded(run: Callable[[], int]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it tells that torch is missing
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a character that the terminal cannot show must not end the answer
-    try:
+    with reworded(in_flags):
         try:
-            return run()
-        finally:
-            flush_stdout()
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        exec("")  # CPython notes an interrupt that it met in an exec, as in making a dataclass, and would die of it
-        return 130
-    except BrokenPipeError:  # the reader of our output has left, like `| head -1`
-        return 1
-    except Exception as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        known = isinstance(error, VlgenError | ValueError | TypeError)
-        text = str(error) if known else f"{type(error).__name__}: {error} (set {TRACEBACK_VARIABLE}=1 for more)"
-        print(f"mlx_vlgen: error: {text}", file=sys.stderr)
-        return 1
+            try:
+                return run()
+            finally:
+                flush_stdout()
+        except KeyboardInterrupt:
+            tell("")
+            return 130
+        except BrokenPipeError:  # the reader of our output has left, like `| head -1`
+            return 1
+        except Exception as error:
+            if os.environ.get(TRACEBACK_VARIABLE):
+                raise
+            known = isinstance(error, VlgenError | ValueError | TypeError)
+            notice(f"error: {in_flags(described(error))}{'' if known else f' (set {TRACEBACK_VARIABLE}=1 for more)'}")
+            return 1
 
 
 def flush_stdout() -> None:

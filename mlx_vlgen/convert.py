@@ -3,12 +3,10 @@
 Also `python -m mlx_vlgen.convert`.
 """
 
-import sys
-
 if __name__ == "__main__":  # before the imports below, which take a second: --help is instant, Ctrl-C is heeded
-    from .cli import main_convert
+    from .entry import run
 
-    sys.exit(main_convert())
+    run("main_convert")
 
 import json
 import shutil

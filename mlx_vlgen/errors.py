@@ -35,6 +35,12 @@ class UnsupportedError(VlgenError, ValueError):
     """An option that is known but that this model, cache or version cannot honour."""
 
 
+def described(error: BaseException | None) -> str:
+    """An error in one line: its message where that was written for a person, else with its kind."""
+    written = isinstance(error, VlgenError | ValueError | TypeError)
+    return str(error) if written else f"{type(error).__name__}: {error}"
+
+
 def emptied(error: Exception) -> Exception:
     """The error without its traceback, whose frames, and their callers', would keep caches and pixels in memory for as
     long as a result is kept. Where it came from stays as a note, unless its message is all that a person needs."""

@@ -3,15 +3,14 @@
 Also `python -m mlx_vlgen.generate`.
 """
 
-import sys
-
 if __name__ == "__main__":  # before the imports below, which take a second: --help is instant, Ctrl-C is heeded
-    from .cli import main_generate
+    from .entry import run
 
-    sys.exit(main_generate())
+    run("main_generate")
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from .engine.asked import Drafter
@@ -20,13 +19,13 @@ from .engine.kv_settings import KVSettings
 from .engine.params import sampling_params
 from .engine.request import Request
 from .engine.speculative import DraftModel, PromptLookup, same_vocabulary
-from .errors import PromptError, UnsupportedError
+from .errors import PromptError, UnsupportedError, described
 from .inputs import chat_template
 from .inputs.processor import Processor
 from .inputs.prompt import MediaInputs
 from .loading import load
 from .models.base import Model
-from .notices import notice
+from .notices import notice, progress_bar
 from .options import NULLABLE, divide
 from .prompt_utils import as_videos
 from .results import BatchResponse, BatchStats, GenerationResult, speed
@@ -57,20 +56,11 @@ def generate(
 
     Raises what is wrong with the request: PromptError, MediaError, UnsupportedError; TypeError for an unknown keyword.
     """
-    stream = stream_generate(model, processor, prompt, image, audio, **kwargs)
-    if verbose:
-        print("=" * 10)
-        print("Prompt:", _shown(prompt), end="\n\n", flush=True)
     pieces, last = [], GenerationResult()
-    for last in stream:
+    for last in stream_generate(model, processor, prompt, image, audio, verbose, **kwargs):
         pieces.append(last.text)
-        if verbose:
-            print(last.text, end="", flush=True)
-    if verbose:
-        print("\n" + statistics(last), flush=True)
-    return dataclasses.replace(
-        last, text="".join(pieces), logprobs=lambda: last.logprobs, top_logprobs=lambda: last.top_logprobs
-    )
+    last.text = "".join(pieces)
+    return last
 
 
 def _shown(prompt: Prompt) -> str:
@@ -86,14 +76,20 @@ def _shown(prompt: Prompt) -> str:
 
 
 def stream_generate(
-    model: Model, processor: Processor, prompt: Prompt, image: Any = None, audio: Any = None, **kwargs: Any
+    model: Model,
+    processor: Processor,
+    prompt: Prompt,
+    image: Any = None,
+    audio: Any = None,
+    verbose: bool = False,
+    **kwargs: Any,
 ) -> Iterator[GenerationResult]:
-    """One `GenerationResult` a token, as soon as it is there; `text` is the new segment, the numbers are cumulative.
+    """One `GenerationResult` a token, as soon as it is there; `text` is the new segment, all else is so far.
 
     Arguments as for `generate`. Closing the iterator, or leaving it, ends the request.
     """
     _check_order(processor)
-    if audio is not None:
+    if _listed(audio):
         raise UnsupportedError("audio: this model does not hear; leave it out")
     given = divide(kwargs, "video", "prompt_progress_callback")
     told = given["other"].get("prompt_progress_callback")
@@ -107,7 +103,19 @@ def stream_generate(
     )
     _tell_formatted([request])
     progress = None if told is None else lambda id, done, total: told(done, total)
-    return _stream(TokenIterator(model, processor, progress=progress, **given["engine"]), request)
+    stream = _stream(TokenIterator(model, processor, progress=progress, **given["engine"]), request)
+    return _printed(stream, prompt) if verbose else stream
+
+
+def _printed(stream: Iterator[GenerationResult], prompt: Prompt) -> Iterator[GenerationResult]:
+    """The same, printed as it comes, with the prompt before and the statistics after it."""
+    print("=" * 10)
+    print("Prompt:", _shown(prompt), end="\n\n", flush=True)
+    last = GenerationResult()
+    for last in stream:
+        print(last.text, end="", flush=True)
+        yield last
+    print("\n" + statistics(last), flush=True)
 
 
 def _tell_formatted(requests: Sequence[Request]) -> None:
@@ -150,12 +158,12 @@ def batch_generate(
     ValueError for lists of different length. No prompts give an empty response.
     """
     _check_order(processor)
-    if audios is not None:
-        raise UnsupportedError("audios: this model does not hear; leave it out")
     other_names = ("videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels", "prompt_progress_callback")
     given = divide({"max_tokens": max_tokens, **kwargs}, *other_names, per_row=True)
     prompts = [prompts] if isinstance(prompts, str | Mapping) else list(prompts or ())
     count, other = len(prompts), given["other"]
+    if any(_listed(audio) for audio in _per_row("audios", _listed(audios) or None, count)):
+        raise UnsupportedError("audios: this model does not hear; leave it out")
     pictures = _per_row("images", [images] if count == 1 and not isinstance(images, list | tuple) else images, count)
     videos = _per_row("videos", other.pop("videos", None), count)
     rows = _rows(given["sampling"], count)
@@ -178,15 +186,19 @@ def batch_generate(
     progress = _summed(other.pop("prompt_progress_callback", None))
     texts, results = [""] * count, [GenerationResult()] * count
     settings_of_all = {**given["engine"], **other, "group_by_shape": group_by_shape, "progress": progress}
-    with TokenIterator(model, processor, **settings_of_all) as iterator:
+    bar = progress_bar("answering", "prompt", count) if count > 1 else None
+    with TokenIterator(model, processor, **settings_of_all) as iterator, bar or nullcontext():
         place = {iterator.add(request): i for i, request in enumerate(requests)}
         for id, result in iterator:
             texts[place[id]] += result.text
             if result.finish_reason is not None:
                 results[place[id]] = result
+                if bar:
+                    bar.update()
         stats = _batch_stats(results, iterator)
     for text, result in zip(texts, results, strict=True):
         result.text = text
+    _tell_failures(results)
     if verbose:
         print(batch_statistics(stats), flush=True)
     sizes: list[Any] = [result.image_sizes for result in results]
@@ -200,6 +212,16 @@ def _check_order(processor: Any) -> None:
         raise TypeError(
             "processor: a model was given; model and processor may be swapped: give them as load returns them, "
             "generate(model, processor, prompt)"
+        )
+
+
+def _tell_failures(results: Sequence[GenerationResult]) -> None:
+    """Rows that failed say so in their result, which nobody may read."""
+    failed = [row for row, result in enumerate(results) if result.error is not None]
+    if failed:
+        more = f" (the others' are in results[{failed[1]}].error{' …' * (len(failed) > 2)})" if failed[1:] else ""
+        notice(
+            f"{len(failed)} of {len(results)} failed: results[{failed[0]}]: {described(results[failed[0]].error)}{more}"
         )
 
 
@@ -284,17 +306,17 @@ def _batch_stats(results: Sequence[GenerationResult], iterator: TokenIterator) -
 
 
 def statistics(result: GenerationResult) -> str:
-    """The lines that mlx-vlm prints after an answer, which scripts parse; and what became of guesses, if any were
-    made."""
+    """The lines that mlx-vlm prints after an answer, which scripts parse; how long pictures and video took, which the
+    prompt's speed leaves out; and what became of guesses, if any were made."""
     drafts = f"\nDrafts: {result.drafted_tokens} tokens, {result.accepted_tokens} right" * (result.drafted_tokens > 0)
+    vision = f"\nPictures and video: encoded in {result.encode_time:.3f} s" * (result.encode_time > 0)
     return (
         f"{'=' * 10}\n"
         f"Prompt: {result.prompt_tokens} tokens, {result.prompt_tps:.3f} tokens-per-sec\n"
         f"Generation: {result.generation_tokens} tokens, {result.generation_tps:.3f} tokens-per-sec\n"
-        f"Peak memory: {result.peak_memory:.3f} GB{drafts}"
+        f"Peak memory: {result.peak_memory:.3f} GB{vision}{drafts}"
     )
 
 
 def batch_statistics(stats: BatchStats) -> str:
-    shared = {name: value for name, value in dataclasses.asdict(stats).items() if not name.endswith("_time")}
-    return statistics(GenerationResult(**shared))
+    return statistics(GenerationResult(**dataclasses.asdict(stats)))

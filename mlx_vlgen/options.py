@@ -79,8 +79,8 @@ def content(word: str) -> str:
 
 
 def schema(word: str) -> str:
-    """The text of a file of JSON."""
-    return content(word)
+    """JSON: an object's text, or what is in a file."""
+    return word if word.lstrip().startswith("{") else content(word)
 
 
 def checkpoint(word: str) -> str:
@@ -101,8 +101,7 @@ _KINDS: dict[Any, tuple[Any, str]] = {
 }
 
 
-SAMPLING = (
-    Option("max_tokens", int, "new tokens at most (default 256)"),
+DRAWING = (
     Option("sampling", str, 'preset: "instruct" or "thinking" (Qwen3-VL\'s), or "model" (the checkpoint\'s own)'),
     Option("temperature", float, "of the draw; 0, the default, always takes the most likely token"),
     Option("top_p", float, "draw from the most likely tokens whose probability reaches this (default 1: from all)"),
@@ -116,20 +115,28 @@ SAMPLING = (
     Option("repetition_context_size", size, "how many tokens are recent (default 20; all)", nullable=True),
     Option("presence_penalty", float, "off the logit of each generated token (default: no)"),
     Option("frequency_penalty", float, "off it for each time it was generated (default: no)"),
-    Option("thinking_budget", int, "tokens inside a thinking block at most"),
-    Option("thinking_start_token", str, "what opens a thinking block (default <think>)"),
-    Option("thinking_end_token", str, "what closes it (default </think>)"),
-    Option("json_schema", schema, "the answer is JSON by the schema in this file"),
+    Option("seed", int, "the same draw every time (default: another one)"),
+)
+ENDS = (
+    Option("max_tokens", int, "new tokens at most (default 256)"),
+    Option("max_time", float, "seconds after which to end", positive=True),
+    Option("stop", str, "end the answer before this text", many=True),
+    Option("eos_tokens", token, "more end tokens, as text or id", many=True),
+    Option("include_eos", None, "show the end token in the text"),
+    Option("skip_special_tokens", None, "leave special tokens out of the text"),
+)
+FORMS = (
+    Option("json_schema", schema, "the answer is JSON by this schema: its text, or a file of it"),
     Option("regex", str, "the answer matches this regular expression"),
     Option("grammar", content, "the answer is a sentence of the Lark grammar in this file"),
     Option("choices", str, "the answer is one of these", many=True),
-    Option("seed", int, "the same draw every time (default: another one)"),
-    Option("eos_tokens", token, "more end tokens, as text or id", many=True),
-    Option("stop", str, "end the answer before this text", many=True),
-    Option("max_time", float, "seconds after which to end", positive=True),
-    Option("skip_special_tokens", None, "leave special tokens out of the text"),
-    Option("include_eos", None, "show the end token in the text"),
 )
+BUDGET = (
+    Option("thinking_budget", int, "tokens inside a thinking block at most"),
+    Option("thinking_start_token", str, "what opens a thinking block (default <think>)"),
+    Option("thinking_end_token", str, "what closes it (default </think>)"),
+)
+SAMPLING = DRAWING + ENDS + FORMS + BUDGET
 MEDIA = (
     Option("resize_shape", int, "resize pictures to this before processing", words=2, positive=True),
     Option("min_pixels", int, "least area of a processed picture (default: the model's)", positive=True),
@@ -153,6 +160,16 @@ TEMPLATE = (Option("enable_thinking", None, "let the model think before it answe
 ENGINE = (Option("prefill_step_size", int, "prompt tokens to compute at once (default 2048)", positive=True),)
 
 OPTIONS = SAMPLING + MEDIA + DRAFTS + KV_CACHE + TEMPLATE + ENGINE
+GROUPS: Mapping[str, tuple[Option, ...]] = {
+    "how tokens are drawn": DRAWING,
+    "where the answer ends": ENDS,
+    "the answer's form": FORMS,
+    "thinking": TEMPLATE + BUDGET,
+    "pictures and video": MEDIA,
+    "speed and memory": DRAFTS + KV_CACHE + ENGINE,
+}
+"""All of them, as --help shows them."""
+
 NULLABLE = frozenset(option.name for option in OPTIONS if option.nullable)
 _BY_NAME = {option.name: option for option in OPTIONS}
 

@@ -28,6 +28,7 @@ from .intake import Intake
 from .prompt_forward import PromptForward
 from .report import last, record
 from .request import Request, Row, fresh_seed
+from .row_result import RowResult
 from .sampling import Scores
 from .speculative import Speculative
 from .text import TextStream
@@ -84,8 +85,8 @@ class TokenIterator:
         self._ready: deque[Row] = deque()  # encoded, waiting for prefill
         self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
         self._batches: dict[Any, Batch] = {}  # rows decode with those whose caches and way of stepping are like theirs
-        self._out: deque[tuple[int, GenerationResult]] = deque()
-        self._latest: dict[int, GenerationResult] = {}  # what was handed out last for each row
+        self._out: deque[tuple[int, RowResult]] = deque()
+        self._latest: dict[int, RowResult] = {}  # what was handed out last for each row
         self._cancelled: set[int] = set()  # ids, until the next step
         self._closed = False
         self._turn = threading.RLock()  # held by the thread that steps or closes
@@ -168,7 +169,7 @@ class TokenIterator:
                     raise
             id, result = self._out[0]  # which stays there, should Ctrl-C come now
             if (before := self._latest.pop(id, None)) is not None and before is not result:
-                before.logprobs = None  # only the newest holds the vocabulary
+                before.let_go()
             if result.finish_reason is None:
                 self._latest[id] = result
             else:

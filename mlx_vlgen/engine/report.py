@@ -1,16 +1,16 @@
 """What a row's token does to it, and what is told about it. Whatever fails here ends that row with "error"."""
 
-import time
 from collections.abc import Sequence
 
 from .._runtime import mx
 from ..errors import emptied
-from ..results import FinishReason, GenerationResult, speed
+from ..results import FinishReason
 from .request import Row
-from .sampling import Scores, log_softmax, top
+from .row_result import RowResult, make_result
+from .sampling import Scores
 
 
-def record(row: Row, token: int, scores: Scores | None) -> GenerationResult:
+def record(row: Row, token: int, scores: Scores | None) -> RowResult:
     """Record a token that was read, and what is told after it, which is the row's last result where it ends by it.
     scores: what it was drawn from; None for one of a search."""
     text = ""
@@ -20,7 +20,7 @@ def record(row: Row, token: int, scores: Scores | None) -> GenerationResult:
         text = "" if is_end and not row.sampling.include_eos else row.text.add(token)
         reason = _reason(row, is_end, scores)
         if reason is None:
-            return _report(row, text, scores)
+            return make_result(row, text, scores)
     except Exception as error:
         return last(row, "error", error, text)
     return last(row, reason, None, text, scores)
@@ -48,7 +48,7 @@ def criteria_met(row: Row, tokens: Sequence[int], scores: Scores | None) -> bool
 
 def last(
     row: Row, reason: FinishReason, error: Exception | None = None, text: str = "", scores: Scores | None = None
-) -> GenerationResult:
+) -> RowResult:
     """End the row: its last result, with all the text that it still holds back."""
     row.finish_reason, row.error = reason, error and emptied(error)
     try:
@@ -57,57 +57,7 @@ def last(
             row.finish_reason = "stop"
         if row.finish_reason == "stop" and row.constraint and not row.constraint.met(row.text):
             row.finish_reason = "length"  # cut, by a stop string or the user's code: "stop" promises a whole answer
-        result = _report(row, text, scores)
-        _tell_thinking(row, result)
-        return result
+        return make_result(row, text, scores)
     except Exception as fault:
         row.finish_reason, row.error = "error", row.error or emptied(fault)
-        return _report(row, text, None)
-
-
-def _report(row: Row, text: str, scores: Scores | None) -> GenerationResult:
-    """The result after the token that was drawn from `scores`, which is None when there was none."""
-    made = len(row.tokens)
-    prompt_time = row.prefilled - row.prefill_started if row.prefilled else 0.0
-    generation_time = time.perf_counter() - row.prefilled if made > 1 else 0.0
-    result = GenerationResult(
-        text=text,
-        token=row.tokens[-1] if made and (scores is not None or row.found) else None,
-        prompt_tokens=row.length,
-        generation_tokens=made,
-        total_tokens=row.length + made,
-        prompt_tps=speed(row.length, prompt_time),
-        generation_tps=speed(made, generation_time),
-        peak_memory=mx.get_peak_memory() / 1e9,
-        finish_reason=row.finish_reason,
-        tokens=lambda so_far=row.tokens: so_far[:made],
-        prompt_time=prompt_time,
-        generation_time=generation_time,
-        cached_tokens=row.computed,
-        encode_time=row.encode_time,
-        unquantized_layers=row.unquantized_layers,
-        image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
-        drafted_tokens=row.drafted,
-        accepted_tokens=row.accepted,
-        beams=row.found,
-        error=row.error,
-    )
-    if result.token is not None and scores is not None:
-        if row.sampling.top_logprobs:
-            result.top_logprobs = top(scores.own, row.sampling.top_logprobs)
-        if row.sampling.logprobs:
-            whole = scores if row.finish_reason is None else scores.alone()  # a last result may be kept for long
-            result.logprobs = lambda: log_softmax(whole.own)
-    return result
-
-
-def _tell_thinking(row: Row, result: GenerationResult) -> None:
-    """What was thought and what was answered, once the row has ended."""
-    if row.thinking is None or not row.thinking.happened:
-        result.answer, result.answer_tokens = row.text.said, len(row.tokens)
-        return
-    thought, answer = row.thinking.parts()
-    result.thinking_tokens, result.answer_tokens = len(thought), len(answer)
-    result.thinking = row.text.decode(thought).strip()
-    text = row.text.decode([t for t in answer if t not in row.end_tokens])
-    result.answer = text if row.constraint else text.strip()
+        return make_result(row, text, None)

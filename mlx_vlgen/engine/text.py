@@ -64,24 +64,34 @@ class Detokenizer:
 class TextStream:
     """A row's text: detokenized, cut at the first stop string, and held back while a stop string may be under way.
 
-    tokenizer: None for a text that stays empty. said: all that was released so far. stopped: whether a stop string
-    came; nothing more is released then.
+    tokenizer: None for a text that stays empty. released: the text, piece by piece; said: as one. stopped: whether a
+    stop string came, after which there is none.
     """
 
     def __init__(self, tokenizer: Any = None, stop: Sequence[str] = (), skip_special_tokens: bool = False):
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
         self._stop = tuple(stop)
         self._held = ""
-        self._said: list[str] = []
+        self.released: list[str] = []
+        self._length = 0  # of all that
+        self._ends: list[int] = []  # where each token's text ends
         self.stopped = False
 
     @property
     def said(self) -> str:
-        return "".join(self._said)
+        return "".join(self.released)
 
     def add(self, token: int) -> str:
         """The text that is now certain."""
-        return self._release(self._detokenizer.add(token))
+        text = self._release(self._detokenizer.add(token))
+        self._ends.append(self._length + len(self._held))
+        return text
+
+    def end_of(self, count: int) -> int:
+        """Where the text of the first `count` tokens ends in what was released."""
+        if count >= len(self._ends):
+            return self._length
+        return min(self._ends[count - 1], self._length) if count else 0
 
     def finish(self) -> str:
         """The rest, when no more tokens come."""
@@ -111,8 +121,9 @@ class TextStream:
         else:
             end = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = "" if self.stopped else text[end:]
-        self._said.append(text[:end])
-        return text[:end]
+        self.released.append(text[:end])
+        self._length += len(self.released[-1])
+        return self.released[-1]
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -94,11 +94,16 @@ class Thinking:
         begun = _overlap(self._tokens, begin, self.marks.end)  # of the closing mark, forced or the model's own
         return self.marks.end[begun] if self.count - begun >= self._budget else None
 
-    def parts(self) -> tuple[list[int], list[int]]:
-        """The tokens inside, and those after the last block."""
-        return [t for begin, end in self._blocks for t in self._tokens[begin:end]], (
-            [] if self.inside else self._tokens[self._answer_from :]
-        )
+    def ranges(self, over: bool) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+        """Where the row's tokens are inside, and where after the last block: nowhere while one is open. What may turn
+        out to be the beginning of a mark is in neither, unless the row is over."""
+        blocks, begin, end = list(self._blocks), self._answer_from, len(self._tokens)
+        if self.inside:
+            start = blocks[-1][0]
+            blocks[-1] = start, end if over else end - _overlap(self._tokens, start, self.marks.end)
+            return blocks, (begin, begin)
+        begun = 0 if over or self.over else _overlap(self._tokens, begin, self.marks.start)
+        return blocks, (begin, end - begun)
 
 
 def _ends_with(tokens: Sequence[int], begin: int, mark: tuple[int, ...]) -> bool:

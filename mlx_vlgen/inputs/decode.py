@@ -26,6 +26,7 @@ from PIL import (
 )
 
 from ..errors import MediaError
+from ..notices import notice
 from .animation import frame_seconds
 from .budget import check_animation, check_kept, check_memory, check_picture, check_size
 from .fetch import Limits
@@ -87,7 +88,11 @@ def decode_picture(data: bytes, name: str, limits: Limits) -> Image.Image:
     """The picture, or the first frame, of an encoded file as RGB, upright; a MediaError with `name` if it has none."""
     if iso_kind(data) == "HEIC":
         return _decode_heic(data, name, limits)
-    return EncodedPicture(data, name, limits).still()
+    encoded = EncodedPicture(data, name, limits)
+    picture = encoded.still()
+    if encoded.moves:
+        notice(f"{name}: an animation, of which a picture is the first frame; give it as video= for all")
+    return picture
 
 
 class _Watched(io.BytesIO):
@@ -134,6 +139,14 @@ class EncodedPicture:
             return range(int(getattr(self._image, "default_image", False)), getattr(self._image, "n_frames", 1))
         except Exception:
             raise self._damaged() from None
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is an animation; a TIFF's pages are none."""
+        try:
+            return self._image.format in ("GIF", "WEBP", "PNG") and len(self.frames) > 1
+        except MediaError:  # the first frame may be whole all the same
+            return False
 
     def durations(self) -> list[float]:
         """Seconds for which each of `frames` is shown, without decoding them. As in browsers, 0.1 for none given."""

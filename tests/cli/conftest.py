@@ -6,14 +6,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from invariants.family import Family
+
+from mlx_vlgen import GenerationResult, cli
 
 GENERATE = (sys.executable, "-m", "mlx_vlgen.generate")
 COMMANDS = (sys.executable, "-m", "mlx_vlgen")
 
 Ran = subprocess.CompletedProcess[str]
+Spoken = tuple[int, str, str]
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +64,38 @@ def heeds_interrupts() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], environment: dict[str, str]) -> Callable[..., Spoken]:
+    """Exit code, stdout and stderr of a command that was given these words."""
+
+    def say(*words: str | Path, command: Callable[..., int] = cli.main_generate) -> Spoken:
+        try:
+            code = command([str(word) for word in words])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    return say
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What run_generate asks for, in the place of doing it."""
+    noted: dict[str, Any] = {}
+
+    def load(name: str, **options: Any) -> tuple[str, str]:
+        noted.update(model=name, options=options)
+        return "model", "processor"
+
+    def stream(model: Any, processor: Any, messages: Any, **keywords: Any) -> list[GenerationResult]:
+        noted.update(messages=messages, keywords=keywords)
+        last = GenerationResult("wer", answer="answer", finish_reason=noted.get("reason", "stop"))
+        return [GenerationResult("ans", answer="ans"), last]
+
+    import mlx_vlgen.generate
+
+    monkeypatch.setattr(mlx_vlgen, "load", load, raising=False)
+    monkeypatch.setattr(sys.modules["mlx_vlgen.generate"], "stream_generate", stream)
+    return noted

@@ -10,45 +10,10 @@ from typing import Any
 import pytest
 from invariants.family import Family
 
-from mlx_vlgen import GenerationResult, SamplingParams, cli
+from mlx_vlgen import SamplingParams, cli, flags
 from mlx_vlgen.options import LATER, OPTIONS, SAMPLING
 
-Spoken = tuple[int, str, str]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str], environment: dict[str, str]) -> Callable[..., Spoken]:
-    """Exit code, stdout and stderr of a command that was given these words."""
-
-    def say(*words: str | Path, command: Callable[..., int] = cli.main_generate) -> Spoken:
-        try:
-            code = command([str(word) for word in words])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capsys.readouterr()
-
-    return say
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What run_generate asks for, in the place of doing it."""
-    noted: dict[str, Any] = {}
-
-    def load(name: str, **options: Any) -> tuple[str, str]:
-        noted.update(model=name, options=options)
-        return "model", "processor"
-
-    def stream(model: Any, processor: Any, messages: Any, **keywords: Any) -> list[GenerationResult]:
-        noted.update(messages=messages, keywords=keywords)
-        return [GenerationResult("ans"), GenerationResult("wer", finish_reason=noted.get("reason", "stop"))]
-
-    import mlx_vlgen.generate
-
-    monkeypatch.setattr(mlx_vlgen, "load", load, raising=False)
-    monkeypatch.setattr(sys.modules["mlx_vlgen.generate"], "stream_generate", stream)
-    return noted
-
+from .conftest import Spoken
 
 # What is asked for
 
@@ -193,7 +158,10 @@ def test_an_answer_cut_by_a_default_is_told(
         (["-p", "Hi", "--max-tokens", "-1"], "--max-tokens=-1: expected at least 0"),
         (["-p", "Hi", "--max-time", "0"], "--max-time=0.0: expected more than 0"),
         (["-p", "Hi", "--json-schema", "none.json"], "argument --json-schema: none.json: No such file or directory\n"),
-        (["-p", "Hi", "--regex", "a", "--choice", "b"], "--choices: only one of json_schema, regex, grammar, choices"),
+        (
+            ["-p", "Hi", "--regex", "a", "--choice", "b"],
+            "--choices: only one of --json-schema, regex, grammar, choices",
+        ),
         (["-p", "Hi", "--stop", ""], "--stop: an empty string would stop at once"),
         (["-p", "Hi", "--resize-shape", "0", "9"], "--resize-shape=0: expected more than 0"),
         (["-p", "Hi", "--prefill-step-size", "0"], "--prefill-step-size=0: expected more than 0"),
@@ -257,10 +225,10 @@ def test_what_cannot_be_read_is_told_in_one_line(
         ("--image", damaged): "damaged.png: the PNG is truncated or damaged; get a whole copy",
         ("--image", notes): "notes.txt: not a picture that is read here (it looks like text); expected JPEG",
         ("--image", tmp_path): "is a folder; expected a file",
-        ("--video", pictures / "large.png"): "large.png: a still picture; give it as image=",
+        ("--video", pictures / "large.png"): "large.png: a still picture; give it as --image\n",
         ("--video", notes): "notes.txt: not a video that is read here",
         ("--prompt", b"a\xff".decode("utf-8", "surrogateescape")): "bytes that are not text in UTF-8",
-        ("--eos-tokens", "two words", "-p", "Hi"): "eos_tokens: 'two words' is",
+        ("--eos-tokens", "two words", "-p", "Hi"): "error: --eos-tokens: 'two words' is",
     }
     for words, message in expected.items():
         code, out, error = say("--model", qwen.folder, "--max-tokens", "1", *words)
@@ -317,7 +285,7 @@ def test_help_tells_every_flag_its_default_and_the_exit_codes(say: Callable[...,
 def test_the_commands_are_listed(say: Callable[..., Spoken]) -> None:
     code, out, error = say(command=cli.main)
     assert (code, error) == (0, "")
-    for name, help in cli.COMMANDS.items():
+    for name, help in flags.COMMANDS.items():
         assert f"  {name:10} {help}\n" in out
     assert say("--help", command=cli.main)[1] == out
     assert re.fullmatch(r"mlx-vlgen \d+\.\d+\.\d+\n", say("--version", command=cli.main)[1])

@@ -18,6 +18,7 @@ from PIL import Image
 from mlx_vlgen import generate
 from mlx_vlgen.demo import MODEL as DEMO
 from mlx_vlgen.demo import NOTICE
+from mlx_vlgen.flags import DEFAULT_MODEL
 
 from .conftest import COMMANDS, GENERATE, Ran
 
@@ -68,7 +69,7 @@ def test_the_answer_alone_is_on_stdout_and_the_statistics_on_stderr(
         r"==========\nPrompt: What\?\n\n==========\n"
         rf"Prompt: \d+ tokens, {number} tokens-per-sec\n"
         rf"Generation: 9 tokens, {number} tokens-per-sec\n"
-        rf"Peak memory: {number} GB\n",
+        rf"Peak memory: {number} GB\nPictures and video: encoded in {number} s\n",
         ran.stderr,
     )
 
@@ -204,8 +205,17 @@ def test_the_variable_names_the_model(run: Run, qwen: Family) -> None:
 @needs_demo
 def test_the_default_that_cannot_be_had_is_replaced_with_a_notice(run: Run, pictures: Path, tmp_path: Path) -> None:
     ran = run(*GENERATE, "--image", pictures / "plain.png", "--max-tokens", "3")
-    assert (ran.returncode, ran.stderr) == (0, f"mlx_vlgen: {NOTICE}\n")
+    cache = tmp_path / "cache" / "hub"
+    why = (
+        f"mlx_vlgen: the default model cannot be had: {DEFAULT_MODEL} has no whole copy in the cache ({cache}), and "
+        "HF_HUB_OFFLINE forbids a download. Unset it, or give a folder.\n"
+    )
+    assert (ran.returncode, ran.stderr) == (0, f"{why}mlx_vlgen: {NOTICE}\n")
     assert len(ran.stdout) > 1
+    for refused in (["--no-fallback"], ["--model", DEFAULT_MODEL]):
+        failed = run(*GENERATE, "--prompt", "Hi", *refused)
+        assert (failed.returncode, failed.stdout) == (1, "") and "forbids a download" in failed.stderr
+        assert "built-in" not in failed.stderr
     assert not (tmp_path / "cache" / "hub").exists()
     named = run(*GENERATE, "--image", pictures / "plain.png", "--max-tokens", "3", "--model", "demo")
     assert (named.returncode, named.stdout, named.stderr) == (0, ran.stdout, "")

@@ -29,6 +29,12 @@ def run(marks: Marks, prompt: list[int], wanted: Iterable[int], budget: int | No
     return thinking
 
 
+def parts(thinking: Thinking) -> tuple[list[int], list[int]]:
+    """The tokens inside, and those after the last block."""
+    blocks, (begin, end) = thinking.ranges(over=True)
+    return [t for start, stop in blocks for t in thinking._tokens[start:stop]], thinking._tokens[begin:end]
+
+
 @pytest.mark.parametrize("marks", [SINGLE, LONG], ids=["one token", "several tokens"])
 @pytest.mark.parametrize("opened_by_prompt", [True, False])
 @given(thought=st.lists(WORDS, max_size=12), answer=st.lists(WORDS, max_size=5), budget=st.none() | st.integers(0, 14))
@@ -39,7 +45,7 @@ def test_a_budget_is_exact(
     wanted = [*([] if opened_by_prompt else marks.start), *thought, *marks.end, *answer]
     thinking = run(marks, prompt, wanted, budget, steps=100)
     assert thinking.count == (len(thought) if budget is None else min(budget, len(thought)))
-    inside, after = thinking.parts()
+    inside, after = parts(thinking)
     assert inside == thought[: thinking.count]
     if budget is None or budget > len(thought):
         assert after == answer

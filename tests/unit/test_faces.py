@@ -156,6 +156,17 @@ def test_verbose_prints_prompt_answer_and_statistics_on_stdout(vl: Loaded, capsy
     assert capsys.readouterr().out == ""
 
 
+def test_a_stream_prints_what_generate_does(vl: Loaded, capsys: pytest.CaptureFixture[str]) -> None:
+    def timeless(out: str) -> str:
+        return re.sub(r"\d+\.\d{3}", "", out)
+
+    generate(*vl, formatted(vl, 1), media.picture("plain"), verbose=True, **SHORT)
+    expected = capsys.readouterr().out
+    assert re.search(r" GB\nPictures and video: encoded in \d+\.\d{3} s\n$", expected)
+    assert len(list(stream_generate(*vl, formatted(vl, 1), media.picture("plain"), verbose=True, **SHORT))) == 6
+    assert timeless(capsys.readouterr().out) == timeless(expected)
+
+
 def test_verbose_shows_messages_without_the_bytes_of_their_pictures(
     vl: Loaded, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,6 +283,16 @@ def test_audio_is_refused(vl: Loaded) -> None:
         batch_generate(*vl, prompts=[formatted(vl)], audios=["a.wav"])
     with pytest.raises(UnsupportedError, match="audio was given, and this model takes only text, pictures and vid"):
         generate(*vl, ask({"type": "audio", "audio": "a.wav"}))
+
+
+def test_no_audio_is_none(vl: Loaded) -> None:
+    for face in (generate, stream_generate):
+        for audio in ([], (), None):
+            assert face(*vl, formatted(vl), audio=audio, max_tokens=1)
+    for audios in ([], None, [None, None], [[], None]):
+        assert len(batch_generate(*vl, audios=audios, prompts=[formatted(vl)] * 2, max_tokens=1).texts) == 2
+    with pytest.raises(ValueError, match=r"^audios: 1 given for 2 prompts"):
+        batch_generate(*vl, audios=[None], prompts=[formatted(vl)] * 2)
 
 
 @pytest.mark.parametrize("prompt", [None, 5, b"bytes", [], ()])
