@@ -15,6 +15,9 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 MAX_ASPECT = 200
 """Qwen's bound on the longer side over the shorter one."""
 
+MOST_PIXELS = 1 << 27
+"""Of a picture as a model takes it: 1.6 GB as floats."""
+
 MANY_TOKENS, MANY_VIDEO_TOKENS = 4096, 16384
 """A picture, or a video, that becomes more tokens than this is worth a word; published settings bound most below."""
 
@@ -111,7 +114,13 @@ def grow(height: int, width: int, by: float, factor: int) -> tuple[int, int]:
 
 
 def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """size: (height, width)."""
+    """size: (height, width). MediaError for more pixels than any model takes: Pillow would ask for memory in blocks
+    until there is none."""
+    if math.prod(size) > MOST_PIXELS:
+        raise MediaError(
+            f"a picture would become {size[1]} x {size[0]} pixels; expected at most {MOST_PIXELS:,} in all. Give a "
+            "smaller resize_shape or min_pixels, or correct the checkpoint's preprocessor_config.json"
+        )
     return image if image.size == size[::-1] else image.resize(size[::-1], resample)
 
 

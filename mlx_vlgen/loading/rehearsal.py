@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from ..engine.cache import make_cache
+from ..errors import LoadError, MediaError
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Model
 
@@ -12,8 +13,11 @@ def rehearse(model: Model) -> None:
     """Raises what a request would meet: settings that the network or the processor takes, and cannot work with."""
     prompts = [Prompt(np.zeros(1, np.int32))]
     if placeholder := model.processor.placeholders.get("image"):
-        picture = Image.new("RGB", (64, 48))
-        prompts.append(model.processor.prepare(placeholder, MediaInputs(images=(picture,))))
+        media = MediaInputs(images=(Image.new("RGB", (64, 48)),))
+        try:
+            prompts.append(model.processor.prepare(placeholder, media))
+        except MediaError as error:
+            raise LoadError(f"its processor cannot take a picture of 64 x 48 pixels: {error}") from error
     for prompt in prompts:
         features = [features for medium in prompt.media for features in model.encode([medium])]
         model(model.embed(prompt, features), make_cache(model.cache_layout()))

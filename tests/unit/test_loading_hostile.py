@@ -257,6 +257,14 @@ def test_a_tower_that_cannot_run_is_refused_when_it_loads(tmp_path):
     assert "do not describe a model that runs" in refused(folder)
 
 
+def test_a_processor_that_makes_enormous_pictures_is_refused_when_it_loads(tmp_path):
+    """Each number is within its bounds, and their product is not. Nothing of that size is asked for."""
+    folder = write_checkpoint("lfm2_vl", "hub", tmp_path / "c")
+    change(folder, "preprocessor_config.json", min_image_tokens=60_000, max_image_tokens=65_000, downsample_factor=16,
+           encoder_patch_size=256)  # fmt: skip
+    assert "cannot take a picture of 64 x 48 pixels" in refused(folder)
+
+
 def test_templates(llama):
     (llama / "chat_template.json").write_text('{"chat_template": 5}')
     assert str(llama / "chat_template.json") in refused(llama)
