@@ -388,7 +388,7 @@ class TokenIterator:
         if row.leader is None and not row.over:
             self._hand_out(row, last(row, reason, error))
 
-    def _hand_out(self, row: Row, result: GenerationResult) -> None:
+    def _hand_out(self, row: Row, result: RowResult) -> None:
         self._out.append((row.id, result))
         if result.finish_reason is not None and result.error is None:
             self._slots.row_ended()

@@ -9,6 +9,7 @@ from .._mlx_lm import unpack_awq
 from .._runtime import blas_hint, memory_available, mx, tree_flatten
 from ..errors import LoadError, UnsupportedError
 from ..inputs.files import reading
+from ..inputs.processor import check_tokenizer
 from ..models import PROVED_TEXT, TEXT, find
 from ..models.base import Model
 from ..notices import notice
@@ -76,6 +77,7 @@ def load(
     if hint := blas_hint():
         notice(hint)
     config, generation = read_config(folder), read_generation_config(folder)
+    check_tokenizer(folder)
     with _for_any_thread() if lazy else nullcontext():
         model = build(folder, config)
         model.generation_config.update(generation)
