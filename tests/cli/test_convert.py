@@ -1,4 +1,7 @@
-"""`python -m mlx_vlgen.convert`: its flags, its streams and exit codes, and that no kill leaves half a checkpoint."""
+"""`python -m mlx_vlgen.convert`: its flags, its streams and exit codes, and that no kill leaves half a checkpoint.
+
+It is stopped at steps that are known; `-m slow` stops it at random moments too, in the middle of writing weights.
+"""
 
 import json
 import os
@@ -143,6 +146,37 @@ def test_a_full_disk_leaves_nothing(environment: dict[str, str], qwen: Family, t
 
 # Killed
 
+STOPS_ITSELF = """
+import os, sys
+step, path, how = sys.argv[1:4]
+def hook(event, given):
+    if event == step and str(given[0]) == path:
+        os.kill(os.getpid(), int(how))
+sys.addaudithook(hook)
+from mlx_vlgen.cli import main_convert
+sys.exit(main_convert(sys.argv[4:]))
+"""
+"""The command, which gets a signal before a step of its own: it cannot land too early or too late."""
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
+def test_killed_before_a_step_it_leaves_nothing(
+    how: signal.Signals, environment: dict[str, str], qwen: Family, tmp_path: Path
+) -> None:
+    target, part = tmp_path / "out", tmp_path / ".out.converting"
+    flags = [qwen.folder, "--mlx-path", target, "-q", "--q-group-size", "32"]
+    for step, path in (("os.mkdir", part), ("open", part / "config.json"), ("os.rename", part)):
+        command = [sys.executable, "-c", STOPS_ITSELF, step, path, str(int(how)), *flags]
+        ran = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+        assert b"Traceback" not in ran.stderr
+        assert ran.returncode == (130 if how == signal.SIGINT else -how)
+        assert not target.exists()
+        assert part.exists() == (how == signal.SIGKILL and step != "os.mkdir")
+    assert cli.main_convert([str(flag) for flag in flags]) == 0  # what the killed ones left is no hindrance
+    whole = contents(target)
+    assert "config.json" in whole and len(whole["model.safetensors"]) > 1_000_000 and not part.exists()
+
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -178,11 +212,13 @@ def until(process: "subprocess.Popen[bytes]", happened: Callable[[], bool]) -> f
     return time.perf_counter()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
 def test_killed_at_any_moment_it_leaves_nothing_or_all(
     how: signal.Signals, environment: dict[str, str], large: Path, tmp_path: Path
 ) -> None:
+    """Where a signal lands depends on the machine, so either outcome is right; it goes on until three came in time."""
     target, part = tmp_path / "out", tmp_path / ".out.converting"
 
     def start() -> "subprocess.Popen[bytes]":
@@ -196,8 +232,9 @@ def test_killed_at_any_moment_it_leaves_nothing_or_all(
     whole = contents(target)
     assert "config.json" in whole and len(whole["model.safetensors"]) > 1_000_000
     random_moments = random.Random(0)
-    stopped = 0
-    for _ in range(10):
+    tries = stopped = 0
+    while tries < 10 or stopped < 3:
+        tries += 1
         if target.exists():
             target.rename(tmp_path / f"whole{len(os.listdir(tmp_path))}")
         left = changed(part)
@@ -213,7 +250,6 @@ def test_killed_at_any_moment_it_leaves_nothing_or_all(
             stopped += 1
             assert process.returncode == (130 if how == signal.SIGINT else -how)
             assert how == signal.SIGKILL or not part.exists()
-    assert stopped >= 3
     if target.exists():
         target.rename(tmp_path / "last")
     assert start().wait(timeout=60) == 0  # what the killed ones left is no hindrance
