@@ -156,7 +156,7 @@ class Starved:
         return self._family.model(inputs, cache, at=at)
 
 
-@pytest.mark.parametrize("count", [200, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     made = courses(family, random.Random(5), count)
     expected = {course: single(family, course.row) for course in made}
