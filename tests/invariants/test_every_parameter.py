@@ -2,7 +2,8 @@
 the value has an effect, and nothing of it is left for the next call.
 
 On the built-in model with real questions, and on a tiny random one, untied, where every log-probability of a stream is
-compared with the plain loop's (family.py) too. `-m slow` adds a picture that is thought about. Nothing here knows what the built-in model answers.
+compared with the plain loop's (family.py) too. Nothing here knows what the built-in model answers. `-m slow` adds a
+picture that is thought about.
 """
 
 import copy
