@@ -1,4 +1,7 @@
-"""`python -m mlx_vlgen.convert`: its flags, its streams and exit codes, and that no kill leaves half a checkpoint."""
+"""`python -m mlx_vlgen.convert`: its flags, its streams and exit codes, and that no kill leaves half a checkpoint.
+
+It is stopped at steps that are known; `-m slow` stops it at random moments too, in the middle of writing weights.
+"""
 
 import json
 import os
@@ -143,6 +146,40 @@ def test_a_full_disk_leaves_nothing(environment: dict[str, str], qwen: Family, t
 
 # Killed
 
+STOPS_ITSELF = """
+import os, sys
+step, begin, end, how = sys.argv[1:5]
+def hook(event, given):
+    if event == step and str(given[0]).startswith(begin) and str(given[0]).endswith(end):
+        os.kill(os.getpid(), int(how))
+sys.addaudithook(hook)
+from mlx_vlgen import entry
+sys.argv[1:] = sys.argv[5:]
+entry.convert()
+"""
+"""The command, which gets a signal before a step on a path that begins and ends so: it cannot land too early or too
+late."""
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
+def test_killed_before_a_step_it_leaves_nothing(
+    how: signal.Signals, environment: dict[str, str], qwen: Family, tmp_path: Path
+) -> None:
+    target, part = tmp_path / "out", str(tmp_path / ".out.")
+    flags = [qwen.folder, "--mlx-path", target, "-q", "--q-group-size", "32"]
+    for step, end in (("os.mkdir", ".converting"), ("open", "config.json"), ("os.rename", "")):
+        command = [sys.executable, "-c", STOPS_ITSELF, step, part, end, str(int(how)), *flags]
+        ran = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+        assert b"Traceback" not in ran.stderr
+        assert ran.returncode == (130 if how == signal.SIGINT else -how)
+        assert not target.exists()
+        assert bool(list(tmp_path.glob(".out.*"))) == (how == signal.SIGKILL and step != "os.mkdir")
+    assert cli.main_convert([str(flag) for flag in flags]) == 0  # what the killed ones left is no hindrance
+    whole = contents(target)
+    assert "config.json" in whole and len(whole["model.safetensors"]) > 1_000_000
+    assert not list(tmp_path.glob(".out.*"))
+
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -170,22 +207,13 @@ def until(process: "subprocess.Popen[bytes]", happened: Callable[[], bool]) -> f
     return time.perf_counter()
 
 
-def test_an_interrupt_that_meets_an_exec_has_the_same_exit_code(run: Run, tmp_path: Path) -> None:
-    """Importing makes dataclasses by `exec`. CPython (3.11 to 3.13 at least) notes an interrupt that leaves one, and
-    where a module is run by -m its process then dies of the signal, after the interrupt was handled."""
-    (tmp_path / "interrupted.py").write_text(
-        "import sys\nfrom mlx_vlgen import cli\nsys.exit(cli.guarded(lambda: exec('raise KeyboardInterrupt')))\n"
-    )
-    ran = run(sys.executable, "-m", "interrupted")
-    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "\n")
-
-
+@pytest.mark.slow
 @pytest.mark.usefixtures("heeds_interrupts")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
 def test_killed_at_any_moment_it_leaves_nothing_or_all(
     how: signal.Signals, environment: dict[str, str], large: Path, tmp_path: Path
 ) -> None:
-    """No signal is sent before this run's own folder is there, which is long after Python heeds interrupts, and what an
+    """No signal is sent before this run's folder is there, which is long after Python heeds interrupts, and what an
     exit code must be is asked only where the result is not there, so that the run had not come to its end: neither a
     slow machine nor an early or a late signal is a reason to fail. Runs go on, and signals come the earlier, until
     three were stopped."""

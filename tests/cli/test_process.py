@@ -1,4 +1,7 @@
-"""The command line as a process: streams, exit codes, signals, pipes, locales, and which model answers."""
+"""The command line as a process: streams, exit codes, signals, pipes, locales, and which model answers.
+
+Where a process of its own is not the point, the command runs in this one, which spares a second of imports.
+"""
 
 import os
 import re
@@ -15,7 +18,7 @@ from invariants.family import Family
 from parity import media
 from PIL import Image
 
-from mlx_vlgen import generate
+from mlx_vlgen import cli, generate
 from mlx_vlgen.demo import MODEL as DEMO
 from mlx_vlgen.demo import NOTICE
 from mlx_vlgen.flags import DEFAULT_MODEL
@@ -48,6 +51,23 @@ def clip(tmp_path: Path) -> dict[str, Path]:
     return {"animation": animation, "folder": folder}
 
 
+@pytest.fixture
+def run_here(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """`python -m mlx_vlgen.generate` in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str | Path, env: dict[str, str] | None = None) -> Ran:
+        with monkeypatch.context() as changed:
+            for name, value in (env or {}).items():
+                changed.setenv(name, value)
+            code = cli.main_generate(list(map(str, words)))
+        return Ran(words, code, *capsys.readouterr())
+
+    return run
+
+
 # Answers
 
 
@@ -74,12 +94,9 @@ def test_the_answer_alone_is_on_stdout_and_the_statistics_on_stderr(
     )
 
 
-def test_guesses_change_no_answer_and_are_counted() -> None:
-    asked = [*GENERATE, "--model", "demo", "--prompt", "Who are you?", "--verbose"]
-    plain, guessed = (
-        subprocess.run([*asked, *more], capture_output=True, encoding="utf-8", check=True)
-        for more in ([], ["--draft-model", "demo", "--num-draft-tokens", "4"])
-    )
+def test_guesses_change_no_answer_and_are_counted(run_here: Run) -> None:
+    asked = ["--model", "demo", "--prompt", "Who are you?", "--verbose"]
+    plain, guessed = (run_here(*asked, *more) for more in ([], ["--draft-model", "demo", "--num-draft-tokens", "4"]))
     assert guessed.stdout == plain.stdout
     assert "Drafts" not in plain.stderr
     assert (found := re.search(r"\nDrafts: (\d+) tokens, (\d+) right\n", guessed.stderr))
@@ -87,8 +104,8 @@ def test_guesses_change_no_answer_and_are_counted() -> None:
 
 
 @pytest.mark.parametrize("kind", ["animation", "folder"])
-def test_a_video_is_an_animation_or_a_folder(run: Run, qwen: Family, clip: dict[str, Path], kind: str) -> None:
-    ran = run(*GENERATE, "--model", qwen.folder, "--video", clip[kind], "--video-fps", "2", "--max-tokens", "6")
+def test_a_video_is_an_animation_or_a_folder(run_here: Run, qwen: Family, clip: dict[str, Path], kind: str) -> None:
+    ran = run_here("--model", qwen.folder, "--video", clip[kind], "--video-fps", "2", "--max-tokens", "6")
     part = {"type": "video", "video": clip[kind]}
     assert ran.stdout == answer(qwen, part, text="Describe this video.", video_fps=2, max_tokens=6) + "\n"
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -197,13 +214,15 @@ def test_a_terminal_without_unicode_gets_question_marks(run: Run, qwen: Family) 
 # Which model answers
 
 
-def test_the_variable_names_the_model(run: Run, qwen: Family) -> None:
-    ran = run(*GENERATE, "--prompt", "Hi", "--max-tokens", "3", env={"MLX_VLGEN_MODEL": str(qwen.folder)})
+def test_the_variable_names_the_model(run_here: Run, qwen: Family) -> None:
+    ran = run_here("--prompt", "Hi", "--max-tokens", "3", env={"MLX_VLGEN_MODEL": str(qwen.folder)})
     assert (ran.returncode, ran.stdout) == (0, answer(qwen, text="Hi", max_tokens=3) + "\n")
 
 
 @needs_demo
-def test_the_default_that_cannot_be_had_is_replaced_with_a_notice(run: Run, pictures: Path, tmp_path: Path) -> None:
+def test_the_default_that_cannot_be_had_is_replaced_with_a_notice(
+    run: Run, run_here: Run, pictures: Path, tmp_path: Path
+) -> None:
     ran = run(*GENERATE, "--image", pictures / "plain.png", "--max-tokens", "3")
     cache = tmp_path / "cache" / "hub"
     why = (
@@ -217,20 +236,20 @@ def test_the_default_that_cannot_be_had_is_replaced_with_a_notice(run: Run, pict
         assert (failed.returncode, failed.stdout) == (1, "") and "forbids a download" in failed.stderr
         assert "built-in" not in failed.stderr
     assert not (tmp_path / "cache" / "hub").exists()
-    named = run(*GENERATE, "--image", pictures / "plain.png", "--max-tokens", "3", "--model", "demo")
+    named = run_here("--image", pictures / "plain.png", "--max-tokens", "3", "--model", "demo")
     assert (named.returncode, named.stdout, named.stderr) == (0, ran.stdout, "")
-    adapted = run(*GENERATE, "--image", pictures / "plain.png", "--revision", "main")
+    adapted = run_here("--image", pictures / "plain.png", "--revision", "main")
     assert (adapted.returncode, adapted.stdout) == (1, "") and "HF_HUB_OFFLINE forbids a download" in adapted.stderr
 
 
-def test_a_folder_named_demo_wins_with_a_notice(run: Run, qwen: Family, tmp_path: Path) -> None:
+def test_a_folder_named_demo_wins_with_a_notice(run_here: Run, qwen: Family, tmp_path: Path) -> None:
     shutil.copytree(qwen.folder, tmp_path / "demo")
-    ran = run(*GENERATE, "--model", "demo", "--prompt", "Hi", "--max-tokens", "3")
+    ran = run_here("--model", "demo", "--prompt", "Hi", "--max-tokens", "3")
     assert (ran.returncode, ran.stdout) == (0, answer(qwen, text="Hi", max_tokens=3) + "\n")
     assert ran.stderr == 'mlx_vlgen: loading the folder ./demo, not the built-in model "demo".\n'
 
 
-def test_a_named_model_that_is_not_there_exits_1(run: Run) -> None:
-    ran = run(*GENERATE, "--prompt", "Hi", env={"MLX_VLGEN_MODEL": "owner/nowhere"})
+def test_a_named_model_that_is_not_there_exits_1(run_here: Run) -> None:
+    ran = run_here("--prompt", "Hi", env={"MLX_VLGEN_MODEL": "owner/nowhere"})
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith("mlx_vlgen: error: owner/nowhere has no whole copy in the cache")

@@ -2,7 +2,8 @@
 the value has an effect, and nothing of it is left for the next call.
 
 On the built-in model with real questions, and on a tiny random one, untied, where every log-probability of a stream is
-compared with the plain loop's (family.py) too. Nothing here knows what the built-in model answers.
+compared with the plain loop's (family.py) too. Nothing here knows what the built-in model answers. `-m slow` adds a
+picture that is thought about.
 """
 
 import copy
@@ -318,11 +319,12 @@ def test_batches_with_one_setting(case: Case, name: str) -> None:
 
 @pytest.mark.parametrize("case", ["demo"], indirect=True)
 @pytest.mark.parametrize("opened", ["by the template", "by the model"])
-def test_thinking_budgets_are_exact(case: Case, opened: str) -> None:
-    """Over several pictures, single, streamed and all in one batch: min(budget, what it thinks without one)."""
+@pytest.mark.parametrize("pictures", [["trio.png"], pytest.param(["trio.png", "hello.png"], marks=pytest.mark.slow)])
+def test_thinking_budgets_are_exact(case: Case, pictures: list[str], opened: str) -> None:
+    """Over pictures, single, streamed and all in one batch: min(budget, what it thinks without one)."""
     words = "Describe this image." if opened == "by the template" else "Think step by step: Describe this image."
     common = {"max_tokens": 200, "enable_thinking": opened == "by the template"}
-    questions = [Question(words, images=(name,)) for name in ("trio.png", "hello.png")]
+    questions = [Question(words, images=(name,)) for name in pictures]
     budgets = (0, 1, 5, 500)
     asked = [(question, budget) for question in questions for budget in budgets]
     free = {question: case.generate(question, common).result for question in questions}

@@ -1,6 +1,7 @@
 """Promise 2 for every family that test_one_answer.py does not go through in all its detail.
 
-A family is whatever has a reference in tests/parity. Rows are its parity cases, and words.
+A family is whatever has a reference in tests/parity. Rows are its parity cases, and words. `-m slow` draws for all of
+them, and not for every second one, and reads prompts in chunks of one token.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ OTHERS = [name for name in expected.families() if name not in thorough.FAMILIES]
 pytestmark = pytest.mark.parametrize("family", OTHERS, indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def family(request: pytest.FixtureRequest, load_family: Callable[[str], Family]) -> Family:
     return load_family(request.param)
 
@@ -40,7 +41,7 @@ def test_coming_and_going(family: Family) -> None:
     play_and_check(family, rows, prefill_step_size=5, max_batch_size=3)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("chunk", [7, 64, pytest.param(1, marks=pytest.mark.slow)])
 def test_chunks(family: Family, chunk: int) -> None:
     """Borders fall inside pictures and clips."""
     longest = sorted(family.asks.values(), key=lambda ask: len(ask.images) + 2 * len(ask.videos))[-2:]
@@ -61,7 +62,8 @@ def test_streams_in_turn(family: Family) -> None:
     check(family, [Row(ask) for ask in asks], heard)
 
 
-def test_draws_and_caches(family: Family) -> None:
+@pytest.mark.parametrize("every", [slice(1, None, 2), pytest.param(slice(None), marks=pytest.mark.slow)], ids=str)
+def test_draws_and_caches(family: Family, every: slice) -> None:
     """Sampled rows and rows with quantized or bounded caches, each as alone."""
     caches = usable_caches(family)[2:]
 
@@ -75,4 +77,4 @@ def test_draws_and_caches(family: Family) -> None:
         Row(ask, SamplingParams(max_tokens=STEPS, seed=i, **sampler), cache_for(ask, kv))
         for i, (ask, sampler, kv) in enumerate(zip(family.asks.values(), cycle(SAMPLERS), cycle(caches), strict=False))
     ]
-    play_and_check(family, rows)
+    play_and_check(family, rows[every])

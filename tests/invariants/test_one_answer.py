@@ -2,6 +2,9 @@
 
 Each test runs rows through the token iterator and compares them with a plain loop (family.py): one forward for the
 whole prompt over unbatched caches, then one token at a time.
+
+`-m slow` adds other draws of rows, more mixes, more sizes of batches and chunks, all requests by the three faces, and
+rows that come and go on a fast BLAS.
 """
 
 import io
@@ -61,12 +64,13 @@ CACHES = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def family(request: pytest.FixtureRequest, load_family: Callable[[str], Family]) -> Family:
     """The checkpoint that the test is parametrised with."""
     return load_family(request.param)
 
 
+slow = pytest.mark.slow
 every_family = pytest.mark.parametrize("family", FAMILIES, indirect=True)
 every_random_family = pytest.mark.parametrize("family", RANDOM, indirect=True)
 every_vision_family = pytest.mark.parametrize("family", VISION, indirect=True)
@@ -95,11 +99,11 @@ def test_answers_are_clear(family: Family) -> None:
 
 
 @every_family
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=slow)])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
-def test_mixed_batch(family: Family, count: int) -> None:
-    """Rows of unlike lengths and media, shuffled, two times over."""
-    for seed in (1, 2):
-        play_and_check(family, drawn_rows(family, count, seed))
+def test_mixed_batch(family: Family, count: int, seed: int) -> None:
+    """Rows of unlike lengths and media, shuffled."""
+    play_and_check(family, drawn_rows(family, count, seed))
 
 
 @every_family
@@ -119,10 +123,10 @@ def test_rows_of_equal_length(family: Family) -> None:
 
 
 @every_family
-def test_late_joins(family: Family) -> None:
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=slow), pytest.param(2, marks=slow)])
+def test_late_joins(family: Family, seed: int) -> None:
     """Rows come while others decode, and leave by their length."""
-    for seed in range(3):
-        play_and_check(family, drawn_rows(family, 7, seed, joins=(0, 30)))
+    play_and_check(family, drawn_rows(family, 7, seed, joins=(0, 30)))
 
 
 @every_family
@@ -132,15 +136,15 @@ def test_late_joins_during_chunked_prefill(family: Family, chunk: int) -> None:
 
 
 @every_family
-def test_neighbours_are_cancelled(family: Family) -> None:
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=slow), pytest.param(2, marks=slow)])
+def test_neighbours_are_cancelled(family: Family, seed: int) -> None:
     """At every possible step, in waves, while others join."""
-    for seed in range(3):
-        rows = drawn_rows(family, 8, seed, joins=(0, 12), leaves=(1, STEPS))
-        play_and_check(family, [row if i % 2 else Row(row.ask, joins=row.joins) for i, row in enumerate(rows)])
+    rows = drawn_rows(family, 8, seed, joins=(0, 12), leaves=(1, STEPS))
+    play_and_check(family, [row if i % 2 else Row(row.ask, joins=row.joins) for i, row in enumerate(rows)])
 
 
 @every_random_family
-@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("chunk", [1, 7, 64, *(pytest.param(chunk, marks=slow) for chunk in (3, 2048))])
 def test_prefill_chunks(family: Family, chunk: int) -> None:
     """Borders fall inside pictures and videos; several rows queue for their turn."""
     names = ("img2", "img_video", "text", "words11") if family.name in VISION else ("long", "short", "words11")
@@ -168,7 +172,7 @@ def test_packs(family: Family) -> None:
 
 
 @every_family
-@pytest.mark.parametrize("size", [1, 2, 3, 32])
+@pytest.mark.parametrize("size", [1, 3, 32, pytest.param(2, marks=slow)])
 def test_batch_sizes(family: Family, size: int) -> None:
     play_and_check(family, drawn_rows(family, 9, 5), max_batch_size=size)
 
@@ -238,7 +242,7 @@ def test_seeds_matter(family: Family) -> None:
     assert len({tuple(tokens) for tokens in (same, other, free, free_again)}) == 4
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "gemma3_text", "lfm2"], indirect=True)
+@pytest.mark.parametrize("family", [pytest.param("qwen3_vl", marks=slow), "gemma3_text", "lfm2"], indirect=True)
 def test_long_rows(family: Family) -> None:
     """Prompts and answers past the 256 positions by which caches grow, and many times past the window."""
     long = Ask("repeated", family.asks["words16"].text * 10)
@@ -268,9 +272,10 @@ def test_sources_of_one_picture(family: Family, pictures: Path) -> None:
 
 
 @every_family
-def test_three_faces(family: Family) -> None:
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=slow)])
+def test_three_faces(family: Family, every: int) -> None:
     """`generate`, `stream_generate` and `batch_generate` give the iterator's text and tokens."""
-    asks = [ask for ask in family.asks.values() if not ask.videos]
+    asks = [ask for ask in family.asks.values() if not ask.videos][::every]
     heard = play(family, [Row(ask) for ask in asks])
     for ask, own in zip(asks, heard, strict=True):
         images = [media.picture(name) for name in ask.images] or None
@@ -304,14 +309,16 @@ def usable_caches(family: Family) -> list[KVSettings]:
 
 
 @every_family
-def test_every_cache(family: Family) -> None:
+@pytest.mark.parametrize("chunk", [None, 7, pytest.param(1, marks=slow)])
+def test_every_cache(family: Family, chunk: int | None) -> None:
     """Each kind of cache: alone in chunks, in a ragged batch, and rows of all kinds together."""
     caches = usable_caches(family)[3:]
     assert len(caches) >= 2
     names = [name for name in ("img2", "long", "words11", "text") if name in family.asks][:3]
     rows = [Row(family.asks[name], kv=own, joins=5 * i) for own in caches for i, name in enumerate(names)]
-    play_and_check(family, rows)
-    for chunk in (1, 7):
+    if chunk is None:
+        play_and_check(family, rows)
+    else:
         play_and_check(family, [row for row in rows if row.joins == 0], prefill_step_size=chunk)
 
 
@@ -333,8 +340,11 @@ def test_real_texts_over_quantized_caches(family: Family) -> None:
             assert own.tokens == family.answer(row.ask).tokens, (row.ask.name, kv)
 
 
+Plan = tuple[str, list[dict[str, Any]], dict[str, Any]]
+
+
 @st.composite
-def plans(draw: st.DrawFn) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+def plans(draw: st.DrawFn) -> Plan:
     """A family's name, rows as (number of the ask, and Row's other fields), and an iterator's settings."""
     row = st.fixed_dictionaries(
         {
@@ -359,10 +369,21 @@ def plans(draw: st.DrawFn) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
     return draw(st.sampled_from(FAMILIES)), draw(st.lists(row, min_size=1, max_size=9)), draw(iterator)
 
 
+@settings(max_examples=settings().max_examples // 16)
+@given(plan=plans())
+def test_any_mix(load_family: Callable[[str], Family], plan: Plan) -> None:
+    """Whatever comes together: media, lengths, settings, joins, ends, chunks and limits."""
+    any_mix(load_family, plan)
+
+
+@slow
 @settings(max_examples=settings().max_examples // 4)
 @given(plan=plans())
-def test_any_mix(load_family: Callable[[str], Family], plan: tuple[str, list[dict[str, Any]], dict[str, Any]]) -> None:
-    """Whatever comes together: media, lengths, settings, joins, ends, chunks and limits."""
+def test_many_mixes(load_family: Callable[[str], Family], plan: Plan) -> None:
+    any_mix(load_family, plan)
+
+
+def any_mix(load_family: Callable[[str], Family], plan: Plan) -> None:
     name, rows, iterator = plan
     family = load_family(name)
     asks, caches = list(family.asks.values()), usable_caches(family)
@@ -382,7 +403,12 @@ def test_any_mix(load_family: Callable[[str], Family], plan: tuple[str, list[dic
     )
 
 
-def test_on_a_fast_blas() -> None:
+@pytest.mark.parametrize(
+    "chosen",
+    ["every_request or real_", pytest.param("late_joins and not chunked", marks=slow)],
+    ids=["whole batches", "coming and going"],  # which `chosen` must not match
+)
+def test_on_a_fast_blas(chosen: str) -> None:
     """Greedy and sampled rows keep the tolerance on a BLAS whose sums depend on the shapes, and quantized caches the
     built-in model's texts."""
     environment = os.environ | {"MLX_VLGEN_BLAS": ""}
@@ -390,7 +416,6 @@ def test_on_a_fast_blas() -> None:
     found = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
     if not found.stdout.strip():
         pytest.skip("no OpenBLAS, MKL or BLIS on this machine: MLX has its own BLAS only")
-    chosen = "every_request or (late_joins and not chunked) or real_"
-    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "-p", "no:cacheprovider", "-m", "", "-k", chosen]
+    run = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

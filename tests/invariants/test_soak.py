@@ -1,4 +1,7 @@
-"""Hundreds of requests through one iterator: all end, in their turn, each with its own answer, and nothing is left."""
+"""Hundreds of requests through one iterator: all end, in their turn, each with its own answer, and nothing is left.
+
+`-m slow` has five hundred, and a thousand prompts at once.
+"""
 
 import gc
 import itertools
@@ -23,7 +26,6 @@ from mlx_vlgen.engine.prefill import is_out_of_memory
 from .family import Family
 from .play import Row, Wrapped, play
 
-COUNT = 500
 LONGEST = 9
 SLOTS, CHUNK, BUDGET = 12, 96, 600
 CROWD_SLOTS = 8
@@ -77,9 +79,9 @@ def failing(after: int, result: Callable[[mx.array], Any]) -> Callable[[mx.array
     return function
 
 
-def courses(family: Family, rng: random.Random) -> list[Course]:
+def courses(family: Family, rng: random.Random, count: int) -> list[Course]:
     made, comes = [], 0
-    for _ in range(COUNT):
+    for _ in range(count):
         ask = family.asks[rng.choice(ASKS)]
         sampling = SamplingParams(max_tokens=rng.choice((1, 3, 6, LONGEST)), **rng.choice(DRAWS))
         row = Row(ask, sampling, rng.choice(CACHES))
@@ -154,8 +156,9 @@ class Starved:
         return self._family.model(inputs, cache, at=at)
 
 
-def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = courses(family, random.Random(5))
+@pytest.mark.parametrize("count", [300, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    made = courses(family, random.Random(5), count)
     expected = {course: single(family, course.row) for course in made}
     active = settled()
     starved = Starved(family, made, monkeypatch)
@@ -178,7 +181,7 @@ def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
             assert course.tokens == tokens and course.text == text
     in_turn = [id for id, course in order if course not in starved.returned]
     assert in_turn == sorted(in_turn)
-    assert len(starved.returned) < COUNT / 10 < len(in_turn)
+    assert len(starved.returned) < count / 10 < len(in_turn)
 
 
 def soak(starved: Starved, made: Sequence[Course]) -> list[tuple[int, Course]]:
@@ -204,7 +207,7 @@ def soak(starved: Starved, made: Sequence[Course]) -> list[tuple[int, Course]]:
             starved.model, starved.processor, max_batch_size=SLOTS, kv_token_budget=BUDGET, prefill_step_size=CHUNK
         ) as iterator,
     ):
-        while coming or len(named) < COUNT or any(not course.ends for course in made):
+        while coming or len(named) < len(made) or any(not course.ends for course in made):
             while coming and coming.comes <= heard:
                 if coming.elsewhere:
                     jobs.append(other.submit(add, coming))
@@ -258,9 +261,10 @@ def tokens_alone(family: Family, row: Row) -> list[int]:
     return own.tokens
 
 
-def test_a_thousand_prompts_take_the_memory_of_a_hundred(family: Family) -> None:
-    few, many = crowd(family, 100), crowd(family, 1000)
-    assert many.ids == list(range(1000))
+@pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.slow)])
+def test_ten_times_as_many_prompts_take_the_same_memory(family: Family, count: int) -> None:
+    few, many = crowd(family, count), crowd(family, 10 * count)
+    assert many.ids == list(range(10 * count))
     assert many.bytes < few.bytes + 1e5
     assert many.pictures <= few.pictures <= CROWD_SLOTS + 1  # the last of these is read and finds that it has to wait
 

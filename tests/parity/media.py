@@ -1,6 +1,7 @@
 """The pictures and clips of the cases, drawn in integer arithmetic so that every machine has the same pixels."""
 
 import hashlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +23,23 @@ CLIPS = {  # width, height, frames, seed
 CLIP_FPS = 2.0
 
 
+@cache
 def picture(name: str) -> np.ndarray:
-    """(height, width, 3) uint8; `name` is one of `PICTURES`, or a file of the built-in model's pictures."""
+    """Read-only (height, width, 3) uint8; `name` is one of `PICTURES`, or a file of the built-in model's pictures."""
     if name.endswith(".png"):
         return np.asarray(Image.open(DEMO / "pictures" / name).convert("RGB"))
-    return _shapes(*PICTURES[name])
+    shapes = _shapes(*PICTURES[name])
+    shapes.setflags(write=False)
+    return shapes
 
 
+@cache
 def clip(name: str) -> np.ndarray:
-    """(frames, height, width, 3) uint8, to be played at `CLIP_FPS`."""
+    """Read-only (frames, height, width, 3) uint8, to be played at `CLIP_FPS`."""
     width, height, frames, seed = CLIPS[name]
-    return np.stack([_shapes(width, height, seed, shift=5 * frame) for frame in range(frames)])
+    shapes = np.stack([_shapes(width, height, seed, shift=5 * frame) for frame in range(frames)])
+    shapes.setflags(write=False)
+    return shapes
 
 
 def _shapes(width: int, height: int, seed: int, shift: int = 0) -> np.ndarray:

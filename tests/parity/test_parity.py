@@ -1,4 +1,8 @@
-"""Promise 1: the same answers as transformers, in every layout that a checkpoint is published in."""
+"""Promise 1: the same answers as transformers, in every layout that a checkpoint is published in.
+
+Prompts, pixels and logits are compared for every case in every layout. Answers, whose weights are those of the logits,
+are so for every case in one layout, and in every layout for some cases; `-m slow` has them for all in all.
+"""
 
 from pathlib import Path
 
@@ -27,10 +31,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         record = expected.record(family)
         cases = {name: expected.case(family, name) for name in record["cases"]}
         batches = {name: [cases[row] for row in rows] for name, rows in record["batches"].items()}
-        for name, value in (cases if kind == "case" else batches).items():
+        for index, (name, value) in enumerate((cases if kind == "case" else batches).items()):
             if metafunc.function is test_pixels and not (cases[name].images or cases[name].videos):
                 continue
-            parameters.append(pytest.param((family, layout), value, id=f"{family}-{layout}-{name}"))
+            answers = metafunc.function in (test_greedy, test_batch) and layout in LAYOUTS
+            longer = answers and LAYOUTS[index % len(LAYOUTS)] != layout
+            marks = [pytest.mark.slow] if longer else []
+            parameters.append(pytest.param((family, layout), value, id=f"{family}-{layout}-{name}", marks=marks))
     metafunc.parametrize(("checkpoint", kind), parameters, indirect=["checkpoint"], scope="module")
 
 

@@ -1,10 +1,15 @@
-"""The built-in model: real answers about pictures, whatever runs beside them and however the cache is kept."""
+"""The built-in model: real answers about pictures, whatever runs beside them and however the cache is kept.
+
+`-m slow` adds more pictures of each task, a share of right answers, and thinking budgets for other pictures than
+test_every_parameter.py has.
+"""
 
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import pytest
+from invariants.family import encode_once
 from parity import media
 from PIL import Image, ImageDraw
 
@@ -17,7 +22,10 @@ PICTURES = media.DEMO / "pictures"
 
 @pytest.fixture(scope="module")
 def demo() -> Any:
-    return load("demo")
+    """It encodes no picture twice."""
+    loaded = load("demo")
+    encode_once(loaded[0])
+    return loaded
 
 
 def ask(demo: Any, question: str, image: Any = None, **settings: Any) -> Any:
@@ -80,7 +88,7 @@ def test_it_thinks(demo: Any, how: str) -> None:
 
 
 @pytest.mark.parametrize("template", [True, False])
-@pytest.mark.parametrize("budget", [0, 1, 5, 500])
+@pytest.mark.parametrize("budget", [5, *(pytest.param(budget, marks=pytest.mark.slow) for budget in (0, 1, 500))])
 def test_thinking_budgets_are_exact(demo: Any, budget: int, template: bool) -> None:
     """Single, streamed and in a batch: min(budget, what it would have thought)."""
     question = "Describe this image." if template else "Think step by step: Describe this image."
@@ -99,8 +107,8 @@ def test_thinking_budgets_are_exact(demo: Any, budget: int, template: bool) -> N
         assert result.finish_reason == "stop" and result.answer
 
 
-def mixed_rows() -> Iterator[Any]:
-    for seed in range(3):
+def mixed_rows(seeds: int) -> Iterator[Any]:
+    for seed in range(seeds):
         for task in ("describe", "count", "read", "compare", "photo", "text"):
             yield sample(task, 50 + seed)
 
@@ -110,28 +118,32 @@ def alone(demo: Any) -> Any:
     """The answers to each of `mixed_rows` alone."""
 
     @cache
-    def answers(kv_bits: int | None) -> list[str]:
+    def answers(seeds: int, kv_bits: int | None) -> list[str]:
         return [
             generate(*demo, own.messages, image=list(own.images), max_tokens=64, kv_bits=kv_bits).text
-            for own in mixed_rows()
+            for own in mixed_rows(seeds)
         ]
 
     return answers
 
 
+@pytest.mark.parametrize("seeds", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "settings",
     [{}, {"prefill_step_size": 7}, {"max_batch_size": 3}, {"group_by_shape": False}, {"kv_bits": 8}],
     ids=lambda settings: str(settings) or "plain",
 )
-def test_real_answers_do_not_depend_on_the_batch(demo: Any, alone: Any, settings: dict[str, Any]) -> None:
-    examples = list(mixed_rows())
+def test_real_answers_do_not_depend_on_the_batch(demo: Any, alone: Any, settings: dict[str, Any], seeds: int) -> None:
+    if not settings:
+        demo = load("demo")  # which encodes all pictures, those of one shape together
+    examples = list(mixed_rows(seeds))
     prompts = [example.messages for example in examples]
     pictures = [list(example.images) for example in examples]
     made = batch_generate(*demo, pictures, prompts=prompts, max_tokens=64, **settings)
-    assert made.texts == alone(settings.get("kv_bits"))
+    assert made.texts == alone(seeds, settings.get("kv_bits"))
 
 
+@pytest.mark.slow
 def test_it_is_right_more_often_than_not(demo: Any) -> None:
     """A floor that a broken processor or tower would not reach; `python -m mlx_vlgen.demo.evaluate` measures."""
     right = {}

@@ -111,13 +111,24 @@ def longest(family: Family) -> Ask:
     )
 
 
+def check_chunks(family: Family, ask: Ask, settings: KVSettings, *chunks: int) -> None:
+    plain = alone(family, ask, settings)
+    for chunk in chunks:
+        run = Run(family, [ask], settings).prefill(chunk).decode()
+        assert difference(run, plain) < tolerance(family, settings), (ask.name, chunk)
+
+
 def test_chunks(case: tuple[Family, KVSettings]) -> None:
     family, settings = case
-    for ask in (longest(family), family.asks["words5"]):
-        plain = alone(family, ask, settings)
-        for chunk in (1, 7, 20):
-            run = Run(family, [ask], settings).prefill(chunk).decode()
-            assert difference(run, plain) < tolerance(family, settings), (ask.name, chunk)
+    check_chunks(family, longest(family), settings, 7, 20)
+    check_chunks(family, family.asks["words5"], settings, 1, 7, 20)
+
+
+@pytest.mark.slow
+def test_chunks_of_one_token(case: tuple[Family, KVSettings]) -> None:
+    """Of a long prompt, where it takes as many forwards."""
+    family, settings = case
+    check_chunks(family, longest(family), settings, 1)
 
 
 def test_rows_that_come_and_go(case: tuple[Family, KVSettings]) -> None:

@@ -1,8 +1,11 @@
-"""The quantized cache: attention sees each position quantized by itself, from the start on, whatever the way."""
+"""The quantized cache: attention sees each position quantized by itself, from the start on, whatever the way.
+
+`-m slow` draws more comings and goings, and takes every width at every number of bits.
+"""
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kv_rows import Oracle, Play, stories
 
@@ -25,9 +28,16 @@ def play(settings: KVSettings, size: int = 32, seed: int = 0) -> Play:
     return Play(settings, Oracle(stored), size, seed)
 
 
-@pytest.mark.parametrize("size", [32, 64, 96, 128, 256])
-@pytest.mark.parametrize("group_size", GROUP_SIZES)
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("bits", "group_size", "size"),
+    [
+        # Every two of them together.
+        pytest.param(bits, group, size, marks=[pytest.mark.slow] if (b + g + s) % 3 else [])
+        for b, bits in enumerate(BITS)
+        for g, group in enumerate(GROUP_SIZES)
+        for s, size in enumerate((32, 64, 96, 128, 256))
+    ],
+)
 def test_every_width(bits: int, group_size: int, size: int) -> None:
     """Alone and in a batch, packed and not; a group size that does not divide the head size is refused at once."""
     for start in (0, 5):
@@ -63,8 +73,15 @@ def test_pack(start: int, lengths: tuple[int, ...]) -> None:
     assert (rows.decode_mask() is None) == (len(set(lengths)) == 1)
 
 
+@settings(max_examples=settings().max_examples // 4)
 @given(st.sampled_from(STARTS), st.sampled_from(BITS), stories)
 def test_any_coming_and_going(start: int, bits: int, story: tuple) -> None:
+    play(KVSettings(bits, 32, start)).story(*story)
+
+
+@pytest.mark.slow
+@given(st.sampled_from(STARTS), st.sampled_from(BITS), stories)
+def test_much_coming_and_going(start: int, bits: int, story: tuple) -> None:
     play(KVSettings(bits, 32, start)).story(*story)
 
 
