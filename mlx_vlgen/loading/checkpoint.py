@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 
-# `quant_method`s whose tensors mlx-lm's decoders take; those that are not MLX's own are converted while loading.
 # Of a folder, or of a repository on the Hub: never code, and never pickles (*.bin, *.pt).
 NEEDED = ("*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 
+# `quant_method`s whose tensors mlx-lm's decoders take; those that are not MLX's own are converted while loading.
 _QUANTIZED_BY = {"mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
 
 
