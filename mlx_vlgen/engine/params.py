@@ -150,6 +150,9 @@ class SamplingParams:
         given = [name for name in _FORMS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{given[1]}: only one of {', '.join(_FORMS)} can be given, and {given[0]} is")
+        for name in ("regex", "grammar"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name}={getattr(self, name)!r:.80}: expected text")
         if self.json_schema is not None:
             try:
                 schema = self.json_schema

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from ..engine.cache import make_cache
-from ..errors import LoadError, MediaError
+from ..errors import LoadError, MediaError, PromptError
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Model
 
@@ -16,7 +16,7 @@ def rehearse(model: Model) -> None:
         media = MediaInputs(images=(Image.new("RGB", (64, 48)),))
         try:
             prompts.append(model.processor.prepare(placeholder, media))
-        except MediaError as error:
+        except (MediaError, PromptError) as error:
             raise LoadError(f"its processor cannot take a picture of 64 x 48 pixels: {error}") from error
     for prompt in prompts:
         features = [features for medium in prompt.media for features in model.encode([medium])]

@@ -195,7 +195,7 @@ MISFITS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "a grid without pixels": (lambda own: {"pixel_values": None}, "without pixel_values"),
     "a grid of another size": (lambda own: {"image_grid_thw": [[1, 4, 4]]}, "is not what image_grid_thw"),
     "a grid that is none": (lambda own: {"image_grid_thw": [1, 16, 16]}, "image_grid_thw: .* expected whole numbers"),
-    "an empty grid": (lambda own: {"image_grid_thw": [[0, 4, 4]], "pixel_values": np.zeros((0, 8))}, "is not what"),
+    "an empty grid": (lambda own: {"image_grid_thw": [[0, 4, 4]], "pixel_values": np.zeros((0, 8))}, "expected"),
     "one tensor cut short": (lambda own: {"input_ids": own["input_ids"][:, :-1]}, "rows of other lengths"),
     "rows cut short": (lambda own: {name: own[name][1:, :40] for name in ROWS}, "a row has .* without cutting rows"),
     "one row as it is": (lambda own: {"input_ids": np.arange(4)}, "a single row needs a list around it"),

@@ -6,7 +6,6 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -338,7 +337,7 @@ def test_ctrl_c_while_closing() -> None:
     ids = [iterator.add(request("plain", mines)) for _ in range(3)]
     heard.listen(iterator, 1)
     for row in iterator._rows.values():
-        row.text = SimpleNamespace(finish=mines.at("finish", str), stopped=False, said="")  # type: ignore[assignment]
+        row.text.finish = mines.at("finish", row.text.finish)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         iterator.close()
     heard.listen(iterator)

@@ -268,7 +268,7 @@ def test_top_logprobs_stay(family: Family) -> None:
     """Every result keeps its few, without the vocabulary that they are of: also one that nobody looked at before."""
     answer = family.answer(family.asks["long"])
     kept = results(family, top_logprobs=3, logprobs=False)
-    assert all(callable(vars(result)["_top_logprobs"]) for result in kept)
+    assert all(callable(vars(result)["_top"]) for result in kept)
     for result, scores in zip(kept, answer.scores, strict=True):
         best = np.argsort(-scores)[:3]
         assert [id for id, _ in result.top_logprobs] == best.tolist()

@@ -8,7 +8,8 @@ from parity.layouts import REFERENCE, read_json, write_json
 
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.errors import LoadError
-from mlx_vlgen.loading.loader import build, fill
+from mlx_vlgen.loading.loader import fill
+from mlx_vlgen.models import find
 from mlx_vlgen.models.layers import PositionTable
 
 TOWERS = ("llava", "llava_siglip", "gemma3", "paligemma", "idefics3", "qwen3_vl", "qwen3_5", "glm4v", "lfm2_vl")
@@ -19,7 +20,7 @@ def test_a_quantized_table_of_positions_is_made_of_floats(tmp_path: Path, family
     config = read_json(REFERENCE / family / "config.json")
     config["vision_config"]["hidden_size"] = 64  # rows divide into groups
     write_json(tmp_path / "config.json", config)
-    made = build(tmp_path, config)
+    made = find(config).model_class()(config)
     (table,) = (f"{path}.weight" for path, module in made.named_modules() if isinstance(module, PositionTable))
     tensors = {name: mx.zeros(value.shape) for name, value in tree_flatten(made.parameters())}
     random = np.random.default_rng(0).normal(size=tensors[table].shape)
@@ -37,7 +38,7 @@ def test_a_quantized_table_of_positions_is_made_of_floats(tmp_path: Path, family
 def test_siglips_pooling_head_is_of_no_use(tmp_path: Path, prefix: str) -> None:
     """JoyCaption and others have it: transformers builds it, and LLaVA never asks it."""
     config = read_json(REFERENCE / "llava_siglip" / "config.json")
-    model = build(tmp_path, config)
+    model = find(config).model_class()(config)
     tensors = {name: mx.zeros(value.shape) for name, value in tree_flatten(model.parameters())}
     head = {f"{prefix}head.{name}": mx.zeros(4) for name in ("probe", "attention.in_proj_weight", "mlp.fc1.bias")}
     mx.save_safetensors(str(tmp_path / "model.safetensors"), tensors | head, {"format": "pt"})
@@ -46,4 +47,4 @@ def test_siglips_pooling_head_is_of_no_use(tmp_path: Path, prefix: str) -> None:
         str(tmp_path / "model.safetensors"), tensors | {f"{prefix}heads": mx.zeros(4)}, {"format": "pt"}
     )
     with pytest.raises(LoadError, match="1 not known"):
-        fill(build(tmp_path, config), tmp_path, mx.float32)
+        fill(find(config).model_class()(config), tmp_path, mx.float32)
