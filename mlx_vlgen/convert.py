@@ -157,7 +157,7 @@ def _weights(source: Path, plan: Plan) -> tuple[dict[str, mx.array], int, dict[s
     for name, tensor in tree_flatten(model.parameters()):
         names = model.published(name)
         tensors |= zip(names, mx.split(tensor, len(names)) if len(names) > 1 else [tensor], strict=True)
-    for copy, layer in model.copies.items():
+    for copy, layer in model.duplicated_layers.items():
         if f"{layer}.scales" in tensors and f"{copy}.weight" not in tensors:
             parts = ("weight", "scales", "biases")
             tensors |= {f"{copy}.{part}": tensors[f"{layer}.{part}"] for part in parts if f"{layer}.{part}" in tensors}

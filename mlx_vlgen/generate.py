@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from .engine.asked import Drafter
 from .engine.iterator import TokenIterator
 from .engine.kv_settings import KVSettings
+from .engine.modes import Drafter
 from .engine.params import sampling_params
 from .engine.request import Request
 from .engine.speculative import DraftModel, PromptLookup, same_vocabulary

@@ -5,7 +5,7 @@ from pathlib import Path
 from .inputs.media import load_image
 from .loading.checkpoint import read_config, refuse_remote_code
 from .loading.hub import locate
-from .models.config import Config
+from .models.config_dict import Config
 
 __all__ = ["load_config", "load_image"]
 

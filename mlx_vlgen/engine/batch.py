@@ -10,8 +10,8 @@ import numpy as np
 from .._runtime import mx
 from ..models.base import Embedded, Model
 from . import cache as kv
-from .asked import Past
 from .guidance import follow, mix
+from .modes import Past
 from .penalties import penalize
 from .request import Row
 from .sampling import BatchSampler, Scores, own_draws, process
@@ -69,7 +69,7 @@ class Batch:
     def advance(self, model: Model, read: bool) -> Self:
         """One forward on the tokens these rows have drawn; the next ones, under way. read: whether the tokens are
         read and recorded already."""
-        inputs = Embedded(self.tokens[:, None], delta=self.delta, watch=self.rows[0].watch())
+        inputs = Embedded(self.tokens[:, None], delta=self.delta, capture=self.rows[0].capture())
         logits = model(inputs, self.cache)[:, 0]
         drawn = _drawn(self.rows, self.sampler, logits, None if read else self.tokens)
         return type(self)(self.rows, self.cache, self.sampler, *drawn)

@@ -169,7 +169,7 @@ class Search(Batch):
         left = self.select([place for place, row in enumerate(self.rows) if not row.over])
         if not left.rows:
             return None
-        inputs = Embedded(left.tokens[:, None], delta=left.delta, watch=left.rows[0].watch())
+        inputs = Embedded(left.tokens[:, None], delta=left.delta, capture=left.rows[0].capture())
         logits = model(inputs, left.cache)[:, 0]
         return self._chosen(left.searches, left.cache, logits, range(len(logits)))
 

@@ -26,7 +26,7 @@ class PromptForward:
         size = row.length if row.runs_alone else self._step_size
         end = prefill.chunk_end(start, row.length, size, row.prompt.two_way)
         inputs = row.inputs[start - row.computed : end - row.computed]
-        inputs.watch = row.watch()
+        inputs.capture = row.capture()
         return end, self._model(inputs, cache, at=mx.array([end - start - 1]))
 
     def pack(self, rows: Sequence[Row]) -> tuple[kv.Cache, mx.array]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..inputs.prompt import MediaInputs, Prompt
-from ..models.base import Embedded, Watch
+from ..models.base import Capture, Embedded
 from ..results import Beam, FinishReason
-from .asked import Beams, Drafter, Guidance, Past, Trace
 from .kv_settings import KVSettings
+from .modes import Beams, Drafter, Guidance, Past, Trace
 from .params import SamplingParams
 from .structured import Constraint
 from .text import TextStream
@@ -133,7 +133,7 @@ class Row:
         lacking = None if size is None else size - ahead - len(tail)
         if lacking == 0 or self.prompt is None:
             return tail
-        words = self.prompt.words
+        words = self.prompt.text_tokens
         return [*(words if lacking is None else words[-lacking:]), *tail]
 
     @property
@@ -153,9 +153,9 @@ class Row:
         own = self.id if self.runs_alone else None
         return self.request.kv, self.request.beams is not None, self.request.drafter is not None, own
 
-    def watch(self) -> Watch | None:
+    def capture(self) -> Capture | None:
         """What the next forward of this row shows, where its request wants to see it: it then runs alone."""
-        return self.request.trace.watch() if self.request.trace else None
+        return self.request.trace.capture() if self.request.trace else None
 
     @property
     def last_token_due(self) -> bool:

@@ -174,7 +174,7 @@ class DraftModel:
 
     def read(self, prompt: Prompt) -> None:
         if not self._reads_media:
-            prompt = Prompt(np.array(prompt.words, dtype=np.int32))
+            prompt = Prompt(np.array(prompt.text_tokens, dtype=np.int32))
         check_prompt("the draft model's prompt", prompt, self._model.vocab_size)
         features = [self._model.encode([media])[0] for media in prompt.media]
         self._waiting = self._model.embed(prompt, features)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
-from ..engine.asked import Beams, Drafter, Guidance, Past, Trace
 from ..engine.iterator import TokenIterator
 from ..engine.kv_settings import KVSettings
+from ..engine.modes import Beams, Drafter, Guidance, Past, Trace
 from ..engine.params import LogitsProcessor, SamplingParams, StoppingCriterion, check_callable
 from ..engine.request import Request
 from ..engine.speculative import DraftModel, PromptLookup, same_vocabulary

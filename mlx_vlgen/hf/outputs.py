@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
-from ..engine.asked import Past, Trace
-from ..models.base import Watch
+from ..engine.modes import Past, Trace
+from ..models.base import Capture
 
 Steps = tuple[Any, ...]
 """One entry a generated token."""
@@ -96,13 +96,13 @@ def steps_of(rows: Sequence[Sequence[mx.array]]) -> Steps:
 def hidden_states_of(traces: Sequence[Trace], norm: Any, width: int) -> Steps:
     """width: of the padded prompt."""
 
-    def shown(watch: Watch) -> list[mx.array]:
-        return [*watch.hidden_states[:-1], norm(watch.hidden_states[-1])]
+    def shown(capture: Capture) -> list[mx.array]:
+        return [*capture.hidden_states[:-1], norm(capture.hidden_states[-1])]
 
     def padded(state: mx.array, step: int) -> mx.array:
         return mx.pad(state, [(0, 0), (width - state.shape[1], 0), (0, 0)]) if step == 0 else state
 
-    return _steps([[shown(watch) for watch in trace.watches] for trace in traces], padded)
+    return _steps([[shown(capture) for capture in trace.captures] for trace in traces], padded)
 
 
 def attentions_of(traces: Sequence[Trace], width: int) -> Steps:
@@ -110,7 +110,7 @@ def attentions_of(traces: Sequence[Trace], width: int) -> Steps:
         before = width + step - weights.shape[3]
         return mx.pad(weights, [(0, 0), (0, 0), (before if step == 0 else 0, 0), (before, 0)])
 
-    return _steps([[watch.weights for watch in trace.watches] for trace in traces], padded)
+    return _steps([[capture.weights for capture in trace.captures] for trace in traces], padded)
 
 
 def _steps(rows: Sequence[Sequence[Sequence[mx.array]]], padded: Any) -> Steps:

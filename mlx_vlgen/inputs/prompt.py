@@ -77,7 +77,7 @@ class Prompt:
     tail: str | None = field(default=None, repr=False)
 
     @cached_property
-    def words(self) -> list[int]:
+    def text_tokens(self) -> list[int]:
         """The tokens that stand for no feature of any media."""
         keep = np.ones(len(self.tokens), dtype=bool)
         for media in self.media:

@@ -18,8 +18,8 @@ from .._mlx_lm import (
 )
 from .._runtime import mx, nn
 from .base import Embedded, Full, LayerKind, Opaque, Recurrent, Sliding
+from .capture import capturing
 from .layers import rotate, rotate_neighbours
-from .watching import watched
 
 
 @dataclass
@@ -111,20 +111,20 @@ def decode(
     if rope is not None:
         first = next(own for own in cache if not isinstance(own, ArraysCache))
         offset = rope.angles(inputs.positions) if inputs.positions is not None else first.offset + inputs.delta
-    watch = inputs.watch
-    if watch is not None:
-        watch.hidden_states.append(h)
+    capture = inputs.capture
+    if capture is not None:
+        capture.hidden_states.append(h)
     for index, (layer, own) in enumerate(zip(body.layers, cache, strict=True)):
         mask = masks(own)
-        if watch is not None and watch.attentions:
-            placed: Any = watched(layer, own, getattr(own, "offset", None) if offset is None else offset)
+        if capture is not None and capture.attentions:
+            placed: Any = capturing(layer, own, getattr(own, "offset", None) if offset is None else offset)
         else:
             placed = own if offset is None or isinstance(own, ArraysCache) else PlacedCache(own, offset)
         h = layer(h, *before_mask, mask, placed)
-        if watch is not None:
-            watch.hidden_states.append(h)
-            if watch.attentions:
-                watch.weights.append(placed.weights(layer.self_attn, mask))
+        if capture is not None:
+            capture.hidden_states.append(h)
+            if capture.attentions:
+                capture.weights.append(placed.weights(layer.self_attn, mask))
         if index < len(inputs.deepstack):
             h = h + inputs.deepstack[index]
     return h

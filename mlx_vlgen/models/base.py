@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 from .._runtime import mx, nn, tree_flatten
 from ..errors import UnsupportedError
 from ..inputs.prompt import Media, Prompt
-from .config import Config
+from .config_dict import Config
 from .configuration import max_positions
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ LayerKind = Full | Sliding | Recurrent | Opaque
 
 
 @dataclass
-class Watch:
+class Capture:
     """What one forward shows of itself. hidden_states: the embeddings (B, L, d), then each layer's output, before the
     last norm. attentions: whether attention weights are wanted, (B, H, L, T) a layer; computed apart, and slowly."""
 
@@ -63,7 +63,7 @@ class Embedded:
     positions: (3, B, L) int32 rotary positions (time, row, column), or None where they run on from the cache.
     delta: an int or (B,) int32, what a row's rotary position is ahead of its cache position once the prompt is over.
     deepstack: for each of the first text layers a (B, L, d) to be added to its output. two_way: (B, L) int32, tokens of
-    one row with the same number other than 0 all see each other; None where all are causal. watch: what the forward
+    one row with the same number other than 0 all see each other; None where all are causal. capture: what the forward
     shall show of itself; it is not cut or stacked with the rest.
     """
 
@@ -73,7 +73,7 @@ class Embedded:
     delta: int | mx.array = 0
     deepstack: Sequence[mx.array] = ()
     two_way: mx.array | None = None
-    watch: Watch | None = None
+    capture: Capture | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -148,7 +148,7 @@ class Model(nn.Module):
     text_prefix: ClassVar[str] = "language_model."
     """What the names of the text decoder's parameters begin with; `load(quantization=…)` quantizes these."""
 
-    copies: ClassVar[Mapping[str, str]] = {}
+    duplicated_layers: ClassVar[Mapping[str, str]] = {}
     """Layers that quantized conversions for MLX hold once more, which mlx-vlm needs: the copy's name -> the layer's."""
 
     processor: "Processor"
@@ -225,7 +225,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def last_norm(self, h: mx.array) -> mx.array:
-        """Hidden states (B, L, d) after the last norm, from which logits are made; for what `Watch` shows.
+        """Hidden states (B, L, d) after the last norm, from which logits are made; for what `Capture` shows.
         UnsupportedError for a family whose forward shows nothing."""
         raise UnsupportedError(
             f"hidden states and attention weights: {self.config['model_type']} does not show them; leave "

@@ -43,7 +43,7 @@ class Gemma3(VisionLanguageModel):
         self.vision_tower = Tower(SiglipVision(vision))
         self.multi_modal_projector = Projector(vision, self.width, config.get("mm_tokens_per_image", 256))
 
-    copies: ClassVar[Mapping[str, str]] = {"language_model.lm_head": "language_model.model.embed_tokens"}
+    duplicated_layers: ClassVar[Mapping[str, str]] = {"language_model.lm_head": "language_model.model.embed_tokens"}
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         pixels = mx.array(np.concatenate([own.pixels for own in media]))

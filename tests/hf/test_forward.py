@@ -15,7 +15,7 @@ from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine.cache import make_cache
 from mlx_vlgen.errors import PromptError, UnsupportedError
 from mlx_vlgen.hf.encoding import Array
-from mlx_vlgen.models.config import Config
+from mlx_vlgen.models.config_dict import Config
 
 TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 

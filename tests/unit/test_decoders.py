@@ -13,7 +13,7 @@ from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine.cache import make_cache
 from mlx_vlgen.errors import LoadError, PromptError, UnsupportedError
 from mlx_vlgen.models import find
-from mlx_vlgen.models.base import Embedded, Watch
+from mlx_vlgen.models.base import Capture, Embedded
 from mlx_vlgen.models.configuration import max_positions
 from mlx_vlgen.models.decoders import text_arguments
 
@@ -80,9 +80,9 @@ def test_a_prompt_longer_than_the_positions_of_llm_config_is_refused(load_family
 def test_attention_weights_that_cannot_be_seen_are_refused() -> None:
     """Layers of Cohere 2 that see everything do not rotate."""
     model = build(text_arguments(COHERE2))
-    inputs = Embedded(mx.array([[1, 2, 3]]), watch=Watch(attentions=True))
+    inputs = Embedded(mx.array([[1, 2, 3]]), capture=Capture(attentions=True))
     with pytest.raises(UnsupportedError, match="output_attentions"):
         model(inputs, make_cache(model.cache_layout()))
-    inputs.watch = Watch()
+    inputs.capture = Capture()
     model(inputs, make_cache(model.cache_layout()))
-    assert len(inputs.watch.hidden_states) == 5
+    assert len(inputs.capture.hidden_states) == 5

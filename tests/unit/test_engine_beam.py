@@ -15,9 +15,9 @@ from chi_square import limit, statistic
 from invariants.family import Family
 
 from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
-from mlx_vlgen.engine.asked import Beams, Guidance
 from mlx_vlgen.engine.beam import Hypotheses
 from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.engine.modes import Beams, Guidance
 from mlx_vlgen.engine.request import Row
 from mlx_vlgen.inputs.prompt import Prompt
 

@@ -11,9 +11,9 @@ from mlx_vlgen import Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import budget, ragged
 from mlx_vlgen.engine import cache as kv
-from mlx_vlgen.engine.asked import Beams, Guidance
 from mlx_vlgen.engine.budget import Budget, LayerSize, bytes_needed
 from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.engine.modes import Beams, Guidance
 from mlx_vlgen.engine.request import Row
 from mlx_vlgen.engine.text import TextStream
 from mlx_vlgen.inputs.prompt import Prompt

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from mlx_vlgen import GenerationResult, MediaInputs, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine.asked import Beams, Guidance
 from mlx_vlgen.engine.intake import Intake
+from mlx_vlgen.engine.modes import Beams, Guidance
 from mlx_vlgen.inputs.prompt import Media, Prompt
 from mlx_vlgen.models.base import Embedded, Features
 

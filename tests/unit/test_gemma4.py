@@ -124,7 +124,7 @@ def test_max_pixels_chooses_the_number_of_tokens(gemma: Family) -> None:
 def test_frames_are_told_in_minutes_and_seconds(gemma: Family) -> None:
     media = MediaInputs(videos=[np.zeros((3, 24, 36, 3), np.uint8)], video_fps=1 / 33)
     prompt = gemma.processor.prepare("<|video|>", media)
-    assert "".join(gemma.processor.tokenizer.decode(prompt.words).split()) == (
+    assert "".join(gemma.processor.tokenizer.decode(prompt.text_tokens).split()) == (
         "<bos>00:00<|image><image|>00:33<|image><image|>01:06<|image><image|>"
     )
 

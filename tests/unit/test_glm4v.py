@@ -75,7 +75,7 @@ def test_the_whole_seconds_of_an_animation_are_told_whole(glm: Family) -> None:
     frames, file = [Image.new("L", (56, 56), at) for at in range(31)], io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=100)
     prompt = glm.processor.prepare("<|video|>", MediaInputs(videos=[file.getvalue()]))
-    assert re.findall(r"<\|end_of_image\|>(\d+)", glm.processor.tokenizer.decode(prompt.words)) == ["0", "1", "2"]
+    assert re.findall(r"<\|end_of_image\|>(\d+)", glm.processor.tokenizer.decode(prompt.text_tokens)) == ["0", "1", "2"]
 
 
 # As transformers' smart_resize has it with the published bounds, in pixels of both frames that a picture stands in.

@@ -56,7 +56,7 @@ def animation(frames: int, milliseconds: int) -> bytes:
 def shown(processor: SmolVLMProcessor, **given: Any) -> tuple[Prompt, str]:
     """The prompt of an animation of 12 frames in 3 seconds, and its words."""
     prompt = processor.prepare("<video>", MediaInputs(videos=[animation(12, 250)], **given))
-    return prompt, str(processor.tokenizer.decode(prompt.words, skip_special_tokens=True))
+    return prompt, str(processor.tokenizer.decode(prompt.text_tokens, skip_special_tokens=True))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_raw_frames_are_all_kept_and_timed(processor: SmolVLMProcessor) -> None:
     clip = np.repeat(media.clip("odd_clip"), 14, axis=0)
     prompt = processor.prepare("<video>", MediaInputs(videos=[clip], video_fps=1.0))
     assert len(prompt.media[0].pixels) == 70
-    words = processor.tokenizer.decode(prompt.words, skip_special_tokens=True)
+    words = processor.tokenizer.decode(prompt.text_tokens, skip_special_tokens=True)
     assert words.startswith("You are provided the following series of seventy frames from a 0:01:10 [H:MM:SS] video.")
     assert words.endswith("\nFrame from 01:08:\nFrame from 01:09:\n\n")
 

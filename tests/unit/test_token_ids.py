@@ -15,10 +15,10 @@ from invariants.family import Family
 import mlx_vlgen
 from mlx_vlgen import Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine.asked import Guidance, Past
 from mlx_vlgen.engine.cache import make_cache
 from mlx_vlgen.engine.intake import end_tokens
 from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.engine.modes import Guidance, Past
 from mlx_vlgen.engine.speculative import DraftModel
 from mlx_vlgen.errors import LoadError, PromptError
 from mlx_vlgen.inputs.prompt import Media, Prompt

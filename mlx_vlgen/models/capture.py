@@ -10,7 +10,7 @@ from .._runtime import mx, nn
 from ..errors import UnsupportedError
 
 
-class Turned:
+class CapturedOffset:
     """An offset, and what was rotated by it: queries, then keys."""
 
     def __init__(self, offset: Any):
@@ -18,7 +18,7 @@ class Turned:
         self.seen: list[mx.array] = []
 
 
-class SeenRope(nn.Module):
+class CapturingRope(nn.Module):
     """Stands in the place of a layer's rotary module, and does what it does."""
 
     def __init__(self, rope: nn.Module):
@@ -26,17 +26,17 @@ class SeenRope(nn.Module):
         self.rope = rope
 
     def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
-        if not isinstance(offset, Turned):
+        if not isinstance(offset, CapturedOffset):
             return self.rope(x, offset=offset)
         offset.seen.append(self.rope(x, offset=offset.offset))
         return offset.seen[-1]
 
 
-class WatchedCache:
+class CapturingCache:
     """A layer's cache as its attention sees it, with an offset that brings back what was rotated."""
 
     def __init__(self, cache: Any, offset: Any):
-        self._cache, self.offset = cache, Turned(offset)
+        self._cache, self.offset = cache, CapturedOffset(offset)
         self._keys = mx.zeros(0)
 
     def __getattr__(self, name: str) -> Any:
@@ -65,12 +65,12 @@ class WatchedCache:
         return mx.roll(weights, -turned, -1) if turned else weights
 
 
-def watched(layer: nn.Module, cache: Any, offset: Any) -> WatchedCache:
+def capturing(layer: nn.Module, cache: Any, offset: Any) -> CapturingCache:
     """The cache for a layer whose attention weights are wanted. UnsupportedError where they cannot be seen."""
     attention = layer.self_attn if "self_attn" in layer else None
     # Cohere 2's layers that see everything have a rotary module and pass it by.
     if attention is None or "rope" not in attention or not getattr(attention, "use_sliding_window", True):
         raise UnsupportedError("output_attentions: this model has layers without plain attention; leave it out")
-    if not isinstance(attention.rope, SeenRope):
-        attention.rope = SeenRope(attention.rope)  # once and for all: it holds nothing of this request
-    return WatchedCache(cache, offset)
+    if not isinstance(attention.rope, CapturingRope):
+        attention.rope = CapturingRope(attention.rope)  # once and for all: it holds nothing of this request
+    return CapturingCache(cache, offset)

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from .._runtime import mx
 from ..inputs.prompt import Prompt
-from ..models.base import Watch
+from ..models.base import Capture
 from .kv_settings import KVSettings
 
 
@@ -60,7 +60,7 @@ class Trace:
     """What a request wants to see, and what was seen. With it the next step waits until the last token is read.
 
     logits: (V,) as the model gave them, scores: (V,) as the token was drawn from, one a step; of a beam search
-    (beams, V). watches: one a forward, the prompt's first, where `states` or `attentions` are wanted; such a row runs
+    (beams, V). captures: one a forward, the prompt's first, where `states` or `attentions` are wanted; such a row runs
     alone. past: what its cache holds at the end, with keep_cache; not of a beam search, nor with a drafter.
     """
 
@@ -69,7 +69,7 @@ class Trace:
     keep_cache: bool = False
     logits: list[mx.array] = field(default_factory=list)
     scores: list[mx.array] = field(default_factory=list)
-    watches: list[Watch] = field(default_factory=list)
+    captures: list[Capture] = field(default_factory=list)
     past: Past | None = None
 
     @property
@@ -77,9 +77,9 @@ class Trace:
         """Whether a row with it decodes alone, and its prompt in one piece."""
         return self.states or self.attentions
 
-    def watch(self) -> Watch | None:
+    def capture(self) -> Capture | None:
         """What the next forward fills."""
         if not self.alone:
             return None
-        self.watches.append(Watch(self.attentions))
-        return self.watches[-1]
+        self.captures.append(Capture(self.attentions))
+        return self.captures[-1]
