@@ -42,6 +42,16 @@ class _BatchKVCache(BatchKVCache):
         return super().make_mask(N, return_array=return_array, **kwargs)
 
 
+class _BatchRotatingKVCache(BatchRotatingKVCache):
+    """mlx-lm's, with a mask for several tokens that is right also while the buffer is a ring: there mlx-lm's hides the
+    first token of rows that are shorter than the window."""
+
+    def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> mx.array:
+        if N > 1:
+            self._temporal_order()  # which the update does anyway
+        return super().make_mask(N, window_size=window_size, return_array=return_array)
+
+
 def make_cache(layout: Sequence[LayerKind], settings: KVSettings = KVSettings()) -> Cache:
     """Empty caches for one row."""
 
@@ -108,7 +118,7 @@ def make_pack(layout: Sequence[LayerKind], lengths: Sequence[int], settings: KVS
             case Full():
                 cache = _ragged(settings, len(lengths)) or _BatchKVCache([0] * len(lengths))
             case Sliding(window):
-                cache = BatchRotatingKVCache(window, [0] * len(lengths))
+                cache = _BatchRotatingKVCache(window, [0] * len(lengths))
             case Recurrent(size):
                 cache = ArraysCache(size=size, left_padding=[0] * len(lengths))
             case Opaque():
@@ -209,7 +219,7 @@ def evaluate(cache: Cache, *more: mx.array) -> None:
 def _batched(cache: Any) -> Any:
     merge: dict[type, Callable[[list[Any]], Any]] = {
         KVCache: _BatchKVCache.merge,
-        RotatingKVCache: BatchRotatingKVCache.merge,
+        RotatingKVCache: _BatchRotatingKVCache.merge,
     }
     if isinstance(cache, ArraysCache):  # the same class alone and in a batch
         return cache

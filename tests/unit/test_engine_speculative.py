@@ -115,6 +115,11 @@ def test_any_guesses_in_any_mix(load_family: LoadFamily, patterns: Patterns) -> 
     any_guesses(load_family, patterns)
 
 
+def test_a_short_row_among_long_ones_guesses_now_and_then(load_family: LoadFamily) -> None:
+    """Its sliding layers go from single tokens, which they keep in a ring, to several at once."""
+    any_guesses(load_family, [([0], []), ([0], []), ([0, 1], [])])
+
+
 @pytest.mark.slow
 @settings(max_examples=15)
 @given(patterns)
