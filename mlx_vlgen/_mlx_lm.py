@@ -1,5 +1,4 @@
-"""All that we use of mlx-lm, by name. Its internals are promised to nobody: they come in here, and its minor
-version is pinned in pyproject.toml."""
+"""The only import of mlx-lm. Its internals may change with any minor version, which pyproject.toml pins."""
 
 import resource
 from collections.abc import Mapping
@@ -8,8 +7,8 @@ from typing import Any
 
 from . import _runtime as _runtime  # before MLX: it chooses the BLAS
 
-# Importing mlx_lm lowers how many files this process may open, the hard limit too, which nobody but root could raise
-# again. Other threads see the stand-in for the length of that import only.
+# Importing mlx_lm lowers how many files this process may open, the hard limit too, which only root could raise again.
+# The replacement holds during that import only, also for other threads.
 _setrlimit = resource.setrlimit
 resource.setrlimit = lambda *_: None
 
@@ -36,12 +35,12 @@ resource.setrlimit = _setrlimit
 
 
 def models_folder() -> Path:
-    """Where mlx-lm keeps one file a model type."""
+    """The folder of mlx-lm's models, one file for each model type."""
     return Path(models.__file__).parent
 
 
 def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """mlx-lm's `Model` and `ModelArgs` for a config.json. ValueError when it has none, or that needs more installed."""
+    """mlx-lm's `Model` and `ModelArgs` for a config.json. ValueError without one, or where it needs another package."""
     try:
         return _get_classes(dict(config))
     except SystemExit:  # olmo's answer to a missing package

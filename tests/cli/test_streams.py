@@ -14,7 +14,7 @@ from invariants.family import Family
 from PIL import Image
 
 from mlx_vlgen import GenerationResult, batch_generate
-from mlx_vlgen.flags import in_flags
+from mlx_vlgen.flags import keywords_to_flags
 from mlx_vlgen.notices import notice, progress_bar
 
 from .conftest import GENERATE, Ran, Spoken
@@ -178,7 +178,7 @@ def test_an_animation_given_as_a_picture_is_told(say: Say, qwen: Family, tmp_pat
     ],
 )  # fmt: skip
 def test_messages_speak_of_flags(message: str, told: str) -> None:
-    assert in_flags(message) == told
+    assert keywords_to_flags(message) == told
 
 
 def test_a_closed_stdout_is_told_before_a_model_is_loaded(run: Callable[..., Ran]) -> None:
