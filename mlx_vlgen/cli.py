@@ -184,9 +184,9 @@ def check_keywords(keywords: dict[str, Any]) -> None:
     from .engine.kv_settings import KVSettings
     from .engine.params import sampling_params
 
-    args = group_keywords(keywords)
-    sampling_params(args["sampling"], {})
-    KVSettings.of(args["kv"])
+    groups = group_keywords(keywords)
+    sampling_params(groups["sampling"], {})
+    KVSettings.of(groups["kv"])
 
 
 def read_prompt(args: argparse.Namespace) -> str:
@@ -277,7 +277,7 @@ def exit_code_of(run: Callable[[], int]) -> int:
 
 
 def flush_stdout() -> None:
-    """Flush stdout. Where that fails, drop what is left: Python would try again at exit and print its own message."""
+    """Flush stdout. Where that fails, drop what is left: Python would try again at exit and print a message."""
     try:
         print(end="", flush=True)
     except OSError:

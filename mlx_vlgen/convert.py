@@ -260,7 +260,7 @@ def _upload(folder: Path, repo: str, dry_run: bool) -> None:
         hub = HfApi()
         hub.create_repo(repo, exist_ok=True)
         hub.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Converted by mlx-vlgen {__version__}")
-    except Exception as error:  # huggingface_hub raises its HTTP library's own, and that differs by version
+    except Exception as error:  # huggingface_hub raises errors of its HTTP library, which differs by version
         raise VlgenError(
             f"{folder} is whole, but uploading it to {repo} failed ({type(error).__name__}: {error}). "
             f"Log in with `hf auth login` if you have not, and try again: hf upload {repo} {folder}"

@@ -173,7 +173,7 @@ def _download(repo: str, revision: str | None, kind: _Kind, incomplete: str) -> 
         folder = Path(snapshot_download(repo, revision=revision, **_NEEDED))
     except LoadError:
         raise
-    except Exception as error:  # huggingface_hub raises its HTTP library's own, and that differs by version
+    except Exception as error:  # huggingface_hub raises errors of its HTTP library, which differs by version
         raise _explain(error, repo, revision, incomplete) from None
     kind.check_complete(folder)
     return folder

@@ -110,8 +110,8 @@ def test_pictures_and_a_video_go_together(vl: Loaded) -> None:
 
 def test_media_are_read_in_the_order_of_the_prompt(vl: Loaded) -> None:
     plain, large = media.picture("plain"), media.picture("large")
-    given = generate(*vl, ask({"type": "image", "image": plain}, {"type": "image"}), image=large, **SHORT)
-    assert given.image_sizes == [(64, 96), (130, 150)]
+    result = generate(*vl, ask({"type": "image", "image": plain}, {"type": "image"}), image=large, **SHORT)
+    assert result.image_sizes == [(64, 96), (130, 150)]
 
 
 # Results
@@ -182,15 +182,15 @@ def test_verbose_shows_messages_without_the_bytes_of_their_pictures(
 
 @pytest.mark.parametrize("face", [generate, stream_generate, batch_generate])
 @pytest.mark.parametrize(
-    ("given", "near"),
+    ("keyword", "near"),
     [("max_new_tokens", "max_tokens"), ("temp", "temperature"), ("topp", "top_p"), ("stops", "stop"), ("zzz", None)],
 )
 def test_an_unknown_keyword_is_a_type_error_with_the_nearest_name(
-    vl: Loaded, face: Callable[..., Any], given: str, near: str | None
+    vl: Loaded, face: Callable[..., Any], keyword: str, near: str | None
 ) -> None:
-    expected = re.escape(f"unknown keyword '{given}'" + (f"; did you mean '{near}'?" if near else "")) + "$"
+    expected = re.escape(f"unknown keyword '{keyword}'" + (f"; did you mean '{near}'?" if near else "")) + "$"
     with pytest.raises(TypeError, match=expected):
-        call(face, vl, **{given: 1})
+        call(face, vl, **{keyword: 1})
 
 
 def call(face: Callable[..., Any], vl: Loaded, **keywords: Any) -> Any:
@@ -322,7 +322,7 @@ def test_a_batch_gives_each_prompt_what_it_gets_alone(vl: Loaded) -> None:
     pictures = [media.picture("plain"), [media.picture("large"), media.picture("small")], None]
     prompts = [formatted(vl, 1), formatted(vl, 2), [{"role": "user", "content": "Hello"}]]
     response = batch_generate(*vl, images=pictures, prompts=prompts, **SHORT)
-    alone = [generate(*vl, prompt, own, **SHORT) for prompt, own in zip(prompts, pictures, strict=True)]
+    alone = [generate(*vl, prompt, image, **SHORT) for prompt, image in zip(prompts, pictures, strict=True)]
     assert response.texts == [result.text for result in alone] == [result.text for result in response.results]
     assert [result.tokens for result in response.results] == [result.tokens for result in alone]
     assert response.image_sizes == [[(64, 96)], [(130, 150), (30, 40)], []]

@@ -81,13 +81,15 @@ def test_a_text_decoder_as_mlx_vlm_names_it(tmp_path, model_type, quantized):
     config = PROVED[model_type]
     weights = draw(config)
     if quantized:
-        made, _ = load(write(tmp_path / "floats", config, weights), quantization={"bits": 4, "group_size": 32})
-        weights = parameters(made)
+        quantized_model, _ = load(
+            write(tmp_path / "floats", config, weights), quantization={"bits": 4, "group_size": 32}
+        )
+        weights = parameters(quantized_model)
     expected = parameters(load(write(tmp_path / "plain", config, weights))[0])
     renamed = {f"language_model.{name}": value for name, value in weights.items()}
-    found = parameters(load(write(tmp_path / "renamed", config, renamed))[0])
-    assert found.keys() == expected.keys()
-    assert all(mx.array_equal(found[name], value) for name, value in expected.items())
+    ours = parameters(load(write(tmp_path / "renamed", config, renamed))[0])
+    assert ours.keys() == expected.keys()
+    assert all(mx.array_equal(ours[name], value) for name, value in expected.items())
 
 
 def test_a_decoder_that_mlx_lm_wraps_keeps_its_names():
@@ -210,7 +212,7 @@ def test_gemma3_embeddings_are_scaled_exactly(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         ({"model_type": "llama", "hidden_act": "gelu"}, "gelu"),
         (
@@ -229,9 +231,9 @@ def test_gemma3_embeddings_are_scaled_exactly(tmp_path):
         (LFM2 | {"tie_word_embeddings": False}, "output layer"),
     ],
 )
-def test_what_a_decoder_would_leave_out_is_refused(tmp_path, change, words):
+def test_what_a_decoder_would_leave_out_is_refused(tmp_path, change, expected):
     config = LLAMA | change
-    assert words in message(write(tmp_path / "c", config, {"x": mx.zeros(1)}))
+    assert expected in message(write(tmp_path / "c", config, {"x": mx.zeros(1)}))
 
 
 # -- files
@@ -287,22 +289,22 @@ def test_tensors_that_do_not_fit_are_told(tmp_path):
     tensors.pop("model.norm.weight")
     tensors["model.extra.weight"] = mx.zeros(3)
     tensors["lm_head.weight"] = mx.zeros((VOCABULARY, 64))
-    said = message(write(tmp_path / "c", LLAMA, tensors))
-    for words in (
+    text = message(write(tmp_path / "c", LLAMA, tensors))
+    for expected in (
         "1 missing (model.norm.weight)",
         "1 not known (model.extra.weight)",
         "lm_head.weight (64, 64), expected (64, 128)",
     ):
-        assert words in said
+        assert expected in text
 
 
 def test_weights_in_a_foreign_format_name_it(tmp_path):
     tensors = draw(LLAMA)
     tensors["lm_head.weight_scale_inv"] = mx.zeros((1, 1))
     config = LLAMA | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
-    said = message(write(tmp_path / "c", config, tensors))
-    assert "lm_head.weight_scale_inv" in said
-    assert "'fp8'" in said
+    text = message(write(tmp_path / "c", config, tensors))
+    assert "lm_head.weight_scale_inv" in text
+    assert "'fp8'" in text
 
 
 def test_a_configuration_that_lacks_something(tmp_path, llama):
@@ -357,10 +359,10 @@ def test_loading_holds_one_float_tensor_at_a_time(tmp_path):
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     model, _ = load(folder, quantization=4)
-    held = sum(value.nbytes for value in parameters(model).values())
-    assert held < 0.16 * whole
-    assert mx.get_active_memory() - before < 1.01 * held  # nor is a replaced layer kept
-    assert mx.get_peak_memory() - before < held + 2 * largest
+    weight_bytes = sum(value.nbytes for value in parameters(model).values())
+    assert weight_bytes < 0.16 * whole
+    assert mx.get_active_memory() - before < 1.01 * weight_bytes  # nor is a replaced layer kept
+    assert mx.get_peak_memory() - before < weight_bytes + 2 * largest
 
 
 def test_weights_larger_than_memory_are_told(llama, monkeypatch, capsys):
@@ -389,8 +391,8 @@ def test_on_the_cpu_everything_is_float32(tmp_path, stored):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", mx.bfloat16, "float32"])
 def test_a_named_dtype(llama, dtype):
-    wanted = getattr(mx, dtype) if isinstance(dtype, str) else dtype
-    assert {value.dtype for value in parameters(load(llama, dtype=dtype)[0]).values()} == {wanted}
+    expected_dtype = getattr(mx, dtype) if isinstance(dtype, str) else dtype
+    assert {value.dtype for value in parameters(load(llama, dtype=dtype)[0]).values()} == {expected_dtype}
 
 
 @pytest.mark.parametrize("dtype", ["float8", "int8", mx.int32, 16])
@@ -468,12 +470,12 @@ def test_experts_quantized(tmp_path):
 
 
 def test_awq(tmp_path):
-    """AutoAWQ: (in, out / 8) words of 8 four-bit numbers in the order 0 2 4 6 1 3 5 7, zero points alike."""
+    """AutoAWQ: (in, out / 8) integers of 8 four-bit numbers in the order 0 2 4 6 1 3 5 7, zero points alike."""
     random, order, plain, packed = np.random.default_rng(1), [0, 2, 4, 6, 1, 3, 5, 7], draw(LLAMA), {}
 
     def pack(numbers):  # (rows, columns) of 0..15 -> (rows, columns / 8)
-        words = numbers.reshape(*numbers.shape[:-1], -1, 8)[..., order].astype(np.uint32)
-        return mx.array((words << (4 * np.arange(8, dtype=np.uint32))).sum(-1, dtype=np.uint32))
+        groups = numbers.reshape(*numbers.shape[:-1], -1, 8)[..., order].astype(np.uint32)
+        return mx.array((groups << (4 * np.arange(8, dtype=np.uint32))).sum(-1, dtype=np.uint32))
 
     for name in list(plain):
         if "_proj" not in name:
@@ -500,10 +502,10 @@ def test_awq(tmp_path):
 # -- quantization while loading
 
 
-@pytest.mark.parametrize("given", [4, {"bits": 8, "group_size": 32}, {"mode": "mxfp4"}, {"mode": "nvfp4"}])
-def test_quantize_while_loading(llama, given):
-    model, _ = load(llama, quantization=given)
-    settings = {"bits": given} if isinstance(given, int) else dict(given)
+@pytest.mark.parametrize("quantization", [4, {"bits": 8, "group_size": 32}, {"mode": "mxfp4"}, {"mode": "nvfp4"}])
+def test_quantize_while_loading(llama, quantization):
+    model, _ = load(llama, quantization=quantization)
+    settings = {"bits": quantization} if isinstance(quantization, int) else dict(quantization)
     plain, _ = load(llama)
     nn.quantize(plain, **({"group_size": None, "bits": None} | settings))
     for name, value in parameters(plain).items():
@@ -567,7 +569,7 @@ def test_a_quantized_checkpoint_is_not_quantized_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("quantization", "expected"),
     [
         (7, "2, 3, 4, 5, 6, 8"),
         ({"bits": 4, "group_size": 16}, "32, 64, 128"),
@@ -578,15 +580,15 @@ def test_a_quantized_checkpoint_is_not_quantized_again(tmp_path):
         (True, "number of bits"),
     ],
 )
-def test_unknown_recipes(llama, given, words):
-    assert words in message(llama, UnsupportedError, quantization=given)
+def test_unknown_recipes(llama, quantization, expected):
+    assert expected in message(llama, UnsupportedError, quantization=quantization)
 
 
 # -- refused by name
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "expected"),
     [
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "bitsandbytes"),
         ({"text_config": {"quantization_config": {"quant_method": "bitsandbytes"}}}, "bitsandbytes"),
@@ -607,21 +609,21 @@ def test_unknown_recipes(llama, given, words):
         ({"model_type": "llava", "mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "no vision_config"),
     ],
 )
-def test_refused_configurations(llama, change, words):
+def test_refused_configurations(llama, change, expected):
     (llama / "config.json").write_text(json.dumps(LLAMA | change))
-    assert words in message(llama)
+    assert expected in message(llama)
 
 
 @pytest.mark.parametrize(
-    ("file", "words"),
+    ("file", "expected"),
     [("pytorch_model.bin", "pickled"), ("model.Q4_K_M.gguf", "GGUF"), ("adapter_config.json", "adapter_path")],
 )
-def test_folders_without_safetensors(llama, file, words):
+def test_folders_without_safetensors(llama, file, expected):
     (llama / "model.safetensors").unlink()
     (llama / file).write_text("{}")
-    assert words in message(llama)
+    assert expected in message(llama)
     (llama / "config.json").unlink()
-    assert words in message(llama)
+    assert expected in message(llama)
 
 
 def test_mistrals_tokenizer_alone_is_not_read(llama):
