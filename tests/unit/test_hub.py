@@ -2,14 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hub_stand_in import COMMIT, Hub
-from tiny_checkpoints import LLAMA, QWEN3_VL, draw, logits, write
+from tiny_checkpoints import LLAMA, QWEN3_VL, draw, forbid_network, logits, write
 
 import mlx_vlgen.demo
 from mlx_vlgen.errors import LoadError, UnreachableError, UnsupportedError
@@ -31,12 +30,7 @@ def refused(name, *rest):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty Hugging Face cache, and no network at all."""
-
-    def no_network(*args, **kwargs):
-        raise AssertionError("asked the network")
-
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    forbid_network(monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
