@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .notices import print_wrapped
-from .options import GROUPS, LATER, OPTIONS, Option, did_you_mean, file_text, model_name, schema_text
+from .options import GROUPS, KINDS, LATER, OPTIONS, Option, did_you_mean
 
 DEFAULT_MODEL = "mlx-community/Qwen3-VL-2B-Instruct-4bit"
 MODEL_VARIABLE = "MLX_VLGEN_MODEL"
@@ -86,16 +86,16 @@ def generate_parser(program: str) -> Parser:
     model.add_argument("--adapter-path", metavar="ADAPTER", help="folder or id of a LoRA adapter, mlx-lm's or PEFT's")
     model.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-                       help="of the weights (default: the checkpoint's; float32 on a CPU)")  # fmt: skip
+                       help="type of the weights (default: the checkpoint's; float32 on a CPU)")  # fmt: skip
     model.add_argument("--quantize", type=int, metavar="BITS", help="quantize a float checkpoint as it loads")
     model.add_argument("--no-fallback", action="store_true",
-                       help="fail where the default model cannot be had; do not take the built-in one")  # fmt: skip
+                       help="fail where the default model cannot be loaded; do not use the built-in one")  # fmt: skip
     for title, options in GROUPS.items():
         group = parser.add_argument_group(title)
         add_options(group, options)
         if title == "thinking":
             group.add_argument("--hide-thinking", action="store_true",
-                               help="do not print it on stderr (it never goes to stdout)")  # fmt: skip
+                               help="do not print thinking on stderr (it never goes to stdout)")  # fmt: skip
     parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
@@ -108,8 +108,7 @@ def add_options(group: Any, options: Sequence[Option]) -> None:
         if option.parse is None:
             group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=option.help)
             continue
-        metavars: Any = {int: "N", float: "X", str: "TEXT", schema_text: "JSON", file_text: "FILE", model_name: "MODEL"}
-        metavar: Any = metavars.get(option.parse, "TOKEN")
+        metavar: Any = KINDS[option.parse].metavar
         settings: dict[str, Any] = {"type": option.parse, "default": argparse.SUPPRESS, "help": option.help}
         if option.many:
             settings |= {"nargs": "+", "action": "extend"}
@@ -136,13 +135,14 @@ def convert_parser(program: str) -> Parser:
     weights.add_argument("--q-bits", type=int, metavar="BITS", help="bits per weight (default: 4; mxfp8: 8)")
     weights.add_argument("--q-group-size", type=int, metavar="N",
                          help="weights that share a scale (default: 64; mxfp4, mxfp8: 32; nvfp4: 16)")  # fmt: skip
-    weights.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), help="default: affine")
+    weights.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"),
+                         help="format of quantized weights (default: affine)")  # fmt: skip
     weights.add_argument("--q-recipe", "--quant-predicate", metavar="RECIPE",
                          help="mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6: more bits where they matter")  # fmt: skip
-    weights.add_argument("--quantize-vision", action="store_true", help="quantize what sees, too")
+    weights.add_argument("--quantize-vision", action="store_true", help="quantize the vision tower and projector, too")
     weights.add_argument("--dequantize", "-d", action="store_true", help="make floats of a quantized checkpoint")
     weights.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
-                         help="of the floating-point weights (default: their own)")  # fmt: skip
+                         help="type of floating-point weights (default: the checkpoint's)")  # fmt: skip
     hub = parser.add_argument_group("the Hugging Face Hub")
     hub.add_argument("--upload-repo", metavar="ID", help="upload the result to this repository")
     hub.add_argument("--dry-run", action="store_true", help="list on stdout what would be uploaded, and do not upload")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import UnsupportedError
 
@@ -54,9 +54,9 @@ class Option:
     def _read_one(self, value: Any) -> Any:
         if value is None and self.nullable:
             return None
-        kinds, expected = _KINDS[self.parse]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-            raise TypeError(f"{self.name}={value!r:.80}: expected {expected}")
+        kind = KINDS[self.parse]
+        if not isinstance(value, kind.types) or (isinstance(value, bool) and kind.types is not bool):
+            raise TypeError(f"{self.name}={value!r:.80}: expected {kind.expected}")
         if not isinstance(value, Real) or isinstance(value, bool):
             return value
         if not math.isfinite(value):
@@ -96,34 +96,43 @@ def model_name(text: str) -> str:
     return text
 
 
-_KINDS: dict[Any, tuple[Any, str]] = {
-    None: (bool, "True or False"),
-    int: (Integral, "a whole number"),
-    size: (Integral, "a whole number, or None for all"),
-    float: (Real, "a number"),
-    str: (str, "text"),
-    token: ((str, Integral), "a token's text or id"),
-    file_text: (str, "text"),
-    model_name: (object, "a model"),
-    schema_text: ((Mapping, str), "a schema, or its text"),
+class Kind(NamedTuple):
+    """What a keyword takes: its types, their description in messages, and its flag's metavar."""
+
+    types: Any
+    expected: str
+    metavar: str
+
+
+KINDS: dict[Any, Kind] = {
+    None: Kind(bool, "True or False", ""),
+    int: Kind(Integral, "a whole number", "N"),
+    size: Kind(Integral, "a whole number, or None for all", "N"),
+    float: Kind(Real, "a number", "X"),
+    str: Kind(str, "text", "TEXT"),
+    token: Kind((str, Integral), "a token's text or id", "TOKEN"),
+    file_text: Kind(str, "text", "FILE"),
+    model_name: Kind(object, "a model", "MODEL"),
+    schema_text: Kind((Mapping, str), "a schema, or its text", "JSON"),
 }
+"""By `Option.parse`."""
 
 
 DRAWING = (
     Option("sampling", str, 'preset: "instruct" or "thinking" (Qwen3-VL\'s), or "model" (the checkpoint\'s own)'),
-    Option("temperature", float, "of the draw; 0, the default, always takes the most likely token"),
-    Option("top_p", float, "draw from the most likely tokens whose probability reaches this (default 1: from all)"),
-    Option("top_k", int, "draw from so many most likely tokens (default 0: from all)"),
-    Option("min_p", float, "draw from tokens at least this likely, relative to the most likely one (default 0)"),
-    Option("typical_p", float, "draw from the tokens of most typical surprise that reach this probability (default 1)"),
-    Option("top_n_sigma", float, "draw from logits within so many standard deviations of the best (default 0: off)"),
-    Option("xtc_probability", float, "how often to leave out the likeliest tokens (default 0)"),
-    Option("xtc_threshold", float, "how likely a token must be for that (default 0.1)"),
-    Option("repetition_penalty", float, "divide the logits of recent tokens by this (default: no)", positive=True),
-    Option("repetition_context_size", size, "how many tokens are recent (default 20; all)", nullable=True),
-    Option("presence_penalty", float, "off the logit of each generated token (default: no)"),
-    Option("frequency_penalty", float, "off it for each time it was generated (default: no)"),
-    Option("seed", int, "the same draw every time (default: another one)"),
+    Option("temperature", float, "of the softmax; 0, the default, always takes the most likely token"),
+    Option("top_p", float, "draw from the most likely tokens whose probabilities add up to this (default 1: all)"),
+    Option("top_k", int, "draw from this many most likely tokens (default 0: all)"),
+    Option("min_p", float, "draw from tokens at least this times as likely as the most likely one (default 0)"),
+    Option("typical_p", float, "draw from the tokens of most typical surprise that add up to this (default 1)"),
+    Option("top_n_sigma", float, "draw from logits within this many standard deviations of the best (default 0: off)"),
+    Option("xtc_probability", float, "probability of leaving out the most likely tokens (default 0)"),
+    Option("xtc_threshold", float, "how likely a token must be to be left out (default 0.1)"),
+    Option("repetition_penalty", float, "divide the logits of recent tokens by this (default: off)", positive=True),
+    Option("repetition_context_size", size, "how many tokens count as recent, or all (default 20)", nullable=True),
+    Option("presence_penalty", float, "subtract this from the logit of each generated token (default: off)"),
+    Option("frequency_penalty", float, "subtract this for each time a token was generated (default: off)"),
+    Option("seed", int, "draw the same answer every time (default: random)"),
 )
 ENDS = (
     Option("max_tokens", int, "new tokens at most (default 256)"),
@@ -134,7 +143,7 @@ ENDS = (
     Option("skip_special_tokens", None, "leave special tokens out of the text"),
 )
 FORMS = (
-    Option("json_schema", schema_text, "the answer is JSON by this schema: its text, or a file of it"),
+    Option("json_schema", schema_text, "the answer is JSON that fits this schema: its text, or a file"),
     Option("regex", str, "the answer matches this regular expression"),
     Option("grammar", file_text, "the answer is a sentence of the Lark grammar in this file"),
     Option("choices", str, "the answer is one of these", many=True),
@@ -146,23 +155,23 @@ BUDGET = (
 )
 SAMPLING = DRAWING + ENDS + FORMS + BUDGET
 MEDIA = (
-    Option("resize_shape", int, "resize pictures to this before processing", nargs=2, positive=True),
+    Option("resize_shape", int, "resize pictures to this before they are processed", nargs=2, positive=True),
     Option("min_pixels", int, "least area of a processed picture (default: the model's)", positive=True),
     Option("max_pixels", int, "largest area of a processed picture (default: the model's)", positive=True),
     Option("video_fps", float, "frames a second to take of a video, or of a folder (default 2)", positive=True),
-    Option("num_frames", int, "take exactly so many frames of a video", positive=True),
-    Option("max_frames", int, "take at most so many frames of a video (default 768)", positive=True),
+    Option("num_frames", int, "take exactly this many frames of a video", positive=True),
+    Option("max_frames", int, "take at most this many frames of a video (default 768)", positive=True),
 )
 DRAFTS = (
     Option("draft_model", model_name, "a smaller model with the same vocabulary guesses tokens: faster, same answer"),
-    Option("num_draft_tokens", int, "guesses of it at a time (default 3)", positive=True),
-    Option("prompt_lookup", int, "guess so many tokens at a time from text that was there before", positive=True),
+    Option("num_draft_tokens", int, "how many tokens it guesses at a time (default 3)", positive=True),
+    Option("prompt_lookup", int, "guess this many tokens at a time from the text before them", positive=True),
 )
 KV_CACHE = (
     Option("kv_bits", int, "quantize the KV cache to 2, 3, 4, 6 or 8 bits"),
-    Option("kv_group_size", int, "values of it that share a scale: 32, 64 (default) or 128"),
-    Option("quantized_kv_start", int, "leave positions below this whole (default 0)"),
-    Option("max_kv_size", int, "attend to the first 4 tokens and the last ones only, so many in all"),
+    Option("kv_group_size", int, "values that share a scale: 32, 64 (default) or 128"),
+    Option("quantized_kv_start", int, "do not quantize positions below this (default 0)"),
+    Option("max_kv_size", int, "attend to the first 4 tokens and the last ones only, this many in all"),
 )
 TEMPLATE = (Option("enable_thinking", None, "let the model think before it answers"),)
 ENGINE = (Option("prefill_step_size", int, "prompt tokens to compute at once (default 2048)", positive=True),)
