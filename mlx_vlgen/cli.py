@@ -24,10 +24,9 @@ TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m mlx_vlgen` and `mlx-vlgen`: list the commands, or run one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments and arguments[0] == "generate":
-        return main_generate(arguments[1:], program="mlx-vlgen generate")
-    if arguments and arguments[0] == "convert":
-        return main_convert(arguments[1:], program="mlx-vlgen convert")
+    commands = {"generate": main_generate, "convert": main_convert}
+    if arguments and arguments[0] in commands:
+        return commands[arguments[0]](arguments[1:], program=f"mlx-vlgen {arguments[0]}")
     return exit_code_of(lambda: list_commands(arguments))
 
 
@@ -236,10 +235,10 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
     from . import load
     from .demo import NOTICE
 
-    name = args.model if args.model is not None else os.environ.get(MODEL_VARIABLE)
     options = {"adapter_path": args.adapter_path, "revision": args.revision, "dtype": args.dtype,
                "quantization": args.quantize}  # fmt: skip
-    if name is not None and (name or args.model is not None):
+    name = args.model if args.model is not None else os.environ.get(MODEL_VARIABLE) or None
+    if name is not None:
         return load(name, **options)
     try:
         return load(DEFAULT_MODEL, **options)

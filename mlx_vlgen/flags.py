@@ -152,30 +152,11 @@ def convert_parser(program: str) -> Parser:
 
 # In messages
 
-_FLAGS = {option.name: option.flag for option in OPTIONS} | {
-    "image": "--image",
-    "images": "--image",
-    "video": "--video",
-    "videos": "--video",
-    "prompt": "--prompt",
-    "quantization": "--quantize",
-    "adapter_path": "--adapter-path",
-    "revision": "--revision",
-    "dtype": "--dtype",
-}
-_FLAGS |= {
-    name: "--" + name.replace("_", "-")
-    for name in (
-        "hf_path",
-        "mlx_path",
-        "upload_repo",
-        "q_bits",
-        "q_group_size",
-        "q_mode",
-        "q_recipe",
-        "quantize_vision",
-    )
-}
+_FLAGS = {option.name: option.flag for option in OPTIONS}
+_FLAGS |= {"images": "--image", "videos": "--video", "quantization": "--quantize"}
+_OF_GENERATE = "image video prompt adapter_path revision dtype"
+_OF_CONVERT = "hf_path mlx_path upload_repo q_bits q_group_size q_mode q_recipe quantize_vision"
+_FLAGS |= {name: "--" + name.replace("_", "-") for name in f"{_OF_GENERATE} {_OF_CONVERT}".split()}
 _PYTHON_ONLY = (
     (r" or (pass|raise) Limits[.(]\w+(=\w+\))?|,? or None( for [\w ]+)?| \((Limits|PIL)\.[\w.]+\)", ""),
     (r', or in a list for a video of one frame|, or {"bits"[^}]*}', ""),

@@ -141,7 +141,11 @@ def batch_generate(
     groups = group_keywords({"max_tokens": max_tokens, **kwargs}, *names, per_row=True)
     other = groups["other"]
     prompts = [prompts] if isinstance(prompts, str | Mapping) else list(prompts or ())
-    requests = _batch_requests(model, processor, prompts, images, audios, other.pop("videos", None), groups)
+    if any(_as_tuple(audio) for audio in _one_per_row("audios", _as_tuple(audios) or None, len(prompts))):
+        raise UnsupportedError("audios: this model does not hear; leave it out")
+    requests = _batch_requests(model, prompts, images, other.pop("videos", None), groups)
+    drafter = _make_drafter(processor, **groups["draft"])
+    requests = [replace(request, drafter=drafter) for request in requests]
     _warn_if_formatted(requests)
     progress = _total_progress(other.pop("prompt_progress_callback", None))
     settings = {**groups["engine"], **other, "group_by_shape": group_by_shape, "progress": progress}
@@ -191,25 +195,15 @@ def _make_request(model: Model, prompt: Prompt, image: Any, video: Any, groups: 
 
 
 def _batch_requests(
-    model: Model,
-    processor: Processor,
-    prompts: Sequence[Prompt],
-    images: Any,
-    audios: Any,
-    videos: Any,
-    groups: Keywords,
+    model: Model, prompts: Sequence[Prompt], images: Any, videos: Any, groups: Keywords
 ) -> list[Request]:
     """One request for each prompt. ValueError for lists of another length."""
     count = len(prompts)
-    if any(_as_tuple(audio) for audio in _one_per_row("audios", _as_tuple(audios) or None, count)):
-        raise UnsupportedError("audios: this model does not hear; leave it out")
     if count == 1 and not isinstance(images, list | tuple):
         images = [images]
     images, videos = _one_per_row("images", images, count), _one_per_row("videos", videos, count)
     rows = zip(prompts, images, videos, _row_groups(groups, count), strict=True)
-    requests = [_make_request(model, *row) for row in rows]
-    drafter = _make_drafter(processor, **groups["draft"])
-    return [replace(request, drafter=drafter) for request in requests]
+    return [_make_request(model, *row) for row in rows]
 
 
 def _row_groups(groups: Keywords, count: int) -> list[Keywords]:
