@@ -36,7 +36,7 @@ def list_commands(arguments: Sequence[str]) -> int:
         prog="mlx-vlgen",
         usage="%(prog)s COMMAND [options]",
         description="Vision-language models on Apple silicon with MLX.",
-        epilog=f"commands:\n{listing}\n\nmlx-vlgen COMMAND --help tells more of one.",
+        epilog=f"commands:\n{listing}\n\nmlx-vlgen COMMAND --help lists its flags.",
     )
     parser.add_argument("command", choices=COMMANDS, nargs="?", metavar="COMMAND", help="one of those below")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")

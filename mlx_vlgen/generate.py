@@ -248,7 +248,7 @@ def _as_tuple(media: Any) -> tuple[Any, ...]:
 def _make_drafter(
     processor: Processor, draft_model: Any = None, num_draft_tokens: int | None = None, prompt_lookup: int | None = None
 ) -> Callable[[], Drafter] | None:
-    """What guesses tokens, made anew for each row; None for no guesses."""
+    """Makes what guesses the tokens of one row; None for no guesses."""
     if draft_model is None:
         if num_draft_tokens is not None:
             raise PromptError(f"num_draft_tokens={num_draft_tokens} does nothing without draft_model: give that too")

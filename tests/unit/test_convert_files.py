@@ -283,7 +283,7 @@ def test_sizes_and_bits_are_told(tmp_path, originals, capsys):
 
 
 class Hub:
-    """HfApi's two methods, noting what they were given."""
+    """HfApi's two methods, noting their arguments."""
 
     calls: ClassVar[list] = []
 

@@ -1,4 +1,4 @@
-"""The door to MLX: the BLAS that is loaded before it, and what a person is told without one or without a backend."""
+"""The import of MLX: the BLAS that is loaded before it, and the messages without one or without a backend."""
 
 import ctypes
 import subprocess
