@@ -2,11 +2,11 @@
 
 import sys
 
-if sys.argv[:1] == ["-m"] and any(word.partition(".")[0] == "mlx_vlgen" for word in sys.orig_argv):
-    # `python -m mlx_vlgen…`, which imports the package before its module: Ctrl-C is heeded from here on.
-    from .entry import heed_interrupts
+if sys.argv[:1] == ["-m"] and any(argument.partition(".")[0] == "mlx_vlgen" for argument in sys.orig_argv):
+    # `python -m mlx_vlgen…` imports the package before the module that it runs. Ctrl-C must work from here on.
+    from .entry import handle_interrupts
 
-    heed_interrupts()
+    handle_interrupts()
 
 from importlib import import_module
 from types import ModuleType
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# Public name -> the module that has it, imported when it is first asked for: `import mlx_vlgen` must stay instant.
-_WHERE = {
+# Public name -> its module, which is imported at the first use of the name: `import mlx_vlgen` must stay instant.
+_MODULES = {
     "AutoModelForCausalLM": "hf.auto",
     "AutoModelForImageTextToText": "hf.auto",
     "AutoProcessor": "hf.auto",
@@ -75,18 +75,20 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    return sorted({*globals(), *_MODULES})
 
 
 class _Package(ModuleType):
-    """`generate` is a function and a module of this package. The import system binds the module to the name; here
-    the name stays the function's, whatever was imported, and `python -m mlx_vlgen.generate` runs the module."""
+    """`generate` is a function and a module of this package, since `python -m mlx_vlgen.generate` runs the module.
+
+    The import system sets the name to the module once that is imported. This class leaves it to the function.
+    """
 
     @property
     def generate(self) -> Any:

@@ -1,23 +1,22 @@
-"""All that we use of mlx-lm, by name. Its internals are promised to nobody: they come in here, and its minor
-version is pinned in pyproject.toml."""
+"""The only import of mlx-lm. Its internals may change with any minor version, which pyproject.toml pins."""
 
 import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import _runtime as _runtime  # before MLX: it chooses the BLAS
+from . import _runtime  # before MLX: it chooses the BLAS
 
-# Importing mlx_lm lowers how many files this process may open, the hard limit too, which nobody but root could raise
-# again. Other threads see the stand-in for the length of that import only.
+# Importing mlx_lm lowers how many files this process may open, the hard limit too, which only root could raise again.
+# The replacement holds during that import only, also for other threads.
 _setrlimit = resource.setrlimit
 resource.setrlimit = lambda *_: None
 
-from mlx_lm import models  # noqa: E402
-from mlx_lm.convert import QUANT_RECIPES as MIXED_RECIPES  # noqa: E402
-from mlx_lm.convert import mixed_quant_predicate_builder as mixed_recipe  # noqa: E402
-from mlx_lm.models.base import create_attention_mask, create_ssm_mask, scaled_dot_product_attention  # noqa: E402
-from mlx_lm.models.cache import (  # noqa: E402
+from mlx_lm import models
+from mlx_lm.convert import QUANT_RECIPES as MIXED_RECIPES
+from mlx_lm.convert import mixed_quant_predicate_builder as mixed_recipe
+from mlx_lm.models.base import create_attention_mask, create_ssm_mask, scaled_dot_product_attention
+from mlx_lm.models.cache import (
     ArraysCache,
     BatchKVCache,
     BatchRotatingKVCache,
@@ -25,52 +24,24 @@ from mlx_lm.models.cache import (  # noqa: E402
     RotatingKVCache,
     make_prompt_cache,
 )
-from mlx_lm.models.rope_utils import initialize_rope  # noqa: E402
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear  # noqa: E402
-from mlx_lm.tuner.dora import DoRALinear  # noqa: E402
-from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear  # noqa: E402
-from mlx_lm.utils import MODEL_REMAPPING, _get_classes, get_total_parameters, infer_quant_config  # noqa: E402
-from mlx_lm.utils import _transform_awq_weights as unpack_awq  # noqa: E402
+from mlx_lm.models.rope_utils import initialize_rope
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.tuner.dora import DoRALinear
+from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+from mlx_lm.utils import MODEL_REMAPPING, _get_classes, get_total_parameters, infer_quant_config
+from mlx_lm.utils import _transform_awq_weights as unpack_awq
 
 resource.setrlimit = _setrlimit
 
 
 def models_folder() -> Path:
-    """Where mlx-lm keeps one file a model type."""
+    """The folder of mlx-lm's models, one file for each model type."""
     return Path(models.__file__).parent
 
 
 def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """mlx-lm's `Model` and `ModelArgs` for a config.json. ValueError when it has none, or that needs more installed."""
+    """mlx-lm's `Model` and `ModelArgs` for a config.json. ValueError without one, or where it needs another package."""
     try:
         return _get_classes(dict(config))
     except SystemExit:  # olmo's answer to a missing package
         raise ValueError(f"mlx-lm's {config['model_type']} needs a package that is not installed") from None
-
-
-__all__ = [
-    "MIXED_RECIPES",
-    "MODEL_REMAPPING",
-    "ArraysCache",
-    "BatchKVCache",
-    "BatchRotatingKVCache",
-    "DoRALinear",
-    "KVCache",
-    "LoRAEmbedding",
-    "LoRALinear",
-    "LoRASwitchLinear",
-    "QuantizedSwitchLinear",
-    "RotatingKVCache",
-    "SwitchLinear",
-    "create_attention_mask",
-    "create_ssm_mask",
-    "get_total_parameters",
-    "infer_quant_config",
-    "initialize_rope",
-    "make_prompt_cache",
-    "mixed_recipe",
-    "models_folder",
-    "scaled_dot_product_attention",
-    "text_decoder",
-    "unpack_awq",
-]

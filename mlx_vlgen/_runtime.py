@@ -1,10 +1,10 @@
 """The only door to MLX: every other module takes `mx` and `nn` from here.
 
-MLX's CPU wheel for Linux carries the reference BLAS, which is about twenty times slower at matrix products than
-OpenBLAS or MKL. A library that exports `cblas_sgemm` and is loaded globally before MLX takes its place, since the
-dynamic linker binds a symbol to the first library that has it; so this module looks for one and then imports MLX.
+MLX's CPU wheel for Linux has the reference BLAS, which is about twenty times slower at matrix products than OpenBLAS
+or MKL. The dynamic linker binds a symbol to the first library that exports it. So this module first loads a library
+with `cblas_sgemm` globally, then imports MLX.
 
-`MLX_VLGEN_BLAS=off` leaves MLX's own in place; `MLX_VLGEN_BLAS=/path/to/lib.so` chooses one.
+`MLX_VLGEN_BLAS=off` leaves MLX's BLAS in place; `MLX_VLGEN_BLAS=/path/to/lib.so` chooses one.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ On Linux MLX needs a backend beside it. Install the extra for this machine:
 
 
 def _load_globally(library: str) -> str | None:
-    """Make `library`'s symbols the first found, if it is a BLAS for C; why not, otherwise."""
+    """Load `library` globally if it is a BLAS for C, and return None; otherwise return the reason why not."""
     try:
         candidate = ctypes.CDLL(library, mode=ctypes.RTLD_LOCAL)
     except OSError as error:
@@ -46,7 +46,7 @@ def _load_globally(library: str) -> str | None:
 
 
 def _preload_blas() -> str | None:
-    """Load the BLAS that `MLX_VLGEN_BLAS` names, or else the first that is installed; its name."""
+    """Load the BLAS that `MLX_VLGEN_BLAS` names, or the first that is installed, and return its name; None for none."""
     setting = os.environ.get(_SETTING, "")
     if sys.platform != "linux" or "mlx.core" in sys.modules or setting == "off":
         return None
@@ -57,7 +57,7 @@ def _preload_blas() -> str | None:
                 "Give the path of a shared library that exports cblas_sgemm, or 'off', or unset it."
             )
         return setting
-    # pip and conda install MKL and OpenBLAS into the environment, where the dynamic linker does not look.
+    # pip and conda install MKL and OpenBLAS into the environment, which the dynamic linker does not search.
     in_environment = [Path(sys.prefix, "lib", name) for name in _LIBRARIES]
     for library in [*(str(path) for path in in_environment if path.exists()), *_LIBRARIES]:
         if _load_globally(library) is None:
@@ -79,12 +79,12 @@ except ImportError as error:
 
 
 def blas() -> str | None:
-    """The BLAS library that was loaded in the place of MLX's own; None when MLX keeps its own."""
+    """The BLAS library that was loaded in the place of MLX's; None when MLX uses the one in its wheel."""
     return _blas
 
 
 def blas_hint() -> str | None:
-    """One line for a person whose CPU runs are slower than they need be; None when there is nothing to gain."""
+    """One line for a person whose CPU runs could be faster; None when there is nothing to gain."""
     off = os.environ.get(_SETTING) == "off"
     if sys.platform != "linux" or _blas is not None or off or mx.default_device().type != mx.DeviceType.cpu:
         return None
@@ -97,7 +97,7 @@ def blas_hint() -> str | None:
 
 
 def memory_available() -> int | None:
-    """Bytes that MLX's default device can still take; None where that cannot be told."""
+    """Bytes that are free on MLX's default device; None where that is not known."""
     if mx.default_device().type == mx.DeviceType.gpu:
         info = mx.device_info()
         if "free_memory" in info:  # CUDA

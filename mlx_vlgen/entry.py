@@ -1,17 +1,17 @@
-"""The process of a command. From its first line to its last Ctrl-C ends it with 130 and without a traceback.
+"""The process of a command: at any moment Ctrl-C ends it with exit code 130 and without a traceback.
 
-`python -m mlx_vlgen…` imports this first, and so do the installed commands; it imports next to nothing itself.
+`python -m mlx_vlgen…` and the installed commands import this first, so it imports next to nothing.
 """
 
 import os
 import signal
 import sys
 
-_running = False  # whether there is something to unwind
+_running = False  # whether an interrupt has a stack to unwind
 
 
-def _interrupt(*_: object) -> None:
-    """Ctrl-C: unwind what runs, once; where nothing runs, as while modules are imported, or still unwinds, leave."""
+def _on_interrupt(*_: object) -> None:
+    """Ctrl-C: raise KeyboardInterrupt once in the command; before it, after it, or while it unwinds, exit at once."""
     global _running
     if not _running:
         os._exit(130)
@@ -19,26 +19,26 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _unraisable(told: "sys.UnraisableHookArgs") -> None:
-    """A Ctrl-C that came in a finalizer, which Python would print and forget, comes once more when that is over."""
+def _on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Repeat a Ctrl-C that came in a finalizer, once that is over: Python would print it and go on."""
     global _running
-    if not isinstance(told.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(told)
+    if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
         return
     _running = True
-    signal.signal(signal.SIGALRM, _interrupt)
+    signal.signal(signal.SIGALRM, _on_interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.05)
 
 
-def heed_interrupts() -> None:
-    """Take Ctrl-C over from Python, unless whoever started this process wants it ignored."""
+def handle_interrupts() -> None:
+    """Handle Ctrl-C, unless whoever started this process wants it ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
-        sys.unraisablehook = _unraisable
+        signal.signal(signal.SIGINT, _on_interrupt)
+        sys.unraisablehook = _on_unraisable
 
 
-def _open_streams() -> None:
-    """Take the places of closed streams, lest the next file that is opened, the weights, be taken for stdin."""
+def _replace_closed_streams() -> None:
+    """Open /dev/null in the place of each closed stream: the next file opened, the weights, would become stdin."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -49,22 +49,22 @@ def _open_streams() -> None:
 def run(command: str) -> None:
     """Run a function of `cli` and end the process with the code it returns."""
     global _running
-    heed_interrupts()
-    _open_streams()
+    handle_interrupts()
+    _replace_closed_streams()
     from . import cli
 
     try:
         try:
             _running = True
             code = getattr(cli, command)()
-        except SystemExit as ended:  # argparse's
-            code = ended.code
+        except SystemExit as system_exit:  # argparse's
+            code = system_exit.code
         _running = False
     except KeyboardInterrupt:
         code = 130
     if code == 130:
-        # Threads that still download must not keep the process. And where the interrupt came in code that is made from
-        # text, as a dataclass's is, Python would end by the signal whatever the code: it notes that at the raise.
+        # Threads that still download must not delay the exit. And where the interrupt came in code made with exec, as a
+        # dataclass's methods are, Python would end by the signal, whatever the code.
         os._exit(code)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and written
     sys.exit(code)

@@ -35,15 +35,18 @@ class UnsupportedError(VlgenError, ValueError):
     """An option that is known but that this model, cache or version cannot honour."""
 
 
-def described(error: BaseException | None) -> str:
-    """An error in one line: its message where that was written for a person, else with its kind."""
-    written = isinstance(error, VlgenError | ValueError | TypeError)
-    return str(error) if written else f"{type(error).__name__}: {error}"
+def one_line(error: BaseException | None) -> str:
+    """An error in one line: its message, after its type where the message was not written for a person."""
+    if isinstance(error, VlgenError | ValueError | TypeError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
-def emptied(error: Exception) -> Exception:
-    """The error without its traceback, whose frames, and their callers', would keep caches and pixels in memory for as
-    long as a result is kept. Where it came from stays as a note, unless its message is all that a person needs."""
+def without_traceback(error: Exception) -> Exception:
+    """The error without its traceback, whose frames would keep caches and pixels in memory as long as the result lives.
+
+    The traceback's text stays as a note, except of a VlgenError, whose message says enough.
+    """
     if error.__traceback__ and not isinstance(error, VlgenError):
         error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
     cause: BaseException | None = error

@@ -1,4 +1,4 @@
-"""Flags: what they are, what --help tells of them, and how they stand in messages."""
+"""The commands' flags, their --help, and messages that name flags in the place of keywords."""
 
 import argparse
 import re
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .notices import tell_wrapped
-from .options import GROUPS, LATER, OPTIONS, Option, checkpoint, content, did_you_mean, schema
+from .notices import print_wrapped
+from .options import GROUPS, KINDS, LATER, OPTIONS, Option, did_you_mean
 
 DEFAULT_MODEL = "mlx-community/Qwen3-VL-2B-Instruct-4bit"
 MODEL_VARIABLE = "MLX_VLGEN_MODEL"
 
-SHORT = {"temperature": ("--temp",), "choices": ("--choice",)}
+ALIASES = {"temperature": ("--temp",), "choices": ("--choice",)}
 """Other names of flags."""
 
 COMMANDS = {
@@ -26,32 +26,31 @@ EXAMPLES = """examples:
   {prog} --video clip.mp4 --video-fps 1 --prompt "What happens?" --max-tokens 500
   {prog} --image receipt.jpg --prompt "Total?" --json-schema '{{"type": "number"}}'
   git diff | {prog} --prompt - --system "Summarize." --temperature 0.7 --seed 1"""
-"""Five of `generate`."""
 
 
-class _Help(argparse.HelpFormatter):
-    """Text of several lines stays as it is."""
+class _HelpFormatter(argparse.HelpFormatter):
+    """Leaves the line breaks in text that has some."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells the nearest flag for an unknown one. Takes no abbreviated flags, which a new flag could make ambiguous."""
+    """Suggests the nearest flag for an unknown one. Takes no abbreviated flags: a new flag could make one ambiguous."""
 
     def __init__(self, **keywords: Any):
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **keywords)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **keywords)
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        given, unknown = self.parse_known_args(arguments)
+        parsed, unknown = self.parse_known_args(arguments)
         if unknown:
             self.error(self._explain(unknown[0]))
-        return given
+        return parsed
 
-    def _explain(self, word: str) -> str:
-        if not word.startswith("-"):
-            return f"{word!r} belongs to no flag; put quotation marks around text of several words"
-        flag = word.partition("=")[0]
+    def _explain(self, argument: str) -> str:
+        if not argument.startswith("-"):
+            return f"{argument!r} belongs to no flag; put quotation marks around text of several words"
+        flag = argument.partition("=")[0]
         if flag.removeprefix("--").replace("-", "_") in LATER:
             return f"this version does not have {flag} yet"
         return f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}"
@@ -59,7 +58,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.endswith(("expected one argument", "expected at least one argument")):
             message += " (write a value that begins with - as --flag=-value)"
-        tell_wrapped(f"{self.prog}: error: {message}\nTry: {self.prog} --help")
+        print_wrapped(f"{self.prog}: error: {message}\nTry: {self.prog} --help")
         self.exit(2)
 
 
@@ -74,49 +73,48 @@ def generate_parser(program: str) -> Parser:
         "which knows simple shapes and short print.\n\n"
         "exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C",
     )
-    what = parser.add_argument_group("what to answer")
-    what.add_argument("--image", nargs="+", action="extend", default=[], metavar="IMAGE",
+    inputs = parser.add_argument_group("what to answer")
+    inputs.add_argument("--image", nargs="+", action="extend", default=[], metavar="IMAGE",
                       help="picture: path, http(s) URL, data: URI, or - for stdin; may be repeated")  # fmt: skip
-    what.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO",
+    inputs.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO",
                       help="video file, GIF, or folder of frames; may be repeated")  # fmt: skip
-    what.add_argument("--prompt", "-p", metavar="TEXT",
+    inputs.add_argument("--prompt", "-p", metavar="TEXT",
                       help='what to answer; - reads it from stdin (default: "Describe this image.")')  # fmt: skip
-    what.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
+    inputs.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
     model = parser.add_argument_group("model")
     model.add_argument("--model", "-m", metavar="MODEL", help='folder, Hugging Face id, or "demo", which is built in')
     model.add_argument("--adapter-path", metavar="ADAPTER", help="folder or id of a LoRA adapter, mlx-lm's or PEFT's")
     model.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
-                       help="of the weights (default: the checkpoint's; float32 on a CPU)")  # fmt: skip
+                       help="type of the weights (default: the checkpoint's; float32 on a CPU)")  # fmt: skip
     model.add_argument("--quantize", type=int, metavar="BITS", help="quantize a float checkpoint as it loads")
     model.add_argument("--no-fallback", action="store_true",
-                       help="fail where the default model cannot be had; do not take the built-in one")  # fmt: skip
+                       help="fail where the default model cannot be loaded; do not use the built-in one")  # fmt: skip
     for title, options in GROUPS.items():
         group = parser.add_argument_group(title)
         add_options(group, options)
         if title == "thinking":
             group.add_argument("--hide-thinking", action="store_true",
-                               help="do not print it on stderr (it never goes to stdout)")  # fmt: skip
+                               help="do not print thinking on stderr (it never goes to stdout)")  # fmt: skip
     parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
 def add_options(group: Any, options: Sequence[Option]) -> None:
-    """A flag for each keyword; left out of the result where it was not given."""
+    """Add a flag for each keyword. One that is not used leaves no attribute."""
     for option in options:
-        names = [option.flag, *SHORT.get(option.name, ())]
+        names = [option.flag, *ALIASES.get(option.name, ())]
         if option.parse is None:
             group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=option.help)
             continue
-        words: Any = {int: "N", float: "X", str: "TEXT", schema: "JSON", content: "FILE", checkpoint: "MODEL"}
-        metavar: Any = words.get(option.parse, "TOKEN")
-        how: dict[str, Any] = {"type": option.parse, "default": argparse.SUPPRESS, "help": option.help}
+        metavar: Any = KINDS[option.parse].metavar
+        settings: dict[str, Any] = {"type": option.parse, "default": argparse.SUPPRESS, "help": option.help}
         if option.many:
-            how |= {"nargs": "+", "action": "extend"}
-        elif option.words > 1:
-            how["nargs"], metavar = option.words, ("HEIGHT", "WIDTH")
-        group.add_argument(*names, metavar=metavar, **how)
+            settings |= {"nargs": "+", "action": "extend"}
+        elif option.nargs > 1:
+            settings["nargs"], metavar = option.nargs, ("HEIGHT", "WIDTH")
+        group.add_argument(*names, metavar=metavar, **settings)
 
 
 def convert_parser(program: str) -> Parser:
@@ -127,23 +125,24 @@ def convert_parser(program: str) -> Parser:
         epilog="exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C",
         argument_default=argparse.SUPPRESS,
     )
-    what = parser.add_argument_group("what to convert, and where to")
-    what.add_argument("given", nargs="?", metavar="MODEL", help="folder or Hugging Face id")
-    what.add_argument("--hf-path", "--model", metavar="MODEL", help="the same as a flag")
-    what.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
-    what.add_argument("--mlx-path", metavar="FOLDER", help="new folder for the result (default: mlx_model)")
+    inputs = parser.add_argument_group("what to convert, and where to")
+    inputs.add_argument("checkpoint", nargs="?", metavar="MODEL", help="folder or Hugging Face id")
+    inputs.add_argument("--hf-path", "--model", metavar="MODEL", help="the same as a flag")
+    inputs.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
+    inputs.add_argument("--mlx-path", metavar="FOLDER", help="new folder for the result (default: mlx_model)")
     weights = parser.add_argument_group("what is done to the weights")
     weights.add_argument("--quantize", "-q", action="store_true", help="quantize the text decoder")
     weights.add_argument("--q-bits", type=int, metavar="BITS", help="bits per weight (default: 4; mxfp8: 8)")
     weights.add_argument("--q-group-size", type=int, metavar="N",
                          help="weights that share a scale (default: 64; mxfp4, mxfp8: 32; nvfp4: 16)")  # fmt: skip
-    weights.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), help="default: affine")
+    weights.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"),
+                         help="format of quantized weights (default: affine)")  # fmt: skip
     weights.add_argument("--q-recipe", "--quant-predicate", metavar="RECIPE",
                          help="mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6: more bits where they matter")  # fmt: skip
-    weights.add_argument("--quantize-vision", action="store_true", help="quantize what sees, too")
+    weights.add_argument("--quantize-vision", action="store_true", help="quantize the vision tower and projector, too")
     weights.add_argument("--dequantize", "-d", action="store_true", help="make floats of a quantized checkpoint")
     weights.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
-                         help="of the floating-point weights (default: their own)")  # fmt: skip
+                         help="type of floating-point weights (default: the checkpoint's)")  # fmt: skip
     hub = parser.add_argument_group("the Hugging Face Hub")
     hub.add_argument("--upload-repo", metavar="ID", help="upload the result to this repository")
     hub.add_argument("--dry-run", action="store_true", help="list on stdout what would be uploaded, and do not upload")
@@ -153,52 +152,33 @@ def convert_parser(program: str) -> Parser:
 
 # In messages
 
-_FLAGS = {option.name: option.flag for option in OPTIONS} | {
-    "image": "--image",
-    "images": "--image",
-    "video": "--video",
-    "videos": "--video",
-    "prompt": "--prompt",
-    "quantization": "--quantize",
-    "adapter_path": "--adapter-path",
-    "revision": "--revision",
-    "dtype": "--dtype",
-}
-_FLAGS |= {
-    name: "--" + name.replace("_", "-")
-    for name in (
-        "hf_path",
-        "mlx_path",
-        "upload_repo",
-        "q_bits",
-        "q_group_size",
-        "q_mode",
-        "q_recipe",
-        "quantize_vision",
-    )
-}
-_PYTHONS = (
+_FLAGS = {option.name: option.flag for option in OPTIONS}
+_FLAGS |= {"images": "--image", "videos": "--video", "quantization": "--quantize"}
+_OF_GENERATE = "image video prompt adapter_path revision dtype"
+_OF_CONVERT = "hf_path mlx_path upload_repo q_bits q_group_size q_mode q_recipe quantize_vision"
+_FLAGS |= {name: "--" + name.replace("_", "-") for name in f"{_OF_GENERATE} {_OF_CONVERT}".split()}
+_PYTHON_ONLY = (
     (r" or (pass|raise) Limits[.(]\w+(=\w+\))?|,? or None( for [\w ]+)?| \((Limits|PIL)\.[\w.]+\)", ""),
     (r', or in a list for a video of one frame|, or {"bits"[^}]*}', ""),
     (r" \((on the command line )?--[\w -]+\)", ""),  # what is said for both
     (r"=\(height, width\)", " HEIGHT WIDTH"),
     (r'=\{"bits": (\d)\}', r"=\1"),
 )
-"""What only code can do, or writes otherwise."""
+"""Parts of messages that only a Python caller can use, and what the command line says there."""
 
 _ANY, _SETTING, _LONG = (
     "|".join(sorted(names, key=len, reverse=True))
     for names in (_FLAGS, (option.name for option in OPTIONS), (name for name in _FLAGS if "_" in name))
 )
 _KEYWORD = re.compile(
-    r"(?<![\w./?&\"'`-])"  # not within a path, a URL, a quotation or another name
+    r"(?<![\w./?&\"'`-])"  # never inside a path, a URL, a quotation or another name
     rf"(?:({_LONG})(?![\w/-]|\.\w)|({_ANY})(?==)|^({_SETTING})(?=:))"
     r"(?:=…|=(?=[\s,.;:)]|$))?"  # without its =, where no value follows
 )
 
 
-def in_flags(message: str) -> str:
-    """A message that was written for Python, for the command line: keywords as flags, and no other names of code."""
-    for pattern, instead in _PYTHONS:
-        message = re.sub(pattern, instead, message)
-    return _KEYWORD.sub(lambda found: _FLAGS[found[1] or found[2] or found[3]], message)
+def keywords_to_flags(message: str) -> str:
+    """A message that was written for Python callers, for the command line: with flags, and without names of code."""
+    for pattern, replacement in _PYTHON_ONLY:
+        message = re.sub(pattern, replacement, message)
+    return _KEYWORD.sub(lambda match: _FLAGS[match[1] or match[2] or match[3]], message)

@@ -1,16 +1,16 @@
-"""`generate`, `stream_generate`, `batch_generate`: three thin faces of the token iterator.
+"""`generate`, `stream_generate` and `batch_generate`: three thin faces of the token iterator.
 
 Also `python -m mlx_vlgen.generate`.
 """
 
-if __name__ == "__main__":  # before the imports below, which take a second: --help is instant, Ctrl-C is heeded
+if __name__ == "__main__":  # before the imports below, which take a second: --help is instant, Ctrl-C works
     from .entry import run
 
     run("main_generate")
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from .engine.iterator import TokenIterator
@@ -19,14 +19,14 @@ from .engine.modes import Drafter
 from .engine.params import sampling_params
 from .engine.request import Request
 from .engine.speculative import DraftModel, PromptLookup, same_vocabulary
-from .errors import PromptError, UnsupportedError, described
+from .errors import PromptError, UnsupportedError, one_line
 from .inputs import chat_template
 from .inputs.processor import Processor
 from .inputs.prompt import MediaInputs
 from .loading import load
 from .models.base import Model
 from .notices import notice, progress_bar
-from .options import NULLABLE, divide
+from .options import NULLABLE, PER_ROW_GROUPS, Keywords, group_keywords
 from .prompt_utils import as_videos
 from .results import BatchResponse, BatchStats, GenerationResult, speed
 
@@ -44,35 +44,37 @@ def generate(
 ) -> GenerationResult:
     """The whole answer to one prompt.
 
-    prompt: a formatted string (see `apply_chat_template`), or messages. image: one picture or a list: path, URL,
-    data: URI, bytes, file, PIL picture or array. video: likewise, as a keyword. verbose: print the prompt, the text
-    as it comes and the statistics.
+    model, processor: as `load` returns them.
+    prompt: a formatted string (see `apply_chat_template`), one message, or a list of messages.
+    image: one picture or a list: path, URL, data: URI, bytes, file, PIL picture or array. Default None.
+    audio: refused; no model here hears. Default None.
+    verbose: print the prompt, the text as it comes and the statistics on stdout. Default False.
 
-    Keywords are every field of `SamplingParams` and `MediaInputs`; `kv_bits`, `kv_group_size`, `quantized_kv_start` and
-    `max_kv_size` (see `KVSettings`); `draft_model` (a model, its folder or Hub id) with `num_draft_tokens`, or
-    `prompt_lookup`, which guess tokens and leave the answer as it is; `enable_thinking`; `prefill_step_size`;
-    `prompt_progress_callback`, called with the prompt tokens that are computed and all there are; and `sampling`, which
-    names a preset ("instruct", "thinking", "model") over which the other keywords win.
+    The keywords, by group; None stands for the default of each:
+    video: one video or a list: file, folder of frames, list of pictures, or array (frames, height, width, 3).
+    length: max_tokens (256), max_time in seconds, stop, eos_tokens, stopping_criteria.
+    drawing: temperature (0, greedy), top_p, top_k, min_p, typical_p, top_n_sigma, xtc_probability, xtc_threshold, seed.
+    preset: sampling, "instruct", "thinking" or "model", over which the other keywords win.
+    logits: repetition_penalty, repetition_context_size, presence_penalty, frequency_penalty, logit_bias.
+    functions: logits_processors, and sampler in the place of all drawing.
+    form, one of: json_schema, regex, grammar, choices.
+    thinking: enable_thinking (False), thinking_budget in tokens, thinking_start_token, thinking_end_token.
+    result: logprobs (True), top_logprobs (0), skip_special_tokens (False), include_eos (False).
+    pictures: resize_shape as (height, width), min_pixels, max_pixels.
+    frames: video_fps (2), num_frames, max_frames (768).
+    guesses: draft_model (a model, its folder or id) with num_draft_tokens (3), or prompt_lookup. Same answer, faster.
+    KV cache: kv_bits with kv_group_size (64) and quantized_kv_start (0), or max_kv_size.
+    prompt: prefill_step_size (2048), prompt_progress_callback(tokens computed, tokens in all).
+    `SamplingParams`, `MediaInputs` and `KVSettings` say more of each.
 
-    Raises what is wrong with the request: PromptError, MediaError, UnsupportedError; TypeError for an unknown keyword.
+    PromptError, MediaError or UnsupportedError for what is wrong with the request; TypeError for an unknown keyword or
+    a value of another type; ValueError for a value out of range.
     """
     pieces, last = [], GenerationResult()
     for last in stream_generate(model, processor, prompt, image, audio, verbose, **kwargs):
         pieces.append(last.text)
     last.text = "".join(pieces)
     return last
-
-
-def _shown(prompt: Prompt) -> str:
-    """A prompt for a person's eyes: of messages, who said what, without the bytes of their pictures."""
-    if isinstance(prompt, str):
-        return prompt
-    lines = []
-    for message in chat_template.normalize(prompt):
-        content = message.get("content") or ""
-        parts = [part.get("text", f"<{part['type']}>") for part in content] if isinstance(content, list) else [content]
-        lines.append(f"{message['role']}: {' '.join(parts)}")
-    return "\n".join(lines)
 
 
 def stream_generate(
@@ -84,55 +86,22 @@ def stream_generate(
     verbose: bool = False,
     **kwargs: Any,
 ) -> Iterator[GenerationResult]:
-    """One `GenerationResult` a token, as soon as it is there; `text` is the new segment, all else is so far.
+    """One `GenerationResult` for each token, as soon as it is drawn. `text` is the new segment; the other fields are
+    totals so far.
 
-    Arguments as for `generate`. Closing the iterator, or leaving it, ends the request.
+    Arguments and errors as for `generate`. Closing or leaving the iterator ends the request.
     """
-    _check_order(processor)
-    if _listed(audio):
+    _check_processor(processor)
+    if _as_tuple(audio):
         raise UnsupportedError("audio: this model does not hear; leave it out")
-    given = divide(kwargs, "video", "prompt_progress_callback")
-    told = given["other"].get("prompt_progress_callback")
-    request = Request(
-        [prompt] if isinstance(prompt, Mapping) else prompt,
-        MediaInputs(images=_listed(image), videos=as_videos(given["other"].get("video")), **given["media"]),
-        sampling_params(given["sampling"], model.generation_config),
-        KVSettings.of(given["kv"]),
-        drafter=_drafter(processor, **given["draft"]),
-        **given["template"],
-    )
-    _tell_formatted([request])
-    progress = None if told is None else lambda id, done, total: told(done, total)
-    stream = _stream(TokenIterator(model, processor, progress=progress, **given["engine"]), request)
-    return _printed(stream, prompt) if verbose else stream
-
-
-def _printed(stream: Iterator[GenerationResult], prompt: Prompt) -> Iterator[GenerationResult]:
-    """The same, printed as it comes, with the prompt before and the statistics after it."""
-    print("=" * 10)
-    print("Prompt:", _shown(prompt), end="\n\n", flush=True)
-    last = GenerationResult()
-    for last in stream:
-        print(last.text, end="", flush=True)
-        yield last
-    print("\n" + statistics(last), flush=True)
-
-
-def _tell_formatted(requests: Sequence[Request]) -> None:
-    if any(isinstance(request.prompt, str) and request.enable_thinking for request in requests):
-        notice(
-            "enable_thinking does not change a prompt that is formatted already; "
-            "apply_chat_template(processor, config, text, enable_thinking=True) formats one for it"
-        )
-
-
-def _stream(iterator: TokenIterator, request: Request) -> Iterator[GenerationResult]:
-    with iterator:
-        iterator.add(request)
-        for _, result in iterator:
-            if result.error is not None:
-                raise result.error
-            yield result
+    groups = group_keywords(kwargs, "video", "prompt_progress_callback")
+    video, callback = (groups["other"].get(name) for name in ("video", "prompt_progress_callback"))
+    request = _make_request(model, prompt, image, video, groups)
+    request = replace(request, drafter=_make_drafter(processor, **groups["draft"]))
+    _warn_if_formatted([request])
+    progress = None if callback is None else lambda id, done, total: callback(done, total)
+    stream = _stream(TokenIterator(model, processor, progress=progress, **groups["engine"]), request)
+    return _print_stream(stream, prompt) if verbose else stream
 
 
 def batch_generate(
@@ -147,67 +116,67 @@ def batch_generate(
     track_image_sizes: bool = True,
     **kwargs: Any,
 ) -> BatchResponse:
-    """Answers to many prompts, which run together. Each is what `generate` gives for it alone.
+    """Answers to many prompts, which run together. Each is what `generate` returns for it alone.
 
-    prompts: formatted strings or messages. images: None, or one entry a prompt: a picture, a list of pictures or
-    None. videos: likewise, as a keyword. max_tokens and every sampling and stopping keyword: one value, or a list of
-    one a prompt. group_by_shape: encode pictures of equal processed shape together; the texts are the same.
-    track_image_sizes: report the pictures' original sizes. verbose: print the statistics.
+    model, processor: as `load` returns them.
+    images: None, or for each prompt a picture, a list of pictures or None.
+    audios: refused; no model here hears. Default None.
+    prompts: formatted strings or messages. No prompts give an empty response.
+    max_tokens: new tokens at most; one number, or a list of one for each prompt. Default 128.
+    verbose: print the statistics on stdout. Default False.
+    group_by_shape: encode pictures of equal processed shape together; the texts are the same. Default True.
+    track_image_sizes: whether the response has the pictures' original sizes. Default True.
+
+    The keywords are those of `generate`, with these differences:
+    videos, in the place of video: None, or for each prompt a video, a list of videos or None.
+    sampling, stopping, thinking and KV cache: one value, or a list of one for each prompt.
+    max_batch_size (32): rows that run together. kv_token_budget (None): tokens that their caches hold at most.
+    vision_batch_pixels: pixels of pictures that are encoded together.
 
     A row that fails has its text so far, finish_reason "error" and its error; the others are answered.
-    ValueError for lists of different length. No prompts give an empty response.
+    ValueError for lists of different length.
     """
-    _check_order(processor)
-    other_names = ("videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels", "prompt_progress_callback")
-    given = divide({"max_tokens": max_tokens, **kwargs}, *other_names, per_row=True)
+    _check_processor(processor)
+    names = ("videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels", "prompt_progress_callback")
+    groups = group_keywords({"max_tokens": max_tokens, **kwargs}, *names, per_row=True)
+    other = groups["other"]
     prompts = [prompts] if isinstance(prompts, str | Mapping) else list(prompts or ())
-    count, other = len(prompts), given["other"]
-    if any(_listed(audio) for audio in _per_row("audios", _listed(audios) or None, count)):
+    if any(_as_tuple(audio) for audio in _one_per_row("audios", _as_tuple(audios) or None, len(prompts))):
         raise UnsupportedError("audios: this model does not hear; leave it out")
-    pictures = _per_row("images", [images] if count == 1 and not isinstance(images, list | tuple) else images, count)
-    videos = _per_row("videos", other.pop("videos", None), count)
-    rows = _rows(given["sampling"], count)
-    templates, caches = _rows(given["template"], count), _rows(given["kv"], count)
-    drafter = _drafter(processor, **given["draft"])
-    requests = [
-        Request(
-            [prompt] if isinstance(prompt, Mapping) else prompt,
-            MediaInputs(images=_listed(picture), videos=as_videos(video), **given["media"]),
-            sampling_params(settings, model.generation_config),
-            KVSettings.of(cache),
-            drafter=drafter,
-            **template,
-        )
-        for prompt, picture, video, settings, cache, template in zip(
-            prompts, pictures, videos, rows, caches, templates, strict=True
-        )
-    ]
-    _tell_formatted(requests)
-    progress = _summed(other.pop("prompt_progress_callback", None))
-    texts, results = [""] * count, [GenerationResult()] * count
-    settings_of_all = {**given["engine"], **other, "group_by_shape": group_by_shape, "progress": progress}
-    bar = progress_bar("answering", "prompt", count) if count > 1 else None
-    with TokenIterator(model, processor, **settings_of_all) as iterator, bar or nullcontext():
-        place = {iterator.add(request): i for i, request in enumerate(requests)}
-        for id, result in iterator:
-            texts[place[id]] += result.text
-            if result.finish_reason is not None:
-                results[place[id]] = result
-                if bar:
-                    bar.update()
-        stats = _batch_stats(results, iterator)
-    for text, result in zip(texts, results, strict=True):
-        result.text = text
-    _tell_failures(results)
+    requests = _batch_requests(model, prompts, images, other.pop("videos", None), groups)
+    drafter = _make_drafter(processor, **groups["draft"])
+    requests = [replace(request, drafter=drafter) for request in requests]
+    _warn_if_formatted(requests)
+    progress = _total_progress(other.pop("prompt_progress_callback", None))
+    settings = {**groups["engine"], **other, "group_by_shape": group_by_shape, "progress": progress}
+    results, stats = _run_batch(TokenIterator(model, processor, **settings), requests)
+    _warn_of_failures(results)
     if verbose:
-        print(batch_statistics(stats), flush=True)
-    sizes: list[Any] = [result.image_sizes for result in results]
-    if all(len(own) == 1 for own in sizes):
-        sizes = [own[0] for own in sizes]
-    return BatchResponse(texts, stats, sizes if track_image_sizes else None, results)
+        print(statistics(stats), flush=True)
+    sizes = _image_sizes(results) if track_image_sizes else None
+    return BatchResponse([result.text for result in results], stats, sizes, results)
 
 
-def _check_order(processor: Any) -> None:
+def statistics(result: GenerationResult | BatchStats) -> str:
+    """The lines that mlx-vlm prints after an answer, which scripts parse. Then, where there were any, how long pictures
+    and video took, which the prompt's speed leaves out, and how many guesses were right."""
+    lines = [
+        "=" * 10,
+        f"Prompt: {result.prompt_tokens} tokens, {result.prompt_tps:.3f} tokens-per-sec",
+        f"Generation: {result.generation_tokens} tokens, {result.generation_tps:.3f} tokens-per-sec",
+        f"Peak memory: {result.peak_memory:.3f} GB",
+    ]
+    if result.encode_time > 0:
+        lines.append(f"Pictures and video: encoded in {result.encode_time:.3f} s")
+    if result.drafted_tokens > 0:
+        lines.append(f"Drafts: {result.drafted_tokens} tokens, {result.accepted_tokens} right")
+    return "\n".join(lines)
+
+
+# Requests from arguments
+
+
+def _check_processor(processor: Any) -> None:
     if isinstance(processor, Model):
         raise TypeError(
             "processor: a model was given; model and processor may be swapped: give them as load returns them, "
@@ -215,52 +184,49 @@ def _check_order(processor: Any) -> None:
         )
 
 
-def _tell_failures(results: Sequence[GenerationResult]) -> None:
-    """Rows that failed say so in their result, which nobody may read."""
-    failed = [row for row, result in enumerate(results) if result.error is not None]
-    if failed:
-        more = f" (the others' are in results[{failed[1]}].error{' …' * (len(failed) > 2)})" if failed[1:] else ""
-        notice(
-            f"{len(failed)} of {len(results)} failed: results[{failed[0]}]: {described(results[failed[0]].error)}{more}"
-        )
+def _make_request(model: Model, prompt: Prompt, image: Any, video: Any, groups: Keywords) -> Request:
+    return Request(
+        [prompt] if isinstance(prompt, Mapping) else prompt,
+        MediaInputs(images=_as_tuple(image), videos=as_videos(video), **groups["media"]),
+        sampling_params(groups["sampling"], model.generation_config),
+        KVSettings.of(groups["kv"]),
+        **groups["template"],
+    )
 
 
-def _summed(told: Callable[[int, int], None] | None) -> Callable[[int, int, int], None] | None:
-    """Progress of all rows as one: prompt tokens computed, and those of all prompts that were begun."""
-    if told is None:
-        return None
-    rows: dict[int, tuple[int, int]] = {}
-
-    def tell(id: int, done: int, total: int) -> None:
-        rows[id] = done, total
-        told(sum(done for done, _ in rows.values()), sum(total for _, total in rows.values()))
-
-    return tell
-
-
-def _drafter(
-    processor: Processor, draft_model: Any = None, num_draft_tokens: int | None = None, prompt_lookup: int | None = None
-) -> Callable[[], Drafter] | None:
-    """What makes a row's guesses, if any are asked for."""
-    if draft_model is None:
-        if num_draft_tokens is not None:
-            raise PromptError(f"num_draft_tokens={num_draft_tokens} does nothing without draft_model: give that too")
-        return None if prompt_lookup is None else lambda: PromptLookup(prompt_lookup)
-    if prompt_lookup is not None:
-        raise UnsupportedError("draft_model and prompt_lookup do not go together: leave one of them out")
-    drafts: Model = draft_model if isinstance(draft_model, Model) else load(draft_model)[0]
-    if not same_vocabulary(processor, drafts.processor):
-        raise UnsupportedError("draft_model: it has another vocabulary than the model; take one of the same family")
-    reads_media = bool(drafts.processor.placeholders)
-    return lambda: DraftModel(drafts, num_draft_tokens or 3, reads_media=reads_media)
+def _batch_requests(
+    model: Model, prompts: Sequence[Prompt], images: Any, videos: Any, groups: Keywords
+) -> list[Request]:
+    """One request for each prompt. ValueError for lists of another length."""
+    count = len(prompts)
+    if count == 1 and not isinstance(images, list | tuple):
+        images = [images]
+    images, videos = _one_per_row("images", images, count), _one_per_row("videos", videos, count)
+    rows = zip(prompts, images, videos, _row_groups(groups, count), strict=True)
+    return [_make_request(model, *row) for row in rows]
 
 
-def _listed(image: Any) -> tuple[Any, ...]:
-    """One picture or several, as several."""
-    return () if image is None else tuple(image) if isinstance(image, list | tuple) else (image,)
+def _row_groups(groups: Keywords, count: int) -> list[Keywords]:
+    """The keyword groups of each row."""
+    rows: list[Keywords] = [groups | {group: {} for group in PER_ROW_GROUPS} for _ in range(count)]
+    for group in PER_ROW_GROUPS:
+        for name, value in groups[group].items():
+            for row, item in zip(rows, _row_values(name, value, count), strict=True):
+                if item is not None or name in NULLABLE:
+                    row[group][name] = item
+    return rows
 
 
-def _per_row(name: str, values: Any, count: int) -> list[Any]:
+def _row_values(name: str, value: Any, count: int) -> list[Any]:
+    """A keyword's value for each row: a list has one for each, anything else is for all. Where the value of one row is
+    a list already, a list has one for each when it holds lists or None."""
+    per_row = isinstance(value, list | tuple)
+    if per_row and name in ("eos_tokens", "stop", "choices", "logits_processors", "stopping_criteria"):
+        per_row = any(isinstance(item, list | tuple) or item is None for item in value)
+    return _one_per_row(name, value, count) if per_row else [value] * count
+
+
+def _one_per_row(name: str, values: Any, count: int) -> list[Any]:
     if values is None:
         return [None] * count
     values = list(values) if isinstance(values, list | tuple) else [values]
@@ -272,51 +238,140 @@ def _per_row(name: str, values: Any, count: int) -> list[Any]:
     return values
 
 
-def _rows(keywords: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """Each row's own keywords, None standing for the default where it is no value. One that takes a list itself is one
-    a row when it is a list of lists."""
-    rows: list[dict[str, Any]] = [{} for _ in range(count)]
-    for name, value in keywords.items():
-        listed = isinstance(value, list | tuple)
-        if listed and name in ("eos_tokens", "stop", "choices", "logits_processors", "stopping_criteria"):
-            listed = any(isinstance(own, list | tuple) or own is None for own in value)
-        for row, own in zip(rows, _per_row(name, value, count) if listed else [value] * count, strict=True):
-            if own is not None or name in NULLABLE:
-                row[name] = own
-    return rows
+def _as_tuple(media: Any) -> tuple[Any, ...]:
+    """One picture or several, as several."""
+    if media is None:
+        return ()
+    return tuple(media) if isinstance(media, list | tuple) else (media,)
+
+
+def _make_drafter(
+    processor: Processor, draft_model: Any = None, num_draft_tokens: int | None = None, prompt_lookup: int | None = None
+) -> Callable[[], Drafter] | None:
+    """Makes what guesses the tokens of one row; None for no guesses."""
+    if draft_model is None:
+        if num_draft_tokens is not None:
+            raise PromptError(f"num_draft_tokens={num_draft_tokens} does nothing without draft_model: give that too")
+        return None if prompt_lookup is None else lambda: PromptLookup(prompt_lookup)
+    if prompt_lookup is not None:
+        raise UnsupportedError("draft_model and prompt_lookup do not go together: leave one of them out")
+    draft: Model = draft_model if isinstance(draft_model, Model) else load(draft_model)[0]
+    if not same_vocabulary(processor, draft.processor):
+        raise UnsupportedError("draft_model: it has another vocabulary than the model; take one of the same family")
+    reads_media = bool(draft.processor.placeholders)
+    return lambda: DraftModel(draft, num_draft_tokens or 3, reads_media=reads_media)
+
+
+# Running them
+
+
+def _stream(iterator: TokenIterator, request: Request) -> Iterator[GenerationResult]:
+    with iterator:
+        iterator.add(request)
+        for _, result in iterator:
+            if result.error is not None:
+                raise result.error
+            yield result
+
+
+def _run_batch(iterator: TokenIterator, requests: Sequence[Request]) -> tuple[list[GenerationResult], BatchStats]:
+    """The whole answers, in the order of the requests, and the sums over them."""
+    count = len(requests)
+    texts, results = [""] * count, [GenerationResult()] * count
+    bar = progress_bar("answering", "prompt", count) if count > 1 else None
+    with iterator, bar or nullcontext():
+        rows = {iterator.add(request): row for row, request in enumerate(requests)}
+        for id, result in iterator:
+            texts[rows[id]] += result.text
+            if result.finish_reason is not None:
+                results[rows[id]] = result
+                if bar:
+                    bar.update()
+        stats = _batch_stats(results, iterator)
+    for text, result in zip(texts, results, strict=True):
+        result.text = text
+    return results, stats
+
+
+def _total_progress(callback: Callable[[int, int], None] | None) -> Callable[[int, int, int], None] | None:
+    """Progress of all rows as one: prompt tokens computed, and those of all prompts that were begun."""
+    if callback is None:
+        return None
+    rows: dict[int, tuple[int, int]] = {}
+
+    def progress(id: int, done: int, total: int) -> None:
+        rows[id] = done, total
+        callback(sum(done for done, _ in rows.values()), sum(total for _, total in rows.values()))
+
+    return progress
 
 
 def _batch_stats(results: Sequence[GenerationResult], iterator: TokenIterator) -> BatchStats:
-    prompt, made = (sum(getattr(r, name) for r in results) for name in ("prompt_tokens", "generation_tokens"))
-    decoded = any(r.generation_tokens > 1 for r in results)  # a first token takes the prompt's time
+    prompt_tokens = sum(result.prompt_tokens for result in results)
+    generation_tokens = sum(result.generation_tokens for result in results)
+    decoded = any(result.generation_tokens > 1 for result in results)  # a first token takes the prompt's time
     generation_time = iterator.generation_time if decoded else 0.0
     return BatchStats(
-        prompt_tokens=prompt,
-        prompt_tps=speed(prompt, iterator.prompt_time),
+        prompt_tokens=prompt_tokens,
+        prompt_tps=speed(prompt_tokens, iterator.prompt_time),
         prompt_time=iterator.prompt_time,
-        generation_tokens=made,
-        generation_tps=speed(made, generation_time),
+        generation_tokens=generation_tokens,
+        generation_tps=speed(generation_tokens, generation_time),
         generation_time=generation_time,
-        peak_memory=max((r.peak_memory for r in results), default=0.0),
-        cached_tokens=sum(r.cached_tokens for r in results),
-        drafted_tokens=sum(r.drafted_tokens for r in results),
-        accepted_tokens=sum(r.accepted_tokens for r in results),
-        encode_time=sum(r.encode_time for r in results),
+        peak_memory=max((result.peak_memory for result in results), default=0.0),
+        cached_tokens=sum(result.cached_tokens for result in results),
+        drafted_tokens=sum(result.drafted_tokens for result in results),
+        accepted_tokens=sum(result.accepted_tokens for result in results),
+        encode_time=sum(result.encode_time for result in results),
     )
 
 
-def statistics(result: GenerationResult) -> str:
-    """The lines that mlx-vlm prints after an answer, which scripts parse; how long pictures and video took, which the
-    prompt's speed leaves out; and what became of guesses, if any were made."""
-    drafts = f"\nDrafts: {result.drafted_tokens} tokens, {result.accepted_tokens} right" * (result.drafted_tokens > 0)
-    vision = f"\nPictures and video: encoded in {result.encode_time:.3f} s" * (result.encode_time > 0)
-    return (
-        f"{'=' * 10}\n"
-        f"Prompt: {result.prompt_tokens} tokens, {result.prompt_tps:.3f} tokens-per-sec\n"
-        f"Generation: {result.generation_tokens} tokens, {result.generation_tps:.3f} tokens-per-sec\n"
-        f"Peak memory: {result.peak_memory:.3f} GB{vision}{drafts}"
-    )
+def _image_sizes(results: Sequence[GenerationResult]) -> list[Any]:
+    """The pictures' (height, width) of each row; flat where each row has one picture."""
+    if all(len(result.image_sizes) == 1 for result in results):
+        return [result.image_sizes[0] for result in results]
+    return [result.image_sizes for result in results]
 
 
-def batch_statistics(stats: BatchStats) -> str:
-    return statistics(GenerationResult(**dataclasses.asdict(stats)))
+# What a person is shown
+
+
+def _print_stream(stream: Iterator[GenerationResult], prompt: Prompt) -> Iterator[GenerationResult]:
+    """The same stream, printed as it comes, with the prompt before and the statistics after it."""
+    print("=" * 10)
+    print("Prompt:", _format_prompt(prompt), end="\n\n", flush=True)
+    last = GenerationResult()
+    for last in stream:
+        print(last.text, end="", flush=True)
+        yield last
+    print("\n" + statistics(last), flush=True)
+
+
+def _format_prompt(prompt: Prompt) -> str:
+    """A prompt as a person reads it: of messages the role and text, without the bytes of their pictures."""
+    if isinstance(prompt, str):
+        return prompt
+    lines = []
+    for message in chat_template.normalize(prompt):
+        content = message.get("content") or ""
+        parts = [part.get("text", f"<{part['type']}>") for part in content] if isinstance(content, list) else [content]
+        lines.append(f"{message['role']}: {' '.join(parts)}")
+    return "\n".join(lines)
+
+
+def _warn_if_formatted(requests: Sequence[Request]) -> None:
+    if any(isinstance(request.prompt, str) and request.enable_thinking for request in requests):
+        notice(
+            "enable_thinking does not change a prompt that is formatted already; "
+            "apply_chat_template(processor, config, text, enable_thinking=True) formats one for it"
+        )
+
+
+def _warn_of_failures(results: Sequence[GenerationResult]) -> None:
+    """A row that failed says so in its result, which nobody may read."""
+    failed = [row for row, result in enumerate(results) if result.error is not None]
+    if failed:
+        more = f" (the others' are in results[{failed[1]}].error{' …' * (len(failed) > 2)})" if failed[1:] else ""
+        notice(
+            f"{len(failed)} of {len(results)} failed: results[{failed[0]}]: {one_line(results[failed[0]].error)}{more}"
+        )

@@ -1,4 +1,4 @@
-"""What a person should know and need not act on: a line on stderr; and how far a long work is."""
+"""Notices on stderr, which say what a person should know and need not act on, and bars of progress."""
 
 import os
 import sys
@@ -7,47 +7,52 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_reworded: list[Callable[[str], str]] = []
+_rewrites: list[Callable[[str], str]] = []
 
 
 @contextmanager
-def reworded(how: Callable[[str], str]) -> Iterator[None]:
-    """Within this, notices go through `how` first: the command line's speak of flags and not of keywords."""
-    _reworded.append(how)
+def rewriting_notices(rewrite: Callable[[str], str]) -> Iterator[None]:
+    """Inside this context `rewrite` changes every notice: the command line names flags in the place of keywords."""
+    _rewrites.append(rewrite)
     try:
         yield
     finally:
-        _reworded.pop()
+        _rewrites.pop()
 
 
 def notice(text: str) -> None:
-    for how in _reworded:
-        text = how(text)
-    tell_wrapped(f"mlx_vlgen: {text}")
+    for rewrite in _rewrites:
+        text = rewrite(text)
+    print_wrapped(f"mlx_vlgen: {text}")
 
 
-def tell_wrapped(text: str) -> None:
-    """Print on stderr; on a terminal, with lines broken between words."""
+def print_wrapped(text: str) -> None:
+    """Print on stderr; on a terminal break lines between words."""
     if on_terminal():
         width = int(os.environ.get("COLUMNS") or os.get_terminal_size(sys.stderr.fileno()).columns)
         fill = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False).fill
         text = "\n".join(map(fill, text.split("\n")))
-    tell(text)
+    print_stderr(text)
 
 
-def tell(text: str, end: str = "\n") -> None:
-    """Print on stderr; where it is closed, nobody is told: print would take stdout instead."""
+def print_stderr(text: str, end: str = "\n") -> None:
+    """Print on stderr; nowhere when it is closed, since print would take stdout instead."""
     if sys.stderr is not None:
         print(text, end=end, file=sys.stderr, flush=True)
 
 
+def format_size(size: int) -> str:
+    """Bytes, for a person."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def on_terminal() -> bool:
-    """Whether a person reads stderr as it comes."""
+    """Whether stderr is a terminal."""
     return sys.stderr is not None and sys.stderr.isatty()
 
 
 def progress_bar(doing: str, unit: str, total: int | None = None) -> Any | None:
-    """A bar, where a person waits at a terminal for more than a second."""
+    """A bar that shows after a second; None where stderr is no terminal."""
     if not on_terminal():
         return None
     from huggingface_hub.utils import tqdm

@@ -1,4 +1,4 @@
-"""Every keyword of the faces, once: what it goes to, and its flag on the command line."""
+"""Every keyword of `generate`, `stream_generate` and `batch_generate`, once: its group, its values and its flag."""
 
 import argparse
 import difflib
@@ -7,22 +7,29 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import UnsupportedError
 
 
 @dataclass(frozen=True)
 class Option:
-    """A keyword and its flag. parse: the flag's value from its words; None for a switch. many: it may be repeated.
-    words: how many make one value. positive: whether it must be more than 0. nullable: whether None is a value and
-    not the default (on the command line "all")."""
+    """A keyword and its flag.
+
+    name: of the keyword; the flag is the same with dashes.
+    parse: makes the value from the flag's argument; None for a switch.
+    help: what --help says of it.
+    many: whether the flag may be repeated, and the keyword may be a list.
+    nargs: how many arguments make one value.
+    positive: whether a number must be more than 0.
+    nullable: whether None is a value and not the default; on the command line it is "all".
+    """
 
     name: str
     parse: Callable[[str], Any] | None
     help: str
     many: bool = False
-    words: int = 1
+    nargs: int = 1
     positive: bool = False
     nullable: bool = False
 
@@ -31,13 +38,14 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     def read(self, value: Any, per_row: bool = False) -> Any:
-        """The value with numbers as Python's own, None standing for the default; per_row: or a list of values.
+        """The checked value, with Python's numbers for NumPy's; None stands for the default.
 
+        per_row: whether it may be a list, of one value for each row.
         TypeError or ValueError for what the keyword cannot have.
         """
-        if self.words > 1:
-            if not isinstance(value, list | tuple) or len(value) != self.words:
-                raise ValueError(f"{self.name}={value!r:.80}: expected {self.words} numbers")
+        if self.nargs > 1:
+            if not isinstance(value, list | tuple) or len(value) != self.nargs:
+                raise ValueError(f"{self.name}={value!r:.80}: expected {self.nargs} numbers")
             return tuple(map(self._read_one, value))
         if isinstance(value, list | tuple) and (per_row or self.many):
             return [self.read(item, per_row) for item in value]
@@ -46,9 +54,9 @@ class Option:
     def _read_one(self, value: Any) -> Any:
         if value is None and self.nullable:
             return None
-        kinds, expected = _KINDS[self.parse]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-            raise TypeError(f"{self.name}={value!r:.80}: expected {expected}")
+        kind = KINDS[self.parse]
+        if not isinstance(value, kind.types) or (isinstance(value, bool) and kind.types is not bool):
+            raise TypeError(f"{self.name}={value!r:.80}: expected {kind.expected}")
         if not isinstance(value, Real) or isinstance(value, bool):
             return value
         if not math.isfinite(value):
@@ -58,64 +66,73 @@ class Option:
         return int(value) if isinstance(value, Integral) else float(value)
 
 
-def token(word: str) -> str | int:
+def token(text: str) -> str | int:
     """A token by its id or its text."""
-    return int(word) if word.isascii() and word.isdigit() else word
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
-def size(word: str) -> int | None:
-    """A number of tokens, or all."""
-    return None if word == "all" else int(word)
+def size(text: str) -> int | None:
+    """A number of tokens, or all. argparse has this function's name in its message for anything else."""
+    return None if text == "all" else int(text)
 
 
-def content(word: str) -> str:
+def file_text(text: str) -> str:
     """The text of a file."""
     try:
-        return Path(word).read_text(encoding="utf-8")
+        return Path(text).read_text(encoding="utf-8")
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{word}: {error.strerror}") from error
+        raise argparse.ArgumentTypeError(f"{text}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{word}: not text in UTF-8") from error
+        raise argparse.ArgumentTypeError(f"{text}: not text in UTF-8") from error
 
 
-def schema(word: str) -> str:
+def schema_text(text: str) -> str:
     """JSON: an object's text, or what is in a file."""
-    return word if word.lstrip().startswith("{") else content(word)
+    return text if text.lstrip().startswith("{") else file_text(text)
 
 
-def checkpoint(word: str) -> str:
+def model_name(text: str) -> str:
     """A folder or an id on the Hub; in Python a model, too."""
-    return word
+    return text
 
 
-_KINDS: dict[Any, tuple[Any, str]] = {
-    None: (bool, "True or False"),
-    int: (Integral, "a whole number"),
-    size: (Integral, "a whole number, or None for all"),
-    float: (Real, "a number"),
-    str: (str, "text"),
-    token: ((str, Integral), "a token's text or id"),
-    content: (str, "text"),
-    checkpoint: (object, "a model"),
-    schema: ((Mapping, str), "a schema, or its text"),
+class Kind(NamedTuple):
+    """What a keyword takes: its types, their description in messages, and its flag's metavar."""
+
+    types: Any
+    expected: str
+    metavar: str
+
+
+KINDS: dict[Any, Kind] = {
+    None: Kind(bool, "True or False", ""),
+    int: Kind(Integral, "a whole number", "N"),
+    size: Kind(Integral, "a whole number, or None for all", "N"),
+    float: Kind(Real, "a number", "X"),
+    str: Kind(str, "text", "TEXT"),
+    token: Kind((str, Integral), "a token's text or id", "TOKEN"),
+    file_text: Kind(str, "text", "FILE"),
+    model_name: Kind(object, "a model", "MODEL"),
+    schema_text: Kind((Mapping, str), "a schema, or its text", "JSON"),
 }
+"""By `Option.parse`."""
 
 
 DRAWING = (
     Option("sampling", str, 'preset: "instruct" or "thinking" (Qwen3-VL\'s), or "model" (the checkpoint\'s own)'),
-    Option("temperature", float, "of the draw; 0, the default, always takes the most likely token"),
-    Option("top_p", float, "draw from the most likely tokens whose probability reaches this (default 1: from all)"),
-    Option("top_k", int, "draw from so many most likely tokens (default 0: from all)"),
-    Option("min_p", float, "draw from tokens at least this likely, relative to the most likely one (default 0)"),
-    Option("typical_p", float, "draw from the tokens of most typical surprise that reach this probability (default 1)"),
-    Option("top_n_sigma", float, "draw from logits within so many standard deviations of the best (default 0: off)"),
-    Option("xtc_probability", float, "how often to leave out the likeliest tokens (default 0)"),
-    Option("xtc_threshold", float, "how likely a token must be for that (default 0.1)"),
-    Option("repetition_penalty", float, "divide the logits of recent tokens by this (default: no)", positive=True),
-    Option("repetition_context_size", size, "how many tokens are recent (default 20; all)", nullable=True),
-    Option("presence_penalty", float, "off the logit of each generated token (default: no)"),
-    Option("frequency_penalty", float, "off it for each time it was generated (default: no)"),
-    Option("seed", int, "the same draw every time (default: another one)"),
+    Option("temperature", float, "of the softmax; 0, the default, always takes the most likely token"),
+    Option("top_p", float, "draw from the most likely tokens whose probabilities add up to this (default 1: all)"),
+    Option("top_k", int, "draw from this many most likely tokens (default 0: all)"),
+    Option("min_p", float, "draw from tokens at least this times as likely as the most likely one (default 0)"),
+    Option("typical_p", float, "draw from the tokens of most typical surprise that add up to this (default 1)"),
+    Option("top_n_sigma", float, "draw from logits within this many standard deviations of the best (default 0: off)"),
+    Option("xtc_probability", float, "probability of leaving out the most likely tokens (default 0)"),
+    Option("xtc_threshold", float, "how likely a token must be to be left out (default 0.1)"),
+    Option("repetition_penalty", float, "divide the logits of recent tokens by this (default: off)", positive=True),
+    Option("repetition_context_size", size, "how many tokens count as recent, or all (default 20)", nullable=True),
+    Option("presence_penalty", float, "subtract this from the logit of each generated token (default: off)"),
+    Option("frequency_penalty", float, "subtract this for each time a token was generated (default: off)"),
+    Option("seed", int, "draw the same answer every time (default: random)"),
 )
 ENDS = (
     Option("max_tokens", int, "new tokens at most (default 256)"),
@@ -126,9 +143,9 @@ ENDS = (
     Option("skip_special_tokens", None, "leave special tokens out of the text"),
 )
 FORMS = (
-    Option("json_schema", schema, "the answer is JSON by this schema: its text, or a file of it"),
+    Option("json_schema", schema_text, "the answer is JSON that fits this schema: its text, or a file"),
     Option("regex", str, "the answer matches this regular expression"),
-    Option("grammar", content, "the answer is a sentence of the Lark grammar in this file"),
+    Option("grammar", file_text, "the answer is a sentence of the Lark grammar in this file"),
     Option("choices", str, "the answer is one of these", many=True),
 )
 BUDGET = (
@@ -138,23 +155,23 @@ BUDGET = (
 )
 SAMPLING = DRAWING + ENDS + FORMS + BUDGET
 MEDIA = (
-    Option("resize_shape", int, "resize pictures to this before processing", words=2, positive=True),
+    Option("resize_shape", int, "resize pictures to this before they are processed", nargs=2, positive=True),
     Option("min_pixels", int, "least area of a processed picture (default: the model's)", positive=True),
     Option("max_pixels", int, "largest area of a processed picture (default: the model's)", positive=True),
     Option("video_fps", float, "frames a second to take of a video, or of a folder (default 2)", positive=True),
-    Option("num_frames", int, "take exactly so many frames of a video", positive=True),
-    Option("max_frames", int, "take at most so many frames of a video (default 768)", positive=True),
+    Option("num_frames", int, "take exactly this many frames of a video", positive=True),
+    Option("max_frames", int, "take at most this many frames of a video (default 768)", positive=True),
 )
 DRAFTS = (
-    Option("draft_model", checkpoint, "a smaller model with the same vocabulary guesses tokens: faster, same answer"),
-    Option("num_draft_tokens", int, "guesses of it at a time (default 3)", positive=True),
-    Option("prompt_lookup", int, "guess so many tokens at a time from text that was there before", positive=True),
+    Option("draft_model", model_name, "a smaller model with the same vocabulary guesses tokens: faster, same answer"),
+    Option("num_draft_tokens", int, "how many tokens it guesses at a time (default 3)", positive=True),
+    Option("prompt_lookup", int, "guess this many tokens at a time from the text before them", positive=True),
 )
 KV_CACHE = (
     Option("kv_bits", int, "quantize the KV cache to 2, 3, 4, 6 or 8 bits"),
-    Option("kv_group_size", int, "values of it that share a scale: 32, 64 (default) or 128"),
-    Option("quantized_kv_start", int, "leave positions below this whole (default 0)"),
-    Option("max_kv_size", int, "attend to the first 4 tokens and the last ones only, so many in all"),
+    Option("kv_group_size", int, "values that share a scale: 32, 64 (default) or 128"),
+    Option("quantized_kv_start", int, "do not quantize positions below this (default 0)"),
+    Option("max_kv_size", int, "attend to the first 4 tokens and the last ones only, this many in all"),
 )
 TEMPLATE = (Option("enable_thinking", None, "let the model think before it answers"),)
 ENGINE = (Option("prefill_step_size", int, "prompt tokens to compute at once (default 2048)", positive=True),)
@@ -168,7 +185,7 @@ GROUPS: Mapping[str, tuple[Option, ...]] = {
     "pictures and video": MEDIA,
     "speed and memory": DRAFTS + KV_CACHE + ENGINE,
 }
-"""All of them, as --help shows them."""
+"""The groups of --help."""
 
 NULLABLE = frozenset(option.name for option in OPTIONS if option.nullable)
 _BY_NAME = {option.name: option for option in OPTIONS}
@@ -176,20 +193,30 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 _CALLABLES = ("logits_processors", "sampler", "stopping_criteria", "logprobs", "top_logprobs", "logit_bias")
 """Keywords that have no flag."""
 
-_FACES = ("image", "images", "audio", "audios", "video", "videos", "prompt", "prompts", "verbose")
-"""Parameters of the faces' signatures, for suggestions."""
+_FACE_PARAMETERS = ("image", "images", "audio", "audios", "video", "videos", "prompt", "prompts", "verbose")
+"""Parameters that have no `Option`; they are suggested for misspelled ones."""
 
 LATER: Mapping[str, Any] = {"prompt_cache": None}
-"""Keywords of the documented interface that this version does not have yet, each with the value that asks for nothing
-(so does None): with any other they are refused by name, never dropped."""
+"""Keywords of the documented interface that this version does not have yet, each with its default. Any other value is
+refused by name, never dropped."""
+
+PER_ROW_GROUPS = ("sampling", "kv", "template")
+"""Groups whose keywords may be lists in a batch, of one value for each row."""
+
+Keywords = dict[str, dict[str, Any]]
+"""Keywords and their values, by group."""
 
 
-def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> dict[str, dict[str, Any]]:
-    """Keywords by what they go to: "sampling", "media", "draft", "kv", "template", "engine", "other" (those `known`).
-    per_row: whether those of "sampling", "kv" and "template" may be lists, of one value a row.
+def group_keywords(keywords: Mapping[str, Any], *other: str, per_row: bool = False) -> Keywords:
+    """The keywords whose value is not the default, by what they go to.
 
-    None stands for a keyword's default. TypeError for an unknown keyword, with the nearest name, and for a value of
-    another type; ValueError for one out of range; UnsupportedError for a keyword that is still to come.
+    keywords: as a caller gave them; None stands for the default.
+    other: more names, which go to the group "other".
+    per_row: whether a keyword of `PER_ROW_GROUPS` may be a list of one value for each row.
+
+    Groups: "sampling", "media", "draft", "kv", "template", "engine" and "other".
+    TypeError for an unknown keyword, with the nearest name, and for a value of another type; ValueError for one out of
+    range; UnsupportedError for a keyword of `LATER`.
     """
     groups = {
         "sampling": {option.name for option in SAMPLING} | set(_CALLABLES),
@@ -198,26 +225,27 @@ def divide(keywords: Mapping[str, Any], *known: str, per_row: bool = False) -> d
         "kv": {option.name for option in KV_CACHE},
         "template": {option.name for option in TEMPLATE},
         "engine": {option.name for option in ENGINE},
-        "other": set(known),
+        "other": set(other),
     }
-    divided: dict[str, dict[str, Any]] = {group: {} for group in groups}
+    grouped: Keywords = {group: {} for group in groups}
     for name, value in keywords.items():
         group = next((group for group, names in groups.items() if name in names), None)
         if group is None and name not in LATER:
-            names = [known_name for names in groups.values() for known_name in names]
-            raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, {*names, *LATER, *_FACES} - {name})}")
+            known: set[str] = set().union(*groups.values(), LATER, _FACE_PARAMETERS)
+            raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, known - {name})}")
         if value is None and name not in NULLABLE:
             continue
         if group is None:
             if value != LATER[name]:
                 raise UnsupportedError(f"{name}={value!r:.80}: this version does not have it yet; leave it out")
             continue
-        listed = per_row and group in ("sampling", "kv", "template")
-        divided[group][name] = _BY_NAME[name].read(value, listed) if name in _BY_NAME else value
-    return divided
+        if name in _BY_NAME:
+            value = _BY_NAME[name].read(value, per_row and group in PER_ROW_GROUPS)
+        grouped[group][name] = value
+    return grouped
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The end of a message about a name that is not known."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

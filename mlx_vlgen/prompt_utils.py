@@ -26,18 +26,24 @@ def apply_chat_template(
 ) -> str:
     """Format `prompt` with the checkpoint's chat template.
 
-    prompt: a person's text, a message, or messages. num_images: picture placeholders to put before the text of the
-    last user message; messages with picture parts of their own must have so many. video: a video or a list of them,
-    likewise; they are not read here. system: a first message of that role. config: the model's, as in mlx-vlm; the
-    processor knows all that is needed. template_kwargs: more variables for the template, or `tools`, `documents`,
-    `continue_final_message` as in transformers.
+    processor: as `load` returns it.
+    config: `model.config`, as in mlx-vlm; not used, since the processor has all that is needed.
+    prompt: a person's text, one message, or a list of messages.
+    num_images: picture placeholders to insert before the text of the last user message. Messages with picture parts
+        must have as many. Default 0.
+    num_audios: refused; no model here hears. Default 0.
+    video: one video or a list, counted as num_images are; they are not read here. Default None.
+    system: text of a first message with that role. Default None.
+    enable_thinking: a variable of the template. Default False.
+    add_generation_prompt: end with the beginning of an answer. Default True.
+    template_kwargs: more variables of the template, or `tools`, `documents`, `continue_final_message` as in
+        transformers.
 
-    In the string that comes back everything is what it says: a placeholder stands for a picture and a control token
-    steers, also one that the text itself contained. Give messages to `generate` where a person's words may hold one:
-    there they are text.
+    A placeholder or a control token that `prompt` contains keeps its meaning in the string that is returned. Pass
+    messages to `generate` where a person's text may contain one: there it is text.
 
-    Raises PromptError for messages that the template cannot take or would leave out, UnsupportedError for media that
-    the model cannot, TypeError for a variable that the template does not use.
+    PromptError for messages that the template cannot take or would leave out; UnsupportedError for media that the model
+    cannot take; TypeError for a variable that the template does not use.
     """
     if num_audios:
         raise UnsupportedError("num_audios: this model does not hear")
@@ -60,7 +66,7 @@ def apply_chat_template(
 
 
 def as_videos(video: Any) -> tuple[Any, ...]:
-    """One video or several, as several. A list is one video when it holds frames: pictures, or paths of pictures."""
+    """One video or several, as several. A list of frames, which are pictures or paths of pictures, is one video."""
     if video is None or (isinstance(video, list | tuple) and not video):
         return ()
     if not isinstance(video, list | tuple):
@@ -69,7 +75,7 @@ def as_videos(video: Any) -> tuple[Any, ...]:
 
 
 def _is_video(item: Any) -> bool:
-    """Whether an item of a list is a video by itself, and not a frame."""
+    """Whether an item of a list is a video, and not a frame."""
     if isinstance(item, str | os.PathLike):
         name = re.sub(r"^(https?:[^?#]*).*", r"\1", str(item), flags=re.DOTALL)
         return not name.startswith("data:image/") and not name.lower().endswith(FRAME_SUFFIXES)

@@ -1,4 +1,7 @@
-"""What the faces return. Times in seconds, memory in GB (1e9 bytes), speeds in tokens a second."""
+"""What `generate`, `stream_generate` and `batch_generate` return.
+
+Times are in seconds, memory in GB (1e9 bytes), speeds in tokens a second.
+"""
 
 import copy
 import math
@@ -9,20 +12,22 @@ from typing import Any, Literal
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
-class _Told:
-    """What has fields that can be told as JSON."""
+class _WithDict:
+    """A dataclass with `to_dict`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them: tuples as lists, an error as text, what is no number as None. `logprobs`, which
-        are as many as the vocabulary, are left out."""
-        return {own.name: _as_json(getattr(self, own.name)) for own in fields(self) if own.name != "logprobs"}  # type: ignore[arg-type]
+        """The fields as JSON has them: tuples as lists, an error as text, infinity and NaN as None.
+
+        `logprobs`, a number for each token of the vocabulary, are left out.
+        """
+        return {f.name: _as_json(getattr(self, f.name)) for f in fields(self) if f.name != "logprobs"}  # type: ignore[arg-type]
 
 
 def _as_json(value: Any) -> Any:
-    if isinstance(value, _Told):
+    if isinstance(value, _WithDict):
         return value.to_dict()
     if is_dataclass(value):
-        return {own.name: _as_json(getattr(value, own.name)) for own in fields(value)}
+        return {f.name: _as_json(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, list | tuple):
         return [_as_json(item) for item in value]
     if isinstance(value, BaseException):
@@ -32,8 +37,12 @@ def _as_json(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Beam:
-    """One answer of a beam search. score: the sum of its tokens' log-probabilities after the logits processors, over
-    length ** length_penalty. origins: for each token the place, one step before, of the hypothesis it was added to."""
+    """One answer of a beam search.
+
+    tokens: ids.
+    score: the sum of the tokens' log-probabilities after the logits processors, over length ** length_penalty.
+    origins: for each token the index, one step before, of the hypothesis that it was added to.
+    """
 
     tokens: list[int]
     score: float
@@ -41,24 +50,33 @@ class Beam:
 
 
 @dataclass
-class GenerationResult(_Told):
+class GenerationResult(_WithDict):
     """One step of a stream, or a whole answer.
 
-    text: the new segment in a stream, the whole answer from `generate`. token: the last token's id.
-    logprobs: the float32 log-softmax of the raw logits over the whole vocabulary for `token`, (V,), computed when
-    looked at; a stream keeps it on its newest result only, and a pickled result has none. top_logprobs: the k best as
-    (id, value), best first; every result keeps them. finish_reason: None while it runs. tokens: all generated ids so
-    far, a list. thinking, answer: so far, the text inside thinking blocks (None where there was none) and after the
-    last one, without the marks and the white space around, and how many tokens each has.
+    text: the new segment in a stream; the whole answer from `generate`.
+    token: the last token's id; None when no token was generated.
+    logprobs: (V,) float32, log-softmax of the raw logits for `token`, computed at the first use. A stream keeps it on
+        its newest result only, and a pickled result has None.
+    prompt_tokens, generation_tokens, total_tokens: counts so far.
+    prompt_tps, generation_tps: prompt_tokens / prompt_time, generation_tokens / generation_time.
+    peak_memory: of MLX in this process.
+    finish_reason: "stop", "length", "cancelled" or "error"; None while it runs.
+    tokens: all generated ids so far.
+    thinking: the text inside thinking blocks so far, without the marks and the white space around; None without one.
+    answer: the text after the last thinking block so far, likewise.
+    thinking_tokens, answer_tokens: how many tokens each has.
     cached_tokens: prompt tokens that were not computed again.
-    prompt_time: wall clock of the prompt's forward, evaluated, which gives the first token too. encode_time: what this
-    request's pictures and video took before it; the other times do not include it. generation_time: from the end of
-    the prompt's to this token; 0 while there is only the first. prompt_tps, generation_tps: tokens / time. Rows that
-    run together share their time.
-    unquantized_layers: layers whose cache stayed whole although kv_bits was given (sliding and recurrent ones cannot be
-    quantized). image_sizes: the pictures' original (height, width). error: what ended a row with "error".
-    drafted_tokens, accepted_tokens: of speculative decoding, guesses made, and how many were right. beams: of a beam
-    search, at the end, the best answers.
+    prompt_time: wall clock of the prompt's forward, which draws the first token too.
+    generation_time: from the end of that forward to this token; 0 for the first.
+    encode_time: of this request's pictures and video, which no other time includes.
+    unquantized_layers: layers with a float cache in spite of kv_bits: sliding and recurrent ones cannot be quantized.
+    image_sizes: the pictures' original (height, width).
+    top_logprobs: the k best as (id, value), best first, on every result.
+    drafted_tokens, accepted_tokens: guesses of speculative decoding, and how many were right.
+    beams: the best answers of a beam search, at its end.
+    error: what ended the row with "error".
+
+    Rows that run together share their times.
     """
 
     text: str = ""
@@ -92,18 +110,18 @@ class GenerationResult(_Told):
         return isinstance(other, GenerationResult) and self.to_dict() == other.to_dict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = {own.name: getattr(self, own.name) for own in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         return GenerationResult, tuple((values | {"logprobs": None, "error": _picklable(self.error)}).values())
 
     def __copy__(self) -> "GenerationResult":
         return replace(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GenerationResult":
-        return replace(self, **{own.name: copy.deepcopy(getattr(self, own.name), memo) for own in fields(self)})
+        return replace(self, **{f.name: copy.deepcopy(getattr(self, f.name), memo) for f in fields(self)})
 
 
 def _picklable(error: Exception | None) -> Exception | None:
-    """The error, or where it cannot be pickled, as those of a user's code may, one that says the same."""
+    """The error itself, or a RuntimeError that says the same where it cannot be pickled: user code may raise such."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -112,9 +130,9 @@ def _picklable(error: Exception | None) -> Exception | None:
 
 
 @dataclass
-class BatchStats(_Told):
-    """Sums over the rows of a batch; times are wall clock, so that tps = tokens / time. encode_time, which pictures and
-    video took, is in neither of the others."""
+class BatchStats(_WithDict):
+    """Sums over the rows of a batch. The fields are those of `GenerationResult`; prompt_time and generation_time are
+    wall clock of the whole batch, so that tps = tokens / time."""
 
     prompt_tokens: int = 0
     prompt_tps: float = 0.0
@@ -130,16 +148,19 @@ class BatchStats(_Told):
 
 
 def speed(tokens: int, seconds: float) -> float:
-    """Tokens a second; 0 where no time was taken."""
+    """Tokens a second; 0 for no time."""
     return tokens / seconds if seconds > 0 else 0.0
 
 
 @dataclass
-class BatchResponse(_Told):
-    """texts and results in the order of the prompts.
+class BatchResponse(_WithDict):
+    """The answers to a batch, in the order of the prompts.
 
-    image_sizes: the original (height, width) of each picture in order; flat when each prompt has one picture, a
-    list of lists otherwise; None when not tracked.
+    texts: the whole answers.
+    stats: sums over the rows.
+    image_sizes: the pictures' original (height, width): one of each prompt when each has one picture, else a list of
+        each prompt's; None when they are not tracked.
+    results: one `GenerationResult` for each prompt.
     """
 
     texts: list[str]

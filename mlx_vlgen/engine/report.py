@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .._runtime import mx
-from ..errors import emptied
+from ..errors import without_traceback
 from ..results import FinishReason
 from .request import Row
 from .row_result import RowResult, make_result
@@ -50,7 +50,7 @@ def last(
     row: Row, reason: FinishReason, error: Exception | None = None, text: str = "", scores: Scores | None = None
 ) -> RowResult:
     """End the row: its last result, with all the text that it still holds back."""
-    row.finish_reason, row.error = reason, error and emptied(error)
+    row.finish_reason, row.error = reason, error and without_traceback(error)
     try:
         text += row.text.finish()
         if reason == "length" and row.text.stopped:
@@ -59,5 +59,5 @@ def last(
             row.finish_reason = "length"  # cut, by a stop string or the user's code: "stop" promises a whole answer
         return make_result(row, text, scores)
     except Exception as fault:
-        row.finish_reason, row.error = "error", row.error or emptied(fault)
+        row.finish_reason, row.error = "error", row.error or without_traceback(fault)
         return make_result(row, text, None)

@@ -16,12 +16,17 @@ from .._runtime import mx, nn, tree_flatten, tree_unflatten
 from ..errors import LoadError
 from ..inputs.files import read_json, reading
 from ..models.base import Model
-from .checkpoint import few, read_weights
+from .checkpoint import first_names, read_weights
 
 
 @dataclass
-class _Change:
-    """What an adapter does to one layer; arrays in mlx-lm's orientation: a (in, r), b (r, out), m (out,)."""
+class _LayerAdapter:
+    """The adapter of one layer, in mlx-lm's orientation.
+
+    scale: of the product of both matrices.
+    a: (in, r). b: (r, out).
+    m: (out,), DoRA's magnitudes; None for LoRA.
+    """
 
     scale: float
     a: mx.array | None = None
@@ -29,10 +34,14 @@ class _Change:
     m: mx.array | None = None
 
 
-def apply_adapter(model: Model, folder: Path) -> None:
-    """Put the adapter in `folder` on `model`, in place.
+Adapters = dict[str, _LayerAdapter]
+"""By the layer's path in the model."""
 
-    LoadError when it is of a kind that is not understood, or any of its tensors finds no layer.
+
+def apply_adapter(model: Model, folder: Path) -> None:
+    """Apply the adapter in `folder` to `model`, in place.
+
+    LoadError for an adapter of another kind, and for a tensor without its layer.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
@@ -44,11 +53,11 @@ def apply_adapter(model: Model, folder: Path) -> None:
 
 def _apply(model: Model, config: Mapping[str, Any], folder: Path) -> None:
     if "peft_type" in config:
-        _wrap(model, _peft_changes(model, config, _read(folder, "adapter_model.safetensors")), folder)
+        _wrap_layers(model, _peft_adapters(model, config, _read_tensors(folder, "adapter_model.safetensors")), folder)
     elif config.get("fine_tune_type", "lora") == "full":
-        _replace(model, _read(folder, "adapters.safetensors"), folder)
+        _replace_parameters(model, _read_tensors(folder, "adapters.safetensors"), folder)
     elif "lora_parameters" in config:
-        _wrap(model, _mlx_changes(model, config, _read(folder, "adapters.safetensors")), folder)
+        _wrap_layers(model, _mlx_adapters(model, config, _read_tensors(folder, "adapters.safetensors")), folder)
     else:
         raise LoadError(
             f"{folder / 'adapter_config.json'} is neither mlx-lm's (lora_parameters) nor PEFT's (peft_type); other "
@@ -56,7 +65,7 @@ def _apply(model: Model, config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _read(folder: Path, name: str) -> dict[str, mx.array]:
+def _read_tensors(folder: Path, name: str) -> dict[str, mx.array]:
     if not (folder / name).is_file():
         raise LoadError(f"{folder} holds no {name}. Pickled adapters (.bin) are never opened: save it as safetensors.")
     weights = read_weights([folder / name])
@@ -67,106 +76,108 @@ def _read(folder: Path, name: str) -> dict[str, mx.array]:
     return weights
 
 
-def _mlx_changes(model: Model, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> dict[str, _Change]:
+def _mlx_adapters(model: Model, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> Adapters:
     """From mlx-lm's layout: `<layer>.lora_a`, `<layer>.lora_b` and, for DoRA, `<layer>.m`."""
     scale = config["lora_parameters"].get("scale")
     if scale is None:
         raise LoadError("adapter_config.json has no lora_parameters.scale (mlx-lm's name; it has no alpha).")
-    changes: dict[str, _Change] = {}
+    adapters: Adapters = {}
     for name, value in weights.items():
         layer, _, part = name.rpartition(".")
         if part not in ("lora_a", "lora_b", "m"):
             raise LoadError(f"The adapter has a tensor {name!r}; expected …lora_a, …lora_b or …m.")
-        setattr(changes.setdefault(_layer(model, layer), _Change(float(scale))), part.removeprefix("lora_"), value)
-    return changes
+        adapter = adapters.setdefault(_layer_path(model, layer), _LayerAdapter(float(scale)))
+        setattr(adapter, part.removeprefix("lora_"), value)
+    return adapters
 
 
-# What PEFT's LoraConfig says that needs no work here: it is about training, or the tensors' names and shapes tell it.
-_PEFT_MOOT = {
+# Fields of PEFT's LoraConfig about training, and those that are read below or said by the tensors' names and shapes.
+_PEFT_IGNORED = {
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision", "task_type",
     "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules",
     "layers_pattern", "layers_to_transform", "lora_dropout", "use_dora", "init_lora_weights", "bias", "loftq_config",
     "eva_config", "megatron_core", "runtime_config", "ensure_weight_tying", "qalora_group_size",
 }  # fmt: skip
 # Initialisations after which the base weights are still the checkpoint's; PiSSA and others change them.
-_PEFT_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_PEFT_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def _peft_changes(model: Model, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> dict[str, _Change]:
+def _peft_adapters(model: Model, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> Adapters:
     """From PEFT's layout: `base_model.model.<Hub name>.lora_A.weight` (r, in), `.lora_B.weight` (out, r), and for DoRA
     `.lora_magnitude_vector` (out,). Source: PEFT's LoraConfig and LoraLayer."""
     if config["peft_type"] != "LORA":
         raise LoadError(f"The adapter is of PEFT's type {config['peft_type']!r}; only LORA is supported.")
-    unknown = sorted(key for key, value in config.items() if value and key not in _PEFT_MOOT)
-    if config.get("init_lora_weights", True) not in _PEFT_STARTS:
+    unknown = sorted(key for key, value in config.items() if value and key not in _PEFT_IGNORED)
+    if config.get("init_lora_weights", True) not in _PEFT_INITS:
         unknown.append(f"init_lora_weights={config['init_lora_weights']!r}")
     if config.get("bias", "none") != "none":
         unknown.append(f"bias={config['bias']!r}")
     if unknown:
         raise LoadError(
-            f"The adapter uses {few(unknown, 8)}, which is not supported. Merge it into its base model with PEFT's "
-            "merge_and_unload and load the result."
+            f"The adapter uses {first_names(unknown, 8)}, which is not supported. Merge it into its base model with "
+            "PEFT's merge_and_unload and load the result."
         )
-    changes: dict[str, _Change] = {}
+    adapters: Adapters = {}
     pattern = re.compile(r"base_model\.model\.(.+)\.lora_(A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")
     for name, value in weights.items():
-        if not (found := pattern.fullmatch(name)):
+        if not (match := pattern.fullmatch(name)):
             raise LoadError(
                 f"The adapter has a tensor {name!r}, which is not supported: expected LoRA of linear layers, "
                 "named base_model.model.….lora_A.weight and .lora_B.weight."
             )
-        hub, part = found.groups()
-        change = changes.setdefault(_layer(model, hub), _Change(0.0))
+        hub, part = match.groups()
+        adapter = adapters.setdefault(_layer_path(model, hub), _LayerAdapter(0.0))
         if part == "A":
-            change.scale = _peft_scale(config, hub, rank=value.shape[0])
-            change.a = value.T
+            adapter.scale = _peft_scale(config, hub, rank=value.shape[0])
+            adapter.a = value.T
         elif part == "B":
-            change.b = value.T
+            adapter.b = value.T
         else:
-            change.m = value
-    return changes
+            adapter.m = value
+    return adapters
 
 
 def _peft_scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
     alpha = config.get("lora_alpha", 8)
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
+    for pattern, pattern_alpha in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", layer):
-            alpha = own
+            alpha = pattern_alpha
             break
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _layer(model: Model, name: str) -> str:
-    """A layer's path in `model`, from its name in any published layout."""
+def _layer_path(model: Model, name: str) -> str:
+    """The path in `model` of a layer with this name in any published layout."""
     return (model.rename(f"{name}.weight") or name).removesuffix(".weight")
 
 
-def _wrap(model: Model, changes: Mapping[str, _Change], folder: Path) -> None:
+def _wrap_layers(model: Model, adapters: Adapters, folder: Path) -> None:
     modules: dict[str, nn.Module] = dict(model.named_modules())
-    if lost := sorted(path for path in changes if not hasattr(modules.get(path), "weight")):
+    if missing := sorted(path for path in adapters if not hasattr(modules.get(path), "weight")):
         raise LoadError(
-            f"{len(lost)} of the {len(changes)} layers that the adapter in {folder} changes are not in this "
-            f"{model.config['model_type']}: {few(lost)}. It was made for another model, or for experts one by one."
+            f"{len(missing)} of the {len(adapters)} layers that the adapter in {folder} changes are not in this "
+            f"{model.config['model_type']}: {first_names(missing)}. It was made for another model, or for experts one "
+            "by one."
         )
     model.update_modules(
-        tree_unflatten([(path, _wrapped(path, modules[path], change)) for path, change in changes.items()])
+        tree_unflatten([(path, _wrap_layer(path, modules[path], adapter)) for path, adapter in adapters.items()])
     )
 
 
-def _wrapped(path: str, layer: nn.Module, change: _Change) -> nn.Module:
-    if change.a is None or change.b is None:
+def _wrap_layer(path: str, layer: nn.Module, adapter: _LayerAdapter) -> nn.Module:
+    if adapter.a is None or adapter.b is None:
         raise LoadError(f"The adapter has one of lora_a and lora_b for {path}; expected both.")
     kinds: list[tuple[tuple[type, ...], Any]] = [
-        ((nn.Linear, nn.QuantizedLinear), LoRALinear if change.m is None else DoRALinear),
+        ((nn.Linear, nn.QuantizedLinear), LoRALinear if adapter.m is None else DoRALinear),
         ((SwitchLinear, QuantizedSwitchLinear), LoRASwitchLinear),
         ((nn.Embedding, nn.QuantizedEmbedding), LoRAEmbedding),
     ]
     kind = next((wrapper for types, wrapper in kinds if isinstance(layer, types)), None)
-    if kind is None or (change.m is not None and kind is not DoRALinear):
+    if kind is None or (adapter.m is not None and kind is not DoRALinear):
         raise LoadError(f"The adapter changes {path}, a {type(layer).__name__}, in a way that is not supported.")
-    rank = change.a.shape[1]  # also of a stack of experts, whose lora_a is (experts, r, in)
-    wrapped: nn.Module = kind.from_base(layer, r=rank, dropout=0.0, scale=change.scale)
-    for name, value in (("lora_a", change.a), ("lora_b", change.b), ("m", change.m)):
+    rank = adapter.a.shape[1]  # also of a stack of experts, whose lora_a is (experts, r, in)
+    wrapped: nn.Module = kind.from_base(layer, r=rank, dropout=0.0, scale=adapter.scale)
+    for name, value in (("lora_a", adapter.a), ("lora_b", adapter.b), ("m", adapter.m)):
         if value is None:
             continue
         if value.shape != wrapped[name].shape:
@@ -175,12 +186,14 @@ def _wrapped(path: str, layer: nn.Module, change: _Change) -> nn.Module:
     return wrapped
 
 
-def _replace(model: Model, weights: Mapping[str, mx.array], folder: Path) -> None:
-    """A full fine-tune in mlx-lm's layout: whole parameters in the place of the checkpoint's."""
+def _replace_parameters(model: Model, weights: Mapping[str, mx.array], folder: Path) -> None:
+    """A full fine-tune in mlx-lm's layout: its parameters replace the checkpoint's."""
     renamed = {model.rename(name) or name: value for name, value in weights.items()}
     current = dict(tree_flatten(model.parameters()))
-    if lost := sorted(
+    if missing := sorted(
         name for name, value in renamed.items() if name not in current or current[name].shape != value.shape
     ):
-        raise LoadError(f"{folder} changes parameters that this model has not, or of other shapes: {few(lost)}.")
+        raise LoadError(
+            f"{folder} changes parameters that this model has not, or of other shapes: {first_names(missing)}."
+        )
     model.load_weights(list(renamed.items()), strict=False)

@@ -12,17 +12,17 @@ from ..models import TEXT, find
 from ..models.configuration import text_config
 from .headers import read_shapes
 from .quantization import Quantization
-from .tokens import check_ends
+from .tokens import check_end_tokens
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
 
 INDEX = "model.safetensors.index.json"
 
-# Of a folder, or of a repository on the Hub: never code, and never pickles (*.bin, *.pt).
+# Files of a folder, or of a repository on the Hub: never code, and never pickles (*.bin, *.pt).
 NEEDED = ("*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 
-# `quant_method`s whose tensors mlx-lm's decoders take; those that are not MLX's own are converted while loading.
+# `quant_method`s whose tensors mlx-lm's decoders take; those that MLX has no kernels for are converted while loading.
 _QUANTIZED_BY = {"mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
 
 
@@ -30,11 +30,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json, after `check_config`. LoadError when there is none, or it is refused."""
     path = folder / "config.json"
     if not path.is_file():
-        raise LoadError(f"{folder} holds no config.json, so it is not a checkpoint. {_found_instead(folder)}")
+        raise LoadError(f"{folder} holds no config.json, so it is not a checkpoint. {_describe_contents(folder)}")
     config = read_json(path)
     with reading(path, "is not understood"):
         check_config(config)
-        check_ends(path, config)
+        check_end_tokens(path, config)
     return config
 
 
@@ -42,30 +42,30 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     """generation_config.json; empty when there is none."""
     path = folder / "generation_config.json"
     settings = read_json(path) if path.is_file() else {}
-    check_ends(path, settings)
+    check_end_tokens(path, settings)
     return settings
 
 
 def read_processor(folder: Path, config: Mapping[str, Any]) -> "Processor":
-    """What makes the model's inputs. LoadError for a tokenizer, template or settings that are damaged or do not fit."""
+    """The model's processor. LoadError for a tokenizer, template or settings that are damaged or do not fit."""
     family = find(config)
     if family is not TEXT:
-        check_settings(folder / "config.json", {key: own for key, own in config.items() if key != "text_config"})
+        check_settings(folder / "config.json", {key: value for key, value in config.items() if key != "text_config"})
     with reading(folder / "config.json", f"and the processor's files beside it are not a {config['model_type']}'s"):
         return family.load_processor(folder, config)
 
 
-def refuse_remote_code(trusted: Any) -> None:
-    """UnsupportedError where trust_remote_code asks for what is never done here."""
-    if trusted:
+def refuse_remote_code(trust_remote_code: Any) -> None:
+    """UnsupportedError for a true trust_remote_code."""
+    if trust_remote_code:
         raise UnsupportedError(
-            f"trust_remote_code={trusted!r:.80}: no code of a checkpoint's is ever run here; leave it out: a "
+            f"trust_remote_code={trust_remote_code!r:.80}: no code of a checkpoint's is ever run here; leave it out: a "
             "checkpoint of a supported model_type needs none"
         )
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """LoadError for a checkpoint that this package cannot run, or will not: remote code, foreign formats."""
+    """LoadError for a checkpoint that this package cannot run, or will not: foreign formats, remote code."""
     if config.get("is_encoder_decoder"):
         raise LoadError(
             "This is an encoder-decoder checkpoint; only decoders (and vision-language models) are supported."
@@ -96,14 +96,16 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 def quantization_config(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """How the weights were quantized, wherever config.json says it; None when they were not."""
-    own: dict[str, Any] | None = config.get("quantization") or config.get("quantization_config")
-    return own or text_config(config).get("quantization_config")
+    quantization: dict[str, Any] | None = config.get("quantization") or config.get("quantization_config")
+    return quantization or text_config(config).get("quantization_config")
 
 
 def _check_quantization(quantization: Mapping[str, Any]) -> None:
-    """LoadError for bits, groups or a mode that MLX has not, of all layers or of one. What holds is what the tensors
-    are; a configuration that says otherwise is not theirs."""
-    for settings in (quantization, *(own for own in quantization.values() if isinstance(own, Mapping))):
+    """LoadError for bits, groups or a mode that MLX has not, of all layers or of one.
+
+    The tensors decide how they are quantized; a configuration that cannot be true belongs to others.
+    """
+    for settings in (quantization, *(value for value in quantization.values() if isinstance(value, Mapping))):
         try:
             Quantization.parse({key: settings[key] for key in ("bits", "group_size", "mode") if key in settings})
         except UnsupportedError as error:
@@ -119,7 +121,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if broken := broken_links(folder):
         raise LoadError(
-            f"{folder / broken[0]} is a link to a file that is not there{_and_more(broken)}. Finish the download."
+            f"{folder / broken[0]} is a link to a file that is not there{_others(broken)}. Finish the download."
         )
     if (single := folder / "model.safetensors").is_file():
         return [single]
@@ -129,12 +131,12 @@ def weight_files(folder: Path) -> list[Path]:
         path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(("adapter", "consolidated"))
     ]
     if not files:
-        raise LoadError(f"{folder} holds no safetensors weights. {_found_instead(folder)}")
+        raise LoadError(f"{folder} holds no safetensors weights. {_describe_contents(folder)}")
     return files
 
 
 def broken_links(folder: Path) -> list[str]:
-    """The names of the checkpoint's files that are links to nothing."""
+    """The names of the checkpoint's files that are links to a missing file."""
     return sorted(
         path.name
         for path in folder.iterdir()
@@ -142,15 +144,15 @@ def broken_links(folder: Path) -> list[str]:
     )
 
 
-def _and_more(names: Sequence[str]) -> str:
-    return f", and so are {few(names[1:])}" if len(names) > 1 else ""
+def _others(names: Sequence[str]) -> str:
+    return f", and so are {first_names(names[1:])}" if len(names) > 1 else ""
 
 
 def _indexed(folder: Path, index: Path) -> list[Path]:
-    named = read_json(index).get("weight_map")
-    if not isinstance(named, dict) or not named:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise LoadError(f"{index} has no weight_map. Download the checkpoint again.")
-    names = sorted({str(name) for name in named.values()})
+    names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         path = Path(name)
         if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors" or "\0" in name:
@@ -160,7 +162,7 @@ def _indexed(folder: Path, index: Path) -> list[Path]:
     if missing:
         raise LoadError(
             f"{folder} lacks {len(missing)} of the {len(names)} weight files that its index names: "
-            f"{few(missing)}. Finish the download."
+            f"{first_names(missing)}. Finish the download."
         )
     return [folder / name for name in names]
 
@@ -175,8 +177,8 @@ def read_weights(files: Sequence[Path]) -> dict[str, mx.array]:
     return weights
 
 
-def _found_instead(folder: Path) -> str:
-    """What a folder without a loadable checkpoint holds, and what to do."""
+def _describe_contents(folder: Path) -> str:
+    """What a folder that cannot be loaded holds in the place of a checkpoint, and what to do."""
     names = {path.name for path in folder.iterdir()}
     if any(name.endswith(".gguf") for name in names):
         return "It holds GGUF files, which are not read: choose the safetensors checkpoint of this model."
@@ -190,7 +192,7 @@ def _found_instead(folder: Path) -> str:
     return "Give the folder that holds config.json, *.safetensors and the tokenizer's files."
 
 
-def few(names: Sequence[str], count: int = 4) -> str:
+def first_names(names: Sequence[str], count: int = 4) -> str:
     """The first names, and how many more there are."""
     rest = len(names) - count
     return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")

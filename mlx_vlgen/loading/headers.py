@@ -1,4 +1,4 @@
-"""What the headers of safetensors files say, and whether it is true: read before anything is built or mapped.
+"""Headers of safetensors files, read and checked before anything is built or mapped.
 
 The format: https://huggingface.co/docs/safetensors, 8 bytes of length, a JSON object, the tensors' bytes.
 """
@@ -16,8 +16,8 @@ from ..inputs.files import reading
 Shapes = Mapping[str, tuple[int, ...]]
 """Each tensor's shape by its name in the files."""
 
-MOST_HEADER_BYTES = 100_000_000
-"""The format's own limit."""
+MAX_HEADER_BYTES = 100_000_000
+"""The format's limit."""
 
 _BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
@@ -28,7 +28,7 @@ _BYTES = {
 
 
 def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors in `files`. LoadError for a file whose header is damaged or says what is not so."""
+    """The shapes of all tensors in `files`. LoadError for a file with a damaged or false header."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         with reading(path, "is damaged or cut short; download it again"):
@@ -40,7 +40,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= min(size - 8, MOST_HEADER_BYTES):
+        if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
         header = json.loads(file.read(length))
     shapes = {}
@@ -52,34 +52,34 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"{name} has shape {shape!r:.80} and lies at {begin!r:.20} to {end!r:.20}")
         if not begin <= end <= size - 8 - length:
             raise ValueError(f"{name} lies at {begin:,} to {end:,} of {size - 8 - length:,} bytes")
-        if (wide := _BYTES.get(entry["dtype"])) and math.prod(shape) * wide != end - begin:
+        if (itemsize := _BYTES.get(entry["dtype"])) and math.prod(shape) * itemsize != end - begin:
             raise ValueError(f"{name} of shape {shape!r:.80} and type {entry['dtype']} has {end - begin:,} bytes")
         shapes[name] = tuple(shape)
     return shapes
 
 
-# What in a config.json is a number of layers, and what becomes a side of an array.
+# Keys of a config.json whose value is a number of layers, and keys whose value becomes a side of an array.
 _LAYERS = re.compile(r"(^|_)(layers?|depth|blocks)$")
 _SIDES = re.compile(
     r"(size|dims?|heads?|experts|channels|rank|width|kernel|groups|section|embeds?|embd|d_model|d_inner|d_ff|n_inner"
     r"|per_tok|(?<!max)_position_embeddings)$"
 )
-_FEW_LAYERS, _SHORT_SIDE = 256, 1 << 19
-"""Up to these nothing is slow to build, and the tensors' own names and shapes tell what does not fit."""
+_LAYERS_ALLOWED, _SIDE_ALLOWED = 256, 1 << 19
+"""Networks up to this size are quick to build; the names and shapes of their tensors then show what does not fit."""
 
 
 def check_sizes(config: Mapping[str, Any], shapes: Shapes) -> None:
-    """LoadError for a config.json that describes a network far larger than the tensors there are, before it is built:
-    more layers than tensors, or a side longer than any tensor's."""
-    layers = max(_FEW_LAYERS, len(shapes))
-    side = max(_SHORT_SIDE, max((number for shape in shapes.values() for number in shape), default=0))
+    """LoadError for a config.json that describes a network far larger than its tensors: more layers than there are
+    tensors, or a side longer than any tensor's."""
+    layers = max(_LAYERS_ALLOWED, len(shapes))
+    side = max(_SIDE_ALLOWED, max((number for shape in shapes.values() for number in shape), default=0))
     for name, number in _numbers(config):
         key = name.rpartition(".")[2]
-        most = layers if _LAYERS.search(key) else side if _SIDES.search(key) else None
-        if most is not None and number > most:
+        limit = layers if _LAYERS.search(key) else side if _SIDES.search(key) else None
+        if limit is not None and number > limit:
             raise LoadError(
                 f"it says {name} = {number!r:.40}, which does not fit the weights: they are {len(shapes)} "
-                f"tensors, of which none would allow more than {most}. Download the checkpoint again."
+                f"tensors, of which none would allow more than {limit}. Download the checkpoint again."
             )
 
 

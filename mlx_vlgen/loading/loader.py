@@ -15,7 +15,7 @@ from ..models.base import Model
 from ..notices import notice
 from .adapters import apply_adapter
 from .checkpoint import (
-    few,
+    first_names,
     quantization_config,
     read_config,
     read_generation_config,
@@ -24,18 +24,18 @@ from .checkpoint import (
     refuse_remote_code,
     weight_files,
 )
+from .forward_check import check_forward
 from .headers import check_sizes, read_shapes
 from .hub import locate, locate_adapter
 from .quantization import (
     Quantization,
     cast,
-    dequantized,
+    dequantize_layers,
+    dequantize_tables,
     quantize_as_stored,
     quantize_layers,
     recipe_of,
-    with_float_tables,
 )
-from .rehearsal import rehearse
 from .tokens import check_tokens
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def load(
     """Load a checkpoint: its network, ready to run, and the processor that makes its inputs.
 
     path_or_hf_repo: a folder; or an id on the Hugging Face Hub, of which a whole copy in the cache is used without
-    asking the network; or "demo", the built-in model.
+        a network; or "demo", the built-in model.
     adapter_path: folder or Hub id of a LoRA or DoRA adapter in mlx-lm's or PEFT's layout. Default None.
     revision: branch, tag or commit on the Hub. Default None, the main branch.
     dtype: "float32", "bfloat16", "float16" or an mx.Dtype for the floating-point weights. Default None or "auto":
-    the checkpoint's own, and float32 where MLX runs on the CPU, on which the others are ten times slower.
+        the checkpoint's, and float32 where MLX runs on the CPU, on which the others are ten times slower.
     lazy: leave the weights on disk until they are used, by any thread, but the first time by one. Default False.
     quantization: bits, or {"bits", "group_size", "mode"}: quantize the text layers of a float checkpoint. Default None.
     trust_remote_code: refused; no code of a checkpoint's is ever run. Default None.
@@ -71,27 +71,27 @@ def load(
     """
     refuse_remote_code(trust_remote_code)
     recipe = None if quantization is None else Quantization.parse(quantization)
-    wanted = _dtype(dtype)
+    float_dtype = _dtype(dtype)
     folder = locate(path_or_hf_repo, revision)
     adapter = None if adapter_path is None else locate_adapter(adapter_path)
     if hint := blas_hint():
         notice(hint)
     config, generation = read_config(folder), read_generation_config(folder)
     check_tokenizer(folder)
-    with _for_any_thread() if lazy else nullcontext():
+    with _streams_for_any_thread() if lazy else nullcontext():
         model = build(folder, config)
         model.generation_config.update(generation)
         model.processor = read_processor(folder, config)
         with reading(folder / "tokenizer.json", "and the files beside it give no tokens"):
             check_tokens(folder, model)
-        fill(model, folder, wanted)
+        fill(model, folder, float_dtype)
         if recipe is not None:
             refuse_quantized(model, folder)
             quantize_layers(model, recipe)
         if adapter is not None:
             apply_adapter(model, adapter)
         with reading(folder / "config.json", "and the files beside it do not describe a model that runs"):
-            rehearse(model)
+            check_forward(model)
     model.eval()
     _warn_if_too_large(model)
     if not lazy:
@@ -103,47 +103,54 @@ def load(
 
 
 @contextmanager
-def _for_any_thread() -> Iterator[None]:
-    """What is computed later of arrays made here may be computed in any one thread: MLX's other streams are bound to
-    the thread that they were made in. Files are always read on the CPU."""
+def _streams_for_any_thread() -> Iterator[None]:
+    """Arrays made inside this context can be computed later in any one thread. MLX's default streams are bound to the
+    thread that made them."""
     with ExitStack() as streams:
-        for device in dict.fromkeys((mx.DeviceType.cpu, mx.default_device().type)):
+        for device in dict.fromkeys((mx.DeviceType.cpu, mx.default_device().type)):  # files are read on the CPU
             streams.enter_context(mx.stream(mx.new_thread_unsafe_stream(device)))
         yield
 
 
-def _dtype(given: str | mx.Dtype | None) -> mx.Dtype | None:
-    """The type that floating-point weights get; None for their own."""
-    if given is None or given == "auto":
+def _dtype(value: str | mx.Dtype | None) -> mx.Dtype | None:
+    """The type of the floating-point weights once they are loaded; None for the checkpoint's."""
+    if value is None or value == "auto":
         return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else None
-    dtype = DTYPES.get(given) if isinstance(given, str) else given
-    if not isinstance(dtype, mx.Dtype) or dtype not in DTYPES.values():
-        raise UnsupportedError(f"dtype={given!r}: expected auto, {', '.join(DTYPES)}, or the mx.Dtype of one of these.")
+    dtype = known_dtype(value)
+    if dtype is None:
+        raise UnsupportedError(f"dtype={value!r}: expected auto, {', '.join(DTYPES)}, or the mx.Dtype of one of these.")
     return dtype
 
 
+def known_dtype(value: Any) -> mx.Dtype | None:
+    """One of `DTYPES`, by its name or itself; None for anything else."""
+    if isinstance(value, str):
+        return DTYPES.get(value)
+    return value if isinstance(value, mx.Dtype) and value in DTYPES.values() else None
+
+
 def build(folder: Path, config: dict[str, Any]) -> Model:
-    """The network, with weights still to come."""
+    """The network of a checkpoint, before its weights."""
     family, model_type = find(config), config["model_type"]
     shapes = read_shapes(weight_files(folder))
     if family is TEXT and model_type not in PROVED_TEXT:
         notice(f"{model_type}: this package's tests do not cover text-only checkpoints of this type.")
-    kind = family.model_class()
+    model_class = family.model_class()
     with reading(folder / "config.json", f"does not describe a {model_type}"):
         check_sizes(config, shapes)
-        return kind(config)
+        return model_class(config)
 
 
 def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = False) -> None:
-    """Put the checkpoint's weights into `model`, as `dtype`; quantized ones as they are, or as floats."""
+    """Load the checkpoint's weights into `model`, floats as `dtype`. dequantize: quantized ones become floats."""
     files = weight_files(folder)
     stored = read_weights(files)
     with reading(files[0], f"and what lies beside it are not the tensors of a {model.config['model_type']}"):
         if dtype is not None and dtype == mx.float32:  # MLX's types cannot be compared with None
             stored = cast(stored, dtype, model)  # first, for `sanitize` may add to weights, and halves would round
-        weights = with_float_tables(model, _unpacked(model.config, model.sanitize(stored)))
+        weights = dequantize_tables(model, _unpack(model.config, model.sanitize(stored)))
         if dequantize:
-            weights = dequantized(model, weights)
+            weights = dequantize_layers(model, weights)
         if dtype is not None:
             weights = cast(weights, dtype, model)
         quantize_as_stored(model, weights)
@@ -152,15 +159,15 @@ def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = 
 
 
 def refuse_quantized(model: Model, folder: Path) -> None:
-    """UnsupportedError for a model that is quantized already, where it shall be."""
+    """UnsupportedError for a model that cannot be quantized, since it is already."""
     if recipe_of(model):
         raise UnsupportedError(
             f"{folder} is quantized already: take it without quantization, or the float checkpoint it was made of."
         )
 
 
-def _unpacked(config: Mapping[str, Any], weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Weights that AutoAWQ or GPTQ packed, in MLX's packing; others as they are."""
+def _unpack(config: Mapping[str, Any], weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The weights, those that AutoAWQ or GPTQ packed in MLX's packing."""
     settings = quantization_config(config) or {}
     method = settings.get("quant_method")
     if method not in ("awq", "gptq"):
@@ -182,30 +189,28 @@ def _check_complete(
 ) -> None:
     """LoadError unless `weights` are the model's parameters, all of them, and no others."""
     expected = _parameters(model)
-    wrong = [
-        f"{name} {weights[name].shape}, expected {parameter.shape}"
-        for name, parameter in expected.items()
-        if name in weights and weights[name].shape != parameter.shape
-    ]
-    kinds = [
-        f"{name} {weights[name].dtype}, expected {parameter.dtype}"
-        for name, parameter in expected.items()
-        if name in weights and _is_float(weights[name]) != _is_float(parameter)
-    ]
-    troubles = {
+    wrong_shape, wrong_type = [], []
+    for name in expected.keys() & weights.keys():
+        parameter, tensor = expected[name], weights[name]
+        if tensor.shape != parameter.shape:
+            wrong_shape.append(f"{name} {tensor.shape}, expected {parameter.shape}")
+        if _is_float(tensor) != _is_float(parameter):
+            wrong_type.append(f"{name} {tensor.dtype}, expected {parameter.dtype}")
+    problems = {
         "missing": sorted(expected.keys() - weights.keys()),
         "not known": sorted(weights.keys() - expected.keys()),
-        "of another shape": wrong,
-        "of another type": kinds,
+        "of another shape": sorted(wrong_shape),
+        "of another type": sorted(wrong_type),
     }
-    if any(troubles.values()):
-        listed = "; ".join(f"{len(names)} {what} ({few(names)})" for what, names in troubles.items() if names)
+    if any(problems.values()):
+        counts = [f"{len(names)} {problem} ({first_names(names)})" for problem, names in problems.items() if names]
         example = next(iter(stored), "")
         method = (quantization_config(model.config) or {}).get("quant_method")
         raise LoadError(
-            f"{folder}: the tensors are not those of a {model.config['model_type']} with this config.json: {listed}. "
-            f"Names were read so: {example} -> {model.rename(example)}. The checkpoint is damaged, changed, or in a "
-            f"layout that is not known{f' (its weights are stored in the format of {method!r})' if method else ''}."
+            f"{folder}: the tensors are not those of a {model.config['model_type']} with this config.json: "
+            f"{'; '.join(counts)}. Names were read so: {example} -> {model.rename(example)}. The checkpoint is "
+            "damaged, changed, or in a layout that is not "
+            f"known{f' (its weights are stored in the format of {method!r})' if method else ''}."
         )
 
 

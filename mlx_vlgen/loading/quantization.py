@@ -23,27 +23,32 @@ MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are quantized: `bits` per weight, one scale per `group_size` weights, MLX's `mode`."""
+    """How weights are quantized.
+
+    bits: per weight.
+    group_size: how many weights share a scale.
+    mode: MLX's name of the format.
+    """
 
     bits: int
     group_size: int
     mode: str
 
     @classmethod
-    def parse(cls, given: "int | Mapping[str, Any] | Quantization") -> "Quantization":
+    def parse(cls, value: "int | Mapping[str, Any] | Quantization") -> "Quantization":
         """From bits, or from {"bits", "group_size", "mode"}, each with a default: affine, 4 bits, groups of 64.
 
         UnsupportedError, with what there is, for anything that MLX has no kernel for.
         """
-        if isinstance(given, cls):
-            return given
-        if isinstance(given, Mapping):
-            settings = dict(given)
-        elif isinstance(given, int) and not isinstance(given, bool):
-            settings = {"bits": given}
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, Mapping):
+            settings = dict(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            settings = {"bits": value}
         else:
             raise UnsupportedError(
-                f'quantization={given!r}: expected a number of bits, or {{"bits", "group_size", "mode"}}.'
+                f'quantization={value!r}: expected a number of bits, or {{"bits", "group_size", "mode"}}.'
             )
         if unknown := settings.keys() - {"bits", "group_size", "mode"}:
             raise UnsupportedError(
@@ -54,21 +59,21 @@ class Quantization:
             raise UnsupportedError(f"quantization mode {mode!r}: expected one of {', '.join(MODES)}.")
         bits, group_sizes = MODES[mode]
         chosen = cls(settings.get("bits", bits[0]), settings.get("group_size", group_sizes[0]), mode)
-        for name, value, known in (("bits", chosen.bits, bits), ("group_size", chosen.group_size, group_sizes)):
-            if value not in known:
+        for name, number, known in (("bits", chosen.bits, bits), ("group_size", chosen.group_size, group_sizes)):
+            if number not in known:
                 raise UnsupportedError(
-                    f"quantization {name}={value!r}: {mode} has {', '.join(map(str, sorted(known)))}."
+                    f"quantization {name}={number!r}: {mode} has {', '.join(map(str, sorted(known)))}."
                 )
         return chosen
 
     def settings(self) -> dict[str, Any]:
-        """What config.json calls it."""
+        """The entry in config.json."""
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
 
 def recipe_of(model: Model) -> dict[str, Any]:
-    """What config.json says of a model's quantized layers: the most common settings, and those of each layer that has
-    others. Empty where no layer is quantized."""
+    """The entry in config.json for a model's quantized layers: the most common settings, and by path those of each
+    layer with others. Empty without a quantized layer."""
     layers = {
         path: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
         | ({"global_scale": True} if "global_scale" in module else {})
@@ -82,10 +87,10 @@ def recipe_of(model: Model) -> dict[str, Any]:
 
 
 def stored_settings(path: str, module: nn.Module, weights: Mapping[str, mx.array]) -> dict[str, Any] | None:
-    """How `weights` hold the layer `module` of a float model; None where they hold it as floats.
+    """How the layer `module` of a float model is quantized in `weights`; None where it is not.
 
-    Bits, group size and mode come from the tensors' shapes and types, which decide them wholly, so that a mixed
-    recipe needs no entry for each layer in config.json.
+    The shapes and types of the tensors decide bits, group size and mode, so that a mixed recipe needs no entries in
+    config.json.
     """
     if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
         return None
@@ -106,42 +111,41 @@ def _inferred(path: str, module: nn.Module, weights: Mapping[str, mx.array]) -> 
 
 
 def quantize_as_stored(model: Model, weights: Mapping[str, mx.array]) -> None:
-    """Give `model` a quantized layer wherever `weights` hold scales for one."""
+    """Quantize the layers of `model` that have scales in `weights`."""
     nn.quantize(model, class_predicate=lambda path, module: stored_settings(path, module, weights) or False)
 
 
-def dequantized(model: Model, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """`weights` with floats for every quantized layer of the float model `model`: of the type of its scales, or where
-    these are no floats, of the type of the first tensor that is."""
+def dequantize_layers(model: Model, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """`weights` with floats for every quantized layer of the float model `model`. Their type is that of the scales, or
+    of the first floating-point tensor where scales are integers."""
     if not any(name.endswith(".scales") for name in weights):
         raise UnsupportedError("dequantize: the checkpoint is not quantized.")
     layers = {
         path: settings for path, module in model.named_modules() if (settings := stored_settings(path, module, weights))
     }
-    return _dequantized(weights, layers)
+    return _dequantize(weights, layers)
 
 
-def with_float_tables(model: Model, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """`weights` with floats for what the model uses as a plain table: some conversions quantized tables of positions
-    with all other embeddings."""
+def dequantize_tables(model: Model, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """`weights` with floats for embeddings that MLX cannot quantize: some conversions quantized tables of positions."""
     tables = {
         path: _inferred(path, module, weights)
         for path, module in model.named_modules()
         if f"{path}.scales" in weights and not hasattr(module, "to_quantized") and "weight" in module
     }
-    return _dequantized(weights, tables)
+    return _dequantize(weights, tables)
 
 
-def _dequantized(weights: Mapping[str, mx.array], layers: Mapping[str, Mapping[str, Any]]) -> dict[str, mx.array]:
-    """layers: paths of layers, and how each is quantized."""
+def _dequantize(weights: Mapping[str, mx.array], layers: Mapping[str, Mapping[str, Any]]) -> dict[str, mx.array]:
+    """`weights` with floats for `layers`, the settings of each by its path."""
     out = dict(weights)
-    floats = (tensor.dtype for tensor in weights.values() if mx.issubdtype(tensor.dtype, mx.floating))
-    other = next(floats, mx.bfloat16)
+    float_types = (tensor.dtype for tensor in weights.values() if mx.issubdtype(tensor.dtype, mx.floating))
+    float_type = next(float_types, mx.bfloat16)
     for path, settings in layers.items():
         if settings.get("global_scale"):
             raise UnsupportedError(f"{path} has one nvfp4 scale over all the others, which cannot be dequantized yet.")
         weight, scales = out.pop(f"{path}.weight"), out.pop(f"{path}.scales")
-        dtype = None if settings["mode"] == "affine" else other
+        dtype = None if settings["mode"] == "affine" else float_type
         out[f"{path}.weight"] = mx.dequantize(weight, scales, out.pop(f"{path}.biases", None), **settings, dtype=dtype)
     return out
 
@@ -149,51 +153,51 @@ def _dequantized(weights: Mapping[str, mx.array], layers: Mapping[str, Mapping[s
 def quantize_layers(
     model: Model, quantization: Quantization, mixed: str | None = None, vision: bool = False
 ) -> dict[str, Any]:
-    """Quantize the text decoder's layers and embeddings in place. What sees stays whole unless `vision` asks for its
-    linear layers too, and layers stay whole whose rows do not divide into groups.
+    """Quantize the text decoder's layers and embeddings in place. A layer whose rows do not divide into groups stays.
 
-    mixed: one of mlx-lm's recipes, which chooses the bits of each text layer. What mlx-lm's decoder wants different of
-    its own accord (a router at 8 bits) stays different.
+    mixed: one of mlx-lm's recipes, which chooses the bits of each text layer. The settings that mlx-lm's decoder
+        prescribes for a layer, as 8 bits for a router, come before it. Default None.
+    vision: quantize the linear layers of the vision tower and projector too. Default False.
 
-    Returns what config.json says of it (see `recipe_of`).
+    Returns the entry in config.json (see `recipe_of`).
     """
     prefix, decoder = model.text_prefix, model.text_decoder()
-    own_rule = getattr(decoder, "quant_predicate", None) or (lambda path, module: True)
+    decoder_rule = getattr(decoder, "quant_predicate", None) or (lambda path, module: True)
     try:
-        of_recipe = mixed_recipe(mixed, decoder, quantization.group_size) if mixed else lambda path, module: True
+        recipe_rule = mixed_recipe(mixed, decoder, quantization.group_size) if mixed else lambda path, module: True
     except ValueError as error:
         raise UnsupportedError(f"The recipe {mixed} does not fit {model.config['model_type']}: {error}") from None
-    done, left = 0, 0
+    num_quantized, num_skipped = 0, 0
 
-    def wanted(path: str, module: nn.Module) -> bool | dict[str, Any]:
+    def requested(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if not path.startswith(prefix):
             return vision and isinstance(module, nn.Linear)
-        own = own_rule(path, module)
-        return of_recipe(path.removeprefix(prefix), module) if own is True else own
+        rule = decoder_rule(path, module)
+        return recipe_rule(path.removeprefix(prefix), module) if rule is True else rule
 
-    def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        nonlocal done, left
-        if not hasattr(module, "to_quantized") or not (own := wanted(path, module)):
+    def settings_of(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        nonlocal num_quantized, num_skipped
+        if not hasattr(module, "to_quantized") or not (rule := requested(path, module)):
             return False
-        settings = own if isinstance(own, dict) else quantization.settings()
+        settings = rule if isinstance(rule, dict) else quantization.settings()
         if module.weight.shape[-1] % settings["group_size"]:
-            left += 1
+            num_skipped += 1
             return False
-        done += 1
+        num_quantized += 1
         return settings
 
-    nn.quantize(model, class_predicate=chosen)
-    if not done:
+    nn.quantize(model, class_predicate=settings_of)
+    if not num_quantized:
         notice(
-            f"no layer was quantized: the rows of all {left} layers do not divide into groups of "
+            f"no layer was quantized: the rows of all {num_skipped} layers do not divide into groups of "
             f"{quantization.group_size}. Try group_size=32."
         )
     return recipe_of(model)
 
 
 def cast(weights: Mapping[str, mx.array], dtype: mx.Dtype, model: Model) -> dict[str, mx.array]:
-    """Floating-point tensors as `dtype`, the scales and biases of affine quantization included; packed ones as they
-    are. What a decoder must keep in float32 (mlx-lm's `cast_predicate`) is not narrowed."""
+    """`weights` with floating-point tensors as `dtype`, scales and biases of affine quantization too. Tensors that a
+    decoder needs in float32, by mlx-lm's `cast_predicate`, are not narrowed."""
     may_narrow = getattr(model.text_decoder(), "cast_predicate", None) or (lambda name: True)
     return {
         name: tensor.astype(dtype)

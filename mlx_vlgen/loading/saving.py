@@ -1,4 +1,4 @@
-"""A checkpoint on its way to disk: whole or not at all, and one shard's weights in memory at a time."""
+"""Writing a checkpoint: whole or not at all, with the weights of one shard in memory at a time."""
 
 import fcntl
 import glob
@@ -21,8 +21,8 @@ from .checkpoint import INDEX
 SHARD_BYTES = 5_000_000_000
 
 
-def check_free(target: Path) -> None:
-    """VlgenError for a name under which there is something already."""
+def check_target(target: Path) -> None:
+    """VlgenError unless `target` is free: missing, or an empty folder."""
     if target.is_dir() and any(target.iterdir()):
         raise VlgenError(f"{target} is there already and is not empty. Remove it, or choose another folder.")
     if target.exists() and not target.is_dir():
@@ -30,16 +30,16 @@ def check_free(target: Path) -> None:
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` that gets its name when the block ends well, and is removed when it does not.
+def new_folder(target: Path) -> Iterator[Path]:
+    """An empty folder beside `target`. It is renamed to `target` after the block, and removed where the block raises.
 
-    It lies in a folder of a random name that only this user may enter, and that is locked for as long as its run lives:
-    what a killed run left is removed here, and what another one writes is not touched.
+    It lies in a folder of a random name, which only this user may enter and which this process keeps locked. So the
+    folders of killed processes can be told from those that are being written: the former are removed here.
     """
-    check_free(target)
+    check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(target)
-    outer, lock = _locked(target)
+    _remove_leftovers(target)
+    outer, lock = _make_locked_folder(target)
     try:
         part = outer / "checkpoint"  # with the permissions that folders get here
         part.mkdir()
@@ -47,7 +47,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         try:
             part.rename(target)  # onto nothing or an empty folder only
         except OSError:
-            check_free(target)
+            check_target(target)
             raise
     finally:
         shutil.rmtree(outer, ignore_errors=True)
@@ -57,7 +57,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 _ENDING = ".converting"
 
 
-def _locked(target: Path) -> tuple[Path, int]:
+def _make_locked_folder(target: Path) -> tuple[Path, int]:
     """A new folder for `target`, and the open file that locks it."""
     while True:
         outer = Path(tempfile.mkdtemp(_ENDING, f".{target.name}.", target.parent))
@@ -67,17 +67,17 @@ def _locked(target: Path) -> tuple[Path, int]:
         except BlockingIOError:
             pass
         except OSError:
-            return outer, lock  # a file system that knows no locks: nobody removes what is left there, either
+            return outer, lock  # a file system without locks, where nobody removes leftovers either
         else:
             if outer.exists():
                 return outer, lock
-        os.close(lock)  # another run took it for one that was left, before it was locked
+        os.close(lock)  # another process removed the folder as a leftover before it was locked
 
 
-def _remove_left(target: Path) -> None:
-    """Remove what killed runs with this target left. VlgenError where a run still writes it.
+def _remove_leftovers(target: Path) -> None:
+    """Remove the folders that killed processes left for this target. VlgenError where a process still writes one.
 
-    Only folders of this user's are removed, never what a link leads to; `shutil.rmtree` follows none either.
+    Only folders of this user are removed; links are not followed, as `shutil.rmtree` follows none.
     """
     for outer in target.parent.glob(f".{glob.escape(target.name)}.*{_ENDING}"):
         try:
@@ -98,12 +98,12 @@ def _remove_left(target: Path) -> None:
             os.close(lock)
 
 
-def shards(tensors: Mapping[str, mx.array], most: int) -> list[list[str]]:
-    """The tensors' names in groups of at most `most` bytes, in their order; a larger tensor is alone in its own."""
+def shards(tensors: Mapping[str, mx.array], max_bytes: int) -> list[list[str]]:
+    """The tensors' names in order, in groups of at most `max_bytes`. A larger tensor is a group by itself."""
     groups: list[list[str]] = []
     size = 0
     for name, tensor in tensors.items():
-        if not groups or size + tensor.nbytes > most:
+        if not groups or size + tensor.nbytes > max_bytes:
             groups.append([])
             size = 0
         groups[-1].append(name)
@@ -112,28 +112,29 @@ def shards(tensors: Mapping[str, mx.array], most: int) -> list[list[str]]:
 
 
 def write_weights(folder: Path, tensors: dict[str, mx.array], metadata: Mapping[str, Any]) -> None:
-    """Compute and write `tensors`, which are taken out of the dictionary, as safetensors files with an index.
+    """Compute `tensors` and write them as safetensors files with an index.
 
-    metadata: what the index tells beside the total size.
+    tensors: by name; the dictionary is emptied, to free each shard.
+    metadata: of the index, beside the total size.
     """
     total = sum(tensor.nbytes for tensor in tensors.values())
     if total > (free := shutil.disk_usage(folder).free):
         raise VlgenError(f"The checkpoint takes {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free at {folder}.")
     plan = shards(tensors, SHARD_BYTES)
-    where: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="converting", disable=None) as bar:
         for number, names in enumerate(plan, 1):
             file = f"model-{number:05}-of-{len(plan):05}.safetensors" if len(plan) > 1 else "model.safetensors"
             shard = {name: tensors.pop(name) for name in names}
             for tensor in shard.values():
-                mx.eval(tensor)  # one at a time: together, all that they are made of would be in memory
+                mx.eval(tensor)  # one at a time: the sources of all together would be in memory at once
                 bar.update(tensor.nbytes)
             mx.save_safetensors(str(folder / file), shard, metadata={"format": "mlx"})
             mx.clear_cache()
-            where |= dict.fromkeys(names, file)
+            weight_map |= dict.fromkeys(names, file)
             if bar.disable:
                 notice(f"{file} ({len(names)} tensors, {(folder / file).stat().st_size / 1e6:.1f} MB)")
-    index = {"metadata": {"total_size": total, **metadata}, "weight_map": dict(sorted(where.items()))}
+    index = {"metadata": {"total_size": total, **metadata}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / INDEX, index)
 
 

@@ -1,4 +1,4 @@
-"""Whether the tokens that a tokenizer makes, a family needs and an answer ends with are rows of the embeddings."""
+"""Checks that tokens have rows in the embeddings: the tokenizer's, a family's placeholders, the end tokens."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +10,10 @@ from ..models.base import Model
 
 
 def check_tokens(folder: Path, model: Model) -> None:
-    """LoadError for a token that is past the rows of the embeddings, whose row would be read from foreign memory.
+    """LoadError for a token past the rows of the embeddings: MLX would read its row from other memory.
 
-    Embeddings may have more rows than there are tokens. A special token may be past them where nothing but its name
-    in a prompt makes it, as Gemma 3's text checkpoints and padded Llamas are published; each request's are checked.
+    Embeddings may have more rows than there are tokens. A special token may be past them where only its name in a
+    prompt makes it, as in published Gemma 3 text checkpoints and padded Llamas; each request's tokens are checked too.
     """
     tokenizer, rows = model.processor.tokenizer, embedding_rows(model)
     known: dict[str, int] = tokenizer.get_vocab()
@@ -29,23 +29,23 @@ def check_tokens(folder: Path, model: Model) -> None:
             raise LoadError(f"{path} has no token {token!r:.80}, which stands for the features of each {kind}.")
         if known[token] >= rows:
             raise LoadError(f"{path}: {token!r:.80} has the id {known[token]}, and the embeddings have {rows} rows.")
-    # Where generation_config.json says it, nobody reads what config.json does.
+    # The eos_token_id of config.json is not used where generation_config.json has one.
     name = "generation_config.json" if "eos_token_id" in model.generation_config else "config.json"
     settings = model.generation_config if name == "generation_config.json" else model.config
-    check_ends(folder / name, settings, rows)
+    check_end_tokens(folder / name, settings, rows)
 
 
-def check_ends(path: Path, settings: Mapping[str, Any], rows: int | None = None) -> None:
-    """LoadError for an `eos_token_id` that is no token, nor a list of such, nor null. rows: of the embeddings."""
-    given = settings.get("eos_token_id")
-    for end in given if isinstance(given, list) else [] if given is None else [given]:
+def check_end_tokens(path: Path, settings: Mapping[str, Any], rows: int | None = None) -> None:
+    """LoadError for an `eos_token_id` that is no token, no list of tokens and not null. rows: of the embeddings."""
+    end_tokens = settings.get("eos_token_id")
+    for end in end_tokens if isinstance(end_tokens, list) else [] if end_tokens is None else [end_tokens]:
         if type(end) is not int or end < 0 or (rows is not None and end >= rows):
-            least = "from 0 on" if rows is None else f"from 0 to {rows - 1}"
-            raise LoadError(f"{path} says eos_token_id = {given!r:.80}; expected tokens, {least}, or null.")
+            expected = "from 0 on" if rows is None else f"from 0 to {rows - 1}"
+            raise LoadError(f"{path} says eos_token_id = {end_tokens!r:.80}; expected tokens, {expected}, or null.")
 
 
 def embedding_rows(model: Model) -> int:
-    """How many tokens the text decoder has embeddings of."""
+    """How many rows the text decoder's embeddings have."""
     embeddings: dict[str, Any] = {
         path: module
         for path, module in model.text_decoder().named_modules()

@@ -16,8 +16,8 @@ from mlx_vlgen import GenerationResult, cli
 GENERATE = (sys.executable, "-m", "mlx_vlgen.generate")
 COMMANDS = (sys.executable, "-m", "mlx_vlgen")
 
-Ran = subprocess.CompletedProcess[str]
-Spoken = tuple[int, str, str]
+Completed = subprocess.CompletedProcess[str]
+Outcome = tuple[int, str, str]
 
 
 @pytest.fixture(scope="session")
@@ -39,63 +39,66 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
 
 
 @pytest.fixture
-def run(environment: dict[str, str], tmp_path: Path) -> Callable[..., Ran]:
+def run(environment: dict[str, str], tmp_path: Path) -> Callable[..., Completed]:
     """Run a command to its end, in an empty folder; no traceback is ever a person's."""
 
-    def run(*command: str | Path, env: dict[str, str] | None = None, given: bytes = b"", speaks: str = "utf-8") -> Ran:
-        ran = subprocess.run(
+    def run(
+        *command: str | Path, env: dict[str, str] | None = None, stdin: bytes = b"", encoding: str = "utf-8"
+    ) -> Completed:
+        result = subprocess.run(
             list(map(str, command)),
-            input=given,
+            input=stdin,
             env=environment | (env or {}),
             cwd=tmp_path,
             capture_output=True,
             timeout=120,
             check=False,
         )
-        assert b"Traceback" not in ran.stderr
-        return Ran(ran.args, ran.returncode, ran.stdout.decode(speaks), ran.stderr.decode(speaks))
+        assert b"Traceback" not in result.stderr
+        return Completed(result.args, result.returncode, result.stdout.decode(encoding), result.stderr.decode(encoding))
 
     return run
 
 
 @pytest.fixture
 def heeds_interrupts() -> Iterator[None]:
-    """A shell that runs these tests in the background has its jobs ignore Ctrl-C, and they hand that on."""
+    """Processes that are started here can be interrupted, even when these tests run as a shell's background job, which
+    ignores Ctrl-C and hands that on."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str], environment: dict[str, str]) -> Callable[..., Spoken]:
-    """Exit code, stdout and stderr of a command that was given these words."""
+def invoke(capsys: pytest.CaptureFixture[str], environment: dict[str, str]) -> Callable[..., Outcome]:
+    """Run a command in this process: its exit code, stdout and stderr."""
 
-    def say(*words: str | Path, command: Callable[..., int] = cli.main_generate) -> Spoken:
+    def invoke(*arguments: str | Path, command: Callable[..., int] = cli.main_generate) -> Outcome:
         try:
-            code = command([str(word) for word in words])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
+            code = command([str(argument) for argument in arguments])
+        except SystemExit as system_exit:
+            code = int(system_exit.code or 0)
         return code, *capsys.readouterr()
 
-    return say
+    return invoke
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What run_generate asks for, in the place of doing it."""
-    noted: dict[str, Any] = {}
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `run_generate` calls `load` and `stream_generate` with; nothing is loaded."""
+    calls: dict[str, Any] = {}
 
     def load(name: str, **options: Any) -> tuple[str, str]:
-        noted.update(model=name, options=options)
+        calls.update(model=name, options=options)
         return "model", "processor"
 
     def stream(model: Any, processor: Any, messages: Any, **keywords: Any) -> list[GenerationResult]:
-        noted.update(messages=messages, keywords=keywords)
-        last = GenerationResult("wer", answer="answer", finish_reason=noted.get("reason", "stop"))
+        calls.update(messages=messages, keywords=keywords)
+        last = GenerationResult("wer", answer="answer", finish_reason=calls.get("reason", "stop"))
         return [GenerationResult("ans", answer="ans"), last]
 
     import mlx_vlgen.generate
 
     monkeypatch.setattr(mlx_vlgen, "load", load, raising=False)
     monkeypatch.setattr(sys.modules["mlx_vlgen.generate"], "stream_generate", stream)
-    return noted
+    return calls

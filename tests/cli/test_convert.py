@@ -23,62 +23,62 @@ from parity.layouts import write_checkpoint
 from mlx_vlgen import cli, load
 from mlx_vlgen._runtime import mx, tree_flatten
 
-from .conftest import COMMANDS, Ran
+from .conftest import COMMANDS, Completed
 
 CONVERT = (sys.executable, "-m", "mlx_vlgen.convert")
-Run = Callable[..., Ran]
+Run = Callable[..., Completed]
 
 
 # Flags
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the command asks for, in the place of doing it."""
-    noted: dict[str, Any] = {}
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command calls `convert` with; nothing is converted."""
+    calls: dict[str, Any] = {}
 
     def convert(hf_path: str, **keywords: Any) -> None:
-        noted.update(hf_path=hf_path, **keywords)
+        calls.update(hf_path=hf_path, **keywords)
 
     import mlx_vlgen.convert
 
     monkeypatch.setattr(mlx_vlgen.convert, "convert", convert)
-    return noted
+    return calls
 
 
-def say(*words: str) -> int:
+def invoke(*arguments: str) -> int:
     try:
-        return cli.main_convert(words)
-    except SystemExit as ended:
-        return int(ended.code or 0)
+        return cli.main_convert(arguments)
+    except SystemExit as system_exit:
+        return int(system_exit.code or 0)
 
 
-def test_every_flag_is_passed_on_and_no_other(asked: dict[str, Any]) -> None:
-    words = "owner/name --mlx-path out --revision r -q --q-bits 3 --q-group-size 32 --q-mode affine --quantize-vision"
-    assert say(*words.split(), *"--dtype float16 --upload-repo me/it --dry-run".split()) == 0
-    assert asked == {
+def test_every_flag_is_passed_on_and_no_other(calls: dict[str, Any]) -> None:
+    arguments = "owner/name --mlx-path out --revision r -q --q-bits 3 --q-group-size 32 --q-mode affine"
+    assert invoke(*arguments.split(), *"--quantize-vision --dtype float16 --upload-repo me/it --dry-run".split()) == 0
+    assert calls == {
         "hf_path": "owner/name", "mlx_path": "out", "revision": "r", "quantize": True, "q_bits": 3, "q_group_size": 32,
         "q_mode": "affine", "quantize_vision": True, "dtype": "float16", "upload_repo": "me/it", "dry_run": True,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", ["it", "--hf-path it", "--model it"])
-def test_flags_not_given_are_not_passed_on(asked: dict[str, Any], words: str) -> None:
-    assert say(*words.split()) == 0
-    assert asked == {"hf_path": "it"}
+@pytest.mark.parametrize("arguments", ["it", "--hf-path it", "--model it"])
+def test_flags_not_given_are_not_passed_on(calls: dict[str, Any], arguments: str) -> None:
+    assert invoke(*arguments.split()) == 0
+    assert calls == {"hf_path": "it"}
 
 
 @pytest.mark.parametrize("flag", ["--q-recipe", "--quant-predicate"])
-def test_recipes_and_dequantizing(asked: dict[str, Any], flag: str) -> None:
-    assert say("it", "-q", flag, "mixed_2_6") == 0
-    assert asked == {"hf_path": "it", "quantize": True, "q_recipe": "mixed_2_6"}
-    asked.clear()
-    assert say("it", "-d") == 0
-    assert asked == {"hf_path": "it", "dequantize": True}
+def test_recipes_and_dequantizing(calls: dict[str, Any], flag: str) -> None:
+    assert invoke("it", "-q", flag, "mixed_2_6") == 0
+    assert calls == {"hf_path": "it", "quantize": True, "q_recipe": "mixed_2_6"}
+    calls.clear()
+    assert invoke("it", "-d") == 0
+    assert calls == {"hf_path": "it", "dequantize": True}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         ("", "no checkpoint is named"),
         ("a --model b", "name one checkpoint"),
@@ -94,53 +94,53 @@ def test_recipes_and_dequantizing(asked: dict[str, Any], flag: str) -> None:
         ("a --dry-run", "--dry-run lists what --upload-repo would get"),
     ],
 )
-def test_wrong_usage(asked: dict[str, Any], capsys: pytest.CaptureFixture[str], words: str, told: str) -> None:
-    assert say(*words.split()) == 2
+def test_wrong_usage(calls: dict[str, Any], capsys: pytest.CaptureFixture[str], arguments: str, message: str) -> None:
+    assert invoke(*arguments.split()) == 2
     out, error = capsys.readouterr()
-    assert (out, asked) == ("", {}) and told in error
+    assert (out, calls) == ("", {}) and message in error
 
 
 # As a process
 
 
 def test_a_checkpoint_is_converted_answers_and_is_not_overwritten(run: Run, qwen: Family, tmp_path: Path) -> None:
-    ran = run(*CONVERT, qwen.folder, "-q", "--q-group-size", "32", "--upload-repo", "me/it", "--dry-run")
-    assert ran.returncode == 0
-    made = tmp_path / "mlx_model"
-    told, *listed = ran.stdout.splitlines()
-    assert re.fullmatch(r"\d+ files, 1\.\d MB, would be uploaded to https://huggingface.co/me/it:", told)
-    assert [line.split()[1] for line in listed] == sorted(path.name for path in made.iterdir())
-    assert [line.partition(": ")[0] for line in ran.stderr.splitlines()] == ["mlx_vlgen", "mlx_vlgen"]
-    assert re.search(r"mlx_model: 1\.\d MB, \d+\.\d{3} bits per weight; it was 2\.\d MB$", ran.stderr)
+    result = run(*CONVERT, qwen.folder, "-q", "--q-group-size", "32", "--upload-repo", "me/it", "--dry-run")
+    assert result.returncode == 0
+    target = tmp_path / "mlx_model"
+    message, *listed = result.stdout.splitlines()
+    assert re.fullmatch(r"\d+ files, 1\.\d MB, would be uploaded to https://huggingface.co/me/it:", message)
+    assert [line.split()[1] for line in listed] == sorted(path.name for path in target.iterdir())
+    assert [line.partition(": ")[0] for line in result.stderr.splitlines()] == ["mlx_vlgen", "mlx_vlgen"]
+    assert re.search(r"mlx_model: 1\.\d MB, \d+\.\d{3} bits per weight; it was 2\.\d MB$", result.stderr)
     ours, theirs = (
         dict(tree_flatten(load(folder, quantization=how)[0].parameters()))
-        for folder, how in ((made, None), (qwen.folder, {"bits": 4, "group_size": 32}))
+        for folder, how in ((target, None), (qwen.folder, {"bits": 4, "group_size": 32}))
     )
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(np.array(ours[name]), np.array(theirs[name])) for name in ours)
 
-    answer = run(*COMMANDS, "generate", "--model", made, "--prompt", "Hi", "--max-tokens", "3")
+    answer = run(*COMMANDS, "generate", "--model", target, "--prompt", "Hi", "--max-tokens", "3")
     assert (answer.returncode, answer.stderr) == (0, "") and len(answer.stdout) > 1
     again = run(*COMMANDS, "convert", qwen.folder)
     assert (again.returncode, again.stdout) == (1, "")
-    assert again.stderr.startswith(f"mlx_vlgen: error: {made} is there already and is not empty. ")
+    assert again.stderr.startswith(f"mlx_vlgen: error: {target} is there already and is not empty. ")
 
 
 def test_help_is_instant(run: Run) -> None:
-    ran = run(sys.executable, "-W", "error", "-X", "importtime", "-m", "mlx_vlgen.convert", "--help")
-    assert ran.returncode == 0 and ran.stdout.startswith("usage: python -m mlx_vlgen.convert ")
-    assert not re.search(r"\| +(mlx|numpy|transformers|PIL|huggingface_hub)$", ran.stderr, re.MULTILINE)
+    result = run(sys.executable, "-W", "error", "-X", "importtime", "-m", "mlx_vlgen.convert", "--help")
+    assert result.returncode == 0 and result.stdout.startswith("usage: python -m mlx_vlgen.convert ")
+    assert not re.search(r"\| +(mlx|numpy|transformers|PIL|huggingface_hub)$", result.stderr, re.MULTILINE)
 
 
 def test_a_full_disk_leaves_nothing(environment: dict[str, str], qwen: Family, tmp_path: Path) -> None:
     # No file of this process may be larger than half a megabyte.
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (500_000,) * 2); " \
               "from mlx_vlgen.cli import main_convert; sys.exit(main_convert(sys.argv[1:]))"  # fmt: skip
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", limited, qwen.folder, "--mlx-path", tmp_path / "out"],
         capture_output=True, encoding="utf-8", env=environment, check=False,
     )  # fmt: skip
-    assert ran.returncode == 1 and ran.stderr.startswith("mlx_vlgen: error: ")
+    assert result.returncode == 1 and result.stderr.startswith("mlx_vlgen: error: ")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".out.*"))
 
 
@@ -149,8 +149,8 @@ def test_a_full_disk_leaves_nothing(environment: dict[str, str], qwen: Family, t
 STOPS_ITSELF = """
 import os, sys
 step, begin, end, how = sys.argv[1:5]
-def hook(event, given):
-    if event == step and str(given[0]).startswith(begin) and str(given[0]).endswith(end):
+def hook(event, arguments):
+    if event == step and str(arguments[0]).startswith(begin) and str(arguments[0]).endswith(end):
         os.kill(os.getpid(), int(how))
 sys.addaudithook(hook)
 from mlx_vlgen import entry
@@ -170,9 +170,9 @@ def test_killed_before_a_step_it_leaves_nothing(
     flags = [qwen.folder, "--mlx-path", target, "-q", "--q-group-size", "32"]
     for step, end in (("os.mkdir", ".converting"), ("open", "config.json"), ("os.rename", "")):
         command = [sys.executable, "-c", STOPS_ITSELF, step, part, end, str(int(how)), *flags]
-        ran = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
-        assert b"Traceback" not in ran.stderr
-        assert ran.returncode == (130 if how == signal.SIGINT else -how)
+        result = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+        assert b"Traceback" not in result.stderr
+        assert result.returncode == (130 if how == signal.SIGINT else -how)
         assert not target.exists()
         assert bool(list(tmp_path.glob(".out.*"))) == (how == signal.SIGKILL and step != "os.mkdir")
     assert cli.main_convert([str(flag) for flag in flags]) == 0  # what the killed ones left is no hindrance

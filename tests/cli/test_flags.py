@@ -13,9 +13,9 @@ from invariants.family import Family
 from mlx_vlgen import SamplingParams, cli, flags
 from mlx_vlgen.options import LATER, OPTIONS, SAMPLING
 
-from .conftest import Spoken
+from .conftest import Outcome
 
-# What is asked for
+# What the flags become
 
 JSON = Path(cli.__file__).parent / "demo" / "model" / "config.json"
 FORMS = ("json_schema", "regex", "grammar", "choices")
@@ -67,18 +67,22 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)  # of each of these kinds one alone can be given
 @pytest.mark.parametrize("cache", ["kv_bits", "max_kv_size"])
-def test_every_keyword_has_its_flag(cache: str, form: str, say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
+def test_every_keyword_has_its_flag(
+    cache: str, form: str, invoke: Callable[..., Outcome], calls: dict[str, Any]
+) -> None:
     assert FLAGS.keys() == {option.name for option in OPTIONS}
     left_out = {"kv_bits", "max_kv_size", *FORMS} - {cache, form}
-    flags = {name: given for name, given in FLAGS.items() if name not in left_out}
-    words = [word for name, (values, _) in flags.items() for word in ("--" + name.replace("_", "-"), *values)]
-    assert say("--prompt", "Hi", *words) == (0, "answer\n", "")
-    assert asked["keywords"] == {name: value for name, (_, value) in flags.items()}
+    flags = {name: flag for name, flag in FLAGS.items() if name not in left_out}
+    arguments: list[str] = []
+    for name, (values, _) in flags.items():
+        arguments += ["--" + name.replace("_", "-"), *values]
+    assert invoke("--prompt", "Hi", *arguments) == (0, "answer\n", "")
+    assert calls["keywords"] == {name: value for name, (_, value) in flags.items()}
 
 
-def test_flags_not_given_are_not_passed_on(say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
-    assert say("-p", "Hi", "-m", "somewhere") == (0, "answer\n", "")
-    assert asked == {
+def test_flags_not_given_are_not_passed_on(invoke: Callable[..., Outcome], calls: dict[str, Any]) -> None:
+    assert invoke("-p", "Hi", "-m", "somewhere") == (0, "answer\n", "")
+    assert calls == {
         "model": "somewhere",
         "options": {"adapter_path": None, "revision": None, "dtype": "auto", "quantization": None},
         "messages": [{"role": "user", "content": "Hi"}],
@@ -86,15 +90,16 @@ def test_flags_not_given_are_not_passed_on(say: Callable[..., Spoken], asked: di
     }
 
 
-def test_model_flags_reach_load(say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
-    words = "-p Hi -m m --adapter-path a --revision r --dtype float16 --quantize 4 --temp 1 --stop x --stop y".split()
-    assert say(*words, "--choice", "u", "--choice", "v", "w")[0] == 0
-    assert asked["options"] == {"adapter_path": "a", "revision": "r", "dtype": "float16", "quantization": 4}
-    assert asked["keywords"] == {"temperature": 1.0, "stop": ["x", "y"], "choices": ["u", "v", "w"]}
+def test_model_flags_reach_load(invoke: Callable[..., Outcome], calls: dict[str, Any]) -> None:
+    model_flags = "-m m --adapter-path a --revision r --dtype float16 --quantize 4".split()
+    repeated = "--temp 1 --stop x --stop y --choice u --choice v w".split()
+    assert invoke("-p", "Hi", *model_flags, *repeated)[0] == 0
+    assert calls["options"] == {"adapter_path": "a", "revision": "r", "dtype": "float16", "quantization": 4}
+    assert calls["keywords"] == {"temperature": 1.0, "stop": ["x", "y"], "choices": ["u", "v", "w"]}
 
 
 @pytest.mark.parametrize(
-    ("words", "text"),
+    ("arguments", "text"),
     [
         (["--image", "a.png"], "Describe this image."),
         (["--video", "v"], "Describe this video."),
@@ -104,41 +109,43 @@ def test_model_flags_reach_load(say: Callable[..., Spoken], asked: dict[str, Any
     ],
 )
 def test_pictures_come_before_the_question(
-    say: Callable[..., Spoken], asked: dict[str, Any], words: list[str], text: str, tmp_path: Path,
+    invoke: Callable[..., Outcome], calls: dict[str, Any], arguments: list[str], text: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.png").touch()
     (tmp_path / "v").mkdir()
-    assert say("--model", "m", *words, "--system", "Be brief.") == (0, "answer\n", "")
-    system, user = asked["messages"]
+    assert invoke("--model", "m", *arguments, "--system", "Be brief.") == (0, "answer\n", "")
+    system, user = calls["messages"]
     assert system == {"role": "system", "content": "Be brief."}
-    media = [{"type": "image", "image": "a.png"}] * ("--image" in words)
-    media += [{"type": "video", "video": "v"}] * ("--video" in words)
+    media = [{"type": "image", "image": "a.png"}] * ("--image" in arguments)
+    media += [{"type": "video", "video": "v"}] * ("--video" in arguments)
     assert user == {"role": "user", "content": [*media, {"type": "text", "text": text}]}
 
 
-def test_pictures_may_be_many_and_remote(say: Callable[..., Spoken], asked: dict[str, Any]) -> None:
+def test_pictures_may_be_many_and_remote(invoke: Callable[..., Outcome], calls: dict[str, Any]) -> None:
     urls = ["https://example.org/a.png", "data:image/png;base64,AAAA"]
-    assert say("--model", "m", "--image", *urls, "--image", urls[0])[0] == 0
-    assert [part.get("image") for part in asked["messages"][0]["content"]] == [*urls, urls[0], None]
-
-
-@pytest.mark.parametrize(("words", "told"), [([], True), (["--max-tokens", "2"], False), (["--max-time", "1"], False)])
-def test_an_answer_cut_by_a_default_is_told(
-    say: Callable[..., Spoken], asked: dict[str, Any], words: list[str], told: bool
-) -> None:
-    asked["reason"] = "length"
-    code, out, error = say("-m", "m", "-p", "Hi", *words)
-    assert (code, out) == (0, "answer\n")
-    assert error == "mlx_vlgen: the answer was cut after 0 tokens; --max-tokens allows more\n" * told
-
-
-# What is refused: exit code 2, and never a model loaded for it
+    assert invoke("--model", "m", "--image", *urls, "--image", urls[0])[0] == 0
+    assert [part.get("image") for part in calls["messages"][0]["content"]] == [*urls, urls[0], None]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "by_default"), [([], True), (["--max-tokens", "2"], False), (["--max-time", "1"], False)]
+)
+def test_an_answer_cut_by_a_default_is_told(
+    invoke: Callable[..., Outcome], calls: dict[str, Any], arguments: list[str], by_default: bool
+) -> None:
+    calls["reason"] = "length"
+    code, out, error = invoke("-m", "m", "-p", "Hi", *arguments)
+    assert (code, out) == (0, "answer\n")
+    assert error == "mlx_vlgen: the answer was cut after 0 tokens; --max-tokens allows more\n" * by_default
+
+
+# What is refused: exit code 2, before a model is loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
     [
         ([], "nothing to answer: give --image, --video or --prompt"),
         (["--prompt", ""], "--prompt is empty"),
@@ -169,53 +176,53 @@ def test_an_answer_cut_by_a_default_is_told(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_usage_is_told_in_two_lines(
-    say: Callable[..., Spoken], asked: dict[str, Any], words: list[str], message: str
+    invoke: Callable[..., Outcome], calls: dict[str, Any], arguments: list[str], message: str
 ) -> None:
-    code, out, error = say(*words)
-    assert (code, out, asked) == (2, "", {})
+    code, out, error = invoke(*arguments)
+    assert (code, out, calls) == (2, "", {})
     assert error.startswith(f"python -m mlx_vlgen.generate: error: {message}")
     assert error.endswith("\nTry: python -m mlx_vlgen.generate --help\n") and error.count("\n") == 2
 
 
-def test_files_that_a_flag_cannot_read_are_told(say: Callable[..., Spoken], tmp_path: Path) -> None:
-    words, latin = tmp_path / "words.txt", tmp_path / "latin.txt"
-    words.write_text("no schema")
+def test_files_that_a_flag_cannot_read_are_told(invoke: Callable[..., Outcome], tmp_path: Path) -> None:
+    notes, latin = tmp_path / "notes.txt", tmp_path / "latin.txt"
+    notes.write_text("no schema")
     latin.write_bytes(b'start: "\xe9"')
     for flag, path, message in (
-        ("--json-schema", words, "--json-schema: not JSON: Expecting value"),
+        ("--json-schema", notes, "--json-schema: not JSON: Expecting value"),
         ("--grammar", latin, f"argument --grammar: {latin}: not text in UTF-8"),
     ):
-        code, out, error = say("-p", "Hi", flag, path)
+        code, out, error = invoke("-p", "Hi", flag, path)
         assert (code, out) == (2, "") and message in error
 
 
-def test_flags_still_to_come_are_named(say: Callable[..., Spoken]) -> None:
+def test_flags_still_to_come_are_named(invoke: Callable[..., Outcome]) -> None:
     for name in LATER:
         flag = "--" + name.replace("_", "-")
-        code, _, error = say("--prompt", "Hi", flag, "4")
+        code, _, error = invoke("--prompt", "Hi", flag, "4")
         assert code == 2 and f"error: this version does not have {flag} yet\n" in error
 
 
-def test_the_commands_refuse_what_they_do_not_know(say: Callable[..., Spoken]) -> None:
-    assert say("genrate", command=cli.main)[0] == 2
-    assert "invalid choice: 'genrate' (choose from" in say("genrate", command=cli.main)[2]
-    assert "unknown flag --verison; did you mean '--version'?" in say("--verison", command=cli.main)[2]
+def test_the_commands_refuse_what_they_do_not_know(invoke: Callable[..., Outcome]) -> None:
+    assert invoke("genrate", command=cli.main)[0] == 2
+    assert "invalid choice: 'genrate' (choose from" in invoke("genrate", command=cli.main)[2]
+    assert "unknown flag --verison; did you mean '--version'?" in invoke("--verison", command=cli.main)[2]
 
 
-# What is wrong with what was named: exit code 1
+# Files and models that cannot be read: exit code 1
 
 
 @pytest.mark.parametrize("flag", ["--image", "--video"])
 def test_a_missing_file_is_told_before_a_model_is_loaded(
-    say: Callable[..., Spoken], asked: dict[str, Any], flag: str
+    invoke: Callable[..., Outcome], calls: dict[str, Any], flag: str
 ) -> None:
-    assert say(flag, "no such.png") == (1, "", "mlx_vlgen: error: no such.png: no such file\n")
-    assert say(flag, "file:///no/such.png") == (1, "", "mlx_vlgen: error: file:///no/such.png: no such file\n")
-    assert asked == {}
+    assert invoke(flag, "no such.png") == (1, "", "mlx_vlgen: error: no such.png: no such file\n")
+    assert invoke(flag, "file:///no/such.png") == (1, "", "mlx_vlgen: error: file:///no/such.png: no such file\n")
+    assert calls == {}
 
 
 def test_what_cannot_be_read_is_told_in_one_line(
-    say: Callable[..., Spoken], qwen: Family, pictures: Path, tmp_path: Path
+    invoke: Callable[..., Outcome], qwen: Family, pictures: Path, tmp_path: Path
 ) -> None:
     damaged = tmp_path / "damaged.png"
     damaged.write_bytes((pictures / "large.png").read_bytes()[:500])
@@ -230,44 +237,44 @@ def test_what_cannot_be_read_is_told_in_one_line(
         ("--prompt", b"a\xff".decode("utf-8", "surrogateescape")): "bytes that are not text in UTF-8",
         ("--eos-tokens", "two words", "-p", "Hi"): "error: --eos-tokens: 'two words' is",
     }
-    for words, message in expected.items():
-        code, out, error = say("--model", qwen.folder, "--max-tokens", "1", *words)
+    for arguments, message in expected.items():
+        code, out, error = invoke("--model", qwen.folder, "--max-tokens", "1", *arguments)
         assert (code, out) == (1, "") and error.startswith("mlx_vlgen: error: ") and message in error
         assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["", "./nowhere", "nowhere", "owner/nowhere", "not an id"])
 def test_a_named_model_that_is_missing_is_no_reason_for_another(
-    say: Callable[..., Spoken], name: str, monkeypatch: pytest.MonkeyPatch
+    invoke: Callable[..., Outcome], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, error = say("--prompt", "Hi", "--model", name)
+    code, out, error = invoke("--prompt", "Hi", "--model", name)
     assert (code, out) == (1, "") and error.startswith("mlx_vlgen: error: ") and error.count("\n") == 1
     assert name in error and "built-in" not in error
     if name:  # an empty variable is none
         monkeypatch.setenv("MLX_VLGEN_MODEL", name)
-        assert say("--prompt", "Hi") == (1, "", error)
+        assert invoke("--prompt", "Hi") == (1, "", error)
 
 
 def test_an_unexpected_error_is_named_and_its_traceback_can_be_had(
-    say: Callable[..., Spoken], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    invoke: Callable[..., Outcome], calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(sys.modules["mlx_vlgen.generate"], "stream_generate", broken)
-    assert say("-m", "m", "-p", "Hi") == (
+    assert invoke("-m", "m", "-p", "Hi") == (
         1, "", "mlx_vlgen: error: RuntimeError: out of luck (set MLX_VLGEN_TRACEBACK=1 for more)\n",
     )  # fmt: skip
     monkeypatch.setenv("MLX_VLGEN_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="out of luck"):
-        say("-m", "m", "-p", "Hi")
+        invoke("-m", "m", "-p", "Hi")
 
 
 # Help
 
 
-def test_help_tells_every_flag_its_default_and_the_exit_codes(say: Callable[..., Spoken]) -> None:
-    code, out, error = say("--help")
+def test_help_tells_every_flag_its_default_and_the_exit_codes(invoke: Callable[..., Outcome]) -> None:
+    code, out, error = invoke("--help")
     assert (code, error) == (0, "")
     for flag in ("--image", "--video", "--prompt", "-p", "--system", "--system-prompt", "--model", "-m", "--temp"):
         assert re.search(rf"(^|[ ,]){flag}\b", out)
@@ -277,16 +284,16 @@ def test_help_tells_every_flag_its_default_and_the_exit_codes(say: Callable[...,
     defaults = {field.name: field.default for field in dataclasses.fields(SamplingParams)}
     for option in OPTIONS:
         assert re.search(rf"^  {option.flag}\b", out, re.MULTILINE)
-        if told := re.search(r"\(default ([0-9.]+)", option.help):
-            assert option not in SAMPLING or float(told[1]) == defaults[option.name]
-    assert say("generate", "--help", command=cli.main)[1].startswith("usage: mlx-vlgen generate ")
+        if default := re.search(r"\(default ([0-9.]+)", option.help):
+            assert option not in SAMPLING or float(default[1]) == defaults[option.name]
+    assert invoke("generate", "--help", command=cli.main)[1].startswith("usage: mlx-vlgen generate ")
 
 
-def test_the_commands_are_listed(say: Callable[..., Spoken]) -> None:
-    code, out, error = say(command=cli.main)
+def test_the_commands_are_listed(invoke: Callable[..., Outcome]) -> None:
+    code, out, error = invoke(command=cli.main)
     assert (code, error) == (0, "")
     for name, help in flags.COMMANDS.items():
         assert f"  {name:10} {help}\n" in out
-    assert say("--help", command=cli.main)[1] == out
-    assert re.fullmatch(r"mlx-vlgen \d+\.\d+\.\d+\n", say("--version", command=cli.main)[1])
-    assert say("--version") == say("--version", command=cli.main)
+    assert invoke("--help", command=cli.main)[1] == out
+    assert re.fullmatch(r"mlx-vlgen \d+\.\d+\.\d+\n", invoke("--version", command=cli.main)[1])
+    assert invoke("--version") == invoke("--version", command=cli.main)

@@ -1,6 +1,6 @@
 """The command line as a process: streams, exit codes, signals, pipes, locales, and which model answers.
 
-Where a process of its own is not the point, the command runs in this one, which spares a second of imports.
+Tests that need no separate process run the command in this one, which saves a second of imports.
 """
 
 import os
@@ -23,9 +23,9 @@ from mlx_vlgen.demo import MODEL as DEMO
 from mlx_vlgen.demo import NOTICE
 from mlx_vlgen.flags import DEFAULT_MODEL
 
-from .conftest import COMMANDS, GENERATE, Ran
+from .conftest import COMMANDS, GENERATE, Completed
 
-Run = Callable[..., Ran]
+Run = Callable[..., Completed]
 
 needs_demo = pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="the built-in model is not there")
 ENDLESS = ("--prompt", "Hi", "--max-tokens", "1000000")
@@ -58,12 +58,12 @@ def run_here(
     """`python -m mlx_vlgen.generate` in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*words: str | Path, env: dict[str, str] | None = None) -> Ran:
+    def run(*arguments: str | Path, env: dict[str, str] | None = None) -> Completed:
         with monkeypatch.context() as changed:
             for name, value in (env or {}).items():
                 changed.setenv(name, value)
-            code = cli.main_generate(list(map(str, words)))
-        return Ran(words, code, *capsys.readouterr())
+            code = cli.main_generate(list(map(str, arguments)))
+        return Completed(arguments, code, *capsys.readouterr())
 
     return run
 
@@ -76,7 +76,7 @@ def test_the_answer_alone_is_on_stdout_and_the_statistics_on_stderr(
 ) -> None:
     images = [pictures / "plain.png", pictures / "large.png", pictures / "small.png"]
     with open(tmp_path / "out.txt", "wb") as out:
-        ran = subprocess.run(
+        result = subprocess.run(
             [*GENERATE, "--model", qwen.folder, "--image", *images[:2], "--image", images[2], "--prompt", "What?",
              "--system", "Be brief.", "--max-tokens", "9", "--stop", "\1", "--verbose"],
             stdout=out, stderr=subprocess.PIPE, encoding="utf-8", check=True,
@@ -90,44 +90,46 @@ def test_the_answer_alone_is_on_stdout_and_the_statistics_on_stderr(
         rf"Prompt: \d+ tokens, {number} tokens-per-sec\n"
         rf"Generation: 9 tokens, {number} tokens-per-sec\n"
         rf"Peak memory: {number} GB\nPictures and video: encoded in {number} s\n",
-        ran.stderr,
+        result.stderr,
     )
 
 
 def test_guesses_change_no_answer_and_are_counted(run_here: Run) -> None:
-    asked = ["--model", "demo", "--prompt", "Who are you?", "--verbose"]
-    plain, guessed = (run_here(*asked, *more) for more in ([], ["--draft-model", "demo", "--num-draft-tokens", "4"]))
+    arguments = ["--model", "demo", "--prompt", "Who are you?", "--verbose"]
+    plain, guessed = (
+        run_here(*arguments, *more) for more in ([], ["--draft-model", "demo", "--num-draft-tokens", "4"])
+    )
     assert guessed.stdout == plain.stdout
     assert "Drafts" not in plain.stderr
-    assert (found := re.search(r"\nDrafts: (\d+) tokens, (\d+) right\n", guessed.stderr))
-    assert 0 < int(found[2]) <= int(found[1])
+    assert (match := re.search(r"\nDrafts: (\d+) tokens, (\d+) right\n", guessed.stderr))
+    assert 0 < int(match[2]) <= int(match[1])
 
 
 @pytest.mark.parametrize("kind", ["animation", "folder"])
 def test_a_video_is_an_animation_or_a_folder(run_here: Run, qwen: Family, clip: dict[str, Path], kind: str) -> None:
-    ran = run_here("--model", qwen.folder, "--video", clip[kind], "--video-fps", "2", "--max-tokens", "6")
+    result = run_here("--model", qwen.folder, "--video", clip[kind], "--video-fps", "2", "--max-tokens", "6")
     part = {"type": "video", "video": clip[kind]}
-    assert ran.stdout == answer(qwen, part, text="Describe this video.", video_fps=2, max_tokens=6) + "\n"
-    assert (ran.returncode, ran.stderr) == (0, "")
+    assert result.stdout == answer(qwen, part, text="Describe this video.", video_fps=2, max_tokens=6) + "\n"
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_no_tokens_wanted_is_an_empty_line(run: Run, qwen: Family) -> None:
-    ran = run(*COMMANDS, "generate", "--model", qwen.folder, "--prompt", "Hi", "--max-tokens", "0")
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "\n", "")
+    result = run(*COMMANDS, "generate", "--model", qwen.folder, "--prompt", "Hi", "--max-tokens", "0")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "\n", "")
 
 
 def test_the_prompt_may_come_from_stdin(run: Run, qwen: Family) -> None:
     command = (*GENERATE, "--model", qwen.folder, "--prompt", "-", "--max-tokens", "6")
-    ran = run(*command, given="  two\n\nlines ü\n\n".encode())
-    assert ran.stdout == answer(qwen, text="  two\n\nlines ü", max_tokens=6) + "\n"
+    result = run(*command, stdin="  two\n\nlines ü\n\n".encode())
+    assert result.stdout == answer(qwen, text="  two\n\nlines ü", max_tokens=6) + "\n"
 
 
 def test_empty_closed_and_binary_stdin_are_told(run: Run, qwen: Family) -> None:
     command = (*GENERATE, "--model", qwen.folder, "--prompt", "-")
-    assert run(*command, given=b"\n").stderr == "mlx_vlgen: error: --prompt -: nothing came from stdin\n"
+    assert run(*command, stdin=b"\n").stderr == "mlx_vlgen: error: --prompt -: nothing came from stdin\n"
     closed = run("sh", "-c", '"$@" <&-', "sh", *command)
     assert (closed.returncode, closed.stderr) == (1, "mlx_vlgen: error: --prompt -: stdin is closed\n")
-    binary = run(*command, given=b"\xff\xfe")
+    binary = run(*command, stdin=b"\xff\xfe")
     assert binary.returncode == 1 and "bytes that are not text in UTF-8" in binary.stderr
 
 
@@ -135,16 +137,16 @@ def test_empty_closed_and_binary_stdin_are_told(run: Run, qwen: Family) -> None:
 
 
 def test_help_is_instant_and_without_a_warning(run: Run) -> None:
-    ran = run(sys.executable, "-W", "error", "-X", "importtime", "-m", "mlx_vlgen.generate", "--help")
-    assert ran.returncode == 0 and ran.stdout.startswith("usage: python -m mlx_vlgen.generate ")
-    assert "Warning" not in ran.stderr
-    assert not re.search(r"\| +(mlx|numpy|transformers|PIL)$", ran.stderr, re.MULTILINE)
+    result = run(sys.executable, "-W", "error", "-X", "importtime", "-m", "mlx_vlgen.generate", "--help")
+    assert result.returncode == 0 and result.stdout.startswith("usage: python -m mlx_vlgen.generate ")
+    assert "Warning" not in result.stderr
+    assert not re.search(r"\| +(mlx|numpy|transformers|PIL)$", result.stderr, re.MULTILINE)
 
 
 def test_wrong_usage_exits_2(run: Run) -> None:
-    ran = run(*GENERATE, "--prompt", "Hi", "--top-q", "1")
-    assert (ran.returncode, ran.stdout) == (2, "")
-    assert "unknown flag --top-q; did you mean '--top-p'?" in ran.stderr
+    result = run(*GENERATE, "--prompt", "Hi", "--top-q", "1")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "unknown flag --top-q; did you mean '--top-p'?" in result.stderr
 
 
 # Leaving early
@@ -189,67 +191,73 @@ def test_a_reader_that_leaves_ends_it_quietly(environment: dict[str, str], qwen:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told(environment: dict[str, str], qwen: Family) -> None:
     with open("/dev/full", "wb") as full:
-        ran = subprocess.run(
+        result = subprocess.run(
             [*GENERATE, "--model", qwen.folder, "--prompt", "Hi", "--max-tokens", "3"],
             stdout=full, stderr=subprocess.PIPE, encoding="utf-8", env=environment, check=False,
         )  # fmt: skip
-    assert ran.returncode == 1 and ran.stderr.startswith("mlx_vlgen: error: OSError: ") and ran.stderr.count("\n") == 1
+    assert (
+        result.returncode == 1
+        and result.stderr.startswith("mlx_vlgen: error: OSError: ")
+        and result.stderr.count("\n") == 1
+    )
 
 
 # Locales
 
 
 def test_a_terminal_without_unicode_gets_question_marks(run: Run, qwen: Family) -> None:
-    words = "naïve 日本"
+    prompt = "naïve 日本"
     command = (*GENERATE, "--model", qwen.folder, "--max-tokens", "20", "--prompt")
-    expected = answer(qwen, text=words, max_tokens=20)
+    expected = answer(qwen, text=prompt, max_tokens=20)
     assert not expected.isascii()
-    ran = run(*command, words, env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
-    assert (ran.stdout, ran.stderr) == (expected.encode("ascii", "replace").decode() + "\n", "")
-    ran = run(*command, "-", env={"PYTHONIOENCODING": "latin-1"}, given="naïve".encode("latin-1"), speaks="latin-1")
+    result = run(*command, prompt, env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
+    assert (result.stdout, result.stderr) == (expected.encode("ascii", "replace").decode() + "\n", "")
+    result = run(
+        *command, "-", env={"PYTHONIOENCODING": "latin-1"}, stdin="naïve".encode("latin-1"), encoding="latin-1"
+    )
     expected = answer(qwen, text="naïve", max_tokens=20)
-    assert ran.stdout == expected.encode("latin-1", "replace").decode("latin-1") + "\n"
+    assert result.stdout == expected.encode("latin-1", "replace").decode("latin-1") + "\n"
 
 
 # Which model answers
 
 
 def test_the_variable_names_the_model(run_here: Run, qwen: Family) -> None:
-    ran = run_here("--prompt", "Hi", "--max-tokens", "3", env={"MLX_VLGEN_MODEL": str(qwen.folder)})
-    assert (ran.returncode, ran.stdout) == (0, answer(qwen, text="Hi", max_tokens=3) + "\n")
+    result = run_here("--prompt", "Hi", "--max-tokens", "3", env={"MLX_VLGEN_MODEL": str(qwen.folder)})
+    assert (result.returncode, result.stdout) == (0, answer(qwen, text="Hi", max_tokens=3) + "\n")
 
 
 @needs_demo
 def test_the_default_that_cannot_be_had_is_replaced_with_a_notice(
     run: Run, run_here: Run, pictures: Path, tmp_path: Path
 ) -> None:
-    ran = run(*GENERATE, "--image", pictures / "plain.png", "--max-tokens", "3")
+    result = run(*GENERATE, "--image", pictures / "plain.png", "--max-tokens", "3")
     cache = tmp_path / "cache" / "hub"
     why = (
         f"mlx_vlgen: the default model cannot be had: {DEFAULT_MODEL} has no whole copy in the cache ({cache}), and "
         "HF_HUB_OFFLINE forbids a download. Unset it, or give a folder.\n"
     )
-    assert (ran.returncode, ran.stderr) == (0, f"{why}mlx_vlgen: {NOTICE}\n")
-    assert len(ran.stdout) > 1
+    assert (result.returncode, result.stderr) == (0, f"{why}mlx_vlgen: {NOTICE}\n")
+    assert len(result.stdout) > 1
     for refused in (["--no-fallback"], ["--model", DEFAULT_MODEL]):
         failed = run(*GENERATE, "--prompt", "Hi", *refused)
         assert (failed.returncode, failed.stdout) == (1, "") and "forbids a download" in failed.stderr
         assert "built-in" not in failed.stderr
     assert not (tmp_path / "cache" / "hub").exists()
     named = run_here("--image", pictures / "plain.png", "--max-tokens", "3", "--model", "demo")
-    assert (named.returncode, named.stdout, named.stderr) == (0, ran.stdout, "")
+    assert (named.returncode, named.stdout, named.stderr) == (0, result.stdout, "")
     adapted = run_here("--image", pictures / "plain.png", "--revision", "main")
     assert (adapted.returncode, adapted.stdout) == (1, "") and "HF_HUB_OFFLINE forbids a download" in adapted.stderr
 
 
 def test_a_folder_named_demo_wins_with_a_notice(run_here: Run, qwen: Family, tmp_path: Path) -> None:
     shutil.copytree(qwen.folder, tmp_path / "demo")
-    ran = run_here("--model", "demo", "--prompt", "Hi", "--max-tokens", "3")
-    assert (ran.returncode, ran.stdout) == (0, answer(qwen, text="Hi", max_tokens=3) + "\n")
-    assert ran.stderr == 'mlx_vlgen: loading the folder ./demo, not the built-in model "demo".\n'
+    result = run_here("--model", "demo", "--prompt", "Hi", "--max-tokens", "3")
+    assert (result.returncode, result.stdout) == (0, answer(qwen, text="Hi", max_tokens=3) + "\n")
+    assert result.stderr == 'mlx_vlgen: loading the folder ./demo, not the built-in model "demo".\n'
 
 
 def test_a_named_model_that_is_not_there_exits_1(run_here: Run) -> None:
-    ran = run_here("--prompt", "Hi", env={"MLX_VLGEN_MODEL": "owner/nowhere"})
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr.startswith("mlx_vlgen: error: owner/nowhere has no whole copy in the cache")
+    result = run_here("--prompt", "Hi", env={"MLX_VLGEN_MODEL": "owner/nowhere"})
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("mlx_vlgen: error: owner/nowhere has no whole copy in the cache")

@@ -14,12 +14,12 @@ from invariants.family import Family
 from PIL import Image
 
 from mlx_vlgen import GenerationResult, batch_generate
-from mlx_vlgen.flags import in_flags
+from mlx_vlgen.flags import keywords_to_flags
 from mlx_vlgen.notices import notice, progress_bar
 
-from .conftest import GENERATE, Ran, Spoken
+from .conftest import GENERATE, Completed, Outcome
 
-Say = Callable[..., Spoken]
+Invoke = Callable[..., Outcome]
 DIM, PLAIN = "\033[2m", "\033[0m"
 
 
@@ -37,7 +37,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def thinker(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def thinker(calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that thinks, answers, and thinks better of it."""
     parts: list[tuple[str | None, str]] = [
         ("", ""), ("so", ""), ("so be", ""), ("so be", "y"), ("so be", "yes"), ("so be it", ""), ("so be it", "no"),
@@ -47,30 +47,30 @@ def thinker(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("thinker")
-def test_thinking_goes_to_stderr(say: Say) -> None:
-    assert say("-m", "m", "-p", "Hi") == (0, "yesno\n", "so be\n it\n")
-    assert say("-m", "m", "-p", "Hi", "--hide-thinking") == (0, "yesno\n", "")
+def test_thinking_goes_to_stderr(invoke: Invoke) -> None:
+    assert invoke("-m", "m", "-p", "Hi") == (0, "yesno\n", "so be\n it\n")
+    assert invoke("-m", "m", "-p", "Hi", "--hide-thinking") == (0, "yesno\n", "")
 
 
 @pytest.mark.usefixtures("thinker", "terminal")
-def test_thinking_is_dim_on_a_terminal(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = f"{DIM}so{PLAIN}{DIM} be{PLAIN}\n{DIM} it{PLAIN}\n"
-    assert say("-m", "m", "-p", "Hi") == (0, "yesno\n", told)
+def test_thinking_is_dim_on_a_terminal(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = f"{DIM}so{PLAIN}{DIM} be{PLAIN}\n{DIM} it{PLAIN}\n"
+    assert invoke("-m", "m", "-p", "Hi") == (0, "yesno\n", expected)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert say("-m", "m", "-p", "Hi")[2] == "so be\n it\n"
+    assert invoke("-m", "m", "-p", "Hi")[2] == "so be\n it\n"
     monkeypatch.setenv("NO_COLOR", "")
     monkeypatch.setenv("TERM", "dumb")
-    assert say("-m", "m", "-p", "Hi")[2] == "so be\n it\n"
+    assert invoke("-m", "m", "-p", "Hi")[2] == "so be\n it\n"
 
 
-def test_a_thinkers_json_is_json(run: Callable[..., Ran]) -> None:
+def test_a_thinkers_json_is_json(run: Callable[..., Completed]) -> None:
     schema = (
         '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}'
     )
     image = Path(__file__).parents[2] / "mlx_vlgen" / "demo" / "pictures" / "shapes.png"
-    ran = run(*GENERATE, "--model", "demo", "--image", image, "--enable-thinking", "--json-schema", schema)
-    assert ran.returncode == 0 and json.loads(ran.stdout)["n"] in (1, 2)
-    assert len(ran.stderr) > 5 and "<" not in ran.stderr and "think" not in ran.stdout
+    result = run(*GENERATE, "--model", "demo", "--image", image, "--enable-thinking", "--json-schema", schema)
+    assert result.returncode == 0 and json.loads(result.stdout)["n"] in (1, 2)
+    assert len(result.stderr) > 5 and "<" not in result.stderr and "think" not in result.stdout
 
 
 # stdin
@@ -90,35 +90,37 @@ def png() -> bytes:
     return out.getvalue()
 
 
-def test_a_picture_may_come_from_stdin(say: Say, qwen: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def given(data: bytes, person: bool = False, image: Any = "-") -> Spoken:
+def test_a_picture_may_come_from_stdin(
+    invoke: Invoke, qwen: Family, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def describe(data: bytes, person: bool = False, image: Any = "-") -> Outcome:
         monkeypatch.setattr(sys, "stdin", Stdin(data, person))
-        return say("-m", qwen.folder, "--image", image, "--max-tokens", "4")
+        return invoke("-m", qwen.folder, "--image", image, "--max-tokens", "4")
 
     (tmp_path / "red.png").write_bytes(png())
-    assert given(png()) == given(b"", image=tmp_path / "red.png")
-    assert given(b"no picture")[::2] == (
+    assert describe(png()) == describe(b"", image=tmp_path / "red.png")
+    assert describe(b"no picture")[::2] == (
         1, "mlx_vlgen: error: stdin: not a picture that is read here (it looks like text); expected JPEG, PNG, WebP, "
         "GIF, BMP, TIFF (HEIC with an extra)\n",
     )  # fmt: skip
-    assert given(b"")[2].endswith("is empty\n")
-    assert "--image -: stdin is the terminal" in given(png(), person=True)[2]
+    assert describe(b"")[2].endswith("is empty\n")
+    assert "--image -: stdin is the terminal" in describe(png(), person=True)[2]
     monkeypatch.setattr(sys, "stdin", None)
-    assert say("-m", "m", "--image", "-")[::2] == (1, "mlx_vlgen: error: --image -: stdin is closed\n")
+    assert invoke("-m", "m", "--image", "-")[::2] == (1, "mlx_vlgen: error: --image -: stdin is closed\n")
 
 
-@pytest.mark.parametrize("words", ["--image - --prompt -", "--image - -"])
-def test_stdin_is_read_once(say: Say, words: str) -> None:
-    code, _, error = say(*words.split())
+@pytest.mark.parametrize("arguments", ["--image - --prompt -", "--image - -"])
+def test_stdin_is_read_once(invoke: Invoke, arguments: str) -> None:
+    code, _, error = invoke(*arguments.split())
     assert code == 2 and "error: stdin can be read once: give only one - for --prompt and --image\n" in error
 
 
-@pytest.mark.usefixtures("asked")
-def test_a_person_is_told_that_it_waits(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("calls")
+def test_a_person_is_told_that_it_waits(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     for person in (True, False):
         monkeypatch.setattr(sys, "stdin", Stdin(b"Hi\n", person))
-        told = "mlx_vlgen: reading the prompt from the terminal; end with Ctrl-D\n" * person
-        assert say("-m", "m", "-p", "-") == (0, "answer\n", told)
+        expected = "mlx_vlgen: reading the prompt from the terminal; end with Ctrl-D\n" * person
+        assert invoke("-m", "m", "-p", "-") == (0, "answer\n", expected)
 
 
 # Notices and errors
@@ -138,23 +140,23 @@ def test_notices_are_one_line_elsewhere_and_nothing_where_stderr_is_closed(
     notice("word " * 50)
     assert capsys.readouterr().err.count("\n") == 1
     monkeypatch.setattr(sys, "stderr", None)
-    notice("word")
+    notice("argument")
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_animation_given_as_a_picture_is_told(say: Say, qwen: Family, tmp_path: Path) -> None:
+def test_an_animation_given_as_a_picture_is_told(invoke: Invoke, qwen: Family, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue", "green")]
     for name in ("moves.gif", "moves.webp", "moves.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        told = f"{tmp_path / name}: an animation, of which a picture is the first frame; give it as --video for all"
-        spoken = say("-m", qwen.folder, "--image", tmp_path / name, "--max-tokens", "1")
-        assert spoken[::2] == (0, f"mlx_vlgen: {told}\n")
+        expected = f"{tmp_path / name}: an animation, of which a picture is the first frame; give it as --video for all"
+        outcome = invoke("-m", qwen.folder, "--image", tmp_path / name, "--max-tokens", "1")
+        assert outcome[::2] == (0, f"mlx_vlgen: {expected}\n")
         frames[0].save(tmp_path / name)
-        assert say("-m", qwen.folder, "--image", tmp_path / name, "--max-tokens", "1")[2] == ""
+        assert invoke("-m", qwen.folder, "--image", tmp_path / name, "--max-tokens", "1")[2] == ""
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "expected"),
     [
         ("a.gif: a still picture; give it as image=, or in a list for a video of one frame",
          "a.gif: a still picture; give it as --image"),
@@ -177,33 +179,35 @@ def test_an_animation_given_as_a_picture_is_told(say: Say, qwen: Family, tmp_pat
         ("the picture stops the video", "the picture stops the video"),
     ],
 )  # fmt: skip
-def test_messages_speak_of_flags(message: str, told: str) -> None:
-    assert in_flags(message) == told
+def test_messages_speak_of_flags(message: str, expected: str) -> None:
+    assert keywords_to_flags(message) == expected
 
 
-def test_a_closed_stdout_is_told_before_a_model_is_loaded(run: Callable[..., Ran]) -> None:
-    ran = run("sh", "-c", '"$@" >&-', "sh", *GENERATE, "--prompt", "Hi", "--model", "none")
-    assert (ran.returncode, ran.stderr) == (
+def test_a_closed_stdout_is_told_before_a_model_is_loaded(run: Callable[..., Completed]) -> None:
+    result = run("sh", "-c", '"$@" >&-', "sh", *GENERATE, "--prompt", "Hi", "--model", "none")
+    assert (result.returncode, result.stderr) == (
         1, "mlx_vlgen: error: stdout is closed: there is nowhere to write the answer\n",
     )  # fmt: skip
 
 
-def test_a_closed_stderr_leaves_stdout_to_the_answer(run: Callable[..., Ran], qwen: Family) -> None:
-    ran = run("sh", "-c", '"$@" 2>&-', "sh", *GENERATE, "--prompt", "Hi", "--model", qwen.folder, "--max-tokens", "0")
-    assert (ran.returncode, ran.stdout) == (0, "\n")
+def test_a_closed_stderr_leaves_stdout_to_the_answer(run: Callable[..., Completed], qwen: Family) -> None:
+    result = run(
+        "sh", "-c", '"$@" 2>&-', "sh", *GENERATE, "--prompt", "Hi", "--model", qwen.folder, "--max-tokens", "0"
+    )
+    assert (result.returncode, result.stdout) == (0, "\n")
     failed = run("sh", "-c", '"$@" 2>&-', "sh", *GENERATE, "--prompt", "Hi", "--model", "./none")
     assert (failed.returncode, failed.stdout) == (1, "")
 
 
-def test_a_closed_stdin_is_no_hindrance(run: Callable[..., Ran], qwen: Family) -> None:
+def test_a_closed_stdin_is_no_hindrance(run: Callable[..., Completed], qwen: Family) -> None:
     """Whatever is opened next would get its number."""
-    ran = run("sh", "-c", '"$@" <&-', "sh", *GENERATE, "--prompt", "Hi", "--model", qwen.folder, "--max-tokens", "0")
-    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "\n", "")
+    result = run("sh", "-c", '"$@" <&-', "sh", *GENERATE, "--prompt", "Hi", "--model", qwen.folder, "--max-tokens", "0")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "\n", "")
 
 
 @pytest.mark.usefixtures("terminal")
-def test_usage_errors_are_broken_between_words_on_a_terminal(say: Say) -> None:
-    code, _, error = say("-p", "Hi", "--kv-bits", "5")
+def test_usage_errors_are_broken_between_words_on_a_terminal(invoke: Invoke) -> None:
+    code, _, error = invoke("-p", "Hi", "--kv-bits", "5")
     assert code == 2 and error.splitlines() == [
         "python -m mlx_vlgen.generate: error:",
         "--kv-bits=5: expected 2, 3, 4, 6 or 8",
@@ -211,17 +215,17 @@ def test_usage_errors_are_broken_between_words_on_a_terminal(say: Say) -> None:
     ]
 
 
-def test_errors_of_the_model_speak_of_flags(say: Say, qwen: Family) -> None:
-    spoken = say("-m", qwen.folder, "-p", "Hi", "--regex", "(", "--max-tokens", "1")
-    assert spoken == (1, "", "mlx_vlgen: error: --regex: unclosed group, at character 1 of '('\n")
+def test_errors_of_the_model_speak_of_flags(invoke: Invoke, qwen: Family) -> None:
+    outcome = invoke("-m", qwen.folder, "-p", "Hi", "--regex", "(", "--max-tokens", "1")
+    assert outcome == (1, "", "mlx_vlgen: error: --regex: unclosed group, at character 1 of '('\n")
 
 
 # Help
 
 
-def test_help_has_groups_and_five_examples_that_parse(say: Say, asked: dict[str, Any], tmp_path: Path,
+def test_help_has_groups_and_five_examples_that_parse(invoke: Invoke, calls: dict[str, Any], tmp_path: Path,
                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    out = say("--help")[1]
+    out = invoke("--help")[1]
     groups = re.findall(r"^([a-z][a-z' ]+):$", out, re.MULTILINE)
     assert {"thinking", "pictures and video", "the answer's form", "examples"} <= set(groups) and len(groups) >= 9
     assert all(flag in out for flag in ("--no-fallback", "--hide-thinking"))
@@ -229,12 +233,12 @@ def test_help_has_groups_and_five_examples_that_parse(say: Say, asked: dict[str,
     assert len(examples) == 5
     monkeypatch.chdir(tmp_path)
     for example in examples:
-        words = shlex.split(example)
-        for word in words:
-            if word.endswith((".jpg", ".png", ".mp4")):
-                (tmp_path / word).touch()
+        arguments = shlex.split(example)
+        for argument in arguments:
+            if argument.endswith((".jpg", ".png", ".mp4")):
+                (tmp_path / argument).touch()
         monkeypatch.setattr(sys, "stdin", Stdin(b"Hi\n"))
-        assert say(*words) == (0, "answer\n", "")
+        assert invoke(*arguments) == (0, "answer\n", "")
 
 
 # Batches

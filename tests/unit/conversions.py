@@ -19,9 +19,9 @@ def write_originals(folder):
 def stored(folder):
     """The tensors as they lie in the files that the index names; no file holds another."""
     where = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    held = {file.name: mx.load(str(file)) for file in folder.glob("*.safetensors")}
-    assert where == {name: file for file, tensors in held.items() for name in tensors}
-    return {name: tensor for tensors in held.values() for name, tensor in tensors.items()}
+    files = {file.name: mx.load(str(file)) for file in folder.glob("*.safetensors")}
+    assert where == {name: file for file, tensors in files.items() for name in tensors}
+    return {name: tensor for tensors in files.values() for name, tensor in tensors.items()}
 
 
 def config_of(folder):
@@ -34,8 +34,8 @@ def assert_equal(ours, theirs):
         assert ours[name].dtype == value.dtype and mx.array_equal(ours[name], value), name
 
 
-def message(*given, error=UnsupportedError, **keywords):
+def message(*arguments, error=UnsupportedError, **keywords):
     """What `convert` says when it refuses."""
     with pytest.raises(error) as caught:
-        convert(*given, **keywords)
+        convert(*arguments, **keywords)
     return str(caught.value)

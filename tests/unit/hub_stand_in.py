@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on loopback: the few addresses that a download asks for."""
+"""A stand-in for the Hugging Face Hub on loopback, with the few addresses that a download uses."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 class Hub:
     """Serves `repositories` {id: {file: bytes}}. `refusals` {id: (status, X-Error-Code, what)}, `what` being "all" or
-    "files" (a gated repository shows its listing). `asked` collects the files that were fetched."""
+    "files" (a gated repository shows its listing). `downloads` lists the files that were fetched."""
 
     def __init__(self, repositories, refusals):
-        self.repositories, self.refusals, self.asked = repositories, refusals, []
+        self.repositories, self.refusals, self.downloads = repositories, refusals, []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -62,7 +62,7 @@ class Hub:
             return send(request, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
         data = files[file[3]]
         if body:
-            self.asked.append((repo, file[3]))
+            self.downloads.append((repo, file[3]))
         return send(request, 200, data, {"ETag": f'"{etag(data)}"', "X-Repo-Commit": COMMIT}, body)
 
 

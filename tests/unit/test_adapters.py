@@ -183,8 +183,14 @@ def test_dora(tmp_path, llama, tensors, changes):
         layer: mx.array(random.uniform(0.5, 2, b.shape[1]).astype(np.float32)) for layer, (_, b) in changes.items()
     }
     expected = dora_merged(tensors, changes, sizes, 2.0)
-    own = {f"{layer}.m": size for layer, size in sizes.items()}
-    same(tmp_path, llama, mlx_adapter(tmp_path / "m", changes, 2.0, {"fine_tune_type": "dora"}, own), LLAMA, expected)
+    magnitudes = {f"{layer}.m": size for layer, size in sizes.items()}
+    same(
+        tmp_path,
+        llama,
+        mlx_adapter(tmp_path / "m", changes, 2.0, {"fine_tune_type": "dora"}, magnitudes),
+        LLAMA,
+        expected,
+    )
     peft = {f"base_model.model.{layer}.lora_magnitude_vector": size for layer, size in sizes.items()}
     same(tmp_path, llama, peft_adapter(tmp_path / "p", changes, {"use_dora": True}, peft), LLAMA, expected)
 
@@ -254,7 +260,7 @@ def test_half_a_pair(tmp_path, llama, changes):
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "option"),
     [
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias='all'"),
@@ -266,8 +272,8 @@ def test_half_a_pair(tmp_path, llama, changes):
         ({"peft_type": "LOHA"}, "LOHA"),
     ],
 )
-def test_peft_options_that_are_not_understood(tmp_path, llama, changes, config, words):
-    assert words in refused(llama, peft_adapter(tmp_path / "a", changes, config))
+def test_peft_options_that_are_not_understood(tmp_path, llama, changes, config, option):
+    assert option in refused(llama, peft_adapter(tmp_path / "a", changes, config))
 
 
 def test_peft_tensors_that_are_not_understood(tmp_path, llama, changes):

@@ -158,14 +158,14 @@ def test_vision_stays_whole_unless_it_is_asked_for(tmp_path, originals):
     text = convert(originals["qwen3_vl"], tmp_path / "text", **keywords)
     assert quantized(text) and all(path.startswith("language_model.") for path in quantized(text))
     both = convert(originals["qwen3_vl"], tmp_path / "both", quantize_vision=True, **keywords)
-    sees = quantized(both) - quantized(text)
+    vision_layers = quantized(both) - quantized(text)
     model = load(both)[0]
     linear = {path for path, module in load(text)[0].named_modules() if type(module) is nn.Linear}
-    assert sees == linear  # no table of positions, which is not looked up by whole rows, and no convolution
+    assert vision_layers == linear  # no table of positions, which is not looked up by whole rows, and no convolution
 
     picture = np.random.default_rng(0).normal(size=(16, 96)).astype(np.float32)
     media = Media("image", picture, (1, 4, 4), ((0, 4),), (16, 16))
-    exact, rounded = (np.array(own.encode([media])[0].embeds) for own in (load(text)[0], model))
+    exact, rounded = (np.array(model.encode([media])[0].embeds) for model in (load(text)[0], model))
     assert 0 < np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
 
 
@@ -234,7 +234,7 @@ def test_without_a_dtype_floats_keep_theirs_on_a_cpu_too(tmp_path, keywords):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "expected"),
     [
         ({"quantize": True, "dequantize": True}, "dequantize and quantize exclude each other"),
         ({"q_bits": 4}, "q_bits says how to quantize"),
@@ -253,10 +253,10 @@ def test_without_a_dtype_floats_keep_theirs_on_a_cpu_too(tmp_path, keywords):
         ({"dtype": mx.int8}, "expected one of float32, bfloat16, float16"),
     ],
 )
-def test_settings_that_do_not_fit(settings, words):
+def test_settings_that_do_not_fit(settings, expected):
     with pytest.raises(UnsupportedError) as caught:
         Plan.of(**settings)
-    assert words in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_an_unknown_setting_is_a_type_error(originals, tmp_path):
@@ -270,7 +270,7 @@ def test_checkpoints_that_do_not_fit_the_settings(tmp_path, originals):
                       "num_key_value_heads": 1}  # fmt: skip
     narrow_folder = write(tmp_path / "narrow", narrow, draw(narrow))
     before = sorted(tmp_path.iterdir())
-    for source, keywords, words in (
+    for source, keywords, expected in (
         (packed, {"quantize": True}, "quantized already"),
         (originals["llama"], {"dequantize": True}, "not quantized"),
         (originals["llama"], {"quantize": True, "quantize_vision": True}, "text decoder"),
@@ -279,6 +279,6 @@ def test_checkpoints_that_do_not_fit_the_settings(tmp_path, originals):
         (originals["llama"], {"dry_run": True}, "upload_repo"),
         (originals["llama"], {"upload_repo": "not an id"}, "not an id"),
     ):
-        assert words in message(source, tmp_path / "out", **keywords)
+        assert expected in message(source, tmp_path / "out", **keywords)
         assert sorted(tmp_path.iterdir()) == before
     message(tmp_path / "nowhere", tmp_path / "out", error=LoadError)

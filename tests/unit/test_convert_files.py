@@ -46,14 +46,14 @@ def test_small_shards(tmp_path, originals, monkeypatch):
 
 
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
-def test_shards_keep_the_order_and_the_limit(sizes, most):
+def test_shards_keep_the_order_and_the_limit(sizes, max_bytes):
     tensors = {str(i): mx.zeros(size, mx.uint8) for i, size in enumerate(sizes)}
-    groups = saving.shards(tensors, most)
+    groups = saving.shards(tensors, max_bytes)
     assert [name for group in groups for name in group] == list(tensors)
     totals = [sum(tensors[name].nbytes for name in group) for group in groups]
-    assert all(total <= most or len(group) == 1 for total, group in zip(totals, groups, strict=True))
+    assert all(total <= max_bytes or len(group) == 1 for total, group in zip(totals, groups, strict=True))
     # No two neighbours would fit into one file.
-    assert all(total + tensors[after[0]].nbytes > most for total, after in zip(totals, groups[1:], strict=False))
+    assert all(total + tensors[after[0]].nbytes > max_bytes for total, after in zip(totals, groups[1:], strict=False))
 
 
 def test_a_shard_at_a_time_is_in_memory(tmp_path, monkeypatch):
@@ -73,9 +73,9 @@ def test_a_shard_at_a_time_is_in_memory(tmp_path, monkeypatch):
 
 def test_processor_tokenizer_template_and_licence_come_along_and_nothing_else(tmp_path, originals):
     source = write(tmp_path / "source", LLAMA, draw(LLAMA), shards=2)
-    wanted = """generation_config.json preprocessor_config.json processor_config.json chat_template.json
+    copied = """generation_config.json preprocessor_config.json processor_config.json chat_template.json
         chat_template.jinja merges.txt tokenizer.model qwen.tiktoken LICENSE names.jsonl""".split()
-    for name in (*wanted, "modeling.py", "weights.bin", "training_args.pt", "adapter_config.json", "photo.png"):
+    for name in (*copied, "modeling.py", "weights.bin", "training_args.pt", "adapter_config.json", "photo.png"):
         (source / name).write_text(f'{{"this is": "{name}"}}')
     (source / "original").mkdir()
     (tmp_path / "elsewhere").write_text("linked")
@@ -86,10 +86,10 @@ def test_processor_tokenizer_template_and_licence_come_along_and_nothing_else(tm
 
     before = contents()
     target = convert(source, tmp_path / "out")
-    made = {"config.json", "README.md", "model.safetensors", "model.safetensors.index.json"}
+    written = {"config.json", "README.md", "model.safetensors", "model.safetensors.index.json"}
     known = {"tokenizer.json", "tokenizer_config.json", "added_tokens.json"}
-    assert {path.name for path in target.iterdir()} == {*wanted, *made, *known}
-    assert all((target / name).read_bytes() == (source / name).read_bytes() for name in {*wanted, *known})
+    assert {path.name for path in target.iterdir()} == {*copied, *written, *known}
+    assert all((target / name).read_bytes() == (source / name).read_bytes() for name in {*copied, *known})
     assert not (target / "added_tokens.json").is_symlink()
     assert contents() == before
 
@@ -139,8 +139,8 @@ def test_the_card_of_a_folder_keeps_its_licence(tmp_path):
 def test_a_name_that_is_taken(tmp_path, originals):
     (taken := tmp_path / "taken").mkdir()
     (taken / "precious").write_text("x")
-    said = message(originals["llama"], taken, error=VlgenError)
-    assert str(taken) in said and "not empty" in said
+    error_message = message(originals["llama"], taken, error=VlgenError)
+    assert str(taken) in error_message and "not empty" in error_message
     assert [path.name for path in taken.iterdir()] == ["precious"]
     assert "is a file" in message(originals["llama"], taken / "precious", error=VlgenError)
     (empty := tmp_path / "empty").mkdir()
@@ -271,46 +271,46 @@ def test_sizes_and_bits_are_told(tmp_path, originals, capsys):
     target = convert(originals["llama"], tmp_path / "out", quantize=True, q_bits=8)
     captured = capsys.readouterr()
     assert captured.out == ""
-    shard, told = captured.err.splitlines()
+    shard, summary = captured.err.splitlines()
     assert shard.startswith("mlx_vlgen: model.safetensors (")
     tensors = stored(target).values()
     bits = sum(value.nbytes for value in tensors) * 8 / sum(value.size for value in draw(LLAMA).values())
     after, before = ((folder / "model.safetensors").stat().st_size / 1e6 for folder in (target, originals["llama"]))
-    assert told == f"mlx_vlgen: {target}: {after:.1f} MB, {bits:.3f} bits per weight; it was {before:.1f} MB"
+    assert summary == f"mlx_vlgen: {target}: {after:.1f} MB, {bits:.3f} bits per weight; it was {before:.1f} MB"
 
 
 # -- uploading
 
 
 class Hub:
-    """HfApi's two methods, noting what they were given."""
+    """HfApi's two methods, noting their arguments."""
 
-    asked: ClassVar[list] = []
+    calls: ClassVar[list] = []
 
     def create_repo(self, repo, **options):
-        self.asked.append((repo, options))
+        self.calls.append((repo, options))
 
     def upload_folder(self, **options):
-        self.asked.append(options)
-        if self.asked[0][0] == "owner/broken":
+        self.calls.append(options)
+        if self.calls[0][0] == "owner/broken":
             raise ConnectionError("no route")
 
 
 def test_uploading(tmp_path, originals, monkeypatch, capsys):
     monkeypatch.setattr(CONVERT, "HfApi", Hub)
-    monkeypatch.setattr(Hub, "asked", [])
+    monkeypatch.setattr(Hub, "calls", [])
     target = convert(originals["llama"], tmp_path / "dry", upload_repo="owner/name", dry_run=True)
     listed = capsys.readouterr().out.splitlines()
-    assert Hub.asked == [] and "owner/name" in listed[0]
+    assert Hub.calls == [] and "owner/name" in listed[0]
     assert [line.split()[1] for line in listed[1:]] == sorted(path.name for path in target.iterdir())
     assert 'load("owner/name")' in (target / "README.md").read_text()
 
     target = convert(originals["llama"], tmp_path / "real", upload_repo="owner/name")
-    assert Hub.asked[0] == ("owner/name", {"exist_ok": True})
-    assert (Hub.asked[1]["repo_id"], Hub.asked[1]["folder_path"]) == ("owner/name", target)
+    assert Hub.calls[0] == ("owner/name", {"exist_ok": True})
+    assert (Hub.calls[1]["repo_id"], Hub.calls[1]["folder_path"]) == ("owner/name", target)
     assert capsys.readouterr().out == ""
 
-    Hub.asked.clear()
-    said = message(originals["llama"], tmp_path / "broken", error=VlgenError, upload_repo="owner/broken")
-    assert "no route" in said and f"hf upload owner/broken {tmp_path / 'broken'}" in said
+    Hub.calls.clear()
+    error_message = message(originals["llama"], tmp_path / "broken", error=VlgenError, upload_repo="owner/broken")
+    assert "no route" in error_message and f"hf upload owner/broken {tmp_path / 'broken'}" in error_message
     assert (tmp_path / "broken" / "config.json").is_file()

@@ -2,14 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from hub_stand_in import COMMIT, Hub
-from tiny_checkpoints import LLAMA, QWEN3_VL, draw, logits, write
+from tiny_checkpoints import LLAMA, QWEN3_VL, draw, forbid_network, logits, write
 
 import mlx_vlgen.demo
 from mlx_vlgen.errors import LoadError, UnreachableError, UnsupportedError
@@ -31,18 +30,13 @@ def refused(name, *rest):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty Hugging Face cache, and no network at all."""
-
-    def no_network(*args, **kwargs):
-        raise AssertionError("asked the network")
-
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    forbid_network(monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return tmp_path / "hub"
 
 
-def put(cache, repo, shards=1):
+def write_cached(cache, repo, shards=1):
     """A whole copy of a text checkpoint, laid out as huggingface_hub does: links to blobs."""
     folder = cache / f"models--{repo.replace('/', '--')}"
     snapshot = write(folder / "snapshots" / COMMIT, LLAMA, draw(LLAMA), shards)
@@ -89,9 +83,9 @@ def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub(tmp_path, cache
 
 
 def test_a_file(tmp_path):
-    for name, words in (("model.safetensors", f"Give the folder it lies in: {tmp_path}"), ("m.gguf", "GGUF")):
+    for name, parts in (("model.safetensors", f"Give the folder it lies in: {tmp_path}"), ("m.gguf", "GGUF")):
         (tmp_path / name).write_bytes(b"")
-        assert words in refused(tmp_path / name)
+        assert parts in refused(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["", "owner name", "owner/na me", "-owner/name", "owner/name.git", "owner--x/name"])
@@ -100,7 +94,7 @@ def test_no_id(name, cache):
 
 
 def test_a_whole_copy_in_the_cache(cache):
-    snapshot = put(cache, "someone/llama")
+    snapshot = write_cached(cache, "someone/llama")
     assert hub.locate("someone/llama").samefile(snapshot)
     assert hub.locate("someone/llama", "main").samefile(snapshot)
     assert hub.locate("someone/llama", COMMIT).samefile(snapshot)
@@ -110,7 +104,7 @@ def test_a_whole_copy_in_the_cache(cache):
 
 @pytest.mark.parametrize("lost", ["config.json", "model-00002-of-00003.safetensors", "tokenizer"])
 def test_a_part_in_the_cache_is_not_enough(cache, lost):
-    snapshot = put(cache, "someone/llama", shards=3)
+    snapshot = write_cached(cache, "someone/llama", shards=3)
     for path in snapshot.glob(f"{lost}*"):
         path.unlink()
     with pytest.raises(UnreachableError, match=r"no whole copy in the cache .* HF_HUB_OFFLINE"):
@@ -122,11 +116,11 @@ def test_a_part_in_the_cache_is_not_enough(cache, lost):
 )
 def test_a_link_to_nothing_in_the_cache_is_a_part_and_named(cache, lost):
     """As a pruned cache leaves it: the snapshot's links are there, and a blob is not."""
-    snapshot = put(cache, "someone/llama", shards=3)
+    snapshot = write_cached(cache, "someone/llama", shards=3)
     (snapshot / lost).resolve().unlink()
     assert (snapshot / lost).is_symlink()
-    said = refused("someone/llama")
-    assert "no whole copy in the cache" in said and lost in said
+    message = refused("someone/llama")
+    assert "no whole copy in the cache" in message and lost in message
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "tokenizer_config.json"])
@@ -139,17 +133,17 @@ def test_a_folder_with_a_link_to_nothing_is_not_loaded(tmp_path, lost):
 
 
 def test_another_revision_is_not_in_the_cache(cache):
-    put(cache, "someone/llama")
+    write_cached(cache, "someone/llama")
     assert "no whole copy" in refused("someone/llama", "v2")
 
 
 def test_the_nearest_cached_name(cache):
-    put(cache, "someone/llama-3b")
+    write_cached(cache, "someone/llama-3b")
     assert "In the cache is someone/llama-3b." in refused("someone/lama-3b")
 
 
 def test_a_refused_checkpoint_in_the_cache_is_not_asked_for_again(cache):
-    snapshot = put(cache, "someone/llama")
+    snapshot = write_cached(cache, "someone/llama")
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
     assert "encoder-decoder" in refused("someone/llama")
@@ -176,10 +170,11 @@ from mlx_vlgen.errors import LoadError
 outcomes = {}
 for name, revision in json.loads(sys.argv[1]):
     try:
-        found = str((hub.locate_adapter if "adapter" in name else hub.locate)(name, *([revision] if revision else [])))
+        locate = hub.locate_adapter if "adapter" in name else hub.locate
+        outcome = str(locate(name, *([revision] if revision else [])))
     except LoadError as error:
-        found = f"{type(error).__name__}: {error}"
-    outcomes[f"{name}@{revision}"] = found
+        outcome = f"{type(error).__name__}: {error}"
+    outcomes[f"{name}@{revision}"] = outcome
 print(json.dumps(outcomes))
 """
 
@@ -239,25 +234,25 @@ def stand_in(tmp_path_factory):
 
 
 def fetched(stand_in, repo):
-    return {file for name, file in stand_in[0].asked if name == repo}
+    return {file for name, file in stand_in[0].downloads if name == repo}
 
 
 def test_a_download_fetches_only_what_is_needed(stand_in):
-    _, outcomes, said, home = stand_in
+    _, outcomes, message, home = stand_in
     folder = Path(outcomes["someone/whole@None"])
     assert sorted(path.name for path in folder.iterdir()) == sorted(NEEDED)
     assert fetched(stand_in, "someone/whole") == set(NEEDED)
     assert folder.is_relative_to(home / "hub")
-    # config.json came first: it says whether the rest is wanted.
+    # config.json came first: it says whether the rest is downloaded.
     size = sum((folder / name).stat().st_size for name in NEEDED[1:]) / 1e6
-    assert f"mlx_vlgen: downloading someone/whole (4 files, {size:.1f} MB) to {home / 'hub'}" in said
+    assert f"mlx_vlgen: downloading someone/whole (4 files, {size:.1f} MB) to {home / 'hub'}" in message
 
 
 def test_once_downloaded_the_hub_is_not_asked(stand_in):
     _, outcomes, _, home = stand_in
-    again, said = locate_all(home, "http://127.0.0.1:9", [["someone/whole", None]])
+    again, message = locate_all(home, "http://127.0.0.1:9", [["someone/whole", None]])
     assert again == {"someone/whole@None": outcomes["someone/whole@None"]}
-    assert said == ""
+    assert message == ""
 
 
 def test_a_part_is_completed(stand_in, tmp_path):
@@ -266,11 +261,11 @@ def test_a_part_is_completed(stand_in, tmp_path):
     folder = Path(first["someone/whole@None"])
     (folder / "model.safetensors").resolve().unlink()
     (folder / "model.safetensors").unlink()
-    before = len(server.asked)
-    again, said = locate_all(tmp_path, server.url, [["someone/whole", None]])
+    before = len(server.downloads)
+    again, message = locate_all(tmp_path, server.url, [["someone/whole", None]])
     assert again == first
-    assert "(1 file" in said
-    assert server.asked[before:] == [("someone/whole", "model.safetensors")]
+    assert "(1 file" in message
+    assert server.downloads[before:] == [("someone/whole", "model.safetensors")]
 
 
 def test_a_link_to_nothing_is_completed(stand_in, tmp_path):
@@ -278,10 +273,10 @@ def test_a_link_to_nothing_is_completed(stand_in, tmp_path):
     first, _ = locate_all(tmp_path, server.url, [["someone/whole", None]])
     folder = Path(first["someone/whole@None"])
     (folder / "model.safetensors").resolve().unlink()
-    before = len(server.asked)
+    before = len(server.downloads)
     again, _ = locate_all(tmp_path, server.url, [["someone/whole", None]])
     assert again == first
-    assert server.asked[before:] == [("someone/whole", "model.safetensors")]
+    assert server.downloads[before:] == [("someone/whole", "model.safetensors")]
     assert (folder / "model.safetensors").is_file()
 
 
@@ -291,7 +286,7 @@ def test_an_adapter(stand_in):
 
 
 @pytest.mark.parametrize(
-    ("case", "words"),
+    ("case", "parts"),
     [
         ("someone/gated@None", ["is gated", "accept a licence at http://127.0.0.1", "hf auth login"]),
         ("someone/whle@None", ["no model someone/whle", "spelling", "In the cache is someone/whole."]),
@@ -304,11 +299,11 @@ def test_an_adapter(stand_in):
         ("someone/half@None", ["no tokenizer"]),
     ],
 )
-def test_what_went_wrong_and_what_to_do(stand_in, case, words):
-    said = stand_in[1][case]
-    assert said.startswith("UnreachableError: " if "broken" in case else "LoadError: ")
-    for word in words:
-        assert word in said
+def test_what_went_wrong_and_what_to_do(stand_in, case, parts):
+    message = stand_in[1][case]
+    assert message.startswith("UnreachableError: " if "broken" in case else "LoadError: ")
+    for part in parts:
+        assert part in message
 
 
 def test_what_is_refused_is_not_downloaded(stand_in):
@@ -324,7 +319,7 @@ def test_gated_with_a_token(stand_in, tmp_path):
 
 def test_no_hub_to_reach(tmp_path):
     outcomes, _ = locate_all(tmp_path, "http://127.0.0.1:9", [["someone/whole", None]])
-    said = outcomes["someone/whole@None"]
-    assert said.startswith("UnreachableError: ")
-    for word in ("no whole copy in the cache", "http://127.0.0.1:9 cannot be reached", "Check the connection"):
-        assert word in said
+    message = outcomes["someone/whole@None"]
+    assert message.startswith("UnreachableError: ")
+    for part in ("no whole copy in the cache", "http://127.0.0.1:9 cannot be reached", "Check the connection"):
+        assert part in message

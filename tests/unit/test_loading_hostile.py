@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hostile.checkpoints import Mutation, mutations
 from parity.layouts import write_checkpoint
-from tiny_checkpoints import LLAMA, draw, write
+from tiny_checkpoints import LLAMA, draw, load_error, write
 
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError
@@ -30,15 +30,9 @@ def llama(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sees(tmp_path_factory):
-    """The folder of a checkpoint that sees, to be read only."""
-    return write_checkpoint("qwen3_vl", "v5", tmp_path_factory.mktemp("sees"))
-
-
-def refused(folder, **options):
-    with pytest.raises(LoadError) as caught:
-        load(folder, **options)
-    return str(caught.value)
+def vision_checkpoint(tmp_path_factory):
+    """The folder of a checkpoint that takes pictures, for reading only."""
+    return write_checkpoint("qwen3_vl", "v5", tmp_path_factory.mktemp("checkpoint"))
 
 
 def change(folder, name, **fields):
@@ -96,8 +90,11 @@ def test_no_checkpoint_gets_past_the_gate(tmp_path, family, seed, count):
 
 
 def test_mutations_are_the_same_for_the_same_seed(llama):
-    assert [own.name for own in mutations(llama, 3, 300)] == [own.name for own in mutations(llama, 3, 300)]
-    assert [own.name for own in mutations(llama, 3, 300)] != [own.name for own in mutations(llama, 4, 300)]
+    def names(seed):
+        return [mutation.name for mutation in mutations(llama, seed, 300)]
+
+    assert names(3) == names(3)
+    assert names(3) != names(4)
 
 
 def test_a_mutation_leaves_the_original(llama, tmp_path):
@@ -118,7 +115,7 @@ def test_a_mutation_leaves_the_original(llama, tmp_path):
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ', '{"added_tokens": 5}' + "}", "\ufeff{}"])
 def test_a_broken_tokenizer_is_named(llama, name, text):
     (llama / name).write_text(text, encoding="utf-8")
-    assert str(llama / name) in refused(llama)
+    assert str(llama / name) in load_error(llama)
     with pytest.raises(LoadError):
         AutoTokenizer.from_pretrained(llama)
 
@@ -130,7 +127,7 @@ SHAPES = {"a": (64, 128), "b": (600_000, 4)}
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "message"),
     [
         ({"num_hidden_layers": 10**7}, "num_hidden_layers = 10000000"),
         ({"vision_config": {"depth": 257}}, "vision_config.depth = 257"),
@@ -140,8 +137,8 @@ SHAPES = {"a": (64, 128), "b": (600_000, 4)}
         ({"head_dim": float("inf")}, "head_dim = inf"),
     ],
 )
-def test_sizes_that_the_tensors_cannot_have(config, told):
-    with pytest.raises(LoadError, match=told):
+def test_sizes_that_the_tensors_cannot_have(config, message):
+    with pytest.raises(LoadError, match=message):
         check_sizes(config, SHAPES)
 
 
@@ -168,31 +165,33 @@ def test_a_header_that_lies(tmp_path, shape):
 
 def test_integers_for_weights(tmp_path):
     tensors = draw(LLAMA) | {"model.norm.weight": mx.ones(128, mx.int32)}
-    assert "of another type (model.norm.weight mlx.core.int32" in refused(write(tmp_path / "c", LLAMA, tensors))
+    assert "of another type (model.norm.weight mlx.core.int32" in load_error(write(tmp_path / "c", LLAMA, tensors))
 
 
 # Processors
 
 
 @pytest.mark.parametrize("fields", [{"image_std": [0, 0, 0]}, {"resample": 99}, {"image_mean": 1}, {"patch_size": 3}])
-def test_settings_of_a_processor_name_the_file(sees, tmp_path, fields):
+def test_settings_of_a_processor_name_the_file(vision_checkpoint, tmp_path, fields):
     folder = Mutation("", lambda folder: change(folder, "preprocessor_config.json", **fields)).write(
-        sees, tmp_path / "c"
+        vision_checkpoint, tmp_path / "c"
     )
     (folder / "processor_config.json").unlink()
-    assert str(folder) in (said := refused(folder)) and "config.json" in said
+    assert str(folder) in (message := load_error(folder)) and "config.json" in message
 
 
 def test_what_cannot_run_is_refused_when_it_loads(llama):
     change(llama, "config.json", rope_theta="a")
-    assert "do not describe a model that runs" in (said := refused(llama)) and str(llama / "config.json") in said
+    assert (
+        "do not describe a model that runs" in (message := load_error(llama)) and str(llama / "config.json") in message
+    )
 
 
 def test_a_tower_that_cannot_run_is_refused_when_it_loads(tmp_path):
     folder = write_checkpoint("idefics3", "v5", tmp_path / "c")
     config = json.loads((folder / "config.json").read_text())
     change(folder, "config.json", vision_config=config["vision_config"] | {"num_attention_heads": 0})
-    assert "do not describe a model that runs" in refused(folder)
+    assert "do not describe a model that runs" in load_error(folder)
 
 
 def test_a_processor_that_makes_enormous_pictures_is_refused_when_it_loads(tmp_path):
@@ -200,14 +199,14 @@ def test_a_processor_that_makes_enormous_pictures_is_refused_when_it_loads(tmp_p
     folder = write_checkpoint("lfm2_vl", "hub", tmp_path / "c")
     change(folder, "preprocessor_config.json", min_image_tokens=60_000, max_image_tokens=65_000, downsample_factor=16,
            encoder_patch_size=256)  # fmt: skip
-    assert "cannot take a picture of 64 x 48 pixels" in refused(folder)
+    assert "cannot take a picture of 64 x 48 pixels" in load_error(folder)
 
 
 def test_templates(llama):
     (llama / "chat_template.json").write_text('{"chat_template": 5}')
-    assert str(llama / "chat_template.json") in refused(llama)
+    assert str(llama / "chat_template.json") in load_error(llama)
     (llama / "chat_template.jinja").write_bytes(b"\xff")
-    assert str(llama / "chat_template.jinja") in refused(llama)
+    assert str(llama / "chat_template.jinja") in load_error(llama)
 
 
 # Tokens
@@ -222,15 +221,15 @@ def test_a_token_past_the_embeddings(llama, special):
     if special:
         assert load(llama)[1].tokenizer.convert_tokens_to_ids("hi") >= 64
         change(llama, "tokenizer_config.json", eos_token="hi")
-    said = refused(llama)
-    assert str(llama / "tokenizer.json") in said and "'hi' has the id" in said and "64 rows" in said
+    message = load_error(llama)
+    assert str(llama / "tokenizer.json") in message and "'hi' has the id" in message and "64 rows" in message
 
 
 def test_a_word_past_the_embeddings(llama):
     whole = json.loads((llama / "tokenizer.json").read_text())
     whole["model"]["vocab"]["hi"] = 999_999
     change(llama, "tokenizer.json", model=whole["model"])
-    assert "'hi' has the id 999999, and the embeddings have 64 rows" in refused(llama)
+    assert "'hi' has the id 999999, and the embeddings have 64 rows" in load_error(llama)
 
 
 def test_more_rows_than_tokens_are_usual(tmp_path):
@@ -242,15 +241,15 @@ def test_more_rows_than_tokens_are_usual(tmp_path):
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
 def test_end_tokens_that_are_none(llama, name, ends):
     change(llama, name, eos_token_id=ends)
-    said = refused(llama)
-    assert str(llama / name) in said and "eos_token_id" in said
+    message = load_error(llama)
+    assert str(llama / name) in message and "eos_token_id" in message
 
 
-def test_a_picture_without_a_token(sees, tmp_path):
-    folder = Mutation("", lambda folder: None).write(sees, tmp_path / "c")
+def test_a_picture_without_a_token(vision_checkpoint, tmp_path):
+    folder = Mutation("", lambda folder: None).write(vision_checkpoint, tmp_path / "c")
     text = (folder / "tokenizer.json").read_text().replace("<|image_pad|>", "<|other|>")
     (folder / "tokenizer.json").write_text(text)
-    assert "has no token '<|image_pad|>'" in refused(folder)
+    assert "has no token '<|image_pad|>'" in load_error(folder)
 
 
 # Quantization and adapters
@@ -266,7 +265,7 @@ def test_a_picture_without_a_token(sees, tmp_path):
 @pytest.mark.parametrize("key", ["quantization", "quantization_config"])
 def test_quantization_that_there_is_not(llama, key, settings):
     change(llama, "config.json", **{key: settings})
-    assert str(llama / "config.json") in refused(llama)
+    assert str(llama / "config.json") in load_error(llama)
 
 
 @pytest.mark.parametrize(
@@ -283,34 +282,36 @@ def test_adapters(llama, tmp_path, config):
     (folder / "adapter_config.json").write_text(config if isinstance(config, str) else json.dumps(config))
     layer = "model.layers.0.self_attn.q_proj"
     pair = {"a": mx.zeros((128, 4)), "b": mx.zeros((4, 128))}
-    mx.save_safetensors(str(folder / "adapters.safetensors"), {f"{layer}.lora_{key}": own for key, own in pair.items()})
-    peft = {f"base_model.model.{layer}.lora_{key.upper()}.weight": own.T for key, own in pair.items()}
+    mx.save_safetensors(
+        str(folder / "adapters.safetensors"), {f"{layer}.lora_{key}": tensor for key, tensor in pair.items()}
+    )
+    peft = {f"base_model.model.{layer}.lora_{key.upper()}.weight": tensor.T for key, tensor in pair.items()}
     mx.save_safetensors(str(folder / "adapter_model.safetensors"), peft)
-    assert str(folder) in refused(llama, adapter_path=folder)
+    assert str(folder) in load_error(llama, adapter_path=folder)
 
 
 # What else may happen
 
 
-def test_a_fault_of_our_own_can_be_traced(sees, monkeypatch):
+def test_a_fault_of_our_own_can_be_traced(vision_checkpoint, monkeypatch):
     def broken(cls, folder, config):
         raise AttributeError("a fault")
 
     monkeypatch.setattr(Qwen3VLProcessor, "from_folder", classmethod(broken))
     for reading in (load, AutoProcessor.from_pretrained):
         with pytest.raises(LoadError, match="AttributeError: a fault") as caught:
-            reading(sees)
+            reading(vision_checkpoint)
         assert isinstance(caught.value.__cause__, AttributeError)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, SystemExit])
-def test_what_is_no_fault_of_a_checkpoint_passes(sees, monkeypatch, error):
+def test_what_is_no_fault_of_a_checkpoint_passes(vision_checkpoint, monkeypatch, error):
     def stopped(cls, folder, config):
         raise error
 
     monkeypatch.setattr(Qwen3VLProcessor, "from_folder", classmethod(stopped))
     with pytest.raises(error):
-        load(sees)
+        load(vision_checkpoint)
 
 
 def test_a_panic_of_rust_does_not(llama, monkeypatch):
@@ -320,16 +321,17 @@ def test_a_panic_of_rust_does_not(llama, monkeypatch):
         raise panic("index out of bounds")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", panics)
-    assert "PanicException: index out of bounds" in refused(llama)
+    assert "PanicException: index out of bounds" in load_error(llama)
 
 
-def test_a_rehearsal_computes_nothing(sees):
-    load(sees, lazy=True)
+def test_checking_a_forward_computes_nothing(vision_checkpoint):
+    load(vision_checkpoint, lazy=True)
     mx.synchronize()
     mx.clear_cache()
     before = mx.get_active_memory()
-    model, processor = load(sees, lazy=True)
-    assert mx.get_active_memory() - before < 50_000 < sum(path.stat().st_size for path in sees.glob("*.safetensors"))
+    model, processor = load(vision_checkpoint, lazy=True)
+    stored = sum(path.stat().st_size for path in vision_checkpoint.glob("*.safetensors"))
+    assert mx.get_active_memory() - before < 50_000 < stored
     assert processor.prepare("hi", MediaInputs()).tokens.dtype == np.int32
     assert model.processor is processor
 
@@ -341,8 +343,8 @@ def test_names_that_cannot_be_opened(name):
 
 
 @pytest.mark.parametrize(
-    ("given", "named"), [((5,), "5"), ((None,), "None"), ((b"x",), "b'x'"), (("a/b", 5), "revision=5")]
+    ("arguments", "expected"), [((5,), "5"), ((None,), "None"), ((b"x",), "b'x'"), (("a/b", 5), "revision=5")]
 )
-def test_names_of_another_type(given, named):
-    with pytest.raises(TypeError, match=named):
-        hub.locate(*given)
+def test_names_of_another_type(arguments, expected):
+    with pytest.raises(TypeError, match=expected):
+        hub.locate(*arguments)

@@ -53,7 +53,7 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
 
 
 def test_dir_and_all_list_the_public_names() -> None:
-    assert set(mlx_vlgen.__all__) == {*mlx_vlgen._WHERE, "__version__"}
+    assert set(mlx_vlgen.__all__) == {*mlx_vlgen._MODULES, "__version__"}
     assert set(mlx_vlgen.__all__) <= set(dir(mlx_vlgen))
     assert all(getattr(mlx_vlgen, name) is not None for name in mlx_vlgen.__all__)
     assert mlx_vlgen.generate.__module__ == mlx_vlgen.stream_generate.__module__ == "mlx_vlgen.generate"

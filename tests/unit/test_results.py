@@ -1,4 +1,4 @@
-"""What the faces give back as a thing of its own: copied, pickled, told as JSON; and a stream's parts as they come."""
+"""Results copied, pickled and as JSON; thinking and answer of a stream; notices of failed rows."""
 
 import copy
 import dataclasses
@@ -65,17 +65,17 @@ def test_copies_are_equal_and_keep_the_vocabulary(response: BatchResponse, copie
 
 def test_as_dict_and_replace_work(response: BatchResponse) -> None:
     for result in response.results:
-        told = dataclasses.asdict(result)
-        assert told.keys() == {field.name for field in dataclasses.fields(GenerationResult)}
-        assert told["tokens"] == result.tokens and told["tokens"] is not result.tokens
+        fields = dataclasses.asdict(result)
+        assert fields.keys() == {field.name for field in dataclasses.fields(GenerationResult)}
+        assert fields["tokens"] == result.tokens and fields["tokens"] is not result.tokens
         assert dataclasses.replace(result, text="x").tokens == result.tokens
 
 
 def test_to_dict_is_json(response: BatchResponse) -> None:
-    told = response.to_dict()
-    assert json.loads(json.dumps(told, allow_nan=False)) == told
-    assert told["stats"] == response.stats.to_dict() == dataclasses.asdict(response.stats)
-    failed, whole, _ = told["results"]
+    fields = response.to_dict()
+    assert json.loads(json.dumps(fields, allow_nan=False)) == fields
+    assert fields["stats"] == response.stats.to_dict() == dataclasses.asdict(response.stats)
+    failed, whole, _ = fields["results"]
     assert failed["error"] == "MediaError: no.png: no such file" and failed["finish_reason"] == "error"
     assert whole == response.results[1].to_dict() and "logprobs" not in whole
     assert (whole["text"], whole["tokens"], len(whole["top_logprobs"])) == (
@@ -103,7 +103,7 @@ def test_a_result_looks_like_one(response: BatchResponse) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "stop", "thinking", "answer"),
+    ("text", "stop", "thinking", "answer"),
     [
         ("plain text ", None, None, "plain text "),
         ("<a>one two</a>\n three ", None, "one two", "three"),
@@ -118,22 +118,22 @@ def test_a_result_looks_like_one(response: BatchResponse) -> None:
     ],
 )
 def test_thinking_and_answer_grow_and_hold_no_mark(
-    family: Family, said: str, stop: list[str] | None, thinking: str | None, answer: str
+    family: Family, text: str, stop: list[str] | None, thinking: str | None, answer: str
 ) -> None:
-    """Neither the marks nor a beginning of one, which takes several tokens here, is ever in what was told."""
-    wanted = [token for piece in split(said) for token in family.processor.tokenizer.encode(piece)]
+    """Neither the marks nor a beginning of one, which takes several tokens here, is ever in a result."""
+    tokens = [token for piece in split(text) for token in family.processor.tokenizer.encode(piece)]
     steps = list(
         stream_generate(
-            family.model, family.processor, "Hi", logits_processors=[Forced(wanted)], stop=stop,
-            max_tokens=len(wanted), **THINK,
+            family.model, family.processor, "Hi", logits_processors=[Forced(tokens)], stop=stop,
+            max_tokens=len(tokens), **THINK,
         )
     )  # fmt: skip
     whole = generate(
-        family.model, family.processor, "Hi", logits_processors=[Forced(wanted)], stop=stop, max_tokens=len(wanted),
+        family.model, family.processor, "Hi", logits_processors=[Forced(tokens)], stop=stop, max_tokens=len(tokens),
         **THINK,
     )  # fmt: skip
     assert (whole.thinking, whole.answer) == (steps[-1].thinking, steps[-1].answer) == (thinking, answer)
-    assert whole.thinking_tokens + whole.answer_tokens <= len(wanted)
+    assert whole.thinking_tokens + whole.answer_tokens <= len(tokens)
     before = ""
     for step in steps:
         assert "<" not in (step.thinking or "").replace("<|", "") and (step.answer or "").replace("</", "<|")[:1] != "<"
@@ -143,25 +143,25 @@ def test_thinking_and_answer_grow_and_hold_no_mark(
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(thoughts))
 
 
-def split(said: str) -> list[str]:
-    """So that the marks are tokens of their own, several each."""
+def split(text: str) -> list[str]:
+    """Parts that are encoded apart, so that each mark is several tokens."""
     for mark in ("<a>", "</a>"):
-        said = said.replace(mark, f"\0{mark}\0")
-    return [piece for piece in said.split("\0") if piece]
+        text = text.replace(mark, f"\0{mark}\0")
+    return [piece for piece in text.split("\0") if piece]
 
 
 class Forced:
-    """A processor that lets a row say these tokens."""
+    """A logits processor that forces these tokens."""
 
     def __init__(self, tokens: list[int]):
-        self._tokens, self._made = tokens, 0
+        self._tokens, self._count = tokens, 0
 
     def __call__(self, tokens: Any, logits: Any) -> Any:
         from mlx_vlgen._runtime import mx
 
         scores = mx.full(logits.shape, -1e9)
-        scores[:, self._tokens[self._made]] = 0
-        self._made += 1
+        scores[:, self._tokens[self._count]] = 0
+        self._count += 1
         return scores
 
 
@@ -177,7 +177,8 @@ def test_failed_rows_are_told(family: Family, capsys: pytest.CaptureFixture[str]
 
     assert fails([None, None]) == ""
     assert fails([None, "no.png"]) == "mlx_vlgen: 1 of 2 failed: results[1]: no.png: no such file\n"
-    told = fails(["no.png", None, "neither.png", "nor.png"])
+    message = fails(["no.png", None, "neither.png", "nor.png"])
     assert (
-        told == "mlx_vlgen: 3 of 4 failed: results[0]: no.png: no such file (the others' are in results[2].error …)\n"
+        message
+        == "mlx_vlgen: 3 of 4 failed: results[0]: no.png: no such file (the others' are in results[2].error …)\n"
     )

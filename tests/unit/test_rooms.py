@@ -1,6 +1,9 @@
-"""The house's plan: imports run downwards only, and the documents' commands are those that CI runs."""
+"""The structure of the package: imports run downwards only and are declared, and CI runs the README's command."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mlx_vlgen"
 
-# What a room may import of the others. Rooms not named here are leaves that everybody may use.
+# What a room may import of the others. Rooms that are not named here may import any.
 ALLOWED = {
     "inputs": {"inputs", "errors", "notices"},
     "models": {"models", "inputs.prompt", "errors", "_mlx_lm", "_runtime"},
@@ -70,16 +73,29 @@ def test_imports_run_downwards(path: Path) -> None:
 def test_mlx_comes_in_by_its_own_door(name: str) -> None:
     door = {"mlx": "_runtime.py", "mlx_lm": "_mlx_lm.py"}[name]
     for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            modules = (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module or ""]
-                if isinstance(node, ast.ImportFrom) and not node.level
-                else []
-            )
-            for module in modules:
-                assert module.split(".")[0] != name or path.name == door, f"{path.name} imports {module}"
+        assert name not in packages(path) or path.name == door, f"{path.name} imports {name}"
+
+
+def packages(path: Path) -> set[str]:
+    """The top-level packages that a file imports by name, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    entries = [
+        *project["dependencies"],
+        *(entry for extra in project["optional-dependencies"].values() for entry in extra),
+    ]
+    declared = {re.split(r"[^\w-]", entry)[0].replace("-", "_") for entry in entries} | {"PIL"}  # pillow's name
+    for path in PACKAGE.rglob("*.py"):
+        assert packages(path) <= {*sys.stdlib_module_names, *declared}, path.name
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

@@ -1,4 +1,4 @@
-"""The door to MLX: the BLAS that is loaded before it, and what a person is told without one or without a backend."""
+"""The import of MLX: the BLAS that is loaded before it, and the messages without one or without a backend."""
 
 import ctypes
 import subprocess
@@ -29,14 +29,14 @@ def run(code, tmp_path, **environment):
 def test_the_library_is_global_before_mlx(tmp_path):
     code = (
         "import ctypes; from mlx_vlgen._runtime import blas, blas_hint, mx\n"
-        "own = ctypes.CDLL(None)\n"
-        "print(blas() is not None, hasattr(own, 'cblas_sgemm'), blas_hint() is None)\n"
+        "process = ctypes.CDLL(None)\n"
+        "print(blas() is not None, hasattr(process, 'cblas_sgemm'), blas_hint() is None)\n"
         "a = mx.ones((8, 8)); print((a @ a).sum().item())"
     )
     status, out, error = run(code, tmp_path)
-    found, product = out.splitlines()
+    loaded, product = out.splitlines()
     assert status == 0, error
-    assert found in ("True True True", "False False False")  # with and without a BLAS on this machine
+    assert loaded in ("True True True", "False False False")  # with and without a BLAS on this machine
     assert product == "512.0"
 
 
@@ -47,13 +47,13 @@ def test_off(tmp_path):
 
 
 @on_linux
-@pytest.mark.parametrize(("name", "words"), [("missing.so", "cannot open"), ("other.so", "")])
-def test_a_chosen_library_that_is_no_blas(tmp_path, name, words):
+@pytest.mark.parametrize(("name", "message"), [("missing.so", "cannot open"), ("other.so", "")])
+def test_a_chosen_library_that_is_no_blas(tmp_path, name, message):
     (tmp_path / "other.so").write_bytes(b"not a library")
     status, _, error = run("import mlx_vlgen._runtime", tmp_path, MLX_VLGEN_BLAS=str(tmp_path / name))
     assert status == 1
     assert f"ImportError: MLX_VLGEN_BLAS={tmp_path / name}" in error
-    assert words in error
+    assert message in error
 
 
 @on_linux
@@ -110,8 +110,8 @@ def test_mlx_without_a_backend_names_the_extras(tmp_path):
     (tmp_path / "mlx/core.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')")
     status, _, error = run("import mlx_vlgen._runtime", tmp_path)
     assert status == 1
-    for words in ("libmlx.so", '"mlx-vlgen[cpu]"', '"mlx-vlgen[cuda12]"', '"mlx-vlgen[cuda13]"'):
-        assert words in error
+    for message in ("libmlx.so", '"mlx-vlgen[cpu]"', '"mlx-vlgen[cuda12]"', '"mlx-vlgen[cuda13]"'):
+        assert message in error
     assert "direct cause" not in error
 
 

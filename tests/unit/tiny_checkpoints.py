@@ -1,17 +1,21 @@
 """Small random checkpoints for the tests of loading, written as files a person would download."""
 
 import json
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mlx_vlgen._mlx_lm import text_decoder
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.engine.cache import make_cache
+from mlx_vlgen.errors import LoadError
 from mlx_vlgen.inputs.prompt import Prompt
+from mlx_vlgen.loading import load
 from mlx_vlgen.models.base import Model
 from mlx_vlgen.models.decoders import text_arguments
 from mlx_vlgen.models.qwen3_vl import Qwen3VL
@@ -124,3 +128,24 @@ def logits(model: Model, tokens: tuple[int, ...] = (3, 14, 15, 9, 2, 6, 5, 35, 8
     """(L, V), of one text prompt."""
     inputs = model.embed(Prompt(np.array(tokens, dtype=np.int32)), [])
     return np.array(model(inputs, make_cache(model.cache_layout())).astype(mx.float32))[0]
+
+
+def parameters(model: Model) -> Tensors:
+    return dict(tree_flatten(model.parameters()))
+
+
+def load_error(folder: Path, error: type[Exception] = LoadError, **options: Any) -> str:
+    """The message of the error that `load` raises."""
+    with pytest.raises(error) as caught:
+        load(folder, **options)
+    return str(caught.value)
+
+
+def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections and names of hosts raise an AssertionError."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)

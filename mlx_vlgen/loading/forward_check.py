@@ -1,4 +1,4 @@
-"""A forward that is drawn up and not computed: MLX tells what does not fit, and nothing is read or multiplied."""
+"""A forward that is built and never computed: MLX raises for shapes that do not fit, and reads no weights."""
 
 import numpy as np
 from PIL import Image
@@ -9,8 +9,11 @@ from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Model
 
 
-def rehearse(model: Model) -> None:
-    """Raises what a request would meet: settings that the network or the processor takes, and cannot work with."""
+def check_forward(model: Model) -> None:
+    """Run a short prompt, and a picture where the model takes one, without computing anything.
+
+    Raises what a request would raise because of the checkpoint's settings.
+    """
     prompts = [Prompt(np.zeros(1, np.int32))]
     if placeholder := model.processor.placeholders.get("image"):
         media = MediaInputs(images=(Image.new("RGB", (64, 48)),))
