@@ -1,4 +1,4 @@
-"""Settings of `model.generate`: where each comes from, what is refused, what is told."""
+"""GenerationSettings of `model.generate`: where each comes from, what is refused, what is told."""
 
 import dataclasses
 from typing import Any
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mlx_vlgen.errors import UnsupportedError
 from mlx_vlgen.hf import config
-from mlx_vlgen.hf.config import Settings, resolve
+from mlx_vlgen.hf.config import GenerationSettings
+from mlx_vlgen.hf.resolve import NAMES, UNSUPPORTED, resolve
 from mlx_vlgen.hf.watermark import GreenList, SynthID
 
 DEFAULTS = {
@@ -34,7 +35,7 @@ DEFAULTS = {
 }
 
 
-def settings(own: Any = None, given: Any = None, /, **keywords: Any) -> Settings:
+def settings(own: Any = None, given: Any = None, /, **keywords: Any) -> GenerationSettings:
     made, unnamed = resolve(own or {}, given, keywords)
     assert not unnamed
     return made
@@ -43,13 +44,13 @@ def settings(own: Any = None, given: Any = None, /, **keywords: Any) -> Settings
 def test_defaults_are_those_of_transformers_but_for_the_length() -> None:
     made = settings()
     assert {name: getattr(made, name) for name in DEFAULTS} == DEFAULTS
-    assert made == Settings(max_new_tokens=128)
+    assert made == GenerationSettings(max_new_tokens=128)
 
 
 def test_every_setting_has_a_reader_and_every_field_of_transformers_is_known() -> None:
-    assert {field.name for field in dataclasses.fields(Settings)} == set(config._READERS)
+    assert {field.name for field in dataclasses.fields(GenerationSettings)} == set(config.READERS)
     fields = {name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")}
-    assert fields - config.NAMES == {"transformers_version"}
+    assert fields - NAMES == {"transformers_version"}
 
 
 @pytest.mark.parametrize("kind", ["object", "mapping", "ours"])
@@ -100,13 +101,13 @@ def test_none_takes_a_setting_back() -> None:
 )
 def test_length(own: dict[str, Any], keywords: dict[str, Any], most: int) -> None:
     made = settings(own, **keywords)
-    assert made.most_new_tokens(10) == most
+    assert made.max_tokens_after(10) == most
     assert (made.max_new_tokens is None) != (made.max_length is None)
 
 
 def test_a_prompt_as_long_as_max_length_is_refused() -> None:
     with pytest.raises(ValueError, match="max_length=10: the prompt has 10 tokens"):
-        settings(max_length=10).most_new_tokens(10)
+        settings(max_length=10).max_tokens_after(10)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +194,8 @@ def test_what_is_not_honoured_is_refused_with_its_reason(name: str, value: Any, 
 
 
 def test_what_is_not_honoured_may_ask_for_nothing() -> None:
-    nothing = {name: values[0] for name, (values, _) in config._REFUSED.items() if values}
-    assert settings(**nothing) == settings(**dict.fromkeys(config._REFUSED)) == settings()
+    nothing = {name: values[0] for name, (values, _) in UNSUPPORTED.items() if values}
+    assert settings(**nothing) == settings(**dict.fromkeys(UNSUPPORTED)) == settings()
 
 
 WRONG = {
