@@ -115,7 +115,7 @@ def prompts_of(model: Model, tensors: Mapping[str, Any], past: PastKeyValues | N
         if row[:length].tolist() != tokens[:length] or len(row) <= length:
             raise PromptError("past_key_values: the prompt must begin with the tokens that it holds, and go on")
     new = [row[length:] for row, length in zip(rows, lengths, strict=True)]
-    try:
+    try:  # as if the tensors held the media of the new tokens only
         later = unpack(model.processor, {**tensors, **dict.fromkeys(_PER_TOKEN), "input_ids": new})
         media = [prompt.after(-length).media for prompt, length in zip(later, lengths, strict=True)]
     except PromptError:
@@ -145,6 +145,6 @@ def negative_prompts(
         )
     try:
         return unpack(model.processor, negative)
-    except PromptError:
+    except PromptError:  # it has placeholders
         media = {name: value for name, value in tensors.items() if name not in _PER_TOKEN}
         return unpack(model.processor, media | negative)

@@ -88,10 +88,10 @@ class _ArrayTokenizer:
         original: Any = type(self).__mro__[2]
         tokenizer = object.__new__(original)
         tokenizer.__dict__.update(self.__dict__)
-        return with_arrays, (tokenizer,)
+        return taking_arrays, (tokenizer,)
 
 
-def with_arrays(tokenizer: Any) -> Any:
+def taking_arrays(tokenizer: Any) -> Any:
     """The tokenizer itself, of a class that also takes and gives MLX's arrays; transformers 5.23's cannot decode them.
 
     The class keeps its name, under which `save_pretrained` writes it down."""

@@ -351,7 +351,7 @@ def load_tokenizer(folder: Path, **keywords: Any) -> Any:
         read_text(template)
     with reading(folder / "tokenizer.json", "and the files beside it give no tokenizer"):
         made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **keywords)
-    return import_module("mlx_vlgen.hf.encoding").with_arrays(made)  # as `_Method`: MLX is not known in this room
+    return import_module("mlx_vlgen.hf.encoding").taking_arrays(made)  # as `_Method`: MLX is not known in this room
 
 
 @dataclass(frozen=True)
