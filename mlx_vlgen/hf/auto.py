@@ -17,43 +17,38 @@ from ..loading.hub import locate
 from ..models import TEXT, find
 from ..models.base import Model
 from ..options import did_you_mean
+from .values import Unsupported, refuse_unsupported
 
-Fixed = Mapping[str, tuple[tuple[Any, ...], str]]
-"""Keywords that may have these values only, which ask for nothing, and why others are refused."""
-
-_WHERE = ("revision", "local_files_only")
-_COMMON: Fixed = {
-    "trust_remote_code": ((None, False), "no code of a checkpoint's is ever run; leave it out"),
-    "cache_dir": ((None,), "the cache is where HF_HOME says; set that"),
-    "token": ((None,), "log in with `hf auth login`, or set HF_TOKEN"),
-    "force_download": ((None, False), "a whole copy in the cache is used; remove it with `hf cache`"),
-    "subfolder": ((None, ""), "give the folder itself"),
-    "proxies": ((None,), "set HTTPS_PROXY"),
+_LOCATION = ("revision", "local_files_only")
+_UNSUPPORTED: Unsupported = {
+    "trust_remote_code": ((False,), "no code of a checkpoint's is ever run; leave it out"),
+    "cache_dir": ((), "the cache is where HF_HOME says; set that"),
+    "token": ((), "log in with `hf auth login`, or set HF_TOKEN"),
+    "force_download": ((False,), "a whole copy in the cache is used; remove it with `hf cache`"),
+    "subfolder": (("",), "give the folder itself"),
+    "proxies": ((), "set HTTPS_PROXY"),
 }
-_MODEL: Fixed = {
-    **_COMMON,
-    "use_safetensors": ((None, True), "pickled weights are not read; choose a checkpoint with safetensors"),
-    "config": ((None,), "the checkpoint's own config.json is read; change a copy of it"),
-    "max_memory": ((None,), "the memory is the machine's own; leave it out"),
-    "offload_folder": (
-        (None,),
-        'weights stay in memory; quantization_config={"bits": 4} makes them small',
-    ),
-    "tp_plan": ((None,), "this package does not divide a model; leave it out"),
+_UNSUPPORTED_OF_MODELS: Unsupported = {
+    **_UNSUPPORTED,
+    "use_safetensors": ((True,), "pickled weights are not read; choose a checkpoint with safetensors"),
+    "config": ((), "the checkpoint's own config.json is read; change a copy of it"),
+    "max_memory": ((), "the memory is the machine's own; leave it out"),
+    "offload_folder": ((), 'weights stay in memory; quantization_config={"bits": 4} makes them small'),
+    "tp_plan": ((), "this package does not divide a model; leave it out"),
 }
-_IDLE = ("low_cpu_mem_usage", "attn_implementation", "use_cache", "_attn_implementation")
-"""Of a model, without effect: weights are read one at a time, and MLX has one attention, fused where it can be."""
+_WITHOUT_EFFECT = ("low_cpu_mem_usage", "attn_implementation", "use_cache", "_attn_implementation")
+"""Of a model: weights are read one at a time, and MLX has one attention, fused where it can be."""
 
 _TOKENIZER = (
     "padding_side", "truncation_side", "model_max_length", "pad_token", "bos_token", "eos_token", "unk_token",
     "add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "chat_template",
     "additional_special_tokens", "extra_special_tokens",
 )  # fmt: skip
-"""Keywords that are transformers' tokenizers' own."""
+"""Keywords of transformers' tokenizers."""
 
 
 class AutoModelForImageTextToText:
-    """Loads models that see."""
+    """Loads vision-language models."""
 
     @staticmethod
     def from_pretrained(pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Model:
@@ -97,13 +92,12 @@ class AutoProcessor:
         config = read_config(folder)
         if find(config) is TEXT:
             return _tokenizer(folder, rest)
-        own = ("min_pixels", "max_pixels", "padding_side", "chat_template")
-        _check(rest, (*own, "use_fast"), _COMMON)
-        made = read_processor(folder, config)
-        made.min_pixels, made.max_pixels = rest.get("min_pixels"), rest.get("max_pixels")
-        made.chat_template = rest.get("chat_template") or made.chat_template
-        made.tokenizer.padding_side = rest.get("padding_side") or made.tokenizer.padding_side
-        return made
+        _check(rest, ("min_pixels", "max_pixels", "padding_side", "chat_template", "use_fast"), _UNSUPPORTED)
+        processor = read_processor(folder, config)
+        processor.min_pixels, processor.max_pixels = rest.get("min_pixels"), rest.get("max_pixels")
+        processor.chat_template = rest.get("chat_template") or processor.chat_template
+        processor.tokenizer.padding_side = rest.get("padding_side") or processor.tokenizer.padding_side
+        return processor
 
 
 class AutoTokenizer:
@@ -120,35 +114,33 @@ class AutoTokenizer:
         return _tokenizer(*_locate(pretrained_model_name_or_path, kwargs))
 
 
-def _locate(given: str | Path, keywords: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint's folder, and the keywords that do not say where it is. Refuses remote code before it is asked
-    for."""
-    rest = {name: value for name, value in keywords.items() if name not in _WHERE}
-    _check({name: rest[name] for name in rest.keys() & _COMMON.keys()}, (), _COMMON)
+def _locate(path_or_id: str | Path, keywords: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint's folder, and the keywords that do not say where it is. What no class supports, remote code too,
+    is refused before anything is downloaded."""
+    rest = {name: value for name, value in keywords.items() if name not in _LOCATION}
+    for name in _UNSUPPORTED:
+        refuse_unsupported(_UNSUPPORTED, name, rest.get(name))
     revision = keywords.get("revision")
-    folder = locate(given, None if revision == "main" else revision, bool(keywords.get("local_files_only")))
+    folder = locate(path_or_id, None if revision == "main" else revision, bool(keywords.get("local_files_only")))
     return folder, rest
 
 
-def _check(
-    keywords: Mapping[str, Any], known: tuple[str, ...], fixed: Mapping[str, tuple[tuple[Any, ...], str]]
-) -> None:
+def _check(keywords: Mapping[str, Any], known: tuple[str, ...], unsupported: Unsupported) -> None:
     """TypeError for an unknown keyword, UnsupportedError for a value that cannot be honoured."""
     for name, value in keywords.items():
-        if name in fixed:
-            idle, why = fixed[name]
-            if value not in idle:
-                raise UnsupportedError(f"{name}={value!r:.80}: {why}")
+        if name in unsupported:
+            refuse_unsupported(unsupported, name, value)
         elif name not in known:
-            raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, (*known, *fixed, *_WHERE))}")
+            raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, (*known, *unsupported, *_LOCATION))}")
 
 
 def _model(folder: Path, keywords: Mapping[str, Any]) -> Model:
-    bits = ("load_in_4bit", "load_in_8bit")
-    _check(keywords, ("dtype", "torch_dtype", "device_map", "quantization_config", *bits, *_IDLE), _MODEL)
-    for name, count in zip(bits, (4, 8), strict=True):
+    bits_of = {"load_in_4bit": 4, "load_in_8bit": 8}
+    known = ("dtype", "torch_dtype", "device_map", "quantization_config", *bits_of, *_WITHOUT_EFFECT)
+    _check(keywords, known, _UNSUPPORTED_OF_MODELS)
+    for name, bits in bits_of.items():
         if keywords.get(name):
-            raise UnsupportedError(f'{name} is bitsandbytes\': give quantization_config={{"bits": {count}}}')
+            raise UnsupportedError(f'{name} is bitsandbytes\': give quantization_config={{"bits": {bits}}}')
     _check_device(keywords.get("device_map"))
     dtype = keywords.get("dtype") or keywords.get("torch_dtype")
     if type(dtype).__module__ == "torch":
@@ -156,37 +148,36 @@ def _model(folder: Path, keywords: Mapping[str, Any]) -> Model:
     return load(folder, dtype=dtype, quantization=_quantization(keywords.get("quantization_config")))[0]
 
 
-def _check_device(given: Any) -> None:
+def _check_device(device_map: Any) -> None:
     """UnsupportedError for a device that MLX does not run on here."""
     device = mx.default_device()
     names = r"cpu" if device.type == mx.DeviceType.cpu else r"(cuda|mps|gpu)(:0)?|0"
-    if isinstance(given, Mapping) and list(given) == [""]:  # the whole model, by transformers' way of saying it
-        given = given[""]
-    places = ("auto", "balanced", "sequential", "balanced_low_0")
-    if given is None or given in places or given == device or re.fullmatch(names, str(given)):
+    if isinstance(device_map, Mapping) and list(device_map) == [""]:  # "" is the whole model in transformers
+        device_map = device_map[""]
+    any_device = (None, "auto", "balanced", "sequential", "balanced_low_0")
+    if device_map in any_device or device_map == device or re.fullmatch(names, str(device_map)):
         return
     raise UnsupportedError(
-        f'device_map={given!r:.80}: models run on MLX\'s default device, here {device}: give "auto", or call '
+        f'device_map={device_map!r:.80}: models run on MLX\'s default device, here {device}: give "auto", or call '
         "mx.set_default_device before loading"
     )
 
 
-_TORCHS = ("load_in_", "bnb_", "llm_int8_", "quant_method")
-"""How names begin in the quantization_config of what is made for torch."""
+_TORCH_PREFIXES = ("load_in_", "bnb_", "llm_int8_", "quant_method")
+"""How names begin in a quantization_config that is made for torch."""
 
 
-def _quantization(given: Any) -> Any:
-    """What `load` takes of a quantization_config."""
-    if given is None or (isinstance(given, Mapping) and not any(name.startswith(_TORCHS) for name in given)):
-        return given
-    eight = given.get("load_in_8bit") if isinstance(given, Mapping) else getattr(given, "load_in_8bit", False)
+def _quantization(config: Any) -> Any:
+    """The quantization_config, as `load` takes it."""
+    if config is None or (isinstance(config, Mapping) and not any(name.startswith(_TORCH_PREFIXES) for name in config)):
+        return config
+    eight = config.get("load_in_8bit") if isinstance(config, Mapping) else getattr(config, "load_in_8bit", False)
     raise UnsupportedError(
-        f"quantization_config is a {type(given).__name__} for bitsandbytes or its like, which are made for torch: give "
-        f'quantization_config={{"bits": {8 if eight else 4}}}, which quantizes as it loads'
+        f"quantization_config is a {type(config).__name__} for bitsandbytes or its like, which are made for torch: "
+        f'give quantization_config={{"bits": {8 if eight else 4}}}, which quantizes as it loads'
     )
 
 
 def _tokenizer(folder: Path, keywords: Mapping[str, Any]) -> Any:
-    _check(keywords, (*_TOKENIZER, "use_fast"), _COMMON)
-    own = {name: value for name, value in keywords.items() if name in _TOKENIZER}
-    return load_tokenizer(folder, **own)
+    _check(keywords, (*_TOKENIZER, "use_fast"), _UNSUPPORTED)
+    return load_tokenizer(folder, **{name: value for name, value in keywords.items() if name in _TOKENIZER})

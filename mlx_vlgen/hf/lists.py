@@ -1,4 +1,4 @@
-"""transformers' lists of functions that `generate` takes; its own need torch."""
+"""transformers' lists of functions for `generate`, without torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from .._runtime import mx
 
 
 class LogitsProcessorList(list[Callable[..., mx.array]]):
-    """Logits processors, which can be called as one: each on what the one before it gave."""
+    """Logits processors that can be called as one: each on the scores of the one before it."""
 
     def __call__(self, input_ids: mx.array, scores: mx.array, **kwargs: Any) -> mx.array:
         """input_ids (rows, n), scores (rows, V) -> scores (rows, V)."""
@@ -19,11 +19,11 @@ class LogitsProcessorList(list[Callable[..., mx.array]]):
 
 
 class StoppingCriteriaList(list[Callable[..., Any]]):
-    """Stopping criteria, which can be called as one: a row ends where any of them says so."""
+    """Stopping criteria that can be called as one: a row ends where any of them says so."""
 
     def __call__(self, input_ids: mx.array, scores: mx.array | None, **kwargs: Any) -> mx.array:
-        """input_ids (rows, n) -> (rows,) bool. A criterion may answer for each row, or for all of them."""
-        met = np.zeros(len(input_ids), dtype=bool)
+        """input_ids (rows, n) -> (rows,) bool. A criterion may answer for each row, or once for all."""
+        is_met = np.zeros(len(input_ids), dtype=bool)
         for criterion in self:
-            met |= np.asarray(criterion(input_ids, scores, **kwargs), dtype=bool)
-        return mx.array(met)
+            is_met |= np.asarray(criterion(input_ids, scores, **kwargs), dtype=bool)
+        return mx.array(is_met)

@@ -1,6 +1,6 @@
-"""What `model.generate` returns where more than the token ids is asked for."""
+"""What `model.generate` returns with return_dict_in_generate, and `model(**inputs)`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,13 +11,13 @@ from ..engine.modes import Past, Trace
 from ..models.base import Capture
 
 Steps = tuple[Any, ...]
-"""One entry a generated token."""
+"""One item a generated token."""
 
 
 @dataclass
 class Output:
-    """What transformers' outputs are: fields by name, by position, or as keys; those that were not
-    asked for are None, and neither iterated nor counted."""
+    """Fields by name, by position, or as keys, as transformers' ModelOutput has them; those that are None are not
+    iterated or counted."""
 
     def keys(self) -> list[str]:
         return [field.name for field in fields(self) if getattr(self, field.name) is not None]
@@ -44,40 +44,36 @@ class Output:
 
 @dataclass
 class CausalLMOutput(Output):
-    """logits: (B, L, V)."""
+    """What `model(**inputs)` returns."""
 
-    logits: mx.array
+    logits: mx.array  # (B, L, V)
 
 
 @dataclass
 class GenerateOutput(Output):
     """transformers' GenerateDecoderOnlyOutput and GenerateBeamDecoderOnlyOutput.
 
-    sequences: (rows, prompt + new) int32, where rows = batch * num_return_sequences. scores: for each step what tokens
-    were drawn from, (rows, V), or (batch * beams, V). logits: the same as the model gave them. attentions: for each
-    step one a layer, (rows, H, length, positions); the first is the prompt's. hidden_states: for each step the
-    embeddings, then one a layer, (rows, length, d). What a row that has ended would have is 0, and so is padding.
-    past_key_values: to go on from; not of a beam search, nor with an assistant. sequences_scores: (rows,), and
-    beam_indices: (rows, new) int32, -1 after a row's end.
+    rows = batch * num_return_sequences; batch * beams in scores, logits and the layers of a beam search. Values are 0
+    for padding, and for a row after its end.
     """
 
-    sequences: mx.array
-    sequences_scores: mx.array | None = None
-    scores: Steps | None = None
-    logits: Steps | None = None
-    beam_indices: mx.array | None = None
-    attentions: Steps | None = None
-    hidden_states: Steps | None = None
-    past_key_values: "PastKeyValues | None" = None
+    sequences: mx.array  # (rows, prompt + new) int32
+    sequences_scores: mx.array | None = None  # (rows,), of a beam search
+    scores: Steps | None = None  # (rows, V) a step: what tokens were drawn from
+    logits: Steps | None = None  # (rows, V) a step: the model's
+    beam_indices: mx.array | None = None  # (rows, new) int32, of a beam search; -1 after a row's end
+    attentions: Steps | None = None  # a step, then a layer: (rows, H, queries, keys); the first step is the prompt's
+    hidden_states: Steps | None = None  # a step, then embeddings and a layer: (rows, queries, d)
+    past_key_values: "PastKeyValues | None" = None  # to go on from; not of a beam search, nor with an assistant
 
 
 @dataclass
 class PastKeyValues:
-    """Keys and values of the rows of one `generate`, for the next one, whose prompts begin with the same tokens.
-    tokens: those of each row that they hold. They are not changed by being used."""
+    """Keys and values of the rows of one `generate`, for the next one, whose prompts begin with the same tokens. Using
+    them changes nothing in them."""
 
     rows: list[Past]
-    tokens: list[list[int]]
+    tokens: list[list[int]]  # of each row, those whose keys and values it has
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions of the longest row."""
@@ -85,49 +81,62 @@ class PastKeyValues:
 
 
 def steps_of(rows: Sequence[Sequence[mx.array]]) -> Steps:
-    """Of each row one (V,) a step, or (beams, V) -> for each step all rows', (rows, V); 0 after a row's end."""
-    longest = max(map(len, rows))
-    nothing = mx.zeros_like(rows[0][0])
-    made = [[row[step] if step < len(row) else nothing for row in rows] for step in range(longest)]
-    join = mx.concatenate if nothing.ndim > 1 else mx.stack
-    return tuple(join(step).astype(mx.float32) for step in made)
+    """rows[row][step], (V,) or (beams, V) -> [step] of all rows, (rows, V); 0 after a row's end."""
+    num_steps = max(map(len, rows))
+    ended = mx.zeros_like(rows[0][0])
+    steps = [[row[step] if step < len(row) else ended for row in rows] for step in range(num_steps)]
+    join = mx.concatenate if ended.ndim > 1 else mx.stack
+    return tuple(join(step).astype(mx.float32) for step in steps)
 
 
 def hidden_states_of(traces: Sequence[Trace], norm: Any, width: int) -> Steps:
-    """width: of the padded prompt."""
+    """For each step the embeddings, then one a layer, (rows, queries, d); the last one after `norm`.
 
-    def shown(capture: Capture) -> list[mx.array]:
+    width: of the padded prompt
+    """
+
+    def layers(capture: Capture) -> list[mx.array]:
         return [*capture.hidden_states[:-1], norm(capture.hidden_states[-1])]
 
-    def padded(state: mx.array, step: int) -> mx.array:
+    def pad(state: mx.array, step: int) -> mx.array:
         return mx.pad(state, [(0, 0), (width - state.shape[1], 0), (0, 0)]) if step == 0 else state
 
-    return _steps([[shown(capture) for capture in trace.captures] for trace in traces], padded)
+    return _layers_of([[layers(capture) for capture in trace.captures] for trace in traces], pad)
 
 
 def attentions_of(traces: Sequence[Trace], width: int) -> Steps:
-    def padded(weights: mx.array, step: int) -> mx.array:
-        before = width + step - weights.shape[3]
-        return mx.pad(weights, [(0, 0), (0, 0), (before if step == 0 else 0, 0), (before, 0)])
+    """For each step one a layer, (rows, H, queries, keys).
 
-    return _steps([[capture.weights for capture in trace.captures] for trace in traces], padded)
+    width: of the padded prompt
+    """
+
+    def pad(weights: mx.array, step: int) -> mx.array:
+        padding = width + step - weights.shape[3]
+        return mx.pad(weights, [(0, 0), (0, 0), (padding if step == 0 else 0, 0), (padding, 0)])
+
+    return _layers_of([[capture.weights for capture in trace.captures] for trace in traces], pad)
 
 
-def _steps(rows: Sequence[Sequence[Sequence[mx.array]]], padded: Any) -> Steps:
-    """rows[row][step][layer], of one or several beams each -> [step][layer] of all rows."""
-    longest = max(map(len, rows))
-    beams = [row[-1][0].shape[0] for row in rows]
+def _layers_of(rows: Sequence[Sequence[Sequence[mx.array]]], pad: Callable[[mx.array, int], mx.array]) -> Steps:
+    """rows[row][step][layer], (1 or beams, …) -> [step][layer] of all rows; 0 after a row's end.
 
-    def of(row: int, step: int, layer: int) -> mx.array:
+    pad: pads a layer of a step on the left
+    """
+    num_steps = max(map(len, rows))
+    num_beams = [row[-1][0].shape[0] for row in rows]
+
+    def layer_of(row: int, step: int, layer: int) -> mx.array:
         if step >= len(rows[row]):
-            like = next(other[step][layer] for other in rows if step < len(other))
-            return padded(mx.zeros((beams[row], *like.shape[1:])), step)
-        own = padded(rows[row][step][layer], step)
-        return mx.repeat(own, beams[row], axis=0) if len(own) != beams[row] else own
+            running = next(other[step][layer] for other in rows if step < len(other))
+            return pad(mx.zeros((num_beams[row], *running.shape[1:])), step)
+        padded = pad(rows[row][step][layer], step)  # of the prompt once for all beams
+        return mx.repeat(padded, num_beams[row], axis=0) if len(padded) != num_beams[row] else padded
 
     return tuple(
-        tuple(mx.concatenate([of(row, step, layer) for row in range(len(rows))]) for layer in range(len(rows[0][0])))
-        for step in range(longest)
+        tuple(
+            mx.concatenate([layer_of(row, step, layer) for row in range(len(rows))]) for layer in range(len(rows[0][0]))
+        )
+        for step in range(num_steps)
     )
 
 
@@ -137,18 +146,19 @@ def compute_transition_scores(
     beam_indices: mx.array | None = None,
     normalize_logits: bool = False,
 ) -> mx.array:
-    """The score of each generated token, (rows, new): of `scores` as `generate` returns them, along the beams where it
-    searched. normalize_logits: as log-probabilities. After a beam's end 0."""
+    """The score of each generated token, (rows, new); 0 after a beam's end.
+
+    sequences, scores, beam_indices: of a `GenerateOutput`; with beam_indices scores are those along the beams
+    normalize_logits: give log-probabilities
+    """
     stacked = np.stack([np.array(step) for step in scores])  # (steps, rows or batch * beams, V)
     if normalize_logits:
         highest = stacked.max(axis=-1, keepdims=True)
         stacked = stacked - highest - np.log(np.exp(stacked - highest).sum(axis=-1, keepdims=True))
-    count = len(sequences)
     if beam_indices is None:
-        places = np.broadcast_to(np.arange(count)[:, None], (count, len(stacked)))
+        rows = np.broadcast_to(np.arange(len(sequences))[:, None], (len(sequences), len(stacked)))
     else:
-        places = np.array(beam_indices)
-    tokens = np.array(sequences)[:, np.shape(sequences)[1] - (places.shape[1]) :]
-    steps = np.arange(places.shape[1])
-    found = stacked[steps, np.maximum(places, 0), tokens]
-    return mx.array(np.where(places < 0, 0.0, found))
+        rows = np.array(beam_indices)
+    steps = np.arange(rows.shape[1])
+    tokens = np.array(sequences)[:, np.shape(sequences)[1] - len(steps) :]
+    return mx.array(np.where(rows < 0, 0.0, stacked[steps, np.maximum(rows, 0), tokens]))

@@ -11,7 +11,7 @@ import numpy as np
 from .._runtime import mx
 from ..engine.params import LogitsProcessor
 from ..engine.sampling import below_min_p, entropy, kth_largest, log_softmax, past_top_p, past_typical_p, without
-from .config import Settings
+from .config import GenerationSettings
 from .values import ids
 
 AllowedTokens = Callable[[int, mx.array], Sequence[int]]
@@ -25,13 +25,13 @@ _TOP_H = 100
 
 
 def processors(
-    settings: Settings,
+    settings: GenerationSettings,
     *,
     prompt_length: int,
     row: int,
     padding: int = 0,
     prefix_allowed_tokens_fn: AllowedTokens | None = None,
-    users: Sequence[UserProcessor] = (),
+    user_processors: Sequence[UserProcessor] = (),
 ) -> list[LogitsProcessor]:
     """What is done whether or not tokens are drawn, guidance left out.
 
@@ -62,7 +62,7 @@ def processors(
     if s.forced_bos_token_id is not None and width == 1:
         made.append(partial(_forced, name="forced_bos_token_id", chosen=(s.forced_bos_token_id,), length=prompt_length))
     if s.forced_eos_token_id:
-        last = prompt_length + s.most_new_tokens(width) - 1
+        last = prompt_length + s.max_tokens_after(width) - 1
         made.append(partial(_forced, name="forced_eos_token_id", chosen=s.forced_eos_token_id, length=last))
     if s.remove_invalid_values:
         made.append(_valid)
@@ -74,11 +74,11 @@ def processors(
     if s.begin_suppress_tokens:
         begin = prompt_length + (width == 1 and s.forced_bos_token_id is not None)
         made.append(partial(_suppressed, banned=s.begin_suppress_tokens, when=range(begin, begin + 1)))
-    made += [partial(_as_batch, user=user) for user in users]
+    made += [partial(_as_batch, user=user) for user in user_processors]
     return [_float32, *made] if made else []
 
 
-def warpers(settings: Settings, *, prompt_length: int) -> list[LogitsProcessor]:
+def warpers(settings: GenerationSettings, *, prompt_length: int) -> list[LogitsProcessor]:
     """What comes after `processors`: what drawing asks for, then the watermark and the normalization, which apply to
     greedy and beam search too."""
     s = settings
@@ -109,7 +109,7 @@ def warpers(settings: Settings, *, prompt_length: int) -> list[LogitsProcessor]:
     return [_float32, *made] if made else []
 
 
-def native(settings: Settings, *, media: bool = False) -> dict[str, Any] | None:
+def sampling_keywords(settings: GenerationSettings, *, media: bool = False) -> dict[str, Any] | None:
     """The engine's own sampling parameters where they do all that the settings ask of the scores, for its rows are
     penalized and drawn together; None where a processor or warper is needed, or beams.
 

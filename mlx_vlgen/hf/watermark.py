@@ -14,10 +14,10 @@ from .._runtime import mx
 from ..engine.params import LogitsProcessor
 from ..notices import notice
 from ..options import did_you_mean
-from .values import choice, entries, flag, ids, number, whole
+from .values import any_number, as_dict, boolean, ids, integer, number, one_of
 
-_TABLE = 1_000_003
-"""Places of the table that hashes tokens for "selfhash"."""
+_TABLE_SIZE = 1_000_003
+"""Of the table that hashes tokens for "selfhash"."""
 
 _CANDIDATES = 40
 """How many most likely tokens "selfhash" considers."""
@@ -40,27 +40,27 @@ class GreenList:
                 notice(f"watermarking_config: context_width={self.context_width} is more than there are tokens yet")
                 return logits
             context = np.array(tokens[-self.context_width :], dtype=np.int64)
-            green = (
-                self._of_itself(context, logits) if self.seeding_scheme == "selfhash" else self._after(context, logits)
-            )
+            select = self._selfhash if self.seeding_scheme == "selfhash" else self._lefthash
+            green = select(context, logits)
             return logits.at[0, mx.array(green)].add(self.bias) if len(green) else logits
 
         return process
 
-    def _after(self, context: np.ndarray, logits: mx.array) -> list[int]:
+    def _lefthash(self, context: np.ndarray, logits: mx.array) -> list[int]:
+        """The list that the last token decides."""
         vocabulary = logits.shape[-1]
         return permuted(self.hashing_key * int(context[-1]), vocabulary, int(vocabulary * self.greenlist_ratio))
 
-    def _of_itself(self, context: np.ndarray, logits: mx.array) -> list[int]:
-        """Of the most likely tokens those that are on the list that they themselves decide with their context."""
+    def _selfhash(self, context: np.ndarray, logits: mx.array) -> list[int]:
+        """Of the most likely tokens, those on the list that the token itself decides with its context."""
         vocabulary = logits.shape[-1]
         size, count = int(vocabulary * self.greenlist_ratio), min(_CANDIDATES, vocabulary)
         likely = np.argpartition(-np.array(logits[0]), count - 1)[:count]
         table = _hash_table(self.hashing_key)
         green = []
         for token in likely.tolist():
-            hashed = table[np.append(context, token)[-self.context_width :] % _TABLE]
-            seed = int((self.hashing_key * hashed * table[token % _TABLE]).min())  # wraps around, as in PyTorch
+            hashed = table[np.append(context, token)[-self.context_width :] % _TABLE_SIZE]
+            seed = int((self.hashing_key * hashed * table[token % _TABLE_SIZE]).min())  # wraps around, as in PyTorch
             if _comes_first(token, _swaps(seed, vocabulary, size)):
                 green.append(token)
         return green
@@ -114,17 +114,17 @@ Watermark = GreenList | SynthID
 
 _READERS = {
     "greenlist_ratio": number("more than 0, less than 1", lambda value: 0 < value < 1),
-    "bias": number("a number"),
-    "hashing_key": whole(0),
-    "seeding_scheme": choice("lefthash", "selfhash"),
-    "context_width": whole(1),
-    "ngram_len": whole(2),
+    "bias": any_number,
+    "hashing_key": integer(0),
+    "seeding_scheme": one_of("lefthash", "selfhash"),
+    "context_width": integer(1),
+    "ngram_len": integer(2),
     "keys": ids,
-    "context_history_size": whole(1),
-    "sampling_table_seed": whole(0),
-    "sampling_table_size": whole(1),
-    "skip_first_ngram_calls": flag,
-    "debug_mode": flag,
+    "context_history_size": integer(1),
+    "sampling_table_seed": integer(0),
+    "sampling_table_size": integer(1),
+    "skip_first_ngram_calls": boolean,
+    "debug_mode": boolean,
 }
 
 
@@ -132,15 +132,15 @@ def watermark(name: str, value: Any) -> Watermark:
     """From transformers' WatermarkingConfig or SynthIDTextWatermarkingConfig, or a mapping of what they hold."""
     if isinstance(value, GreenList | SynthID):
         return value
-    held = entries(name, value)
-    kind: type[Watermark] = SynthID if "ngram_len" in held else GreenList
-    known = {field.name for field in dataclasses.fields(kind)}
-    for entry in held:
-        if entry not in known:
-            raise ValueError(f"{name}: unknown {entry!r}{did_you_mean(entry, known)}")
-    if kind is SynthID and not held.get("keys"):
+    settings = as_dict(name, value)
+    kind: type[Watermark] = SynthID if "ngram_len" in settings else GreenList
+    fields = {field.name for field in dataclasses.fields(kind)}
+    for key in settings:
+        if key not in fields:
+            raise ValueError(f"{name}: unknown {key!r}{did_you_mean(key, fields)}")
+    if kind is SynthID and not settings.get("keys"):
         raise ValueError(f"{name}: ngram_len needs keys, a list of numbers")
-    return kind(**{entry: _READERS[entry](f"{name}[{entry!r}]", given) for entry, given in held.items()})
+    return kind(**{key: _READERS[key](f"{name}[{key!r}]", setting) for key, setting in settings.items()})
 
 
 def permuted(seed: int, size: int, count: int) -> list[int]:
@@ -152,7 +152,7 @@ def permuted(seed: int, size: int, count: int) -> list[int]:
 
 
 def _swaps(seed: int, size: int, count: int) -> np.ndarray:
-    """(count,) with which place, itself or a later one, each of the first places is swapped in turn."""
+    """(count,): the place, itself or a later one, that each of the first places is swapped with in turn."""
     places = np.arange(min(count, size - 1))
     return places + _numbers(seed % (2**64 - 1), len(places)) % (size - places)
 
@@ -163,8 +163,8 @@ def _numbers(seed: int, count: int) -> np.ndarray:
 
 
 def _comes_first(item: int, swaps: np.ndarray) -> bool:
-    """Whether the item is among the first len(swaps) after them, without making the whole permutation: its way is
-    followed. A place that has had its turn is never swapped again."""
+    """Whether the item is among the first len(swaps) after them. Only this item's place is followed, not the whole
+    permutation. A place that has had its turn is never swapped again."""
     place, turn = item, 0
     while not (swaps[turn:] == place).any():
         if place >= len(swaps):
@@ -175,7 +175,7 @@ def _comes_first(item: int, swaps: np.ndarray) -> bool:
 
 @cache
 def _hash_table(key: int) -> np.ndarray:
-    return np.array(permuted(key, _TABLE, _TABLE), dtype=np.int64) + 1
+    return np.array(permuted(key, _TABLE_SIZE, _TABLE_SIZE), dtype=np.int64) + 1
 
 
 def _hashed(hashes: np.ndarray, data: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is kept of large outputs, and where references lie; for both sides, so without torch and MLX."""
+"""What is stored of large outputs, and where references lie; for both sides, so without torch and MLX."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,27 +7,27 @@ import numpy as np
 from parity.weights import projection
 
 REFERENCE = Path(__file__).parent / "reference"
-KEPT_STEPS = 4
+STORED_STEPS = 4
 """Of scores and logits."""
 BEYOND = 1e30
 """Scores of tokens that are ruled out, or forced, are infinite or the largest float32."""
 
 
 def lengths(new: Sequence[Sequence[int]], ends: Sequence[int]) -> list[int]:
-    """How many tokens each row made, its end token counted and padding not."""
+    """How many tokens each row generated, its end token counted and padding not."""
     return [next((at + 1 for at, token in enumerate(row) if token in ends), len(row)) for row in new]
 
 
-def scores(steps: Sequence[np.ndarray], made: Sequence[int] | None = None) -> np.ndarray:
+def scores(steps: Sequence[np.ndarray], lengths: Sequence[int] | None = None) -> np.ndarray:
     """Of each step's (rows, V): (steps, rows, 11), eight projections of ordinary values, and how many are minus
     infinity, nearly so, or beyond on the other side.
 
-    made: how many tokens each row made; zeros stand for what was computed of a row after its end.
+    lengths: how many tokens each row generated; after that its values are 0
     """
-    kept = np.stack([_of_scores(np.asarray(step, np.float64)) for step in steps[:KEPT_STEPS]])
-    if made is not None:
-        kept[np.arange(len(kept))[:, None] >= np.asarray(made)] = 0
-    return kept
+    projected = np.stack([_of_scores(np.asarray(step, np.float64)) for step in steps[:STORED_STEPS]])
+    if lengths is not None:
+        projected[np.arange(len(projected))[:, None] >= np.asarray(lengths)] = 0
+    return projected
 
 
 def _of_scores(values: np.ndarray) -> np.ndarray:
@@ -44,8 +44,8 @@ def hidden_states(steps: Sequence[Sequence[np.ndarray]], mask: np.ndarray) -> np
     for step, layers in enumerate(steps):
         for states in layers:
             states = np.asarray(states, np.float64)
-            for row, shown in zip(states, _grown(mask, step)[:, -states.shape[1] :], strict=True):
-                parts += [row[-1], row[shown] @ projection(row.shape[-1])[:, :2]]
+            for row, row_mask in zip(states, _grown(mask, step)[:, -states.shape[1] :], strict=True):
+                parts += [row[-1], row[row_mask] @ projection(row.shape[-1])[:, :2]]
     return _flat(parts)
 
 
@@ -59,8 +59,8 @@ def attentions(steps: Sequence[Sequence[np.ndarray]], mask: np.ndarray) -> np.nd
             grown = _grown(mask, step)
             queries, keys = grown[:, -weights.shape[2] :], grown[:, -weights.shape[3] :]
             for row, query, key in zip(weights, queries, keys, strict=True):
-                shown = row[:, query][:, :, key]  # (heads, queries, keys)
-                parts += [shown[:, -1], shown @ projection(shown.shape[-1])[:, :2]]
+                unpadded = row[:, query][:, :, key]  # (heads, queries, keys)
+                parts += [unpadded[:, -1], unpadded @ projection(unpadded.shape[-1])[:, :2]]
     return _flat(parts)
 
 

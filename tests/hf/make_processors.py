@@ -1,4 +1,4 @@
-"""Writes reference/processors.npz with transformers' own processors, in its own order. Needs PyTorch:
+"""Writes reference/processors.npz with transformers' processors, in its order. Needs PyTorch:
 
 python tests/hf/make_processors.py
 """
@@ -27,18 +27,18 @@ def processed(model: Any, settings: dict[str, Any], rows: np.ndarray, prompt: in
     GenerationMixin._prepare_special_tokens(model, config, True, device="cpu")
     by_default = {"has_default_max_length": "max_length" not in settings, "has_default_min_length": True}
     ids = torch.tensor(rows)
-    asked = ids[:, :prompt]
+    prompt_ids = ids[:, :prompt]
     config = GenerationMixin._prepare_generated_length(
-        model, config, model_input_name="input_ids", input_ids_length=prompt, inputs_tensor=asked, **by_default
+        model, config, model_input_name="input_ids", input_ids_length=prompt, inputs_tensor=prompt_ids, **by_default
     )
     processors = GenerationMixin._get_logits_processor(
         model,
         config,
         input_ids_seq_length=prompt,
-        encoder_input_ids=asked,
+        encoder_input_ids=prompt_ids,
         prefix_allowed_tokens_fn=allowed,
         device="cpu",
-        model_kwargs={"attention_mask": (asked != 0).long()},
+        model_kwargs={"attention_mask": (prompt_ids != 0).long()},
     )
     steps = range(rows.shape[1] - prompt + 1)
     return np.stack([processors(ids[:, : prompt + n], torch.tensor(scores[n])).numpy() for n in steps])
@@ -51,12 +51,12 @@ def main() -> None:
     def long(name: str, settings: dict[str, Any]) -> np.ndarray:
         return processed(model, settings, cases.ROWS, cases.PROMPT, cases.scores_of(name))
 
-    single = np.stack([long(name, own)[cases.SHOWN] for name, own in cases.SINGLE.items()])
-    pairs = np.stack([long("", own)[cases.SHOWN[:: len(cases.SHOWN) - 1], 0] for own in cases.PAIRS.values()])
+    single = np.stack([long(name, settings)[cases.SHOWN] for name, settings in cases.SINGLE.items()])
+    pairs = np.stack([long("", settings)[cases.SHOWN[:: len(cases.SHOWN) - 1], 0] for settings in cases.PAIRS.values()])
     short = cases.ROWS[:, cases.PROMPT - 1 :]
-    one = [processed(model, own, short, 1, cases.scores()) for own in cases.ONE_TOKEN.values()]
+    one = [processed(model, settings, short, 1, cases.scores()) for settings in cases.ONE_TOKEN.values()]
     path = Path(__file__).parent / "reference" / "processors.npz"
-    np.savez_compressed(path, single=single, pairs=pairs, one=np.stack([own[:2] for own in one]))
+    np.savez_compressed(path, single=single, pairs=pairs, one=np.stack([steps[:2] for steps in one]))
     print(path.name, path.stat().st_size, "bytes")
 
 

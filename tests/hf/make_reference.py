@@ -2,8 +2,8 @@
 
     cd tests && python -m hf.make_reference [FAMILY ...]
 
-What to install says parity/make_reference.py, whose checkpoints, prompts and pictures these cases use. A case is kept
-only where it is a clear test: no token that was chosen, and no beam that was kept, is nearly as good as one that was
+What to install says parity/make_reference.py, whose checkpoints, prompts and pictures these cases use. A case is used
+only where it is a clear test: no token that was chosen, and no beam that went on, is nearly as good as one that was
 not; otherwise another question takes the place of its prompt's.
 """
 
@@ -33,17 +33,17 @@ from .plans import QUESTIONS, Kind, Pictures, Plan, Start, plans, rows
 FAMILIES = ("qwen3_vl", "gemma3", "llava", "demo")
 MARGIN = 1e-3
 ORDER_MARGIN = 1e-4
-"""Between beams that are both kept: their order decides the numbers in beam_indices only."""
+"""Between beams that both go on: their order decides the numbers in beam_indices only."""
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(eq=False)
 class Family:
-    """A checkpoint and its inputs. used: the record of every input that a case was made with."""
+    """A checkpoint and its inputs."""
 
     name: str
     folder: Path
-    used: dict[str, Any] = field(default_factory=dict)
+    used: dict[str, Any] = field(default_factory=dict)  # the record of every input that a case uses
 
     @cached_property
     def model(self) -> Any:
@@ -93,7 +93,7 @@ class Family:
         mask = tensors.get("attention_mask", torch.ones_like(ids)).bool()
         self.used[name] = {
             "prompts": [[prompt_text(self.processor, case), list(case.images)] for case in cases],
-            "ids": [row[shown].tolist() for row, shown in zip(ids, mask, strict=True)],
+            "ids": [row[row_mask].tolist() for row, row_mask in zip(ids, mask, strict=True)],
         }
         return name
 
@@ -131,12 +131,12 @@ def clear_beams(model: Any, beams: int) -> Iterator[None]:
     """Raise Unsuitable where the beam search inside decides by too little. Beams that have ended are not looked at."""
     live = [True]  # of each row of the batch
 
-    def check(gap: torch.Tensor, least: float, what: str) -> None:
-        if gap.numel() and gap.min() < least:
+    def check(gap: torch.Tensor, margin: float, what: str) -> None:
+        if gap.numel() and gap.min() < margin:
             raise Unsuitable(f"{what} {gap.min():.1e}")
 
-    def running(self: Any, **given: Any) -> Any:
-        values, ended = given["topk_log_probs"], given["next_token_hits_stopping_criteria"]
+    def running(self: Any, **arguments: Any) -> Any:
+        values, ended = arguments["topk_log_probs"], arguments["next_token_hits_stopping_criteria"]
         for row, over, is_live in zip(values, ended, _spread(live, values), strict=True):
             if not is_live:
                 continue
@@ -145,30 +145,30 @@ def clear_beams(model: Any, beams: int) -> Iterator[None]:
             if not over.all():
                 check(gaps(row[~over], beams)[beams - 1 :], MARGIN, "the last beam wins by")
                 check(gaps(row[~over], beams - 1), ORDER_MARGIN, "beams lie apart by")
-        return type(self)._get_running_beams_for_next_iteration(self, **given)
+        return type(self)._get_running_beams_for_next_iteration(self, **arguments)
 
-    def finished(self: Any, **given: Any) -> Any:
-        scale = (given["cur_len"] + 1 - given["decoder_prompt_len"]) ** given["length_penalty"]
-        ended = given["next_token_hits_stopping_criteria"] & given["top_num_beam_mask"][None]
-        values, before = given["topk_log_probs"] / scale, given["beam_scores"]
+    def finished(self: Any, **arguments: Any) -> Any:
+        scale = (arguments["cur_len"] + 1 - arguments["decoder_prompt_len"]) ** arguments["length_penalty"]
+        ended = arguments["next_token_hits_stopping_criteria"] & arguments["top_num_beam_mask"][None]
+        values, before = arguments["topk_log_probs"] / scale, arguments["beam_scores"]
         for row, over, old, is_live in zip(values, ended, before, _spread(live, values), strict=True):
             if is_live and over.any():
                 merged = torch.cat([old[old > -1e8], row[over]])
                 check(gaps(merged, beams), MARGIN / scale, "an ended beam wins by")
-        return type(self)._update_finished_beams(self, **given)
+        return type(self)._update_finished_beams(self, **arguments)
 
-    def heuristic(self: Any, **given: Any) -> Any:
-        whole = given["early_stopping"] == "never" and given["length_penalty"] > 0
-        length = (given["max_length"] if whole else given["cur_len"]) - given["decoder_prompt_len"]
-        scale = length ** given["length_penalty"]
-        best, worst = given["running_beam_scores"][:, 0] / scale, given["beam_scores"].min(dim=1).values
-        complete = given["is_sent_finished"].all(dim=1)
+    def heuristic(self: Any, **arguments: Any) -> Any:
+        whole = arguments["early_stopping"] == "never" and arguments["length_penalty"] > 0
+        length = (arguments["max_length"] if whole else arguments["cur_len"]) - arguments["decoder_prompt_len"]
+        scale = length ** arguments["length_penalty"]
+        best, worst = arguments["running_beam_scores"][:, 0] / scale, arguments["beam_scores"].min(dim=1).values
+        complete = arguments["is_sent_finished"].all(dim=1)
         for high, low, full, is_live in zip(best, worst, complete, _spread(live, best), strict=True):
             if is_live and full:
                 check((high - low).abs(), MARGIN / scale, "the search ends by")
-        made = type(self)._check_early_stop_heuristic(**given)
-        live[:] = made[:, 0].tolist()
-        return made
+        goes_on = type(self)._check_early_stop_heuristic(**arguments)
+        live[:] = goes_on[:, 0].tolist()
+        return goes_on
 
     patched = {
         "_get_running_beams_for_next_iteration": running,
@@ -188,10 +188,10 @@ def _spread(live: list[bool], rows: torch.Tensor) -> list[bool]:
     return live if len(live) == len(rows) else live * len(rows)
 
 
-def clear_steps(made: Any, new: torch.Tensor, ends: Sequence[int]) -> None:
+def clear_steps(output: Any, new: torch.Tensor, ends: Sequence[int]) -> None:
     """Raise Unsuitable where a greedy token was chosen by too little; tokens after an end are padding."""
     over = torch.zeros(len(new), dtype=torch.bool)
-    for step, scores in enumerate(made.scores):
+    for step, scores in enumerate(output.scores):
         gap = gaps(scores, 1)[~over]
         if gap.numel() and gap.min() < MARGIN:
             raise Unsuitable(f"a token wins by {gap.min():.1e}")
@@ -202,22 +202,23 @@ def clear_steps(made: Any, new: torch.Tensor, ends: Sequence[int]) -> None:
 
 
 def guided(family: Family, plan: Plan, variant: int, keywords: dict[str, Any]) -> tuple[Any, Any]:
-    """(tokens, scores) of each row by the definition: two whole forwards a token, every row alone, nothing kept.
+    """(tokens, scores) of each row by the definition: two whole forwards a token, every row alone, nothing cached.
 
-    transformers' own loop needs `use_cache=True` said, and with Qwen's it fails: what these remember of a picture's
+    transformers' loop needs `use_cache=True`, and with Qwen's it fails: what these remember of a picture's
     positions (`rope_deltas`) meets the negative prompt.
     """
     scale, ends = keywords["guidance_scale"], family.ends(keywords)
     tokens, scores = list[Any](), list[Any]()
     against = rows(plan.negative, variant + 1, family.pictures) if plan.negative else []
     for row, case in enumerate(rows(plan.kind, variant, family.pictures)):
-        own = model_inputs(family.recipe, family.processor, [case])
-        other = {"input_ids": own["input_ids"][:, -1:]}
+        prompt = model_inputs(family.recipe, family.processor, [case])
+        negative_prompt = {"input_ids": prompt["input_ids"][:, -1:]}
         if against:
-            other = model_inputs(family.recipe, family.processor, [against[row]])
+            negative_prompt = model_inputs(family.recipe, family.processor, [against[row]])
         answer, steps, over = list[int](), list[torch.Tensor](), False
         for _ in range(keywords["max_new_tokens"]):
-            positive, negative = (next_log_probabilities(family.model, given, answer) for given in (own, other))
+            positive = next_log_probabilities(family.model, prompt, answer)
+            negative = next_log_probabilities(family.model, negative_prompt, answer)
             steps.append(scale * (positive - negative) + negative)
             if not over and gaps(steps[-1], 1).min() < MARGIN:
                 raise Unsuitable("a token wins by too little")
@@ -233,8 +234,8 @@ def negative_prompts(family: Family, plan: Plan, variant: int) -> dict[str, Any]
     """As transformers takes them."""
     if not plan.negative:
         return {"use_cache": True}
-    made = family.inputs(plan.negative, variant + 1)
-    ids, mask = made["input_ids"], made["attention_mask"]
+    inputs = family.inputs(plan.negative, variant + 1)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
     return {"negative_prompt_ids": ids, "negative_prompt_attention_mask": mask, "use_cache": True}
 
 
@@ -268,25 +269,25 @@ def run(family: Family, plan: Plan, variant: int) -> tuple[dict[str, Any], dict[
         record["assistant"] = plan.assistant
     if "guidance_scale" in keywords:
         new, scores = guided(family, plan, variant, keywords)
-        made = transformers.generation.GenerateDecoderOnlyOutput(sequences=new, scores=tuple(scores))
+        output = transformers.generation.GenerateDecoderOnlyOutput(sequences=new, scores=tuple(scores))
         if not hasattr(family.model.model, "rope_deltas"):
-            own = generate(family, plan, inputs, keywords | negative_prompts(family, plan, variant))
-            same = own.sequences[:, start.width :].tolist() == new.tolist()
+            by_loop = generate(family, plan, inputs, keywords | negative_prompts(family, plan, variant))
+            same = by_loop.sequences[:, start.width :].tolist() == new.tolist()
             if not same:
-                print(f"{family.name} {plan.name}: transformers' own loop answers otherwise")
+                print(f"{family.name} {plan.name}: transformers' loop answers otherwise")
     else:
-        made = generate(family, plan, inputs, keywords)
-        new = made.sequences[:, start.width :]
+        output = generate(family, plan, inputs, keywords)
+        new = output.sequences[:, start.width :]
         if keywords.get("num_beams", 1) == 1 and not keywords.get("do_sample"):
-            clear_steps(made, new, family.ends(keywords))
+            clear_steps(output, new, family.ends(keywords))
     if plan.differs and new[0].tolist() == list(start.tokens[0][: new.shape[1]]):
         raise Unsuitable("nothing has changed")
     if not keywords.get("do_sample"):
         record["new"] = new.tolist()
     if "num_beams" in keywords:
-        record["sequences_scores"] = rounded(made.sequences_scores)
-        record["beam_indices"] = made.beam_indices.tolist()
-    arrays = stored(family, plan, keywords, inputs, made, new, record)
+        record["sequences_scores"] = rounded(output.sequences_scores)
+        record["beam_indices"] = output.beam_indices.tolist()
+    arrays = stored(family, plan, keywords, inputs, output, new, record)
     if plan.by_row:
         lengths = digest.lengths(new.tolist(), family.ends(keywords))
         arrays["scores"] = digest.scores(rows_alone(family, plan, variant, keywords, new), lengths)
@@ -295,19 +296,21 @@ def run(family: Family, plan: Plan, variant: int) -> tuple[dict[str, Any], dict[
 
 def generate(family: Family, plan: Plan, inputs: Tensors, keywords: dict[str, Any]) -> Any:
     """What transformers answers, with all that it can tell."""
-    given = {name: value for name, value in keywords.items() if name != "seed"}
-    if plan.kind != "text":  # look-up takes one row there, and breaks on placeholders found; it changes no answer
-        given = {name: value for name, value in given.items() if "lookup" not in name and "matching" not in name}
-    # One that reads only text cannot stand what Qwen's are given besides; it changes no answer.
+    arguments = {name: value for name, value in keywords.items() if name != "seed"}
+    if plan.kind != "text":  # look-up takes one row there, and breaks on placeholders; it changes no answer
+        arguments = {
+            name: value for name, value in arguments.items() if "lookup" not in name and "matching" not in name
+        }
+    # One that reads only text fails on what Qwen's get besides; it changes no answer.
     if plan.assistant and not hasattr(family.model.model, "rope_deltas"):
-        given["assistant_model"] = assistant(plan.assistant)
+        arguments["assistant_model"] = assistant(plan.assistant)
     if "stop_strings" in keywords:
-        given["tokenizer"] = family.processor.tokenizer
-    told = {name: True for name in ("output_hidden_states", "output_attentions") if name[7:] in plan.stores}
+        arguments["tokenizer"] = family.processor.tokenizer
+    outputs = {name: True for name in ("output_hidden_states", "output_attentions") if name[7:] in plan.stores}
     with clear_beams(family.model, keywords.get("num_beams", 1)):
         torch.manual_seed(0)
         return family.model.generate(
-            **inputs, **given, **told, return_dict_in_generate=True, output_scores=True, output_logits=True
+            **inputs, **arguments, **outputs, return_dict_in_generate=True, output_scores=True, output_logits=True
         )
 
 
@@ -318,28 +321,28 @@ def assistant(name: str) -> Any:
 
 
 def stored(
-    family: Family, plan: Plan, keywords: dict[str, Any], inputs: Tensors, made: Any, new: torch.Tensor, record: Any
+    family: Family, plan: Plan, keywords: dict[str, Any], inputs: Tensors, output: Any, new: torch.Tensor, record: Any
 ) -> dict[str, np.ndarray]:
-    """The arrays that the plan asks for; digest.py says what is kept of each."""
+    """The arrays of the plan; digest.py says what is stored of each."""
     arrays: dict[str, np.ndarray] = {}
     lengths = digest.lengths(new.tolist(), family.ends(keywords)) if "num_beams" not in keywords else None
     mask = inputs["attention_mask"].numpy() if plan.stores and inputs and plan.kind != "one" else np.ones((1, 1))
     for name in ("scores", "logits"):
         if name in plan.stores:
-            record["steps"] = len(made.scores)
-            arrays[name] = digest.scores([step.numpy() for step in getattr(made, name)], lengths)
+            record["steps"] = len(output.scores)
+            arrays[name] = digest.scores([step.numpy() for step in getattr(output, name)], lengths)
     for name, function in (("hidden_states", digest.hidden_states), ("attentions", digest.attentions)):
         if name in plan.stores:
-            steps = [[layer.numpy() for layer in step] for step in getattr(made, name)]
+            steps = [[layer.numpy() for layer in step] for step in getattr(output, name)]
             record[f"{name}_shapes"] = [[list(layer.shape) for layer in step] for step in steps]
             arrays[name] = function(steps, mask)
     if "transition_scores" in plan.stores:
-        beams = {"beam_indices": made.beam_indices} if "num_beams" in keywords else {"normalize_logits": True}
+        beams = {"beam_indices": output.beam_indices} if "num_beams" in keywords else {"normalize_logits": True}
         record["transition_scores"] = rounded(
-            family.model.compute_transition_scores(made.sequences, made.scores, **beams)
+            family.model.compute_transition_scores(output.sequences, output.scores, **beams)
         )
     if "probabilities" in plan.stores:
-        arrays["probabilities"] = torch.softmax(made.scores[0].double(), dim=-1).float().numpy()
+        arrays["probabilities"] = torch.softmax(output.scores[0].double(), dim=-1).float().numpy()
     return arrays
 
 
@@ -349,11 +352,11 @@ def rows_alone(
     """The first steps' scores (rows, V) of a batch whose rows run alone, and so without padding."""
     scores = []
     for row, case in enumerate(rows(plan.kind, variant, family.pictures)):
-        made = generate(family, plan, model_inputs(family.recipe, family.processor, [case]), keywords)
-        answer = made.sequences[0, -len(made.scores) :].tolist()
+        output = generate(family, plan, model_inputs(family.recipe, family.processor, [case]), keywords)
+        answer = output.sequences[0, -len(output.scores) :].tolist()
         if answer != new[row, : len(answer)].tolist():
             raise Unsuitable("the padding decides")
-        steps = [made.scores[min(step, len(made.scores) - 1)][0].numpy() for step in range(digest.KEPT_STEPS)]
+        steps = [output.scores[min(step, len(output.scores) - 1)][0].numpy() for step in range(digest.STORED_STEPS)]
         scores.append(np.stack(steps))
     return list(np.stack(scores, axis=1))
 
@@ -382,15 +385,15 @@ def make(name: str, only: str = "") -> None:
         cases, arrays = dict[str, Any](), dict[str, np.ndarray]()
         for plan in plans(name):
             if only in plan.name:
-                cases[plan.name], made = settle(family, plan)
-                arrays |= {f"{plan.name}.{key}": value for key, value in made.items()}
+                cases[plan.name], case_arrays = settle(family, plan)
+                arrays |= {f"{plan.name}.{key}": value for key, value in case_arrays.items()}
     target = digest.REFERENCE / name
     target.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(target / "arrays.npz", allow_pickle=False, **arrays)
     head = {"fingerprint": mark, "transformers": transformers.__version__}
     parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-    for key, entries in (("inputs", family.used), ("cases", cases)):
-        lines = ",\n".join(f"{json.dumps(entry)}: {json.dumps(value)}" for entry, value in entries.items())
+    for key, records in (("inputs", family.used), ("cases", cases)):
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in records.items())
         parts.append(f'"{key}": {{\n{lines}\n}}')
     (target / "cases.json").write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
     print(f"{name}: {len(cases)} cases")

@@ -1,4 +1,4 @@
-"""What is asked of `model.generate`: inputs and keywords, most of them made of what greedy decoding answers."""
+"""The cases of `model.generate`: inputs and keywords, many of them made from what greedy decoding answers."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,37 +51,32 @@ def rows(kind: Kind, variant: int, pictures: Pictures) -> list[Case]:
 
 @dataclass(frozen=True)
 class Start:
-    """What keywords are made of.
+    """What keywords are made from."""
 
-    tokens: a row's greedy answer each. word: a token of the first row's prompt. width: of the padded prompts. eos: the
-    model's own first end token. beams: ids at which some beam ends. decode: ids to text.
-    """
-
-    tokens: Sequence[Sequence[int]]
-    word: int
-    width: int
-    eos: int
-    beams: Sequence[int]
-    decode: Callable[[Sequence[int]], str]
+    tokens: Sequence[Sequence[int]]  # each row's greedy answer
+    word: int  # a token of the first row's prompt
+    width: int  # of the padded prompts
+    eos: int  # the model's first end token
+    beams: Sequence[int]  # ids at which some beam ends
+    decode: Callable[[Sequence[int]], str]  # ids to text
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One case. keywords: as `model.generate` gets them, from what greedy decoding makes.
+    """One case.
 
     stores: what is compared besides tokens: "scores", "logits", "hidden_states", "attentions", "transition_scores",
-    or "probabilities" of the first token. differs: whether tokens must not be those of greedy decoding. assistant: the
-    family of the assistant model. negative: the kind of negative prompt. by_row: whether scores are those
-    of each row alone, where transformers counts a batch's padding among the tokens of the prompt.
+        or "probabilities" of the first token
+    by_row: whether scores are those of each row alone, for transformers counts padding among the prompt's tokens
     """
 
     name: str
     kind: Kind
-    keywords: Callable[[Start], Keywords]
+    keywords: Callable[[Start], Keywords]  # of `model.generate`
     stores: tuple[str, ...] = ()
-    differs: bool = False
-    assistant: str | None = None
-    negative: Kind | None = None
+    differs: bool = False  # whether tokens must not be those of greedy decoding
+    assistant: str | None = None  # the family of the assistant model
+    negative: Kind | None = None  # the kind of negative prompt
     by_row: bool = False
 
 
@@ -181,8 +176,8 @@ def _beam(
     stores: tuple[str, ...] = (),
     **more: Any,
 ) -> Plan:
-    given = {"num_beams": beams, "early_stopping": early, "length_penalty": penalty, "max_new_tokens": 9} | more
-    return Plan(name, kind, lambda start: given | {"eos_token_id": list(start.beams)}, stores)
+    keywords = {"num_beams": beams, "early_stopping": early, "length_penalty": penalty, "max_new_tokens": 9} | more
+    return Plan(name, kind, lambda start: keywords | {"eos_token_id": list(start.beams)}, stores)
 
 
 def length_cases(kinds: Sequence[Kind]) -> Iterator[Plan]:
@@ -207,32 +202,34 @@ def length_cases(kinds: Sequence[Kind]) -> Iterator[Plan]:
 def stop_cases(kinds: Sequence[Kind]) -> Iterator[Plan]:
     """Strings that an answer has in the middle: one token's, and one over two tokens."""
     for kind in kinds:
-        yield Plan(f"stop-{kind}", kind, lambda s: {"max_new_tokens": 10, "stop_strings": [_words(s)[0]]})
-        yield Plan(f"stop_two-{kind}", kind, lambda s: {"max_new_tokens": 10, "stop_strings": ["@#@", _words(s)[1]]})
+        yield Plan(f"stop-{kind}", kind, lambda s: {"max_new_tokens": 10, "stop_strings": [_stop_strings(s)[0]]})
+        yield Plan(
+            f"stop_two-{kind}", kind, lambda s: {"max_new_tokens": 10, "stop_strings": ["@#@", _stop_strings(s)[1]]}
+        )
 
 
-def _words(start: Start) -> tuple[str, str]:
+def _stop_strings(start: Start) -> tuple[str, str]:
     """What one token says, and the end of one token with the beginning of the next; "" where none is plain text."""
 
     def plain(text: str) -> bool:
         return len(text) > 1 and text.isascii() and text.isprintable() and not text.startswith("<")
 
     answer = start.tokens[0]
-    said = [start.decode([token]) for token in answer]
-    one = [text for text in said[1:7] if plain(text)]
-    two = [a[-1] + b[:2] for a, b in itertools.pairwise(said[1:8]) if a and plain(a[-1] + b[:2])]
+    texts = [start.decode([token]) for token in answer]
+    one = [text for text in texts[1:7] if plain(text)]
+    two = [a[-1] + b[:2] for a, b in itertools.pairwise(texts[1:8]) if a and plain(a[-1] + b[:2])]
     return (one or [""])[0], (two or [""])[0]
 
 
 def output_cases(kinds: Sequence[Kind]) -> Iterator[Plan]:
-    """Everything that `return_dict_in_generate` can be asked for."""
+    """Everything that `return_dict_in_generate` can return."""
     for kind in kinds:
         everything = ("scores", "logits", "hidden_states", "attentions", "transition_scores")
         yield Plan(f"outputs-{kind}", kind, fixed(max_new_tokens=3, repetition_penalty=1.2), everything)
 
 
 def guidance_cases(kinds: Sequence[Kind]) -> Iterator[Plan]:
-    """Away from the prompt's last token alone, and from a negative prompt of words."""
+    """Away from the prompt's last token alone, and from a negative prompt of text."""
     for kind in kinds:
         keywords = fixed(max_new_tokens=8, guidance_scale=1.5)
         negative: Kind = "texts" if kind == "batch" else "text"
@@ -254,10 +251,10 @@ SAMPLING: Mapping[str, Keywords] = {
 def sampling_cases(several: Kind) -> Iterator[Plan]:
     """What the first token is drawn from."""
     for kind, (name, keywords) in itertools.product(("text", "image"), SAMPLING.items()):
-        given = {"do_sample": True, "max_new_tokens": 1, "seed": 1} | keywords
-        yield Plan(f"sample-{name}-{kind}", kind, fixed(**given), ("probabilities",))
-    given = {"do_sample": True, "max_new_tokens": 1, "seed": 1, "num_return_sequences": 3} | SAMPLING["instruct"]
-    yield Plan(f"sample-several-{several}", several, fixed(**given), ("probabilities",))
+        sampled = {"do_sample": True, "max_new_tokens": 1, "seed": 1} | keywords
+        yield Plan(f"sample-{name}-{kind}", kind, fixed(**sampled), ("probabilities",))
+    sampled = {"do_sample": True, "max_new_tokens": 1, "seed": 1, "num_return_sequences": 3} | SAMPLING["instruct"]
+    yield Plan(f"sample-several-{several}", several, fixed(**sampled), ("probabilities",))
 
 
 def greedy_cases(tokens: int) -> Iterator[Plan]:

@@ -52,7 +52,7 @@ def test_quantization_config_quantizes_as_it_loads(llama: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "bits"),
+    ("keywords", "bits"),
     [
         ({"quantization_config": SimpleNamespace(load_in_4bit=True, load_in_8bit=False)}, 4),
         ({"quantization_config": SimpleNamespace(load_in_4bit=False, load_in_8bit=True)}, 8),
@@ -62,15 +62,20 @@ def test_quantization_config_quantizes_as_it_loads(llama: Path) -> None:
         ({"load_in_8bit": True}, 8),
     ],
 )
-def test_bitsandbytes_is_refused_with_its_remedy(llama: Path, given: Any, bits: int) -> None:
+def test_bitsandbytes_is_refused_with_its_remedy(llama: Path, keywords: Any, bits: int) -> None:
     with pytest.raises(UnsupportedError, match=rf'quantization_config={{"bits": {bits}}}'):
-        AutoModelForCausalLM.from_pretrained(llama, **given)
+        AutoModelForCausalLM.from_pretrained(llama, **keywords)
 
 
 def test_dtype_by_either_name_and_as_torchs(llama: Path) -> None:
     torchs = type("dtype", (), {"__module__": "torch", "__str__": lambda self: "torch.bfloat16"})()
-    for given in ({"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}, {"torch_dtype": torchs}, {"dtype": mx.bfloat16}):
-        model = AutoModelForCausalLM.from_pretrained(llama, **given)
+    for keywords in (
+        {"dtype": "bfloat16"},
+        {"torch_dtype": "bfloat16"},
+        {"torch_dtype": torchs},
+        {"dtype": mx.bfloat16},
+    ):
+        model = AutoModelForCausalLM.from_pretrained(llama, **keywords)
         assert model.model.norm.weight.dtype == mx.bfloat16
 
 
@@ -85,7 +90,7 @@ def test_what_has_no_effect_is_taken(llama: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("keywords", "message"),
     [
         ({"device_map": "cuda:1"}, "device_map='cuda:1': models run on MLX's default device"),
         ({"device_map": "mps" if ON_CPU else "cpu"}, "device_map="),
@@ -96,9 +101,9 @@ def test_what_has_no_effect_is_taken(llama: Path) -> None:
         ({"tp_plan": "auto"}, "tp_plan="),
     ],
 )
-def test_what_a_model_cannot_honour_is_refused_by_name(llama: Path, given: Any, words: str) -> None:
-    with pytest.raises(UnsupportedError, match=words):
-        AutoModelForCausalLM.from_pretrained(llama, **given)
+def test_what_a_model_cannot_honour_is_refused_by_name(llama: Path, keywords: Any, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        AutoModelForCausalLM.from_pretrained(llama, **keywords)
 
 
 @pytest.mark.parametrize("auto", ALL, ids=lambda auto: auto.__name__)
@@ -125,10 +130,10 @@ def test_local_files_only_asks_no_network(auto: Any, tmp_path: Path, monkeypatch
 
 def test_the_processor_of_a_text_decoder_is_its_tokenizer(llama: Path) -> None:
     assert isinstance(AutoProcessor.from_pretrained(llama), PreTrainedTokenizerBase)
-    made = AutoProcessor.from_pretrained("demo", padding_side="left", chat_template="{{ messages[0].content }}")
-    assert isinstance(made, Processor)
-    assert made.tokenizer.padding_side == "left"
-    assert made.apply_chat_template([{"role": "user", "content": "x"}]) == "x"
+    processor = AutoProcessor.from_pretrained("demo", padding_side="left", chat_template="{{ messages[0].content }}")
+    assert isinstance(processor, Processor)
+    assert processor.tokenizer.padding_side == "left"
+    assert processor.apply_chat_template([{"role": "user", "content": "x"}]) == "x"
 
 
 def test_load_refuses_remote_code_too(llama: Path) -> None:
@@ -159,7 +164,7 @@ def test_a_tokenizer_gives_mlxs_arrays_and_takes_them(capsys: pytest.CaptureFixt
         tokenizer.encode("Hello", return_tensors="pt")
 
 
-def test_a_tokenizer_is_transformers_own_still(tmp_path: Path) -> None:
+def test_a_tokenizer_is_still_transformers(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(media.DEMO / "model")
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     assert tokenizer("Hello", return_offsets_mapping=True)["offset_mapping"] == [(0, 5)]

@@ -33,9 +33,9 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def processor() -> Any:
-    made = AutoProcessor.from_pretrained("demo")
-    made.tokenizer.padding_side = "left"
-    return made
+    processor = AutoProcessor.from_pretrained("demo")
+    processor.tokenizer.padding_side = "left"
+    return processor
 
 
 def drawn(colour: str) -> Image.Image:
@@ -62,52 +62,54 @@ def inputs(processor: Any) -> Inputs:
     return make
 
 
-def said(processor: Any, given: Any, out: Any) -> list[str]:
-    width = given.input_ids.shape[1]
+def answers_of(processor: Any, tensors: Any, out: Any) -> list[str]:
+    width = tensors.input_ids.shape[1]
     texts: list[str] = processor.batch_decode([row[width:] for row in out], skip_special_tokens=True)
     return texts
 
 
 def test_a_batch_is_padded_as_transformers_pads_it(model: Any, processor: Any, inputs: Inputs) -> None:
-    given = inputs("red", None, "blue")
-    out = model.generate(**given, max_new_tokens=40)
-    assert said(processor, given, out)[0] == "There is a red circle in the middle."
-    for row, ids, text in zip(np.array(out), np.array(given.input_ids), said(processor, given, out), strict=True):
+    tensors = inputs("red", None, "blue")
+    out = model.generate(**tensors, max_new_tokens=40)
+    assert answers_of(processor, tensors, out)[0] == "There is a red circle in the middle."
+    for row, ids, text in zip(
+        np.array(out), np.array(tensors.input_ids), answers_of(processor, tensors, out), strict=True
+    ):
         assert row[: len(ids)].tolist() == ids.tolist()
         alone = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert set(row[len(ids) + len(alone) + 1 :].tolist()) <= {processor.tokenizer.pad_token_id}
 
 
 def test_each_returned_sequence_has_a_draw_of_its_own(model: Any, inputs: Inputs) -> None:
-    given = inputs("red", "green")
+    tensors = inputs("red", "green")
     keywords = {"do_sample": True, "temperature": 8.0, "top_k": 0, "max_new_tokens": 12}
-    three = np.array(model.generate(**given, **keywords, num_return_sequences=3, seed=5))
+    three = np.array(model.generate(**tensors, **keywords, num_return_sequences=3, seed=5))
     assert len(three) == 6
     for row in (three[:3], three[3:]):
         assert len({tuple(sequence) for sequence in row.tolist()}) == 3
-    one = np.array(model.generate(**given, **keywords, seed=5))
+    one = np.array(model.generate(**tensors, **keywords, seed=5))
     width = min(one.shape[1], three.shape[1])
     assert (three[[0, 3], :width] == one[:, :width]).all()  # the first of each row is its draw alone
     listed = np.array(model.generate(**inputs("green"), **keywords, seed=[5]))
     assert (listed[0, -5:] == one[1, listed.shape[1] - 5 : listed.shape[1]]).all()
     with pytest.raises(ValueError, match="seed: 3 given for 2 rows"):
-        model.generate(**given, **keywords, seed=[1, 2, 3])
+        model.generate(**tensors, **keywords, seed=[1, 2, 3])
 
 
 # -- the cache that comes back
 
 
 def test_a_chat_goes_on_from_the_cache_of_its_first_turn(model: Any, processor: Any, inputs: Inputs) -> None:
-    """A second question, with the picture given again and without, and another picture."""
-    given = inputs("red")
-    first = model.generate(**given, max_new_tokens=30, return_dict_in_generate=True)
+    """A second question, with the picture again and without, and another picture."""
+    tensors = inputs("red")
+    first = model.generate(**tensors, max_new_tokens=30, return_dict_in_generate=True)
     past = first.past_key_values
     assert past.get_seq_length() == first.sequences.shape[1] - 1
     question = processor.tokenizer(
         "\n<|im_start|>user\nHow many shapes are there?<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False
     )["input_ids"]
     ids = mx.array([first.sequences[0].tolist() + question])
-    pictures = {"pixel_values": given["pixel_values"], "image_grid_thw": given["image_grid_thw"]}
+    pictures = {"pixel_values": tensors["pixel_values"], "image_grid_thw": tensors["image_grid_thw"]}
     whole = model.generate(input_ids=ids, **pictures, max_new_tokens=20)
     for more in (pictures, {}):
         again = model.generate(input_ids=ids, **more, past_key_values=past, max_new_tokens=20)
@@ -116,30 +118,30 @@ def test_a_chat_goes_on_from_the_cache_of_its_first_turn(model: Any, processor: 
 
 
 def test_a_new_picture_after_the_cache_has_its_own_place(model: Any, processor: Any, inputs: Inputs) -> None:
-    given, other = inputs("red"), inputs("blue")
-    first = model.generate(**given, max_new_tokens=30, return_dict_in_generate=True)
+    tensors, other = inputs("red"), inputs("blue")
+    first = model.generate(**tensors, max_new_tokens=30, return_dict_in_generate=True)
     ids = mx.concatenate([first.sequences, other.input_ids.astype(mx.int32)], axis=1)
     both = {
-        "pixel_values": mx.concatenate([given["pixel_values"], other["pixel_values"]]),
-        "image_grid_thw": mx.concatenate([given["image_grid_thw"], other["image_grid_thw"]]),
+        "pixel_values": mx.concatenate([tensors["pixel_values"], other["pixel_values"]]),
+        "image_grid_thw": mx.concatenate([tensors["image_grid_thw"], other["image_grid_thw"]]),
     }
-    asked = {"max_new_tokens": 20, "return_dict_in_generate": True, "output_logits": True}
-    whole = model.generate(input_ids=ids, **both, **asked)
+    settings = {"max_new_tokens": 20, "return_dict_in_generate": True, "output_logits": True}
+    whole = model.generate(input_ids=ids, **both, **settings)
     new = {"pixel_values": other["pixel_values"], "image_grid_thw": other["image_grid_thw"]}
     for more in (both, new):
-        later = model.generate(input_ids=ids, **more, past_key_values=first.past_key_values, **asked)
+        later = model.generate(input_ids=ids, **more, past_key_values=first.past_key_values, **settings)
         assert later.sequences.tolist() == whole.sequences.tolist()
         for mine, theirs in zip(later.logits, whole.logits, strict=True):
             assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-4
 
 
 def test_a_batch_goes_on_from_its_caches(model: Any, inputs: Inputs) -> None:
-    given = inputs("red", None)
-    first = model.generate(**given, max_new_tokens=4, return_dict_in_generate=True)  # no row ends so soon
-    mask = mx.concatenate([given.attention_mask, mx.ones((2, 4), dtype=given.attention_mask.dtype)], axis=1)
+    tensors = inputs("red", None)
+    first = model.generate(**tensors, max_new_tokens=4, return_dict_in_generate=True)  # no row ends so soon
+    mask = mx.concatenate([tensors.attention_mask, mx.ones((2, 4), dtype=tensors.attention_mask.dtype)], axis=1)
     more = {"attention_mask": mask, "max_new_tokens": 30, "past_key_values": first.past_key_values}
     later = model.generate(input_ids=first.sequences, **more)
-    whole = model.generate(**given, max_new_tokens=34)
+    whole = model.generate(**tensors, max_new_tokens=34)
     assert later.tolist() == whole.tolist()
 
 
@@ -169,44 +171,46 @@ def test_a_prompt_that_is_not_the_caches_is_refused(model: Any, inputs: Inputs) 
 
 
 def test_guidance_goes_on_from_a_cache(model: Any, processor: Any, inputs: Inputs) -> None:
-    """The negative prompt begins with nothing of it."""
-    given, negative = inputs("red"), inputs(None, question="Hello.").input_ids
-    first = model.generate(**given, max_new_tokens=5, return_dict_in_generate=True)
+    """The negative prompt has no cached tokens."""
+    tensors, negative = inputs("red"), inputs(None, question="Hello.").input_ids
+    first = model.generate(**tensors, max_new_tokens=5, return_dict_in_generate=True)
     more = processor.tokenizer("\n<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     ids = mx.array([first.sequences[0].tolist() + more])
-    pictures = {"pixel_values": given["pixel_values"], "image_grid_thw": given["image_grid_thw"]}
-    asked = {"max_new_tokens": 4, "guidance_scale": 1.5, "return_dict_in_generate": True, "output_scores": True}
-    for negatives in ({"negative_prompt_ids": negative}, {"negative_prompt_ids": given.input_ids}):
-        whole = model.generate(input_ids=ids, **pictures, **negatives, **asked)
-        again = model.generate(input_ids=ids, **pictures, **negatives, **asked, past_key_values=first.past_key_values)
+    pictures = {"pixel_values": tensors["pixel_values"], "image_grid_thw": tensors["image_grid_thw"]}
+    settings = {"max_new_tokens": 4, "guidance_scale": 1.5, "return_dict_in_generate": True, "output_scores": True}
+    for negatives in ({"negative_prompt_ids": negative}, {"negative_prompt_ids": tensors.input_ids}):
+        whole = model.generate(input_ids=ids, **pictures, **negatives, **settings)
+        again = model.generate(
+            input_ids=ids, **pictures, **negatives, **settings, past_key_values=first.past_key_values
+        )
         assert again.sequences.tolist() == whole.sequences.tolist()
         for mine, theirs in zip(again.scores, whole.scores, strict=True):
             assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-4
 
 
 def test_a_negative_prompt_may_see_the_pictures_too(model: Any, inputs: Inputs) -> None:
-    """Away from itself nothing is to be gone; away from the same words without a picture there is."""
-    given, blind = inputs("red", "green"), inputs(None, None)
-    asked = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_scores": True}
-    plain = model.generate(**given, **asked)
-    itself = {"negative_prompt_ids": given.input_ids, "negative_prompt_attention_mask": given.attention_mask}
-    words = {"negative_prompt_ids": blind.input_ids, "negative_prompt_attention_mask": blind.attention_mask}
+    """Guidance away from the prompt itself changes nothing; away from the same text without its picture it does."""
+    tensors, blind = inputs("red", "green"), inputs(None, None)
+    settings = {"max_new_tokens": 6, "return_dict_in_generate": True, "output_scores": True}
+    plain = model.generate(**tensors, **settings)
+    itself = {"negative_prompt_ids": tensors.input_ids, "negative_prompt_attention_mask": tensors.attention_mask}
+    text_only = {"negative_prompt_ids": blind.input_ids, "negative_prompt_attention_mask": blind.attention_mask}
 
     def likely(out: Any) -> np.ndarray:
         scores = np.array(out.scores[0])
         return scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
 
-    same = model.generate(**given, **itself, guidance_scale=3.0, **asked)
+    same = model.generate(**tensors, **itself, guidance_scale=3.0, **settings)
     assert same.sequences.tolist() == plain.sequences.tolist()
     assert np.abs(likely(same) - likely(plain)).max() < 1e-4
-    other = model.generate(**given, **words, guidance_scale=3.0, **asked)
+    other = model.generate(**tensors, **text_only, guidance_scale=3.0, **settings)
     assert np.abs(likely(other) - likely(plain)).max() > 0.1
 
 
 # -- streamers
 
 
-class Heard(TextStreamer):
+class Pieces(TextStreamer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.pieces: list[str] = []
@@ -216,12 +220,12 @@ class Heard(TextStreamer):
 
 
 def test_transformers_streamer_hears_prompt_and_answer(model: Any, processor: Any, inputs: Inputs) -> None:
-    given = inputs("red")
+    tensors = inputs("red")
     for skip in (True, False):
-        streamer = Heard(processor.tokenizer, skip_prompt=skip, skip_special_tokens=True)
-        out = model.generate(**given, streamer=streamer, max_new_tokens=40)
+        streamer = Pieces(processor.tokenizer, skip_prompt=skip, skip_special_tokens=True)
+        out = model.generate(**tensors, streamer=streamer, max_new_tokens=40)
         text = "".join(streamer.pieces)
-        assert text.endswith(said(processor, given, out)[0])
+        assert text.endswith(answers_of(processor, tensors, out)[0])
         assert len(streamer.pieces) > 3
         assert ("Describe" in text) != skip
 
@@ -229,8 +233,8 @@ def test_transformers_streamer_hears_prompt_and_answer(model: Any, processor: An
 def test_an_iterating_streamer_in_a_thread_with_lazy_weights(processor: Any, inputs: Inputs) -> None:
     lazy, _ = mlx_vlgen.load("demo", lazy=True)
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
-    given = inputs("green")
-    thread = threading.Thread(target=lazy.generate, kwargs={**given, "streamer": streamer, "max_new_tokens": 40})
+    tensors = inputs("green")
+    thread = threading.Thread(target=lazy.generate, kwargs={**tensors, "streamer": streamer, "max_new_tokens": 40})
     thread.start()
     text = "".join(streamer)
     thread.join()
@@ -238,30 +242,30 @@ def test_an_iterating_streamer_in_a_thread_with_lazy_weights(processor: Any, inp
 
 
 def test_a_streamer_takes_one_row(model: Any, processor: Any, inputs: Inputs) -> None:
-    streamer = Heard(processor.tokenizer)
+    streamer = Pieces(processor.tokenizer)
     for more in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):
         with pytest.raises(ValueError, match="streamer: it takes one row"):
             model.generate(**inputs("red"), streamer=streamer, **more)
 
 
-class Listening:
+class CountingStreamer:
     """Fails at its `fails`-th part, if any."""
 
     def __init__(self, fails: int = 0, error: BaseException | None = None):
         self._fails, self._error = fails, error
-        self.heard: list[str] = []
+        self.calls: list[str] = []
 
     def put(self, value: Any) -> None:
-        self.heard.append("part")
-        if self._error and len(self.heard) == self._fails:
+        self.calls.append("part")
+        if self._error and len(self.calls) == self._fails:
             raise self._error
 
     def end(self) -> None:
-        self.heard.append("end")
+        self.calls.append("end")
 
 
-def test_a_streamer_is_told_the_end_whatever_happens(model: Any, inputs: Inputs) -> None:
-    """Else who listens in another thread waits for ever."""
+def test_a_streamer_ends_whatever_happens(model: Any, inputs: Inputs) -> None:
+    """Otherwise a listener in another thread waits for ever."""
 
     def fails(ids: Any, scores: Any) -> Any:
         raise RuntimeError("mine")
@@ -274,33 +278,35 @@ def test_a_streamer_is_told_the_end_whatever_happens(model: Any, inputs: Inputs)
         ({"num_beams": 2}, ValueError),
         ({"regex": "("}, PromptError),
     ):
-        streamer = Listening()
+        streamer = CountingStreamer()
         with pytest.raises(error):
             model.generate(**inputs(None), streamer=streamer, **keywords)
-        assert streamer.heard.count("end") == 1 and streamer.heard[-1] == "end", keywords
+        assert streamer.calls.count("end") == 1 and streamer.calls[-1] == "end", keywords
     for stop in (KeyboardInterrupt(), ValueError("of the streamer")):
-        streamer = Listening(3, stop)
+        streamer = CountingStreamer(3, stop)
         with pytest.raises(type(stop)):
             model.generate(**inputs(None), streamer=streamer)
-        assert streamer.heard == ["part"] * 3 + ["end"]
-    streamer = Listening()
+        assert streamer.calls == ["part"] * 3 + ["end"]
+    streamer = CountingStreamer()
     model.generate(**inputs(None), streamer=streamer, max_new_tokens=2)
-    assert streamer.heard == ["part"] * 3 + ["end"]
-    streamer = Listening()
-    model.generate(**inputs(None), streamer=streamer, custom_generate=lambda model, **given: given["streamer"].end())
-    assert streamer.heard == ["end"]
+    assert streamer.calls == ["part"] * 3 + ["end"]
+    streamer = CountingStreamer()
+    model.generate(
+        **inputs(None), streamer=streamer, custom_generate=lambda model, **arguments: arguments["streamer"].end()
+    )
+    assert streamer.calls == ["end"]
 
 
 # -- users' functions
 
 
 def test_users_functions_get_mlx_arrays_of_one_row(model: Any, inputs: Inputs) -> None:
-    given, seen = inputs("red", None), set()
-    lengths = set(np.array(given.attention_mask).sum(axis=1).tolist())
+    tensors, shapes = inputs("red", None), set()
+    lengths = set(np.array(tensors.attention_mask).sum(axis=1).tolist())
 
     def processor(ids: mx.array, scores: mx.array) -> mx.array:
         assert isinstance(ids, mx.array)
-        seen.add((ids.shape, scores.shape))
+        shapes.add((ids.shape, scores.shape))
         return scores
 
     def allowed(row: int, ids: mx.array) -> list[int]:
@@ -309,11 +315,11 @@ def test_users_functions_get_mlx_arrays_of_one_row(model: Any, inputs: Inputs) -
         return [row + 7]
 
     out = model.generate(
-        **given, logits_processor=[processor], prefix_allowed_tokens_fn=allowed, max_new_tokens=3, eos_token_id=None
+        **tensors, logits_processor=[processor], prefix_allowed_tokens_fn=allowed, max_new_tokens=3, eos_token_id=None
     )
     assert np.array(out)[:, -3:].tolist() == [[7, 7, 7], [8, 8, 8]]
-    assert {shape[0][1] for shape in seen} == {length + step for length in lengths for step in range(3)}
-    assert {shape[1] for shape in seen} == {(1, 576)}
+    assert {shape[0][1] for shape in shapes} == {length + step for length in lengths for step in range(3)}
+    assert {shape[1] for shape in shapes} == {(1, 576)}
 
 
 def test_transformers_lists_are_called_in_order(model: Any, inputs: Inputs) -> None:
@@ -328,26 +334,26 @@ def test_transformers_lists_are_called_in_order(model: Any, inputs: Inputs) -> N
     assert criteria(mx.array([[1, 2, 3]]), None).tolist() == [True] and StoppingCriteriaList()(
         mx.array([[1]]), None
     ).tolist() == [False]
-    given = inputs(None)
+    tensors = inputs(None)
     out = model.generate(
-        **given,
+        **tensors,
         max_new_tokens=9,
         logits_processor=LogitsProcessorList([lambda ids, scores: scores.at[0, 7].add(1e9)]),
-        stopping_criteria=StoppingCriteriaList([lambda ids, scores: ids.shape[1] >= given.input_ids.shape[1] + 3]),
+        stopping_criteria=StoppingCriteriaList([lambda ids, scores: ids.shape[1] >= tensors.input_ids.shape[1] + 3]),
     )
-    assert out[0, given.input_ids.shape[1] :].tolist() == [7, 7, 7]
+    assert out[0, tensors.input_ids.shape[1] :].tolist() == [7, 7, 7]
 
 
 def test_a_criterion_ends_the_row_that_it_holds_for(model: Any, inputs: Inputs) -> None:
-    given = inputs("red", "blue")
-    width = given.input_ids.shape[1]
-    plain = np.array(model.generate(**given, max_new_tokens=40))
+    tensors = inputs("red", "blue")
+    width = tensors.input_ids.shape[1]
+    plain = np.array(model.generate(**tensors, max_new_tokens=40))
     word = plain[1, width + 4]  # where the second row names its colour
 
-    def named(ids: mx.array, scores: Any, **_: Any) -> mx.array:
+    def says_colour(ids: mx.array, scores: Any, **_: Any) -> mx.array:
         return mx.array([bool(ids[0, -1].item() == word)])
 
-    out = np.array(model.generate(**given, max_new_tokens=40, stopping_criteria=[named]))
+    out = np.array(model.generate(**tensors, max_new_tokens=40, stopping_criteria=[says_colour]))
     assert (out[0] == plain[0, : out.shape[1]]).all()
     stop = width + plain[1, width:].tolist().index(word)
     assert (out[1, stop + 1 :] == out[1, -1]).all()
@@ -367,14 +373,14 @@ def test_custom_generate_is_a_function_and_not_code_from_the_hub(model: Any, inp
     def mine(model: Any, input_ids: Any, generation_config: Any, **tensors: Any) -> Any:
         return generation_config.max_new_tokens, sorted(tensors)
 
-    most, names = model.generate(**inputs("red"), custom_generate=mine, max_new_tokens=3)
-    assert most == 3
+    max_tokens, names = model.generate(**inputs("red"), custom_generate=mine, max_new_tokens=3)
+    assert max_tokens == 3
     assert "pixel_values" in names
     with pytest.raises(UnsupportedError, match="is not run here"):
         model.generate(**inputs("red"), custom_generate="someone/decoder")
 
 
-# -- what is not given, or wrongly
+# -- what is missing, or wrong
 
 
 def test_without_input_the_prompt_is_the_first_token(model: Any) -> None:
@@ -384,9 +390,9 @@ def test_without_input_the_prompt_is_the_first_token(model: Any) -> None:
 
 
 def test_128_tokens_where_nothing_says_how_many(model: Any, inputs: Inputs) -> None:
-    given = inputs("red")
-    out = model.generate(**given, eos_token_id=None)
-    assert out.shape[1] - given.input_ids.shape[1] == 128
+    tensors = inputs("red")
+    out = model.generate(**tensors, eos_token_id=None)
+    assert out.shape[1] - tensors.input_ids.shape[1] == 128
 
 
 def wrong() -> Iterator[Any]:
@@ -403,11 +409,11 @@ def wrong() -> Iterator[Any]:
     yield {"penalty_alpha": 0.6}, UnsupportedError, "custom_generate"
 
 
-@pytest.mark.parametrize(("keywords", "error", "says"), list(wrong()), ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("keywords", "error", "message"), list(wrong()), ids=lambda value: str(value)[:40])
 def test_what_cannot_be_is_refused_by_name(
-    keywords: dict[str, Any], error: Any, says: str, model: Any, inputs: Inputs
+    keywords: dict[str, Any], error: Any, message: str, model: Any, inputs: Inputs
 ) -> None:
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         model.generate(**inputs("red"), **keywords)
 
 
@@ -464,19 +470,19 @@ def test_numbers_that_are_none_are_refused_by_name(name: str, value: float, mode
 def test_ids_of_a_checkpoints_files_that_its_layers_do_not_have_are_none(
     model: Any, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = model.generate(**inputs("red"), max_new_tokens=40).tolist()
+    expected = model.generate(**inputs("red"), max_new_tokens=40).tolist()
     for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
         monkeypatch.setitem(model.generation_config, name, {"eos_token_id": [568, 566, 576]}.get(name, 576))
-    assert model.generate(**inputs("red"), max_new_tokens=40).tolist() == wanted
+    assert model.generate(**inputs("red"), max_new_tokens=40).tolist() == expected
     monkeypatch.setitem(model.generation_config, "eos_token_id", "a")
     with pytest.raises(LoadError, match=r"eos_token_id is 'a'; expected a token id or a list"):
         model.generate(**inputs("red"))
 
 
 def test_inputs_as_a_mapping_or_as_ids(model: Any, inputs: Inputs, tmp_path: Path) -> None:
-    given = inputs(None)
-    by_name = model.generate(**given, max_new_tokens=5).tolist()
-    assert model.generate(given, max_new_tokens=5).tolist() == by_name
-    assert model.generate(given.input_ids, max_new_tokens=5).tolist() == by_name
+    tensors = inputs(None)
+    by_name = model.generate(**tensors, max_new_tokens=5).tolist()
+    assert model.generate(tensors, max_new_tokens=5).tolist() == by_name
+    assert model.generate(tensors.input_ids, max_new_tokens=5).tolist() == by_name
     with pytest.raises(TypeError, match="give one of them"):
-        model.generate(given.input_ids, input_ids=given.input_ids)
+        model.generate(tensors.input_ids, input_ids=tensors.input_ids)

@@ -1,4 +1,4 @@
-"""Settings of `model.generate`: where each comes from, what is refused, what is told."""
+"""Settings of `model.generate`: where each comes from, what is refused, what gives a notice."""
 
 import dataclasses
 from typing import Any
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_vlgen.errors import UnsupportedError
-from mlx_vlgen.hf import config
-from mlx_vlgen.hf.config import Settings, resolve
+from mlx_vlgen.hf.config import READERS, GenerationSettings
+from mlx_vlgen.hf.resolve import NAMES, UNSUPPORTED, resolve
 from mlx_vlgen.hf.watermark import GreenList, SynthID
 
 DEFAULTS = {
@@ -34,38 +34,38 @@ DEFAULTS = {
 }
 
 
-def settings(own: Any = None, given: Any = None, /, **keywords: Any) -> Settings:
-    made, unnamed = resolve(own or {}, given, keywords)
-    assert not unnamed
-    return made
+def settings(checkpoint: Any = None, config: Any = None, /, **keywords: Any) -> GenerationSettings:
+    resolved, others = resolve(checkpoint or {}, config, keywords)
+    assert not others
+    return resolved
 
 
 def test_defaults_are_those_of_transformers_but_for_the_length() -> None:
-    made = settings()
-    assert {name: getattr(made, name) for name in DEFAULTS} == DEFAULTS
-    assert made == Settings(max_new_tokens=128)
+    resolved = settings()
+    assert {name: getattr(resolved, name) for name in DEFAULTS} == DEFAULTS
+    assert resolved == GenerationSettings(max_new_tokens=128)
 
 
 def test_every_setting_has_a_reader_and_every_field_of_transformers_is_known() -> None:
-    assert {field.name for field in dataclasses.fields(Settings)} == set(config._READERS)
+    assert {field.name for field in dataclasses.fields(GenerationSettings)} == set(READERS)
     fields = {name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")}
-    assert fields - config.NAMES == {"transformers_version"}
+    assert fields - NAMES == {"transformers_version"}
 
 
 @pytest.mark.parametrize("kind", ["object", "mapping", "ours"])
 def test_keywords_win_over_the_config_and_that_over_the_checkpoints(kind: str) -> None:
-    own = {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1}
-    asked = {"do_sample": True, "temperature": 0.2, "top_k": 2}
-    given: Any = transformers.GenerationConfig(**asked) if kind == "object" else asked
+    checkpoint = {"do_sample": True, "temperature": 0.1, "top_k": 1, "top_p": 0.1}
+    requested = {"do_sample": True, "temperature": 0.2, "top_k": 2}
+    config: Any = transformers.GenerationConfig(**requested) if kind == "object" else requested
     if kind == "ours":
-        given = settings(asked | {"top_p": 0.1})
-    made = settings(own, given, temperature=0.3)
-    assert (made.temperature, made.top_k, made.top_p, made.do_sample) == (0.3, 2, 0.1, True)
+        config = settings(requested | {"top_p": 0.1})
+    resolved = settings(checkpoint, config, temperature=0.3)
+    assert (resolved.temperature, resolved.top_k, resolved.top_p, resolved.do_sample) == (0.3, 2, 0.1, True)
 
 
 def test_what_is_no_setting_is_handed_back() -> None:
-    made, unnamed = resolve({}, None, {"pixel_values": 1, "max_new_tokens": 2, "temperatur": 3})
-    assert unnamed == {"pixel_values": 1, "temperatur": 3} and made.max_new_tokens == 2
+    resolved, others = resolve({}, None, {"pixel_values": 1, "max_new_tokens": 2, "temperatur": 3})
+    assert others == {"pixel_values": 1, "temperatur": 3} and resolved.max_new_tokens == 2
 
 
 def test_names_of_no_setting_in_files_count_for_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,19 +73,19 @@ def test_names_of_no_setting_in_files_count_for_nothing(capsys: pytest.CaptureFi
     assert settings({"chat_format": "raw", "seed": 3, "top_p": None, "grammar": "x"}) == settings()
     assert not capsys.readouterr().err
     assert settings(None, transformers.GenerationConfig(max_new_token=3, presence_penalty=1.5)).presence_penalty == 1.5
-    told = capsys.readouterr().err
-    assert "'max_new_token'" in told and "did you mean 'max_new_tokens'" in told and told.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert "'max_new_token'" in printed and "did you mean 'max_new_tokens'" in printed and printed.count("\n") == 1
 
 
 def test_none_takes_a_setting_back() -> None:
-    own = {"do_sample": True, "top_k": 20, "top_p": 0.5, "eos_token_id": 3, "max_new_tokens": 9}
-    made = settings(own, top_k=None, top_p=None, eos_token_id=None, max_new_tokens=None, temperature=None)
-    assert (made.top_k, made.top_p, made.eos_token_id, made.max_new_tokens) == (0, 1.0, (), 128)
-    assert settings(own, transformers.GenerationConfig(top_k=None)).top_k == 20
+    checkpoint = {"do_sample": True, "top_k": 20, "top_p": 0.5, "eos_token_id": 3, "max_new_tokens": 9}
+    resolved = settings(checkpoint, top_k=None, top_p=None, eos_token_id=None, max_new_tokens=None, temperature=None)
+    assert (resolved.top_k, resolved.top_p, resolved.eos_token_id, resolved.max_new_tokens) == (0, 1.0, (), 128)
+    assert settings(checkpoint, transformers.GenerationConfig(top_k=None)).top_k == 20
 
 
 @pytest.mark.parametrize(
-    ("own", "keywords", "most"),
+    ("checkpoint", "keywords", "max_tokens"),
     [
         ({}, {}, 128),
         ({}, {"max_new_tokens": 5}, 5),
@@ -98,19 +98,19 @@ def test_none_takes_a_setting_back() -> None:
     ],
     ids=str,
 )
-def test_length(own: dict[str, Any], keywords: dict[str, Any], most: int) -> None:
-    made = settings(own, **keywords)
-    assert made.most_new_tokens(10) == most
-    assert (made.max_new_tokens is None) != (made.max_length is None)
+def test_length(checkpoint: dict[str, Any], keywords: dict[str, Any], max_tokens: int) -> None:
+    resolved = settings(checkpoint, **keywords)
+    assert resolved.max_tokens_after(10) == max_tokens
+    assert (resolved.max_new_tokens is None) != (resolved.max_length is None)
 
 
 def test_a_prompt_as_long_as_max_length_is_refused() -> None:
     with pytest.raises(ValueError, match="max_length=10: the prompt has 10 tokens"):
-        settings(max_length=10).most_new_tokens(10)
+        settings(max_length=10).max_tokens_after(10)
 
 
 @pytest.mark.parametrize(
-    ("own", "keywords", "drawn"),
+    ("checkpoint", "keywords", "drawn"),
     [
         ({}, {"temperature": 0.7}, False),
         ({"do_sample": True}, {"temperature": 0.7}, True),
@@ -122,12 +122,12 @@ def test_a_prompt_as_long_as_max_length_is_refused() -> None:
     ],
     ids=str,
 )
-def test_drawing(own: dict[str, Any], keywords: dict[str, Any], drawn: bool) -> None:
-    assert settings(own, **keywords).do_sample == drawn
+def test_drawing(checkpoint: dict[str, Any], keywords: dict[str, Any], drawn: bool) -> None:
+    assert settings(checkpoint, **keywords).do_sample == drawn
 
 
 @pytest.mark.parametrize(
-    ("own", "keywords", "told"),
+    ("checkpoint", "keywords", "notices"),
     [
         ({}, {"temperature": 0.3, "max_new_tokens": 128}, ["temperature=0.3: not used", "do_sample=True"]),
         ({}, {"temperature": 0.3, "top_p": 0.5, "min_p": 0.0}, ["temperature=0.3, top_p=0.5: not used"]),
@@ -153,14 +153,14 @@ def test_drawing(own: dict[str, Any], keywords: dict[str, Any], drawn: bool) -> 
     ],
     ids=str,
 )
-def test_what_changes_nothing_is_told(
-    own: dict[str, Any], keywords: dict[str, Any], told: list[str], capsys: pytest.CaptureFixture[str]
+def test_what_changes_nothing_gives_a_notice(
+    checkpoint: dict[str, Any], keywords: dict[str, Any], notices: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And only to who asked for it: what the checkpoint's own file says is no one's concern."""
-    settings(own, **keywords)
+    """Not for what the checkpoint's file says."""
+    settings(checkpoint, **keywords)
     err = capsys.readouterr().err
-    assert all(part in err for part in told), err
-    assert bool(err) == bool(told)
+    assert all(part in err for part in notices), err
+    assert bool(err) == bool(notices)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_what_is_not_honoured_is_refused_with_its_reason(name: str, value: Any, 
 
 
 def test_what_is_not_honoured_may_ask_for_nothing() -> None:
-    nothing = {name: values[0] for name, (values, _) in config._REFUSED.items() if values}
-    assert settings(**nothing) == settings(**dict.fromkeys(config._REFUSED)) == settings()
+    nothing = {name: values[0] for name, (values, _) in UNSUPPORTED.items() if values}
+    assert settings(**nothing) == settings(**dict.fromkeys(UNSUPPORTED)) == settings()
 
 
 WRONG = {
@@ -254,8 +254,8 @@ def test_what_does_not_go_together_is_refused(keywords: dict[str, Any]) -> None:
 
 def test_quantized_caches() -> None:
     def cache(**keywords: Any) -> tuple[int | None, int]:
-        made = settings(cache_implementation="quantized", **keywords)
-        return made.kv_bits, made.kv_group_size
+        resolved = settings(cache_implementation="quantized", **keywords)
+        return resolved.kv_bits, resolved.kv_group_size
 
     assert cache() == (4, 64)
     assert cache(cache_config={"backend": "quanto", "nbits": 2, "q_group_size": 32}) == (2, 32)
@@ -267,34 +267,34 @@ def test_quantized_caches() -> None:
 
 
 def test_token_ids() -> None:
-    made = settings({"eos_token_id": [5, 6]}, forced_eos_token_id=np.array([7, 8]))
-    assert (made.eos_token_id, made.pad_token_id, made.forced_eos_token_id) == ((5, 6), 5, (7, 8))
+    resolved = settings({"eos_token_id": [5, 6]}, forced_eos_token_id=np.array([7, 8]))
+    assert (resolved.eos_token_id, resolved.pad_token_id, resolved.forced_eos_token_id) == ((5, 6), 5, (7, 8))
     assert settings({"eos_token_id": 5, "pad_token_id": 0}).pad_token_id == 0
     assert settings({"eos_token_id": -1, "pad_token_id": -1}) == settings()
 
 
 def test_watermarks() -> None:
     green = {"greenlist_ratio": 0.5, "bias": 1, "seeding_scheme": "selfhash", "context_width": 2}
-    made = settings(watermarking_config=green).watermarking_config
-    assert made == settings(watermarking_config=transformers.WatermarkingConfig(**green)).watermarking_config
-    assert isinstance(made, GreenList) and (made.bias, made.hashing_key) == (1.0, 15485863)
-    made = settings(watermarking_config={"ngram_len": 5, "keys": [3, 4]}).watermarking_config
-    assert made == SynthID(5, (3, 4)) == settings(watermarking_config=made).watermarking_config
+    mark = settings(watermarking_config=green).watermarking_config
+    assert mark == settings(watermarking_config=transformers.WatermarkingConfig(**green)).watermarking_config
+    assert isinstance(mark, GreenList) and (mark.bias, mark.hashing_key) == (1.0, 15485863)
+    mark = settings(watermarking_config={"ngram_len": 5, "keys": [3, 4]}).watermarking_config
+    assert mark == SynthID(5, (3, 4)) == settings(watermarking_config=mark).watermarking_config
 
 
 def test_lists_may_come_in_any_shape() -> None:
-    made = settings(
+    resolved = settings(
         sequence_bias=[[[1, 2], 3.0], [[4], float("-inf")]], bad_words_ids=[(5,), [6, 7]], stop_strings="x", seed=[1, 2]
     )
-    assert made.sequence_bias == (((1, 2), 3.0), ((4,), float("-inf")))
-    assert made == settings(
+    assert resolved.sequence_bias == (((1, 2), 3.0), ((4,), float("-inf")))
+    assert resolved == settings(
         sequence_bias={(1, 2): 3, (4,): float("-inf")}, bad_words_ids=[[5], [6, 7]], stop_strings=["x"], seed=(1, 2)
     )
-    assert hash(made)
+    assert hash(resolved)
     assert settings(prefill_chunk_size=7) == settings(prefill_step_size=7)
 
 
-ASKED = {
+OPTIONAL = {
     "max_new_tokens": st.integers(1, 99),
     "temperature": st.floats(0, 2),
     "top_k": st.none() | st.integers(-1, 99),
@@ -306,9 +306,11 @@ ASKED = {
 }
 
 
-@given(*[st.fixed_dictionaries({}, optional=ASKED) for _ in range(3)])
-def test_precedence(own: dict[str, Any], given: dict[str, Any], keywords: dict[str, Any]) -> None:
+@given(*[st.fixed_dictionaries({}, optional=OPTIONAL) for _ in range(3)])
+def test_precedence(checkpoint: dict[str, Any], config: dict[str, Any], keywords: dict[str, Any]) -> None:
     """A call with three sources is one with their union as keywords; None counts in keywords only."""
-    union = {name: value for source in (own, given) for name, value in source.items() if value is not None} | keywords
-    assert settings(own, given, **keywords) == settings(**union)
+    union = {
+        name: value for source in (checkpoint, config) for name, value in source.items() if value is not None
+    } | keywords
+    assert settings(checkpoint, config, **keywords) == settings(**union)
     assert settings(None, settings(**union)) == settings(**union)

@@ -26,9 +26,9 @@ def demo(load_family: LoadFamily) -> Family:
 
 
 def alone(family: Family, text: str, *pictures: Any) -> np.ndarray:
-    """(L, V): as the engine's own faces have it."""
+    """(L, V), from the model's forward."""
     prompt = family.processor.prepare(text, mlx_vlgen.MediaInputs(images=pictures))
-    inputs = family.model.embed(prompt, [family.model.encode([one])[0] for one in prompt.media])
+    inputs = family.model.embed(prompt, [family.model.encode([media])[0] for media in prompt.media])
     return np.array(family.model(inputs, make_cache(family.model.cache_layout()))[0])
 
 
@@ -36,21 +36,23 @@ def alone(family: Family, text: str, *pictures: Any) -> np.ndarray:
 def test_a_call_gives_logits_of_every_position(demo: Family, side: str) -> None:
     picture = np.full((96, 64, 3), 90, np.uint8)
     texts = [TURN.format("<|vision_start|><|image_pad|><|vision_end|>What is it?"), TURN.format("Hello")]
-    given = demo.processor(text=texts, images=[[picture], None], padding=True, padding_side=side, return_tensors="mlx")
-    wanted = [alone(demo, texts[0], picture), alone(demo, texts[1])]
-    for out in (demo.model(**given, use_cache=False, return_dict=True), demo.model(given)):
+    tensors = demo.processor(
+        text=texts, images=[[picture], None], padding=True, padding_side=side, return_tensors="mlx"
+    )
+    expected = [alone(demo, texts[0], picture), alone(demo, texts[1])]
+    for out in (demo.model(**tensors, use_cache=False, return_dict=True), demo.model(tensors)):
         assert isinstance(out.logits, Array) and out[0] is out["logits"] is out.logits
-        assert out.logits.shape == (*given.input_ids.shape, demo.model.vocab_size)
-        mask = np.array(given.attention_mask) == 1
-        for row, kept, expected in zip(out.logits, mask, wanted, strict=True):
-            assert np.abs(np.array(row)[kept] - expected).max() < 1e-4
+        assert out.logits.shape == (*tensors.input_ids.shape, demo.model.vocab_size)
+        mask = np.array(tensors.attention_mask) == 1
+        for row, is_token, logits in zip(out.logits, mask, expected, strict=True):
+            assert np.abs(np.array(row)[is_token] - logits).max() < 1e-4
 
 
 def test_a_call_of_ids_alone(demo: Family) -> None:
     ids = demo.processor.tokenizer.encode("Hello there")
-    wanted = alone(demo, "Hello there")
-    for given in ([ids], mx.array([ids]), np.array([ids]), ids):
-        assert np.abs(np.array(demo.model(given).logits)[0] - wanted).max() < 1e-4
+    expected = alone(demo, "Hello there")
+    for batch in ([ids], mx.array([ids]), np.array([ids]), ids):
+        assert np.abs(np.array(demo.model(batch).logits)[0] - expected).max() < 1e-4
     assert demo.model.generate([ids], max_new_tokens=1)[0, -1].item() == demo.model([ids]).logits[0, -1].argmax().item()
 
 
@@ -77,10 +79,12 @@ def wrong() -> Any:
     yield {"input_ids": None}, PromptError, "no input_ids"
 
 
-@pytest.mark.parametrize(("given", "error", "says"), list(wrong()), ids=lambda value: str(value)[:40])
-def test_what_a_call_does_not_compute_is_refused(demo: Family, given: dict[str, Any], error: Any, says: str) -> None:
-    with pytest.raises(error, match=says):
-        demo.model(**{"input_ids": [[1, 2]], **given})
+@pytest.mark.parametrize(("keywords", "error", "message"), list(wrong()), ids=lambda value: str(value)[:40])
+def test_what_a_call_does_not_compute_is_refused(
+    demo: Family, keywords: dict[str, Any], error: Any, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        demo.model(**{"input_ids": [[1, 2]], **keywords})
     with pytest.raises(TypeError, match="by name"):
         demo.model([[1, 2]], [[1, 1]])
 

@@ -1,4 +1,4 @@
-"""`model.generate` answers as that of transformers does: tokens, and all that it can be asked to tell."""
+"""`model.generate` answers as that of transformers does: tokens, and everything else that it can return."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from . import digest
 
 TOLERANCE = 1e-4
 QWEN = {"input_ids", "attention_mask", "pixel_values", "image_grid_thw"}
-"""What transformers' users give a model of Qwen's; the other families have names of our own."""
+"""What transformers takes for a model of Qwen's; for the other families the names are ours."""
 FAMILIES = sorted(path.parent.name for path in digest.REFERENCE.glob("*/cases.json"))
 
 
@@ -33,7 +33,7 @@ def record(family: str) -> dict[str, Any]:
 
 @cache
 def arrays(family: str) -> Mapping[str, np.ndarray]:
-    """ "<case>.<what>" -> what digest.py keeps of it."""
+    """ "<case>.<name>" -> what digest.py stores of it."""
     with np.load(digest.REFERENCE / family / "arrays.npz") as file:
         return dict(file)
 
@@ -47,27 +47,26 @@ def cases() -> list[Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ran:
-    """A case and our answer. stored: what is kept of transformers' outputs, by name. mask: of the prompts. made: what
-    `model.generate` returned, with all that is stored. new: the tokens after the prompt."""
+    """A case and our answer."""
 
-    case: dict[str, Any]
-    stored: dict[str, np.ndarray]
-    mask: np.ndarray
-    made: Any
-    new: list[list[int]]
+    case: dict[str, Any]  # of cases.json
+    stored: dict[str, np.ndarray]  # of transformers' outputs, by name
+    mask: np.ndarray  # (B, L) of the prompts
+    output: Any  # of `model.generate`, with all that is stored
+    new: list[list[int]]  # the tokens after the prompt
 
 
-TOLD = ("scores", "logits", "hidden_states", "attentions")
+OUTPUTS = ("scores", "logits", "hidden_states", "attentions")
 
 
 def run(load_family: LoadFamily, family: str, name: str) -> Ran:
-    """`model.generate` on the case's inputs, its prompts found unchanged before the tokens made."""
+    """`model.generate` on the case's inputs; asserts that its prompts come back unchanged."""
     loaded, case = load_family(family), record(family)["cases"][name]
     stored = {
         key.removeprefix(f"{name}."): value for key, value in arrays(family).items() if key.startswith(f"{name}.")
     }
-    given, keywords = tensors(loaded, case["inputs"]), dict(case["keywords"])
-    keywords |= {f"output_{what}": True for what in TOLD if what in stored}
+    prompt_tensors, keywords = tensors(loaded, case["inputs"]), dict(case["keywords"])
+    keywords |= {f"output_{what}": True for what in OUTPUTS if what in stored}
     if {"sequences_scores", "transition_scores"} & case.keys() or "probabilities" in stored:
         keywords["output_scores"] = True
     if any(key.startswith("output_") for key in keywords):
@@ -80,17 +79,17 @@ def run(load_family: LoadFamily, family: str, name: str) -> Ran:
         negative = tensors(loaded, case["negative"])
         keywords["negative_prompt_ids"] = negative["input_ids"]
         keywords["negative_prompt_attention_mask"] = negative["attention_mask"]
-    made = loaded.model.generate(**given, **keywords)
-    sequences = np.array(getattr(made, "sequences", made))
-    prompts = np.array(given.get("input_ids", [[loaded.processor.tokenizer.bos_token_id]]))
+    output = loaded.model.generate(**prompt_tensors, **keywords)
+    sequences = np.array(getattr(output, "sequences", output))
+    prompts = np.array(prompt_tensors.get("input_ids", [[loaded.processor.tokenizer.bos_token_id]]))
     repeated = np.repeat(prompts, len(sequences) // len(prompts), axis=0)
     assert sequences[:, : repeated.shape[1]].tolist() == repeated.tolist()
-    mask = np.array(given.get("attention_mask", np.ones(prompts.shape)))
-    return Ran(case, stored, mask, made, sequences[:, prompts.shape[1] :].tolist())
+    mask = np.array(prompt_tensors.get("attention_mask", np.ones(prompts.shape)))
+    return Ran(case, stored, mask, output, sequences[:, prompts.shape[1] :].tolist())
 
 
 def tensors(loaded: Family, name: str) -> dict[str, mx.array]:
-    """An input by the names that its model takes, with the reference's own pixels."""
+    """An input by the names that its model takes, with the reference's pixels."""
     stored = record(loaded.name)["inputs"][name]
     if not stored["prompts"]:
         return {"input_ids": mx.array(stored["ids"])} if stored["ids"] else {}
@@ -99,18 +98,18 @@ def tensors(loaded: Family, name: str) -> dict[str, mx.array]:
         prompt = loaded.processor.prepare(text, MediaInputs(images=[media.picture(image) for image in images]))
         assert prompt.tokens.tolist() == ids
         pixels = [expected.pixels(loaded.name, image, len(images) > 1).normalised for image in images]
-        seen = [dataclasses.replace(own, pixels=new) for own, new in zip(prompt.media, pixels, strict=True)]
-        prompts.append(dataclasses.replace(prompt, media=tuple(seen)))
+        replaced = [dataclasses.replace(item, pixels=new) for item, new in zip(prompt.media, pixels, strict=True)]
+        prompts.append(dataclasses.replace(prompt, media=tuple(replaced)))
     packed = pack(prompts, loaded.processor.tokenizer.pad_token_id)
     of_qwen = "image_grid_thw" in packed
     return {key: mx.array(value) for key, value in packed.items() if not of_qwen or key in QWEN}
 
 
-def apart(own: Any, reference: Any) -> float:
-    """The largest difference of two arrays of one shape."""
-    own, reference = np.asarray(own, np.float64), np.asarray(reference, np.float64)
-    assert own.shape == reference.shape
-    return float(np.abs(own - reference).max())
+def max_difference(array: Any, reference: Any) -> float:
+    """Of two arrays of one shape."""
+    array, reference = np.asarray(array, np.float64), np.asarray(reference, np.float64)
+    assert array.shape == reference.shape
+    return float(np.abs(array - reference).max())
 
 
 def _as_wide(layer: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -125,36 +124,40 @@ def _as_wide(layer: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 def test_answer_is_that_of_transformers(load_family: LoadFamily, family: str, name: str) -> None:
     """Tokens with their padding, and whatever else the case stores."""
     ran = run(load_family, family, name)
-    case, stored, made = ran.case, ran.stored, ran.made
+    case, stored, output = ran.case, ran.stored, ran.output
     if "new" in case:
         assert ran.new == case["new"]
     for what in ("scores", "logits"):
         if what in stored:
-            steps = [np.array(step) for step in getattr(made, what)]
+            steps = [np.array(step) for step in getattr(output, what)]
             assert len(steps) == case["steps"]
             of_ended = ~stored[what].any(axis=-1)
-            assert apart(np.where(of_ended[..., None], 0, digest.scores(steps)), stored[what]) < TOLERANCE, what
+            assert max_difference(np.where(of_ended[..., None], 0, digest.scores(steps)), stored[what]) < TOLERANCE, (
+                what
+            )
     for what, function in (("hidden_states", digest.hidden_states), ("attentions", digest.attentions)):
         if what in stored:
-            told = [[np.array(layer) for layer in step] for step in getattr(made, what)]
-            told = [
+            steps = [[np.array(layer) for layer in step] for step in getattr(output, what)]
+            steps = [
                 [_as_wide(layer, shape) for layer, shape in zip(*both, strict=True)]
-                for both in zip(told, case[f"{what}_shapes"], strict=True)
+                for both in zip(steps, case[f"{what}_shapes"], strict=True)
             ]
             scale = max(1.0, stored[what].std())  # as promise 1 has it for logits
-            assert apart(function(told, ran.mask), stored[what]) < TOLERANCE * scale, what
+            assert max_difference(function(steps, ran.mask), stored[what]) < TOLERANCE * scale, what
     if "sequences_scores" in case:
-        assert apart(np.array(made.sequences_scores), case["sequences_scores"]) < TOLERANCE
-        assert np.array(made.beam_indices).tolist() == case["beam_indices"]
+        assert max_difference(np.array(output.sequences_scores), case["sequences_scores"]) < TOLERANCE
+        assert np.array(output.beam_indices).tolist() == case["beam_indices"]
     if "transition_scores" in case:
-        beams = {"beam_indices": made.beam_indices} if "beam_indices" in case else {"normalize_logits": True}
-        own = load_family(family).model.compute_transition_scores(made.sequences, made.scores, **beams)
-        assert apart(np.array(own), case["transition_scores"]) < TOLERANCE
+        beams = {"beam_indices": output.beam_indices} if "beam_indices" in case else {"normalize_logits": True}
+        transition_scores = load_family(family).model.compute_transition_scores(
+            output.sequences, output.scores, **beams
+        )
+        assert max_difference(np.array(transition_scores), case["transition_scores"]) < TOLERANCE
     if "probabilities" in stored:
-        scores = np.array(made.scores[0], np.float64)
+        scores = np.array(output.scores[0], np.float64)
         drawn_from = np.exp(scores - scores.max(axis=-1, keepdims=True))
         drawn_from /= drawn_from.sum(axis=-1, keepdims=True)
-        assert apart(drawn_from, stored["probabilities"]) < 1e-5
+        assert max_difference(drawn_from, stored["probabilities"]) < 1e-5
         drawn = np.array(ran.new)[:, 0]
         assert (stored["probabilities"][np.arange(len(drawn)), drawn] > 0).all()
 

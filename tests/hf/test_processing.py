@@ -25,8 +25,8 @@ CLIP_PLACE = "<|vision_start|><|video_pad|><|vision_end|>"
 @pytest.fixture
 def processor() -> Processor:
     """The built-in model's."""
-    made: Processor = AutoProcessor.from_pretrained(media.DEMO / "model")
-    return made
+    processor: Processor = AutoProcessor.from_pretrained(media.DEMO / "model")
+    return processor
 
 
 def test_one_processor_for_both_faces() -> None:
@@ -38,19 +38,19 @@ def test_one_processor_for_both_faces() -> None:
     turn = ask(picture, "What is it?")
     text = processor.apply_chat_template(turn, add_generation_prompt=True)
     assert text == apply_chat_template(processor, model.config, "What is it?", num_images=1)
-    results = [generate(model, own, text, picture, max_tokens=12) for own in (processor, other)]
+    results = [generate(model, each, text, picture, max_tokens=12) for each in (processor, other)]
     assert results[0].tokens == results[1].tokens
-    asked = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "mlx"}
-    for given in (
-        processor.apply_chat_template(turn, **asked),
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "mlx"}
+    for tensors in (
+        processor.apply_chat_template(turn, **options),
         processor(picture, text, return_tensors="mlx"),
         processor(images=[picture], text=[text], return_tensors="mlx"),
     ):
-        out = model.generate(**given, max_new_tokens=12)
-        new = out[:, given.input_ids.shape[1] :]
+        out = model.generate(**tensors, max_new_tokens=12)
+        new = out[:, tensors.input_ids.shape[1] :]
         assert new.tolist() == [results[0].tokens]
-        said = processor.batch_decode(new, skip_special_tokens=True)
-        assert said == [processor.decode(new[0], skip_special_tokens=True)] == [results[0].answer]
+        texts = processor.batch_decode(new, skip_special_tokens=True)
+        assert texts == [processor.decode(new[0], skip_special_tokens=True)] == [results[0].answer]
         assert processor.tokenizer.decode(new[0]) == processor.decode(new[0])
     assert processor.tokenizer("Hello", return_tensors="mlx").input_ids.tolist() == [
         processor.tokenizer("Hello")["input_ids"]
@@ -72,7 +72,7 @@ def test_a_text_decoders_processor_is_called_too(load_family: LoadFamily) -> Non
 
 
 def ask(*parts: Any) -> list[dict[str, Any]]:
-    """One turn of a user: strings are words, the others pictures."""
+    """One turn of a user: strings are text, the others pictures."""
     return [
         {
             "role": "user",
@@ -89,15 +89,15 @@ def plain() -> Image.Image:
 
 
 def prepared(processor: Processor, messages: Any, **settings: Any) -> list[int]:
-    """The token ids that the engine's own faces make of messages."""
+    """The token ids that `generate` of this package makes of messages."""
     ids: list[int] = processor.prepare(messages, MediaInputs(**settings)).tokens.tolist()
     return ids
 
 
 def test_defaults_are_those_of_transformers(processor: Processor) -> None:
-    given = inspect.signature(processor.apply_chat_template).parameters
+    parameters = inspect.signature(processor.apply_chat_template).parameters
     off = ("add_generation_prompt", "continue_final_message", "tokenize", "return_dict")
-    assert [given[name].default for name in off] == [False] * 4
+    assert [parameters[name].default for name in off] == [False] * 4
     text = processor.apply_chat_template(ask("Hello"))
     assert text == "<|im_start|>user\nHello<|im_end|>\n"
     assert processor.apply_chat_template(ask("Hello"), add_generation_prompt=True).endswith("<|im_start|>assistant\n")
@@ -107,7 +107,7 @@ def test_defaults_are_those_of_transformers(processor: Processor) -> None:
 
 def test_one_conversation_or_a_list_of_them(processor: Processor) -> None:
     both = processor.apply_chat_template([ask("One"), ask("Two", plain())])
-    assert both == [processor.apply_chat_template(own) for own in (ask("One"), ask("Two", plain()))]
+    assert both == [processor.apply_chat_template(turn) for turn in (ask("One"), ask("Two", plain()))]
     ids = processor.apply_chat_template([ask("One"), ask("Two", plain())], tokenize=True, add_generation_prompt=True)
     assert ids == [prepared(processor, ask("One")), prepared(processor, ask("Two", plain()))]
 
@@ -126,9 +126,9 @@ def test_pictures_in_messages_come_from_anywhere(processor: Processor, pictures:
     }[kind]
     messages = [{"role": "user", "content": [{"type": "image", **part}, {"type": "text", "text": "What is it?"}]}]
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="np")
-    wanted = processor.prepare(ask(plain(), "What is it?"), add_generation_prompt=False)
-    assert inputs.input_ids.tolist() == [wanted.tokens.tolist()]
-    assert (inputs.pixel_values == wanted.media[0].pixels).all()
+    expected = processor.prepare(ask(plain(), "What is it?"), add_generation_prompt=False)
+    assert inputs.input_ids.tolist() == [expected.tokens.tolist()]
+    assert (inputs.pixel_values == expected.media[0].pixels).all()
 
 
 def test_a_video_in_messages_and_its_keywords(processor: Processor) -> None:
@@ -163,11 +163,11 @@ def test_padding_is_the_tokenizers_unless_a_call_says_otherwise(processor: Proce
     rows = [ask("One"), ask("Two or three words more")]
 
     def mask(**keywords: Any) -> np.ndarray:
-        made = processor.apply_chat_template(
+        tensors = processor.apply_chat_template(
             rows, tokenize=True, return_dict=True, return_tensors="np", padding=True, **keywords
         )
-        found: np.ndarray = made.attention_mask
-        return found
+        attention_mask: np.ndarray = tensors.attention_mask
+        return attention_mask
 
     processor.tokenizer.padding_side = "left"
     assert mask()[0, 0] == 0 and mask()[0, -1] == 1
@@ -183,7 +183,7 @@ def test_padding_is_the_tokenizers_unless_a_call_says_otherwise(processor: Proce
     assert [len(row) for row in padded] == [40, 40]
 
 
-def test_a_placeholder_in_a_message_is_words_and_in_a_text_is_none(processor: Processor) -> None:
+def test_a_placeholder_is_text_in_a_message_and_not_in_a_formatted_prompt(processor: Processor) -> None:
     messages = ask("What does <|image_pad|> mean?")
     assert processor(text=messages).input_ids == [prepared(processor, messages)]
     assert "pixel_values" not in processor(text=messages)
@@ -193,17 +193,17 @@ def test_a_placeholder_in_a_message_is_words_and_in_a_text_is_none(processor: Pr
 
 def test_texts_take_their_media_by_their_placeholders(processor: Processor) -> None:
     texts = ["Nothing.", PLACE + PLACE + "What differs?", PLACE + "What is it?"]
-    shown = [Image.fromarray(media.picture(name)) for name in ("plain", "upright", "large")]
-    flat = processor(images=shown, text=texts, padding=True, return_tensors="np")
-    nested = processor(images=[None, shown[:2], shown[2:]], text=texts, padding=True, return_tensors="np")
+    images = [Image.fromarray(media.picture(name)) for name in ("plain", "upright", "large")]
+    flat = processor(images=images, text=texts, padding=True, return_tensors="np")
+    nested = processor(images=[None, images[:2], images[2:]], text=texts, padding=True, return_tensors="np")
     assert all((flat[name] == nested[name]).all() for name in flat) and flat.keys() == nested.keys()
     assert flat.image_grid_thw.shape == (3, 3)
-    one = processor(shown[0], PLACE)
+    one = processor(images[0], PLACE)
     assert one.image_grid_thw.tolist() == flat.image_grid_thw[:1].tolist()
     with pytest.raises(PromptError, match="2 given, and the 3 texts have 3 placeholders"):
-        processor(images=shown[:2], text=texts)
-    with pytest.raises(PromptError, match="placeholders"):  # a row's own are its own
-        processor(images=[shown[:1], shown[1:], None], text=texts)
+        processor(images=images[:2], text=texts)
+    with pytest.raises(PromptError, match="placeholders"):  # a row takes none of another row's
+        processor(images=[images[:1], images[1:], None], text=texts)
 
 
 def test_clips_are_told_from_frames(processor: Processor) -> None:
@@ -215,13 +215,13 @@ def test_clips_are_told_from_frames(processor: Processor) -> None:
         ([CLIP_PLACE * 2, "Nothing."], [one, other]),
         ([CLIP_PLACE * 2], [one, other]),
     ):
-        made = processor(text=texts, videos=clips, padding=True, return_tensors="np")
-        assert made.video_grid_thw.tolist() == alone
+        tensors = processor(text=texts, videos=clips, padding=True, return_tensors="np")
+        assert tensors.video_grid_thw.tolist() == alone
 
 
 def test_bounds_of_pictures_are_the_calls_or_the_processors(processor: Processor) -> None:
-    def patches(made: Processor, **keywords: Any) -> int:
-        return len(made(plain(), PLACE, return_tensors="np", **keywords).pixel_values)
+    def patches(processor: Processor, **keywords: Any) -> int:
+        return len(processor(plain(), PLACE, return_tensors="np", **keywords).pixel_values)
 
     small = AutoProcessor.from_pretrained("demo", max_pixels=32 * 32)
     assert patches(processor, max_pixels=32 * 32) == patches(small) < patches(processor)
@@ -239,17 +239,17 @@ def test_texts_of_arrays_lists_and_single_tokens(processor: Processor) -> None:
 
 def test_templates_of_a_call_and_variables(processor: Processor) -> None:
     before = processor.chat_template
-    own = "{% for m in messages if m.role == 'user' %}<{{ m.content[0].text }}>{% endfor %}{{ mood }}"
-    assert processor.apply_chat_template(ask("x"), chat_template=own, mood="!") == "<x>!"
-    with pytest.raises(PromptError, match="leaves out"):  # the tokenized way checks, too
-        processor.apply_chat_template([{"role": "system", "content": "y"}, *ask("x")], chat_template=own, mood="!")
-    assert processor.chat_template == before != own  # nothing of it is kept
+    template = "{% for m in messages if m.role == 'user' %}<{{ m.content[0].text }}>{% endfor %}{{ mood }}"
+    assert processor.apply_chat_template(ask("x"), chat_template=template, mood="!") == "<x>!"
+    with pytest.raises(PromptError, match="leaves out"):  # text is checked like tokens
+        processor.apply_chat_template([{"role": "system", "content": "y"}, *ask("x")], chat_template=template, mood="!")
+    assert processor.chat_template == before != template  # the processor stays as it was
     prefill = [*ask("x"), {"role": "assistant", "content": "It is"}]
     assert processor.apply_chat_template(prefill, continue_final_message=True).endswith("assistant\nIt is")
 
 
 @pytest.mark.parametrize(
-    ("keywords", "words"),
+    ("keywords", "message"),
     [
         ({"max_pixel": 5}, r"unknown keyword 'max_pixel'; did you mean 'max_pixels'\?"),
         ({"add_generaton_prompt": True}, r"did you mean 'add_generation_prompt'\?"),
@@ -257,15 +257,15 @@ def test_templates_of_a_call_and_variables(processor: Processor) -> None:
         ({"return_assistant_tokens_mask": True}, "unknown keyword"),
     ],
 )
-def test_unknown_keywords_are_never_swallowed(processor: Processor, keywords: Any, words: str) -> None:
-    with pytest.raises(TypeError, match=words):
+def test_unknown_keywords_are_never_swallowed(processor: Processor, keywords: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         processor.apply_chat_template(ask("x"), **keywords)
     with pytest.raises(TypeError, match=r"did you mean 'padding'\?"):
         processor(text="x", pading=True)
 
 
 @pytest.mark.parametrize(
-    ("keywords", "words"),
+    ("keywords", "message"),
     [
         ({"return_tensors": "pt"}, r"return_tensors='pt': expected \"mlx\", or \"np\""),
         ({"return_tensors": "tf"}, "return_tensors='tf'"),
@@ -276,10 +276,10 @@ def test_unknown_keywords_are_never_swallowed(processor: Processor, keywords: An
         ({"audio": [0.0]}, "does not hear"),
     ],
 )
-def test_what_cannot_be_done_is_refused_by_name(processor: Processor, keywords: Any, words: str) -> None:
-    with pytest.raises(UnsupportedError, match=words):
+def test_what_cannot_be_done_is_refused_by_name(processor: Processor, keywords: Any, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
         processor(text="x", **keywords)
-    with pytest.raises(UnsupportedError, match=words):
+    with pytest.raises(UnsupportedError, match=message):
         processor.apply_chat_template(ask("x"), tokenize=True, **keywords)
 
 

@@ -16,8 +16,9 @@ from mlx_vlgen.engine.penalties import penalize
 from mlx_vlgen.engine.request import Row
 from mlx_vlgen.engine.sampling import BatchSampler
 from mlx_vlgen.engine.text import TextStream
-from mlx_vlgen.hf.config import Settings, resolve
-from mlx_vlgen.hf.processors import native, processors, warpers
+from mlx_vlgen.hf.config import GenerationSettings
+from mlx_vlgen.hf.processors import processors, sampling_keywords, warpers
+from mlx_vlgen.hf.resolve import resolve
 from mlx_vlgen.hf.watermark import permuted
 from mlx_vlgen.inputs.prompt import Prompt
 
@@ -27,7 +28,7 @@ REFERENCE = np.load(Path(__file__).parent / "reference" / "processors.npz")
 LOWEST = float(np.finfo(np.float32).min)
 
 
-def settings_of(keywords: Mapping[str, Any]) -> Settings:
+def settings_of(keywords: Mapping[str, Any]) -> GenerationSettings:
     own = {"max_new_tokens": cases.NEW_TOKENS, "eos_token_id": cases.ENDS} | dict(keywords)
     own.pop("prefix_allowed_tokens_fn", None)
     return resolve({}, None, own)[0]
@@ -125,7 +126,7 @@ def test_users_come_last_and_see_a_batch_of_one() -> None:
         seen.append((tokens.tolist(), scores.shape, float(scores[0, 2])))
         return scores + 1
 
-    made = processors(settings_of({"suppress_tokens": [2]}), prompt_length=2, row=0, users=[user])
+    made = processors(settings_of({"suppress_tokens": [2]}), prompt_length=2, row=0, user_processors=[user])
     got = applied(made, np.array([4, 5, 6]), np.zeros(8, np.float32))
     assert seen == [([[4, 5, 6]], (1, 8), -np.inf)] and got[1] == 1
 
@@ -161,7 +162,7 @@ def test_ids_past_the_vocabulary_are_named(keywords: dict[str, Any]) -> None:
 @pytest.mark.parametrize("returned", [[], [10], [-1], "text"], ids=str)
 def test_what_the_users_function_allows_must_be_tokens(returned: Any) -> None:
     made = processors(
-        Settings(max_new_tokens=1), prompt_length=1, row=0, prefix_allowed_tokens_fn=lambda i, t: returned
+        GenerationSettings(max_new_tokens=1), prompt_length=1, row=0, prefix_allowed_tokens_fn=lambda i, t: returned
     )
     with pytest.raises(ValueError, match="prefix_allowed_tokens_fn"):
         applied(made, np.array([1]), np.zeros(10, np.float32))
@@ -215,7 +216,7 @@ def test_the_engine_does_by_itself_what_the_processors_do(
     cut = max(1, len(tokens) - new)
     scores = (np.random.default_rng(seed).normal(size=30) * 3).astype(np.float32)
     settings = settings_of(keywords | {"eos_token_id": None})
-    own = native(settings)
+    own = sampling_keywords(settings)
     assert own is not None
     made = processors(settings, prompt_length=cut, row=0) + warpers(settings, prompt_length=cut)
     expected = softmax(applied(made, np.array(tokens), scores))
@@ -228,10 +229,10 @@ ENGINES_OWN = {"repetition_penalty", "temperature", "top_k", "top_p", "min_p", "
 @pytest.mark.parametrize("name", sorted(set(cases.ALL) - {"prefix_allowed_tokens_fn"}))
 def test_the_engine_is_left_to_itself_only_where_it_does_all(name: str) -> None:
     settings = settings_of(cases.SINGLE[name])
-    assert (native(settings) is not None) == (name in ENGINES_OWN)
+    assert (sampling_keywords(settings) is not None) == (name in ENGINES_OWN)
 
 
 def test_placeholders_are_tokens_for_transformers_only() -> None:
-    assert native(settings_of({"repetition_penalty": 1.1}), media=True) is None
-    assert native(settings_of({"repetition_penalty": 1.0}), media=True) is not None
-    assert native(settings_of({"num_beams": 2})) is None
+    assert sampling_keywords(settings_of({"repetition_penalty": 1.1}), media=True) is None
+    assert sampling_keywords(settings_of({"repetition_penalty": 1.0}), media=True) is not None
+    assert sampling_keywords(settings_of({"num_beams": 2})) is None

@@ -1,4 +1,4 @@
-"""The pages' own examples, run as they stand but for two things: what is imported, and "pt", which becomes "mlx"."""
+"""The pages' examples, run as they stand but for two things: what is imported, and "pt", which becomes "mlx"."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -187,11 +187,11 @@ do_sample=False,
 
 def cached_as(folder: Path, repo: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts a checkpoint into an empty Hugging Face cache, as a whole copy of `repo`."""
-    place = cache / f"models--{repo.replace('/', '--')}"
-    (place / "snapshots").mkdir(parents=True)
-    (place / "snapshots" / "main").symlink_to(folder, target_is_directory=True)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("main")
+    entry = cache / f"models--{repo.replace('/', '--')}"
+    (entry / "snapshots").mkdir(parents=True)
+    (entry / "snapshots" / "main").symlink_to(folder, target_is_directory=True)
+    (entry / "refs").mkdir()
+    (entry / "refs" / "main").write_text("main")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
 
 
@@ -227,7 +227,7 @@ def trimmed(names: dict[str, Any]) -> list[list[int]]:
 
 
 def answer(messages: Any, **sampling: Any) -> list[int]:
-    """The tokens of an answer by this package's own face."""
+    """The tokens of an answer by `mlx_vlgen.generate`."""
     tokens: list[int] = mlx_vlgen.generate(*mlx_vlgen.load("demo"), messages, **sampling).tokens
     return tokens
 
@@ -238,31 +238,33 @@ def with_picture(text: str) -> list[dict[str, Any]]:
 
 
 def test_the_complete_example_runs(qwen: None, capsys: pytest.CaptureFixture[str]) -> None:
-    made = run(ported(COMPLETE))
-    assert capsys.readouterr().out == f"{made['output_text']}\n"
-    ids = made["generated_ids"]
+    names = run(ported(COMPLETE))
+    assert capsys.readouterr().out == f"{names['output_text']}\n"
+    ids = names["generated_ids"]
     assert isinstance(ids, mx.array) and ids.shape[0] == 1
-    assert ids[:, : made["inputs"].input_ids.shape[1]].tolist() == made["inputs"].input_ids.tolist()
+    assert ids[:, : names["inputs"].input_ids.shape[1]].tolist() == names["inputs"].input_ids.tolist()
     tokens = answer(
         with_picture("Describe this image."), max_tokens=128
-    )  # greedy, as the built-in model's own settings
-    assert trimmed(made) == [tokens]
-    assert made["output_text"] == [made["processor"].decode(tokens, skip_special_tokens=True)] != [""]
+    )  # greedy, as the built-in model's settings say
+    assert trimmed(names) == [tokens]
+    assert names["output_text"] == [names["processor"].decode(tokens, skip_special_tokens=True)] != [""]
 
 
 @pytest.mark.parametrize(("call", "preset", "seed"), [(INSTRUCT, "instruct", 3407), (THINKING, "thinking", 1234)])
 def test_the_recommended_settings_run(qwen: None, call: str, preset: str, seed: int) -> None:
-    made = run(ported(COMPLETE).replace(GENERATE, call))
-    most = {INSTRUCT: 32768, THINKING: 40960}[call]
-    assert trimmed(made) == [answer(with_picture("Describe this image."), sampling=preset, seed=seed, max_tokens=most)]
+    names = run(ported(COMPLETE).replace(GENERATE, call))
+    max_tokens = {INSTRUCT: 32768, THINKING: 40960}[call]
+    assert trimmed(names) == [
+        answer(with_picture("Describe this image."), sampling=preset, seed=seed, max_tokens=max_tokens)
+    ]
 
 
 def test_each_parameters_example_runs(qwen: None) -> None:
     prepared = ported(COMPLETE).partition("# Generate")[0]
-    words = [{"role": "user", "content": "Hello!"}]  # a short answer, and no picture to encode again
-    made = run(prepared.replace("# Prepare inputs", "messages = words"), words=words)
+    short = [{"role": "user", "content": "Hello!"}]  # a short answer, and no picture to encode again
+    names = run(prepared.replace("# Prepare inputs", "messages = short"), short=short)
     for call in SINGLE_CALLS:
-        assert run(call, **made)["generated_ids"].shape[1] > made["inputs"].input_ids.shape[1], call
+        assert run(call, **names)["generated_ids"].shape[1] > names["inputs"].input_ids.shape[1], call
 
 
 BATCH_NOTE = "always set processor.tokenizer.padding_side = 'left' and include padding=True in apply_chat_template()"
@@ -283,11 +285,11 @@ def batch(texts: Sequence[str]) -> list[Any]:
 
 def test_a_batch_with_padding_on_the_left_runs_and_each_row_answers_as_it_does_alone(qwen: None) -> None:
     rows = batch(QUESTIONS)
-    made = run(batched(ported(COMPLETE), "left"), batch=rows)
-    assert made["inputs"].attention_mask[1, 0] == 0
+    names = run(batched(ported(COMPLETE), "left"), batch=rows)
+    assert names["inputs"].attention_mask[1, 0] == 0
     tokens = [answer(row, max_tokens=128) for row in rows]
-    assert trimmed(made) == tokens
-    assert made["output_text"] == [made["processor"].decode(own, skip_special_tokens=True) for own in tokens]
+    assert trimmed(names) == tokens
+    assert names["output_text"] == [names["processor"].decode(row, skip_special_tokens=True) for row in tokens]
 
 
 def test_a_batch_with_padding_on_the_right_says_what_to_set(qwen: None) -> None:
@@ -308,21 +310,21 @@ def llama(load_family: LoadFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_pages_four_examples_run(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert QUANTIZED.startswith(SETTINGS)
-    made = run((OURS + QUANTIZED.removeprefix(SETTINGS)).replace('"pt"', '"mlx"'))
-    prompt = made["input_ids"].tolist()[0]
-    decode = made["tokenizer"].decode
-    assert capsys.readouterr().out == decode(made["output"][0], skip_special_tokens=True) + "\n"
+    names = run((OURS + QUANTIZED.removeprefix(SETTINGS)).replace('"pt"', '"mlx"'))
+    prompt = names["input_ids"].tolist()[0]
+    decode = names["tokenizer"].decode
+    assert capsys.readouterr().out == decode(names["output"][0], skip_special_tokens=True) + "\n"
     assert (
-        decode(made["output"][0]).startswith(decode(prompt))
-        and len(prompt) < made["output"].shape[1] <= len(prompt) + 50
+        decode(names["output"][0]).startswith(decode(prompt))
+        and len(prompt) < names["output"].shape[1] <= len(prompt) + 50
     )
 
-    made = run(SAMPLED, **made)
-    assert made["output"][0, : len(prompt)].tolist() == prompt and made["output"].shape[1] <= len(prompt) + 256
+    names = run(SAMPLED, **names)
+    assert names["output"][0, : len(prompt)].tolist() == prompt and names["output"].shape[1] <= len(prompt) + 256
 
-    run(STREAMED, **made)
+    run(STREAMED, **names)
     assert capsys.readouterr().out.startswith(decode(prompt, skip_special_tokens=True))
 
-    greedy = run(GREEDY, **made)["output"]
-    tokens = mlx_vlgen.generate(made["model"], made["model"].processor, "Hello my name is", max_tokens=100).tokens
+    greedy = run(GREEDY, **names)["output"]
+    tokens = mlx_vlgen.generate(names["model"], names["model"].processor, "Hello my name is", max_tokens=100).tokens
     assert greedy[0, len(prompt) :].tolist() == tokens

@@ -9,7 +9,7 @@ from parity.layouts import write_checkpoint
 
 import mlx_vlgen
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.hf.config import NAMES
+from mlx_vlgen.hf.resolve import NAMES
 from mlx_vlgen.inputs.tensors import NAMES as TENSORS
 
 from .trial import Try
