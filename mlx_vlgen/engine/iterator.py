@@ -24,16 +24,16 @@ from . import prefill, wired
 from .batch import Batch
 from .beam import Search
 from .budget import Budget
+from .emit import end_row, record_token
 from .intake import Intake
 from .prompt_forward import PromptForward
-from .report import last, record
 from .request import Request, Row, fresh_seed
 from .row_result import RowResult
 from .sampling import Scores
 from .speculative import Speculative
 from .text import TextStream
 
-# Every thread that iterates has a stream of its own; MLX evaluates an array on the stream it was made on.
+# Each thread that iterates has a stream; MLX evaluates an array on the stream it was made on.
 _stream = mx.new_thread_local_stream(mx.default_device())
 
 
@@ -48,8 +48,8 @@ class TokenIterator:
     that go through the vision tower at once. group_by_shape: whether pictures of equal processed shape are encoded
     together. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
 
-    Every row gets one last result, with a finish_reason. What a row's own parts raise (its prompt, media, processors,
-    sampler, criteria, form, drafter, tokens' text, or `progress` when told of it) ends that row with "error", and what
+    Every row gets one last result, with a finish_reason. What a row's parts raise (its prompt, media, processors,
+    sampler, criteria, form, drafter, tokens' text, or `progress`) ends that row with "error", and what
     a forward raises the rows in it; the others go on. `close` and Ctrl-C end all rows with "cancelled", an error of
     the iterator itself with "error"; both exceptions come out of the iteration, and after them the last results can
     be iterated, as after `close`.
@@ -84,12 +84,12 @@ class TokenIterator:
         self._rows: dict[int, Row] = {}  # every row whose last result was not handed out
         self._ready: deque[Row] = deque()  # encoded, waiting for prefill
         self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
-        self._batches: dict[Any, Batch] = {}  # rows decode with those whose caches and way of stepping are like theirs
+        self._batches: dict[Any, Batch] = {}  # by batch_key
         self._out: deque[tuple[int, RowResult]] = deque()
         self._latest: dict[int, RowResult] = {}  # what was handed out last for each row
         self._cancelled: set[int] = set()  # ids, until the next step
         self._closed = False
-        self._turn = threading.RLock()  # held by the thread that steps or closes
+        self._stepping = threading.RLock()  # locked by the thread that steps or closes
         self._next_id = 0
         self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
         mx.reset_peak_memory()
@@ -127,7 +127,7 @@ class TokenIterator:
         """End all rows with "cancelled" and free the caches, once the step is over that another thread may be in. What
         was not handed out yet can still be iterated; `add` raises from now on."""
         self._closed = True
-        with self._turn:
+        with self._stepping:
             self._end_all("cancelled")
 
     def _end_all(self, reason: FinishReason, error: Exception | None = None) -> None:
@@ -137,7 +137,7 @@ class TokenIterator:
         ended = {id for id, result in self._out if result.finish_reason is not None}
         for row in rows:
             if row.id not in ended:
-                self._hand_out(row, last(row, reason, error))
+                self._hand_out(row, end_row(row, reason, error))
         self._rows.clear()
         self._queue.clear()
         self._ready.clear()
@@ -155,13 +155,13 @@ class TokenIterator:
         return self
 
     def __next__(self) -> tuple[int, GenerationResult]:
-        with self._turn, mx.stream(_stream):
+        with self._stepping, mx.stream(_stream):
             while not self._out:
                 if not self._rows:
                     raise StopIteration
                 try:
                     self._step()
-                except Exception as error:  # a fault of the loop itself: every row hears of it
+                except Exception as error:  # a fault of the loop itself: it ends every row
                     self._end_all("error", error)
                     raise
                 except BaseException:  # Ctrl-C: nothing may go on with the caches of half a step
@@ -209,7 +209,7 @@ class TokenIterator:
             row = self._partial[0]
             if row.error:
                 self._end(row, "error", row.error)
-            elif row.late:
+            elif row.timed_out:
                 self._end(row, "length")
             if row.over:
                 self._partial = None
@@ -238,7 +238,7 @@ class TokenIterator:
             if not row.prompt and not self._read(row):
                 continue
             need = self._budget.needed(row)
-            taken = sum(self._budget.needed(other) for other in inside if other.leader is None)
+            taken = sum(self._budget.needed(other) for other in inside if other.positive is None)
             if not prefill.admissible([need], taken, self._slots.now - len(inside), self._budget.limit):
                 with self._lock:
                     self._queue.appendleft(row)
@@ -254,7 +254,7 @@ class TokenIterator:
         """The row's prompt and media; False when the row has ended already."""
         try:
             self._intake.read(row)
-        except Exception as error:  # whatever is wrong with one row's input is that row's own
+        except Exception as error:  # a fault of one row's input ends that row only
             self._end(row, "error", error)
             return False
         if row.sampling.max_tokens == 0:
@@ -300,17 +300,17 @@ class TokenIterator:
             kv.evaluate(cache)
             mx.clear_cache()
             self._partial = row, cache, end
-            self._tell(row, end)
+            self._report_progress(row, end)
         else:
             self._arrive([row], cache, logits)
             self._partial = None
 
     def _arrive(self, rows: list[Row], cache: kv.Cache, logits: mx.array) -> None:
         """Rows whose prompt is through: draw their first token and let them decode with the others."""
-        key, kind = rows[0].batch_key, _kind(rows[0])
+        key, kind = rows[0].batch_key, _batch_class(rows[0])
         self._budget.learn(cache)
-        for guide in [row.guide for row in rows if row.guide]:
-            rows, cache, logits = self._prompts.with_guide(rows, cache, logits, guide)
+        for negative in [row.negative for row in rows if row.negative]:
+            rows, cache, logits = self._prompts.with_negative(rows, cache, logits, negative)
         new = kind.begin(rows, cache, logits)
         kv.evaluate(new.cache, new.tokens)
         if live := self._batches.get(key):
@@ -320,11 +320,11 @@ class TokenIterator:
         now = time.perf_counter()
         for row in rows:
             row.inputs, row.prefilled = None, now
-            if row.leader is None:
-                self._tell(row, row.length)
+            if row.positive is None:
+                self._report_progress(row, row.length)
 
-    def _tell(self, row: Row, done: int) -> None:
-        """What the caller's function raises ends the row that it is told of."""
+    def _report_progress(self, row: Row, done: int) -> None:
+        """What `progress` raises ends the row."""
         if self._progress is not None:
             try:
                 self._progress(row.id, done, row.length)
@@ -376,17 +376,17 @@ class TokenIterator:
 
     def _emit(self, row: Row, token: int, scores: Scores | None) -> None:
         """Record a row's token and hand out its result."""
-        if row.leader:
+        if row.positive:
             row.record(token)
         elif row.cancelled or row.error:
             self._end(row, "error" if row.error else "cancelled", row.error)
         elif not row.over:
-            self._hand_out(row, record(row, token, scores))
+            self._hand_out(row, record_token(row, token, scores))
 
     def _end(self, row: Row, reason: FinishReason, error: Exception | None = None) -> None:
         """A negative prompt ends with its row, and a row once."""
-        if row.leader is None and not row.over:
-            self._hand_out(row, last(row, reason, error))
+        if row.positive is None and not row.over:
+            self._hand_out(row, end_row(row, reason, error))
 
     def _hand_out(self, row: Row, result: RowResult) -> None:
         self._out.append((row.id, result))
@@ -394,6 +394,6 @@ class TokenIterator:
             self._slots.row_ended()
 
 
-def _kind(row: Row) -> type[Batch]:
+def _batch_class(row: Row) -> type[Batch]:
     """How a row steps."""
     return Search if row.request.beams else Speculative if row.drafter else Batch

@@ -9,22 +9,22 @@ from ..inputs.prompt import Media, Span
 
 @dataclass
 class Slots:
-    """How many rows may run together: `most`, or fewer once memory did not suffice, and one more again after each round
-    of rows that ended well, since what took the memory may be gone."""
+    """How many rows may run together: max_rows, or fewer once memory did not suffice, and one more again after each
+    round of rows that ended well, since what took the memory may be gone."""
 
-    most: int
+    max_rows: int
     now: int = field(init=False)
     _ended: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.now = self.most
+        self.now = self.max_rows
 
     def shrink(self, to: int) -> None:
         self.now, self._ended = max(1, to), 0
 
     def row_ended(self) -> None:
         self._ended += 1
-        if self._ended >= self.now < self.most:
+        if self._ended >= self.now < self.max_rows:
             self.now, self._ended = self.now + 1, 0
 
 
@@ -74,12 +74,12 @@ def encoding_groups(media: Sequence[Media], pixels: int, group: bool = True) -> 
     order = sorted(range(len(media)), key=shape) if group else range(len(media))
     for _, same in groupby(order, key=shape):
         indices = list(same)
-        most = max(1, pixels // media[indices[0]].pixels.size)
-        yield from (indices[start : start + most] for start in range(0, len(indices), most))
+        size = max(1, pixels // media[indices[0]].pixels.size)
+        yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether MLX could not get memory. It has no exception of its own for this, on any backend."""
+    """Whether MLX could not get memory. It has no exception for this, on any backend."""
     if not isinstance(error, RuntimeError):
         return isinstance(error, MemoryError)
     message = str(error).lower()

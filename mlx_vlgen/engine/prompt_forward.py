@@ -38,14 +38,14 @@ class PromptForward:
         kv.finalize(cache, lengths)
         return cache, logits
 
-    def with_guide(
-        self, rows: Sequence[Row], cache: kv.Cache, logits: mx.array, guide: Row
+    def with_negative(
+        self, rows: Sequence[Row], cache: kv.Cache, logits: mx.array, negative: Row
     ) -> tuple[list[Row], kv.Cache, mx.array]:
         """The rows with a negative prompt, which is computed now, as one more."""
-        alone, end = self.empty(guide), 0
-        while end < guide.length:
-            end, last = self.chunk(guide, alone, end)
+        alone, end = self.empty(negative), 0
+        while end < negative.length:
+            end, last = self.chunk(negative, alone, end)
             kv.evaluate(alone)
-        together = [*rows, guide]
+        together = [*rows, negative]
         joined = kv.join(cache, alone, [row.length for row in together])
         return together, joined, mx.concatenate([logits, last])

@@ -24,7 +24,7 @@ class RowResult(GenerationResult):
         self._answer, self._trimmed = (end_of(begin), end_of(end)), bool(blocks) and row.constraint is None
         self._released, self._tokens = row.text.released, row.tokens  # and not the row: a result may be kept for long
         self._scores = scores if row.sampling.logprobs else None
-        self._top = top(scores.own, row.sampling.top_logprobs) if scores and row.sampling.top_logprobs else None
+        self._top = top(scores.row, row.sampling.top_logprobs) if scores and row.sampling.top_logprobs else None
         for name in ("tokens", "thinking", "answer", "logprobs", "top_logprobs"):
             self.__dict__.pop(name)
 
@@ -50,7 +50,7 @@ class RowResult(GenerationResult):
 
     @cached_property
     def logprobs(self) -> Any:
-        return log_softmax(self._scores.own) if self._scores else None
+        return log_softmax(self._scores.row) if self._scores else None
 
     @cached_property
     def top_logprobs(self) -> list[tuple[int, float]] | None:  # type: ignore[override]
@@ -59,17 +59,17 @@ class RowResult(GenerationResult):
 
 def make_result(row: Row, text: str, scores: Scores | None) -> RowResult:
     """The result after the token that was drawn from `scores`, which is None when there was none."""
-    made, sampling = len(row.tokens), row.sampling
+    count, sampling = len(row.tokens), row.sampling
     prompt_time = row.prefilled - row.prefill_started if row.prefilled else 0.0
-    generation_time = time.perf_counter() - row.prefilled if made > 1 else 0.0
+    generation_time = time.perf_counter() - row.prefilled if count > 1 else 0.0
     result = RowResult(
         text=text,
-        token=row.tokens[-1] if made and (scores is not None or row.found) else None,
+        token=row.tokens[-1] if count and (scores is not None or row.best_beams) else None,
         prompt_tokens=row.length,
-        generation_tokens=made,
-        total_tokens=row.length + made,
+        generation_tokens=count,
+        total_tokens=row.length + count,
         prompt_tps=speed(row.length, prompt_time),
-        generation_tps=speed(made, generation_time),
+        generation_tps=speed(count, generation_time),
         peak_memory=mx.get_peak_memory() / 1e9,
         finish_reason=row.finish_reason,
         prompt_time=prompt_time,
@@ -80,11 +80,11 @@ def make_result(row: Row, text: str, scores: Scores | None) -> RowResult:
         image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
         drafted_tokens=row.drafted,
         accepted_tokens=row.accepted,
-        beams=row.found,
+        beams=row.best_beams,
         error=row.error,
     )
-    wanted = scores if result.token is not None and (sampling.logprobs or sampling.top_logprobs) else None
-    if wanted and row.finish_reason is not None and sampling.logprobs:
-        wanted = wanted.alone()  # of the other rows in its step: a last result may be kept for long
-    result.follow(row, wanted)
+    shown = scores if result.token is not None and (sampling.logprobs or sampling.top_logprobs) else None
+    if shown and row.finish_reason is not None and sampling.logprobs:
+        shown = shown.alone()  # of the other rows in its step: a last result may be kept for long
+    result.follow(row, shown)
     return result

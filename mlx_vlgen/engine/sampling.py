@@ -1,4 +1,4 @@
-"""Drawing the next token of every row at once, each with its own settings and its own random numbers."""
+"""Drawing the next token of every row at once, each with its settings and its random numbers."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Scores(NamedTuple):
     place: int
 
     @property
-    def own(self) -> mx.array:
+    def row(self) -> mx.array:
         """(V,)."""
         return self.logits[self.place]
 
@@ -31,9 +31,9 @@ class Scores(NamedTuple):
         """The same without the other rows, which would stay in memory as long as this one."""
         if len(self.logits) == 1:
             return self
-        own = self.own[None]  # a copy, not a view
-        mx.async_eval(own)
-        return Scores(own, 0)
+        row = self.row[None]  # a copy, not a view
+        mx.async_eval(row)
+        return Scores(row, 0)
 
 
 class BatchSampler:
@@ -63,7 +63,7 @@ class BatchSampler:
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         scores = self.truncate(logits.astype(mx.float32) / self._temperature)
         more = [ahead] * len(self._rows) if isinstance(ahead, int) else ahead
-        steps = [len(row.tokens) + own for row, own in zip(self._rows, more, strict=True)]
+        steps = [len(row.tokens) + unrecorded for row, unrecorded in zip(self._rows, more, strict=True)]
         if self._xtc is not None:
             scores = self._exclude_top_choices(scores, self._xtc, self._keys(steps, use=1))
         drawn = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(scores, self._keys(steps))
@@ -78,8 +78,8 @@ class BatchSampler:
         """Scores (B, V), already divided by the temperature, with what is excluded at -inf."""
         if self._sigma is not None:
             spread = self._sigma * _deviation(scores)
-            least = mx.max(scores, axis=-1, keepdims=True) - spread
-            scores = without(scores, (scores < least) & (self._sigma > 0))
+            lowest = mx.max(scores, axis=-1, keepdims=True) - spread
+            scores = without(scores, (scores < lowest) & (self._sigma > 0))
         if self._top_k is not None:
             scores = without(scores, scores < kth_largest(scores, self._top_k))
         if self._top_p is not None:
@@ -91,7 +91,7 @@ class BatchSampler:
         return scores
 
     def _exclude_top_choices(self, scores: mx.array, probability: mx.array, keys: mx.array) -> mx.array:
-        """XTC: where the row's own coin says so, drop the tokens at least as likely as the threshold, except the least
+        """XTC: where the row's coin says so, drop the tokens at least as likely as the threshold, except the least
         likely of them. Source: https://github.com/oobabooga/text-generation-webui/pull/6335."""
         likely = mx.softmax(scores, axis=-1)
         top = likely >= self._xtc_threshold
@@ -129,10 +129,10 @@ def entropy(surprise: mx.array) -> mx.array:
 
 def _deviation(scores: mx.array) -> mx.array:
     """(B, 1): the standard deviation of each row's scores, but of those that are excluded already."""
-    own = mx.isfinite(scores)
-    count = own.sum(axis=-1, keepdims=True)
-    mean = mx.where(own, scores, 0).sum(axis=-1, keepdims=True) / count
-    return mx.sqrt((mx.where(own, scores - mean, 0) ** 2).sum(axis=-1, keepdims=True) / count)
+    finite = mx.isfinite(scores)
+    count = finite.sum(axis=-1, keepdims=True)
+    mean = mx.where(finite, scores, 0).sum(axis=-1, keepdims=True) / count
+    return mx.sqrt((mx.where(finite, scores - mean, 0) ** 2).sum(axis=-1, keepdims=True) / count)
 
 
 def _past(share: mx.array, order: mx.array, scores: mx.array, keep: int) -> mx.array:
@@ -158,31 +158,31 @@ def _column(values: Sequence[float], off: float) -> mx.array | None:
 def kth_largest(scores: mx.array, ranks: Sequence[int]) -> mx.array:
     """(B, 1): the ranks[b]-th largest score of each row; -inf where the rank is off (0, -1) or past the vocabulary."""
     vocabulary = scores.shape[-1]
-    most = min(max(ranks), vocabulary)
-    best = mx.sort(mx.topk(scores, most, axis=-1), axis=-1)  # ascending
-    index = mx.array([most - min(max(rank, 1), most) for rank in ranks])[:, None]
+    largest = min(max(ranks), vocabulary)
+    best = mx.sort(mx.topk(scores, largest, axis=-1), axis=-1)  # ascending
+    index = mx.array([largest - min(max(rank, 1), largest) for rank in ranks])[:, None]
     off = mx.array([rank <= 0 or rank >= vocabulary for rank in ranks])[:, None]
     return mx.where(off, -mx.inf, mx.take_along_axis(best, index, axis=-1))
 
 
-def process(rows: Sequence[Row], logits: mx.array) -> mx.array:
-    """logits (B, V) through the rows' own logits processors. An exception there is noted on its row, whose logits then
+def apply_processors(rows: Sequence[Row], logits: mx.array) -> mx.array:
+    """logits (B, V) through the rows' logits processors. An exception there is noted on its row, whose logits then
     mean nothing, and no other row's change."""
     if not any(row.sampling.logits_processors for row in rows):
         return logits
     processed = []
     for place, row in enumerate(rows):
-        own = logits[place : place + 1]
+        row_logits = logits[place : place + 1]
         if row.sampling.logits_processors and row.error is None:
             try:
-                own = _processed(row, own)
-            except Exception as error:  # the user's code may raise anything, and ends its own row only
+                row_logits = _apply_processors(row, row_logits)
+            except Exception as error:  # the user's code may raise anything, and ends its row only
                 row.error = error
-        processed.append(own)
+        processed.append(row_logits)
     return mx.concatenate(processed)
 
 
-def _processed(row: Row, logits: mx.array) -> mx.array:
+def _apply_processors(row: Row, logits: mx.array) -> mx.array:
     """Logits (1, V) through one row's processors. TypeError for what is none: it would end other rows too."""
     assert row.prompt
     so_far, scores = mx.array([*row.prompt.tokens.tolist(), *row.tokens]), logits
@@ -194,20 +194,20 @@ def _processed(row: Row, logits: mx.array) -> mx.array:
     return scores
 
 
-def own_draws(rows: Sequence[Row], logits: mx.array, drawn: mx.array) -> mx.array:
-    """The tokens `drawn` (B,) from logits (B, V), but those of the rows' own samplers where they have one. An exception
+def apply_samplers(rows: Sequence[Row], logits: mx.array, drawn: mx.array) -> mx.array:
+    """The tokens `drawn` (B,) from logits (B, V), but those of the rows' samplers where they have one. An exception
     there is noted on its row, whose token then means nothing."""
     for place, row in enumerate(rows):
         if row.sampling.sampler is not None and row.error is None:
             try:
-                drawn[place] = _own_draw(row, logits[place : place + 1])
+                drawn[place] = _apply_sampler(row, logits[place : place + 1])
             except Exception as error:  # as above
                 row.error = error
     return drawn
 
 
-def _own_draw(row: Row, logits: mx.array) -> int:
-    """The token that the row's own sampler takes. TypeError or ValueError for what is none."""
+def _apply_sampler(row: Row, logits: mx.array) -> int:
+    """The token that the row's sampler takes. TypeError or ValueError for what is none."""
     assert row.sampling.sampler
     token = row.sampling.sampler(log_softmax(logits))
     if not isinstance(token, mx.array) or token.size != 1 or not mx.issubdtype(token.dtype, mx.integer):

@@ -35,82 +35,84 @@ def processors(
 ) -> list[LogitsProcessor]:
     """What is done whether or not tokens are drawn, guidance left out.
 
-    prompt_length: the row's own tokens, of which processors get to see all. padding: what stands before them in the
+    prompt_length: the row's tokens, of which processors get to see all. padding: what stands before them in the
     batch; transformers counts it in max_length and min_length, and where it asks for a prompt of one token.
     """
     s, width = settings, prompt_length + padding
-    made: list[LogitsProcessor] = []
+    chain: list[LogitsProcessor] = []
     if s.sequence_bias:
-        made.append(partial(_sequence_bias, name="sequence_bias", biases=s.sequence_bias))
+        chain.append(partial(_sequence_bias, name="sequence_bias", biases=s.sequence_bias))
     if s.encoder_repetition_penalty != 1:
-        made.append(partial(_repetition, penalty=1 / s.encoder_repetition_penalty, end=prompt_length))
+        chain.append(partial(_repetition, penalty=1 / s.encoder_repetition_penalty, end=prompt_length))
     if s.repetition_penalty != 1:
-        made.append(partial(_repetition, penalty=s.repetition_penalty))
+        chain.append(partial(_repetition, penalty=s.repetition_penalty))
     if s.presence_penalty:
-        made.append(partial(_presence, penalty=s.presence_penalty, start=prompt_length))
+        chain.append(partial(_presence, penalty=s.presence_penalty, start=prompt_length))
     if s.no_repeat_ngram_size:
-        made.append(partial(_no_repeat, size=s.no_repeat_ngram_size))
+        chain.append(partial(_no_repeat, size=s.no_repeat_ngram_size))
     if s.encoder_no_repeat_ngram_size:
-        made.append(partial(_no_repeat, size=s.encoder_no_repeat_ngram_size, end=prompt_length))
+        chain.append(partial(_no_repeat, size=s.encoder_no_repeat_ngram_size, end=prompt_length))
     if bad := [(word, -math.inf) for word in s.bad_words_ids if len(word) > 1 or word[0] not in s.eos_token_id]:
-        made.append(partial(_sequence_bias, name="bad_words_ids", biases=bad))
-    least = s.min_length - padding if s.min_new_tokens is None else prompt_length + s.min_new_tokens
-    if least > prompt_length and s.eos_token_id:
-        made.append(partial(_suppressed, banned=s.eos_token_id, when=range(least)))
+        chain.append(partial(_sequence_bias, name="bad_words_ids", biases=bad))
+    min_length = s.min_length - padding if s.min_new_tokens is None else prompt_length + s.min_new_tokens
+    if min_length > prompt_length and s.eos_token_id:
+        chain.append(partial(_suppressed, banned=s.eos_token_id, when=range(min_length)))
     if prefix_allowed_tokens_fn is not None:
-        made.append(partial(_allowed, allowed=partial(prefix_allowed_tokens_fn, row), beams=s.num_beams))
+        chain.append(partial(_allowed, allowed=partial(prefix_allowed_tokens_fn, row), beams=s.num_beams))
     if s.forced_bos_token_id is not None and width == 1:
-        made.append(partial(_forced, name="forced_bos_token_id", chosen=(s.forced_bos_token_id,), length=prompt_length))
+        chain.append(
+            partial(_forced, name="forced_bos_token_id", chosen=(s.forced_bos_token_id,), length=prompt_length)
+        )
     if s.forced_eos_token_id:
         last = prompt_length + s.most_new_tokens(width) - 1
-        made.append(partial(_forced, name="forced_eos_token_id", chosen=s.forced_eos_token_id, length=last))
+        chain.append(partial(_forced, name="forced_eos_token_id", chosen=s.forced_eos_token_id, length=last))
     if s.remove_invalid_values:
-        made.append(_valid)
+        chain.append(_valid)
     if s.exponential_decay_length_penalty is not None and s.eos_token_id:
         start, factor = s.exponential_decay_length_penalty
-        made.append(partial(_urged_to_end, ends=s.eos_token_id, start=prompt_length + start, factor=factor))
+        chain.append(partial(_urged_to_end, ends=s.eos_token_id, start=prompt_length + start, factor=factor))
     if s.suppress_tokens:
-        made.append(partial(_suppressed, banned=s.suppress_tokens))
+        chain.append(partial(_suppressed, banned=s.suppress_tokens))
     if s.begin_suppress_tokens:
         begin = prompt_length + (width == 1 and s.forced_bos_token_id is not None)
-        made.append(partial(_suppressed, banned=s.begin_suppress_tokens, when=range(begin, begin + 1)))
-    made += [partial(_as_batch, user=user) for user in users]
-    return [_float32, *made] if made else []
+        chain.append(partial(_suppressed, banned=s.begin_suppress_tokens, when=range(begin, begin + 1)))
+    chain += [partial(_as_batch, user=user) for user in users]
+    return [_float32, *chain] if chain else []
 
 
 def warpers(settings: Settings, *, prompt_length: int) -> list[LogitsProcessor]:
     """What comes after `processors`: what drawing asks for, then the watermark and the normalization, which apply to
     greedy and beam search too."""
     s = settings
-    made: list[LogitsProcessor] = []
+    chain: list[LogitsProcessor] = []
     if s.do_sample:
         # Beams need one token that goes on, even where all ends are likelier.
         keep = max(len(s.eos_token_id) + 1, 2) if s.num_beams > 1 else 1
         if s.temperature != 1:
-            made.append(lambda tokens, logits: logits / s.temperature)
+            chain.append(lambda tokens, logits: logits / s.temperature)
         if s.top_h is not None:
-            made.append(partial(_top_h, share=s.top_h))
+            chain.append(partial(_top_h, share=s.top_h))
         if s.top_k > 0:
-            made.append(partial(_top_k, count=max(s.top_k, keep)))
+            chain.append(partial(_top_k, count=max(s.top_k, keep)))
         if s.top_p < 1:
-            made.append(lambda tokens, logits: without(logits, past_top_p(logits, mx.array(s.top_p), keep)))
+            chain.append(lambda tokens, logits: without(logits, past_top_p(logits, mx.array(s.top_p), keep)))
         if s.min_p:
-            made.append(partial(_min_p, share=s.min_p, keep=keep))
+            chain.append(partial(_min_p, share=s.min_p, keep=keep))
         if s.typical_p < 1:
-            made.append(lambda tokens, logits: without(logits, past_typical_p(logits, mx.array(s.typical_p), keep)))
+            chain.append(lambda tokens, logits: without(logits, past_typical_p(logits, mx.array(s.typical_p), keep)))
         if 0 < s.epsilon_cutoff < 1:
-            made.append(partial(_epsilon, cutoff=s.epsilon_cutoff, keep=keep))
+            chain.append(partial(_epsilon, cutoff=s.epsilon_cutoff, keep=keep))
         if 0 < s.eta_cutoff < 1:
-            made.append(partial(_eta, cutoff=s.eta_cutoff, keep=keep))
+            chain.append(partial(_eta, cutoff=s.eta_cutoff, keep=keep))
     if s.watermarking_config is not None:
-        made.append(s.watermarking_config.processor(prompt_length))
+        chain.append(s.watermarking_config.processor(prompt_length))
     if s.renormalize_logits:
-        made.append(lambda tokens, logits: log_softmax(logits))
-    return [_float32, *made] if made else []
+        chain.append(lambda tokens, logits: log_softmax(logits))
+    return [_float32, *chain] if chain else []
 
 
 def native(settings: Settings, *, media: bool = False) -> dict[str, Any] | None:
-    """The engine's own sampling parameters where they do all that the settings ask of the scores, for its rows are
+    """The engine's sampling parameters where they do all that the settings ask of the scores, for its rows are
     penalized and drawn together; None where a processor or warper is needed, or beams.
 
     media: whether the prompt has any. The engine does not count placeholders as tokens that appeared; transformers
@@ -124,13 +126,13 @@ def native(settings: Settings, *, media: bool = False) -> dict[str, Any] | None:
     )
     if processors(rest, prompt_length=1, row=0) or warpers(rest, prompt_length=1):
         return None
-    own: dict[str, Any] = {"temperature": 0.0, "presence_penalty": s.presence_penalty}
+    params: dict[str, Any] = {"temperature": 0.0, "presence_penalty": s.presence_penalty}
     if s.repetition_penalty != 1:
-        own |= {"repetition_penalty": s.repetition_penalty, "repetition_context_size": None}
+        params |= {"repetition_penalty": s.repetition_penalty, "repetition_context_size": None}
     if s.do_sample:
-        own |= {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "typical_p": s.typical_p}
-        own["min_p"] = s.min_p or 0.0
-    return own
+        params |= {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "typical_p": s.typical_p}
+        params["min_p"] = s.min_p or 0.0
+    return params
 
 
 def _float32(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -144,9 +146,9 @@ def _as_batch(tokens: mx.array, logits: mx.array, *, user: UserProcessor) -> mx.
 def _at(tokens: mx.array, logits: mx.array) -> mx.array:
     """(V,): true at these ids (n,), of which those past the vocabulary (a placeholder's, say) are nowhere."""
     size = logits.shape[-1]
-    found = mx.zeros((size + 1,), dtype=mx.bool_)
-    found[mx.minimum(tokens, size)] = True
-    return found[:size]
+    present = mx.zeros((size + 1,), dtype=mx.bool_)
+    present[mx.minimum(tokens, size)] = True
+    return present[:size]
 
 
 def _ids(tokens: Iterable[int]) -> mx.array:
@@ -250,8 +252,8 @@ def _top_h(tokens: mx.array, logits: mx.array, *, share: float) -> mx.array:
     surprise = -log_softmax(mx.take_along_axis(logits, index, axis=-1))
     likely = mx.exp(-surprise)
     reached = mx.cumsum(mx.where(likely > 0, likely * surprise, 0), axis=-1)
-    kept = (likely > 0) & ((reached <= share * entropy(surprise)) | (mx.arange(count) == 0))
-    return without(logits, ~mx.put_along_axis(mx.zeros(logits.shape, dtype=mx.bool_), index, kept, axis=-1))
+    remaining = (likely > 0) & ((reached <= share * entropy(surprise)) | (mx.arange(count) == 0))
+    return without(logits, ~mx.put_along_axis(mx.zeros(logits.shape, dtype=mx.bool_), index, remaining, axis=-1))
 
 
 def _top_k(tokens: mx.array, logits: mx.array, *, count: int) -> mx.array:
