@@ -17,9 +17,10 @@ from ..results import Beam, FinishReason
 from . import cache as kv
 from .batch import Batch, Emit
 from .emit import criteria_met
+from .logits import log_softmax
 from .penalties import penalize
 from .request import Row
-from .sampling import BatchSampler, apply_processors, draw_key, log_softmax
+from .sampling import BatchSampler, apply_processors, draw_key
 
 OUT = np.float32(-1e9)
 """Added to the score of a continuation that must not be chosen."""

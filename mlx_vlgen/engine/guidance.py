@@ -6,8 +6,8 @@ Source: Sanchez et al. 2023, Stay on topic with Classifier-Free Guidance, equati
 from collections.abc import Sequence
 
 from .._runtime import mx
+from .logits import log_softmax
 from .request import Row
-from .sampling import log_softmax
 
 
 def mix(rows: Sequence[Row], logits: mx.array) -> mx.array:

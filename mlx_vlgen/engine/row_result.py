@@ -6,8 +6,9 @@ from typing import Any
 
 from .._runtime import mx
 from ..results import GenerationResult, speed
+from .logits import log_softmax
 from .request import Row
-from .sampling import Scores, log_softmax, top
+from .sampling import Scores, top
 
 
 class RowResult(GenerationResult):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._runtime import mx
+from .logits import exclude_top_choices, log_softmax, min_p, top_k, top_n_sigma, top_p, typical_p
 from .request import Row
 
 
@@ -65,7 +66,8 @@ class BatchSampler:
         more = [ahead] * len(self._rows) if isinstance(ahead, int) else ahead
         steps = [len(row.tokens) + unrecorded for row, unrecorded in zip(self._rows, more, strict=True)]
         if self._xtc is not None:
-            scores = self._exclude_top_choices(scores, self._xtc, self._keys(steps, use=1))
+            coins = mx.vmap(lambda key: mx.random.uniform(key=key))(self._keys(steps, use=1))[:, None]
+            scores = exclude_top_choices(scores, self._xtc_threshold, coins < self._xtc)
         drawn = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(scores, self._keys(steps))
         if any(self._greedy):
             drawn = mx.where(mx.array(self._greedy), mx.argmax(logits, axis=-1), drawn)
@@ -77,72 +79,16 @@ class BatchSampler:
     def truncate(self, scores: mx.array) -> mx.array:
         """Scores (B, V), already divided by the temperature, with what is excluded at -inf."""
         if self._sigma is not None:
-            spread = self._sigma * _deviation(scores)
-            lowest = mx.max(scores, axis=-1, keepdims=True) - spread
-            scores = without(scores, (scores < lowest) & (self._sigma > 0))
+            scores = top_n_sigma(scores, self._sigma)
         if self._top_k is not None:
-            scores = without(scores, scores < kth_largest(scores, self._top_k))
+            scores = top_k(scores, self._top_k)
         if self._top_p is not None:
-            scores = without(scores, past_top_p(scores, self._top_p))
+            scores = top_p(scores, self._top_p)
         if self._min_p is not None:
-            scores = without(scores, below_min_p(scores, self._min_p))
+            scores = min_p(scores, self._min_p)
         if self._typical_p is not None:
-            scores = without(scores, past_typical_p(scores, self._typical_p))
+            scores = typical_p(scores, self._typical_p)
         return scores
-
-    def _exclude_top_choices(self, scores: mx.array, probability: mx.array, keys: mx.array) -> mx.array:
-        """XTC: where the row's coin says so, drop the tokens at least as likely as the threshold, except the least
-        likely of them. Source: https://github.com/oobabooga/text-generation-webui/pull/6335."""
-        likely = mx.softmax(scores, axis=-1)
-        top = likely >= self._xtc_threshold
-        last = mx.where(top, likely, mx.inf).min(axis=-1, keepdims=True)
-        coin = mx.vmap(lambda key: mx.random.uniform(key=key))(keys)[:, None]
-        return without(scores, top & (likely > last) & (coin < probability))
-
-
-def without(scores: mx.array, excluded: mx.array) -> mx.array:
-    """Scores (B, V) with what is excluded (B, V) at -inf."""
-    return mx.where(excluded, -mx.inf, scores)
-
-
-def past_top_p(scores: mx.array, share: mx.array, keep: int = 1) -> mx.array:
-    """(B, V): what lies past the most likely tokens that reach `share` (B, 1), but for the `keep` most likely ones."""
-    return _past(share, -scores, scores, keep)
-
-
-def below_min_p(scores: mx.array, share: mx.array) -> mx.array:
-    """(B, V): what is less likely than `share` (B, 1) of the most likely token."""
-    return scores < mx.max(scores, axis=-1, keepdims=True) + mx.log(share)
-
-
-def past_typical_p(scores: mx.array, share: mx.array, keep: int = 1) -> mx.array:
-    """(B, V): what lies past the tokens of most typical surprise that reach `share` (B, 1), but for the `keep` most
-    typical ones."""
-    surprise = -log_softmax(scores)
-    return _past(share, mx.abs(surprise - entropy(surprise)), scores, keep)
-
-
-def entropy(surprise: mx.array) -> mx.array:
-    """(B, 1), of negated log-probabilities (B, V)."""
-    return mx.where(mx.isinf(surprise), 0, mx.exp(-surprise) * surprise).sum(axis=-1, keepdims=True)
-
-
-def _deviation(scores: mx.array) -> mx.array:
-    """(B, 1): the standard deviation of each row's scores, but of those that are excluded already."""
-    finite = mx.isfinite(scores)
-    count = finite.sum(axis=-1, keepdims=True)
-    mean = mx.where(finite, scores, 0).sum(axis=-1, keepdims=True) / count
-    return mx.sqrt((mx.where(finite, scores - mean, 0) ** 2).sum(axis=-1, keepdims=True) / count)
-
-
-def _past(share: mx.array, order: mx.array, scores: mx.array, keep: int) -> mx.array:
-    """(B, V): the tokens before which others, taken by ascending `order`, have reached `share` of the probability; the
-    first `keep` never. A share of 1 excludes none, whatever the sum rounds to."""
-    index = mx.argsort(order, axis=-1)
-    likely = mx.take_along_axis(mx.softmax(scores, axis=-1), index, axis=-1)
-    before = mx.cumsum(likely, axis=-1) - likely
-    past = (mx.arange(scores.shape[-1]) >= keep) & (before >= share) & (share < 1)
-    return mx.put_along_axis(mx.zeros_like(past), index, past, axis=-1)
 
 
 def _array(values: Sequence[float]) -> mx.array:
@@ -153,16 +99,6 @@ def _array(values: Sequence[float]) -> mx.array:
 def _column(values: Sequence[float], off: float) -> mx.array | None:
     """(B, 1); None where every row has the value that switches it off."""
     return None if all(value == off for value in values) else _array(values)
-
-
-def kth_largest(scores: mx.array, ranks: Sequence[int]) -> mx.array:
-    """(B, 1): the ranks[b]-th largest score of each row; -inf where the rank is off (0, -1) or past the vocabulary."""
-    vocabulary = scores.shape[-1]
-    largest = min(max(ranks), vocabulary)
-    best = mx.sort(mx.topk(scores, largest, axis=-1), axis=-1)  # ascending
-    index = mx.array([largest - min(max(rank, 1), largest) for rank in ranks])[:, None]
-    off = mx.array([rank <= 0 or rank >= vocabulary for rank in ranks])[:, None]
-    return mx.where(off, -mx.inf, mx.take_along_axis(best, index, axis=-1))
 
 
 def apply_processors(rows: Sequence[Row], logits: mx.array) -> mx.array:
@@ -219,12 +155,6 @@ def _apply_sampler(row: Row, logits: mx.array) -> int:
 
 def _named(value: object) -> str:
     return f"an mlx array {value.shape}" if isinstance(value, mx.array) else repr(value)
-
-
-def log_softmax(logits: mx.array) -> mx.array:
-    """float32 log-probabilities of logits (..., V)."""
-    scores = logits.astype(mx.float32)
-    return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
 
 def top(logits: mx.array, count: int) -> Callable[[], list[tuple[int, float]]]:

@@ -9,8 +9,20 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
+from ..engine.logits import (
+    add_biases,
+    entropy,
+    kth_largest,
+    log_softmax,
+    mask,
+    min_p,
+    presence_penalty,
+    repetition_penalty,
+    top_k,
+    top_p,
+    typical_p,
+)
 from ..engine.params import LogitsProcessor
-from ..engine.sampling import below_min_p, entropy, kth_largest, log_softmax, past_top_p, past_typical_p, without
 from .config import Settings
 from .values import ids
 
@@ -87,23 +99,24 @@ def warpers(settings: Settings, *, prompt_length: int) -> list[LogitsProcessor]:
     chain: list[LogitsProcessor] = []
     if s.do_sample:
         # Beams need one token that goes on, even where all ends are likelier.
-        keep = max(len(s.eos_token_id) + 1, 2) if s.num_beams > 1 else 1
+        min_keep = max(len(s.eos_token_id) + 1, 2) if s.num_beams > 1 else 1
         if s.temperature != 1:
             chain.append(lambda tokens, logits: logits / s.temperature)
         if s.top_h is not None:
             chain.append(partial(_top_h, share=s.top_h))
         if s.top_k > 0:
-            chain.append(partial(_top_k, count=max(s.top_k, keep)))
+            chain.append(lambda tokens, logits: top_k(logits, [max(s.top_k, min_keep)]))
         if s.top_p < 1:
-            chain.append(lambda tokens, logits: without(logits, past_top_p(logits, mx.array(s.top_p), keep)))
+            chain.append(lambda tokens, logits: top_p(logits, mx.array(s.top_p), min_keep))
         if s.min_p:
-            chain.append(partial(_min_p, share=s.min_p, keep=keep))
+            share = mx.array(s.min_p)
+            chain.append(lambda tokens, logits: min_p(logits, share, min_keep))
         if s.typical_p < 1:
-            chain.append(lambda tokens, logits: without(logits, past_typical_p(logits, mx.array(s.typical_p), keep)))
+            chain.append(lambda tokens, logits: typical_p(logits, mx.array(s.typical_p), min_keep))
         if 0 < s.epsilon_cutoff < 1:
-            chain.append(partial(_epsilon, cutoff=s.epsilon_cutoff, keep=keep))
+            chain.append(partial(_epsilon, cutoff=s.epsilon_cutoff, min_keep=min_keep))
         if 0 < s.eta_cutoff < 1:
-            chain.append(partial(_eta, cutoff=s.eta_cutoff, keep=keep))
+            chain.append(partial(_eta, cutoff=s.eta_cutoff, min_keep=min_keep))
     if s.watermarking_config is not None:
         chain.append(s.watermarking_config.processor(prompt_length))
     if s.renormalize_logits:
@@ -175,16 +188,16 @@ def _sequence_bias(
         *before, last = sequence
         if not before or tail[-len(before) :] == tuple(before):
             added[last] = added.get(last, 0.0) + bias
-    return logits.at[0, _ids(added)].add(mx.array(list(added.values()))) if added else logits
+    return add_biases(logits, [added])
 
 
 def _repetition(tokens: mx.array, logits: mx.array, *, penalty: float, end: int | None = None) -> mx.array:
-    """Of the tokens before `end`; with less than 1 it favours them. Source: https://arxiv.org/abs/1909.05858."""
-    return mx.where(_at(tokens[:end], logits), mx.where(logits < 0, logits * penalty, logits / penalty), logits)
+    """Of the tokens before `end`; with less than 1 it favours them."""
+    return repetition_penalty(logits, _at(tokens[:end], logits), penalty)
 
 
 def _presence(tokens: mx.array, logits: mx.array, *, penalty: float, start: int) -> mx.array:
-    return logits - penalty * _at(tokens[start:], logits)
+    return presence_penalty(logits, _at(tokens[start:], logits), penalty)
 
 
 def _no_repeat(tokens: mx.array, logits: mx.array, *, size: int, end: int | None = None) -> mx.array:
@@ -196,12 +209,12 @@ def _no_repeat(tokens: mx.array, logits: mx.array, *, size: int, end: int | None
     same = mx.ones((starts,), dtype=mx.bool_)
     for offset in range(size - 1):
         same = same & (known[offset : offset + starts] == tokens[len(tokens) - size + 1 + offset])
-    return without(logits, _at(mx.where(same, known[size - 1 :], logits.shape[-1]), logits))
+    return mask(logits, _at(mx.where(same, known[size - 1 :], logits.shape[-1]), logits))
 
 
 def _suppressed(tokens: mx.array, logits: mx.array, *, banned: Sequence[int], when: range | None = None) -> mx.array:
     """when: of how many tokens; None is always."""
-    return without(logits, _at(_ids(banned), logits)) if when is None or len(tokens) in when else logits
+    return mask(logits, _at(_ids(banned), logits)) if when is None or len(tokens) in when else logits
 
 
 def _allowed(
@@ -214,10 +227,10 @@ def _allowed(
         raise ValueError("prefix_allowed_tokens_fn returned no token: expected at least one that may come next")
     _within("prefix_allowed_tokens_fn", only, logits)
     open_ = _at(_ids(only), logits)
-    scores = without(logits, ~open_)
+    scores = mask(logits, ~open_)
     if beams > 1:
         return scores
-    return mx.where(mx.max(scores) == -mx.inf, without(mx.zeros_like(logits), ~open_), scores)
+    return mx.where(mx.max(scores) == -mx.inf, mask(mx.zeros_like(logits), ~open_), scores)
 
 
 def _forced(tokens: mx.array, logits: mx.array, *, name: str, chosen: Sequence[int], length: int) -> mx.array:
@@ -225,7 +238,7 @@ def _forced(tokens: mx.array, logits: mx.array, *, name: str, chosen: Sequence[i
     if len(tokens) != length:
         return logits
     _within(name, chosen, logits)
-    return without(mx.zeros_like(logits), ~_at(_ids(chosen), logits))
+    return mask(mx.zeros_like(logits), ~_at(_ids(chosen), logits))
 
 
 def _valid(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -253,23 +266,15 @@ def _top_h(tokens: mx.array, logits: mx.array, *, share: float) -> mx.array:
     likely = mx.exp(-surprise)
     reached = mx.cumsum(mx.where(likely > 0, likely * surprise, 0), axis=-1)
     remaining = (likely > 0) & ((reached <= share * entropy(surprise)) | (mx.arange(count) == 0))
-    return without(logits, ~mx.put_along_axis(mx.zeros(logits.shape, dtype=mx.bool_), index, remaining, axis=-1))
+    return mask(logits, ~mx.put_along_axis(mx.zeros(logits.shape, dtype=mx.bool_), index, remaining, axis=-1))
 
 
-def _top_k(tokens: mx.array, logits: mx.array, *, count: int) -> mx.array:
-    return without(logits, logits < kth_largest(logits, [count]))
-
-
-def _min_p(tokens: mx.array, logits: mx.array, *, share: float, keep: int) -> mx.array:
-    return without(logits, below_min_p(logits, mx.array(share)) & (logits < kth_largest(logits, [keep])))
-
-
-def _epsilon(tokens: mx.array, logits: mx.array, *, cutoff: float | mx.array, keep: int) -> mx.array:
+def _epsilon(tokens: mx.array, logits: mx.array, *, cutoff: float | mx.array, min_keep: int) -> mx.array:
     """Without tokens less likely than that. Source for this and the next: https://arxiv.org/abs/2210.15191."""
-    return without(logits, (mx.softmax(logits, axis=-1) < cutoff) & (logits < kth_largest(logits, [keep])))
+    return mask(logits, (mx.softmax(logits, axis=-1) < cutoff) & (logits < kth_largest(logits, [min_keep])))
 
 
-def _eta(tokens: mx.array, logits: mx.array, *, cutoff: float, keep: int) -> mx.array:
+def _eta(tokens: mx.array, logits: mx.array, *, cutoff: float, min_keep: int) -> mx.array:
     """The same, with a lower bound where the distribution is flat."""
     flat = math.sqrt(cutoff) * mx.exp(-entropy(-log_softmax(logits)))
-    return _epsilon(tokens, logits, cutoff=mx.minimum(cutoff, flat), keep=keep)
+    return _epsilon(tokens, logits, cutoff=mx.minimum(cutoff, flat), min_keep=min_keep)

@@ -11,7 +11,8 @@ from invariants.play import Row, Wrapped, ask_for, check, play
 
 from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine.sampling import log_softmax, top
+from mlx_vlgen.engine.logits import log_softmax
+from mlx_vlgen.engine.sampling import top
 
 
 @pytest.fixture(scope="module")

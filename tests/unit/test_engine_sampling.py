@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from mlx_vlgen import Request, SamplingParams
 from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine.logits import log_softmax
 from mlx_vlgen.engine.request import Row
-from mlx_vlgen.engine.sampling import BatchSampler, draw_key, log_softmax, top
+from mlx_vlgen.engine.sampling import BatchSampler, draw_key, top
 from mlx_vlgen.engine.text import TextStream
 
 TIES = np.array([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, -1.0, -3.0], np.float32)
