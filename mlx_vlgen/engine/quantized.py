@@ -19,25 +19,20 @@ class QuantizedCache(RaggedCache):
     Every query sees quantized keys and values at `start` and beyond, those of its chunk too: an answer
     depends on no chunk. With start = 0 a decoding step hands mlx-lm's quantized attention the packed arrays; longer
     chunks, and any step with start > 0, unpack this layer's keys and values for the time of its attention.
+    bits: set while what was fetched last is packed, by which mlx-lm's attention knows.
 
     UnsupportedError on the first update where `group_size` does not divide a head size.
     """
+
+    bits: int
 
     def __init__(self, settings: KVSettings, rows: int = 1):
         assert settings.bits is not None
         super().__init__(settings.start, rows)
         self.group_size, self._bits = settings.group_size, settings.bits
-        self._packed = False  # whether what was fetched last is
         self._whole: Parts = []  # keys and values of the head
         self._rest: Parts = []  # packed, scales and biases of the keys, then of the values
         self._used = 0  # columns of the rest that are in use
-
-    @property
-    def bits(self) -> int:
-        """There only while what was fetched last is packed: mlx-lm's attention asks `hasattr(cache, "bits")`."""
-        if not self._packed:
-            raise AttributeError("bits")
-        return self._bits
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         if not self._rest:
@@ -51,9 +46,11 @@ class QuantizedCache(RaggedCache):
             self._append(self._quantize(keys[:, :, beyond:]) + self._quantize(values[:, :, beyond:]))
         self.lengths = [length + N for length in self.lengths]
         head, rest = self._parts()
-        self._packed = self.head == 0 and N <= PACKED_QUERIES
-        if self._packed:
+        if self.head == 0 and N <= PACKED_QUERIES:
+            self.bits = self._bits
             return tuple(rest[:3]), tuple(rest[3:])
+        if hasattr(self, "bits"):
+            del self.bits
         if self._used == 0:
             return head[0], head[1]
         keys, values = self._dequantize(rest[:3]), self._dequantize(rest[3:])
