@@ -169,7 +169,7 @@ class TokenIterator:
                     raise
             id, result = self._out[0]  # which stays there, should Ctrl-C come now
             if (before := self._latest.pop(id, None)) is not None and before is not result:
-                before.let_go()
+                before.logprobs = None  # which only the newest result of a row holds
             if result.finish_reason is None:
                 self._latest[id] = result
             else:

@@ -269,7 +269,7 @@ def test_top_logprobs_stay(family: Family) -> None:
     """Every result keeps its few, without the vocabulary that they are of: also one that nobody looked at before."""
     answer = family.answer(family.asks["long"])
     stored = results(family, top_logprobs=3, logprobs=False)
-    assert all(callable(vars(result)["_top"]) for result in stored)
+    assert all(callable(vars(result)["_top_logprobs"].compute) for result in stored)
     for result, scores in zip(stored, answer.scores, strict=True):
         best = np.argsort(-scores)[:3]
         assert [id for id, _ in result.top_logprobs] == best.tolist()
