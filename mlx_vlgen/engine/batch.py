@@ -1,9 +1,8 @@
-"""Rows that decode together, one token each at a time. Other ways of stepping are classes of this form: `beam.py`,
-`speculative.py`."""
+"""Rows that decode together: what every kind of batch does, and the one in which each row draws a token a step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -21,8 +20,28 @@ Emit = Callable[[Row, int, Scores | None], None]
 """Takes a row's token that was read, with what it was drawn from: records it, hands it out, and ends the row by it."""
 
 
+class Batch(Protocol):
+    """Rows that step in the same way. cache: of all their sequences; tokens: the last of each, drawn or being drawn."""
+
+    cache: kv.Cache
+    tokens: mx.array
+
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+    @classmethod
+    def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
+        """Rows whose prompt is through, and its last logits (B, V)."""
+
+    def step(self, model: Model, emit: Emit) -> Self | None:
+        """Decode and hand out tokens; returns what goes on, if anything does."""
+
+    def join(self, other: Self) -> Self:
+        """The rows of both."""
+
+
 @dataclass
-class Batch:
+class SampledBatch:
     """Some rows, their caches, and the token each has drawn but nobody has read yet."""
 
     rows: list[Row]

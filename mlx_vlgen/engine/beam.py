@@ -15,12 +15,12 @@ from .._runtime import mx
 from ..models.base import Embedded, Model
 from ..results import Beam, FinishReason
 from . import cache as kv
-from .batch import Batch, Emit
+from .batch import Emit
 from .emit import criteria_met
 from .logits import log_softmax
 from .penalties import penalize
 from .request import Row
-from .sampling import BatchSampler, apply_processors, draw_key
+from .sampling import apply_processors, draw_key
 
 OUT = np.float32(-1e9)
 """Added to the score of a continuation that must not be chosen."""
@@ -154,34 +154,42 @@ class Hypotheses:
 
 
 @dataclass
-class Search(Batch):
+class Search:
     """Rows that search, each with as many places in the caches as it has beams. Nothing is under way between steps:
     which hypotheses go on must be read before the next forward."""
 
-    searches: Sequence[Hypotheses] = ()
+    searches: Sequence[Hypotheses]
+    cache: kv.Cache
+    tokens: mx.array  # (places,): the last of each hypothesis
 
     @classmethod
     def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
         searches = [Hypotheses(row) for row in rows]
         owners = [place for place, search in enumerate(searches) for _ in search.running]
-        return cls._chosen(searches, cache, logits[mx.array(owners)], owners)
+        return cls._advance(searches, cache, logits[mx.array(owners)], owners)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [search.row for search in self.searches]
 
     def step(self, model: Model, emit: Emit) -> Self | None:
         for search in self.searches:
             if search.over or search.row.cancelled or search.row.error:
-                self._hand_out(search, emit)
-        left = self.select([place for place, row in enumerate(self.rows) if not row.over])
-        if not left.rows:
-            return None
-        inputs = Embedded(left.tokens[:, None], delta=left.delta, capture=left.rows[0].capture())
-        logits = model(inputs, left.cache)[:, 0]
-        return self._chosen(left.searches, left.cache, logits, range(len(logits)))
+                _hand_out(search, emit)
+        left = [place for place, row in enumerate(self.rows) if not row.over]
+        return self._select(left)._forward(model) if left else None
+
+    def _forward(self, model: Model) -> Self:
+        delta = mx.array([search.row.delta for search in self.searches for _ in search.running])
+        inputs = Embedded(self.tokens[:, None], delta=delta, capture=self.rows[0].capture())
+        logits = model(inputs, self.cache)[:, 0]
+        return self._advance(self.searches, self.cache, logits, range(len(logits)))
 
     @classmethod
-    def _chosen(cls, searches: Sequence[Hypotheses], cache: kv.Cache, logits: mx.array, owners: Sequence[int]) -> Self:
+    def _advance(cls, searches: Sequence[Hypotheses], cache: kv.Cache, logits: mx.array, owners: Sequence[int]) -> Self:
         """Every search one token further. logits (places, V), one row a hypothesis; owners: each one's place in
         `cache`."""
-        beams = [beam for search in searches for beam in search.running]
+        beams = _running(searches)
         log_probs = apply_processors(beams, penalize(beams, log_softmax(logits), None))
         ranges, start = [], 0
         for search in searches:
@@ -197,41 +205,38 @@ class Search(Batch):
                 trace.scores.append(log_probs[span])
             parents = search.advance(np.array(scores), np.array(places), logits.shape[-1])
             order += [owners[span.start + parent] for parent in parents]
-        rows = [search.row for search in searches]
-        running = [beam for search in searches for beam in search.running]
-        lengths = [beam.length + len(beam.tokens) - 1 for beam in running]
         if order != list(range(len(order))) or len(order) != len(owners) or len(set(owners)) != len(owners):
-            cache = kv.take(cache, order, lengths)
-        tokens = mx.array([beam.tokens[-1] for beam in running], dtype=mx.int32)
-        return cls(rows, cache, BatchSampler(rows), tokens, [], searches)
-
-    def _hand_out(self, search: Hypotheses, emit: Emit) -> None:
-        """The best answer, token by token, as a row that never searched would give it. A row that fails or is cancelled
-        ends with the first."""
-        search.row.best_beams, search.row.best_beam_reason = search.best(), search.finished[0].reason or "stop"
-        for token in search.row.best_beams[0].tokens or [0]:
-            emit(search.row, token, None)
-
-    @property
-    def delta(self) -> mx.array:
-        return mx.array([search.row.delta for search in self.searches for _ in search.running])
+            cache = kv.take(cache, order, _cached_lengths(searches))
+        tokens = mx.array([beam.tokens[-1] for beam in _running(searches)], dtype=mx.int32)
+        return cls(searches, cache, tokens)
 
     def join(self, other: Self) -> Self:
         searches = [*self.searches, *other.searches]
-        lengths = [beam.length + len(beam.tokens) - 1 for search in searches for beam in search.running]
-        cache = kv.join(self.cache, other.cache, lengths)
-        rows = [search.row for search in searches]
-        return type(self)(rows, cache, BatchSampler(rows), mx.concatenate([self.tokens, other.tokens]), [], searches)
+        cache = kv.join(self.cache, other.cache, _cached_lengths(searches))
+        return type(self)(searches, cache, mx.concatenate([self.tokens, other.tokens]))
 
-    def select(self, places: Sequence[int]) -> Self:
-        if len(places) == len(self.rows):
+    def _select(self, places: Sequence[int]) -> Self:
+        if len(places) == len(self.searches):
             return self
         searches = [self.searches[place] for place in places]
         starts = np.cumsum([0, *(len(search.running) for search in self.searches)])
         taken = [int(at) for place in places for at in range(starts[place], starts[place + 1])]
-        if not taken:
-            return type(self)([], [], self.sampler, self.tokens[:0], [], [])
-        lengths = [beam.length + len(beam.tokens) - 1 for search in searches for beam in search.running]
-        rows = [search.row for search in searches]
-        cache = kv.take(self.cache, taken, lengths)
-        return type(self)(rows, cache, BatchSampler(rows), self.tokens[mx.array(taken)], [], searches)
+        cache = kv.take(self.cache, taken, _cached_lengths(searches))
+        return type(self)(searches, cache, self.tokens[mx.array(taken)])
+
+
+def _running(searches: Sequence[Hypotheses]) -> list[Row]:
+    return [beam for search in searches for beam in search.running]
+
+
+def _cached_lengths(searches: Sequence[Hypotheses]) -> list[int]:
+    """Positions of each hypothesis in the caches: its last token is not among them."""
+    return [beam.length + len(beam.tokens) - 1 for beam in _running(searches)]
+
+
+def _hand_out(search: Hypotheses, emit: Emit) -> None:
+    """The best answer, token by token, as a row that never searched would give it. A row that fails or is cancelled
+    ends with the first."""
+    search.row.best_beams, search.row.best_beam_reason = search.best(), search.finished[0].reason or "stop"
+    for token in search.row.best_beams[0].tokens or [0]:
+        emit(search.row, token, None)

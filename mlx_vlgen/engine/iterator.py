@@ -21,7 +21,7 @@ from ..notices import notice
 from ..results import FinishReason, GenerationResult
 from . import cache as kv
 from . import prefill, wired
-from .batch import Batch
+from .batch import Batch, SampledBatch
 from .beam import Search
 from .budget import Budget
 from .emit import end_row, record_token
@@ -396,4 +396,4 @@ class TokenIterator:
 
 def _batch_class(row: Row) -> type[Batch]:
     """How a row steps."""
-    return Search if row.request.beams else Speculative if row.drafter else Batch
+    return Search if row.request.beams else Speculative if row.drafter else SampledBatch

@@ -16,7 +16,7 @@ from .._runtime import mx
 from ..inputs.prompt import Prompt
 from ..models.base import Embedded, Model
 from . import cache as kv
-from .batch import Batch, Emit, draw
+from .batch import Emit, SampledBatch, draw
 from .prefill import is_out_of_memory
 from .request import Row
 from .sampling import BatchSampler, Scores
@@ -24,7 +24,7 @@ from .token_ids import check_ids, check_prompt, is_id
 
 
 @dataclass
-class Speculative(Batch):
+class Speculative(SampledBatch):
     """Rows whose next tokens are guessed, each as many as its drafter does. Nothing is under way between steps."""
 
     def step(self, model: Model, emit: Emit) -> Self | None:
