@@ -18,6 +18,7 @@ from . import cache as kv
 from .batch import Emit
 from .emit import criteria_met
 from .logits import log_softmax
+from .modes import Beams
 from .penalties import penalize
 from .request import Row
 from .sampling import apply_processors, draw_key
@@ -44,9 +45,8 @@ class Hypotheses:
     """Those of one row. running: as rows, best first, each with its tokens; scores (beams,): sums of log-probabilities;
     origins: for each token the place, one step before, of the hypothesis that it was added to."""
 
-    def __init__(self, row: Row):
-        assert row.request.beams
-        self.row, self.settings = row, row.request.beams
+    def __init__(self, row: Row, settings: Beams):
+        self.row, self.settings = row, settings
         self.running = [replace(row, tokens=[], counts=Counter()) for _ in range(self.settings.count)]
         self.scores = np.full(self.settings.count, OUT)
         self.scores[0] = 0  # all are the same at first: only one of them counts
@@ -164,7 +164,7 @@ class Search:
 
     @classmethod
     def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
-        searches = [Hypotheses(row) for row in rows]
+        searches = [Hypotheses(row, row.request.beams) for row in rows if row.request.beams]
         owners = [place for place, search in enumerate(searches) for _ in search.running]
         return cls._advance(searches, cache, logits[mx.array(owners)], owners)
 

@@ -41,7 +41,6 @@ def criteria_met(row: Row, tokens: Sequence[int], scores: Scores | None) -> bool
     """Whether one of the user's criteria ends the row after these tokens. scores: see `record_token`."""
     if not row.sampling.stopping_criteria:
         return False
-    assert row.prompt
     so_far, logits = mx.array([*row.prompt.tokens.tolist(), *tokens]), scores.row[None] if scores else None
     return any(bool(criterion(so_far, logits)) for criterion in row.sampling.stopping_criteria)
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from .._runtime import mx
 from ..errors import PromptError, UnsupportedError
-from ..inputs.prompt import Media, MediaInputs, Prompt
+from ..inputs.prompt import Media, Prompt
 from ..models.base import Embedded, Features, Model
 from . import cache as kv
-from . import prefill
 from .kv_settings import KVSettings
+from .modes import Guidance
 from .params import SamplingParams
-from .request import Request, Row
+from .request import Encoded, Request, Row
+from .scheduling import encoding_groups
 from .structured import Constraint, Forms
 from .text import TextStream
 from .thinking import Marks, Thinking
@@ -35,13 +36,11 @@ class Intake:
         """The row's prompt, media and ends. Raises what is wrong with the request."""
         request, sampling = row.request, row.sampling
         row.text = TextStream(self._processor.tokenizer, sampling.stop, sampling.skip_special_tokens)
-        media = request.media
-        assert isinstance(media, MediaInputs)
         if isinstance(request.prompt, Prompt):
             row.prompt = request.prompt
         else:
             row.prompt = self._processor.prepare(
-                request.prompt, media, enable_thinking=request.enable_thinking, **request.template_kwargs
+                request.prompt, request.media, enable_thinking=request.enable_thinking, **request.template_kwargs
             )
         self._check_tokens(row)
         self._check_length(row)
@@ -60,12 +59,11 @@ class Intake:
             row.drafter = request.drafter()
             row.drafter.read(row.prompt)
         if request.guidance is not None:
-            row.negative = self._negative(row)
+            row.negative = self._negative(row, request.guidance)
 
     def _check_tokens(self, row: Row) -> None:
         """Every id of the request reaches MLX through here."""
         request, size = row.request, self._vocab_size
-        assert row.prompt
         check_prompt("prompt", row.prompt, size)
         check_ids("logit_bias", request.sampling.logit_bias, size)
         check_ids("end_tokens", request.end_tokens or (), size)
@@ -84,18 +82,14 @@ class Intake:
                 f"speculative decoding: {why} cannot forget a wrong guess; leave the draft model or prompt_lookup out"
             )
 
-    def _negative(self, row: Row) -> Row:
+    def _negative(self, row: Row, guidance: Guidance) -> Row:
         """The row of its negative prompt."""
-        request = row.request
-        assert request.guidance
         negative = Row(
             row.id,
-            Request(
-                request.guidance.negative, sampling=SamplingParams(max_tokens=row.sampling.max_tokens), kv=request.kv
-            ),
+            Request(guidance.negative, sampling=SamplingParams(max_tokens=row.sampling.max_tokens), kv=row.request.kv),
             row.text,
             row.seed,
-            prompt=request.guidance.negative,
+            prompt=guidance.negative,
             positive=row,
         )
         self._check_length(negative)
@@ -114,7 +108,6 @@ class Intake:
             return None
         check_ids("thinking_start_token", marks.start, self._vocab_size)
         check_ids("thinking_end_token", marks.end, self._vocab_size)
-        assert row.prompt
         opening = row.prompt.tokens.tolist() if row.prompt.tail is None else row.prompt.tail
         return Thinking(marks, opening, sampling.thinking_budget)
 
@@ -150,20 +143,37 @@ class Intake:
                 "shorten it, give fewer or smaller pictures (max_pixels), or fewer frames (max_frames)"
             )
 
-    def encode(self, rows: Sequence[Row]) -> None:
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Features of all media of these rows, equal shapes together; then each row's embeddings, and its pixels are
-        let go. A row whose media fail gets an error and keeps them: it may only have lacked memory."""
-        rows = [*rows, *(row.negative for row in rows if row.negative)]
-        owners: dict[int, list[Row]] = {}  # by the identity of a medium, which several rows of one prompt share
+        let go. A row whose media fail is left out, gets an error and keeps them: it may only have lacked memory."""
+        features = self._encode_media([*rows, *(row.negative for row in rows if row.negative)])
+        encoded = []
+        for row in rows:
+            parts = [row, row.negative] if row.negative else [row]
+            if row.error:
+                continue
+            try:
+                inputs = [self._embed(part, [features[id(medium)] for medium in part.prompt.media]) for part in parts]
+                deltas = [int(part.delta) for part in inputs]
+            except Exception as error:
+                row.error = error
+                continue
+            for part, delta in zip(parts, deltas, strict=True):
+                part.delta, part.prompt = delta, part.prompt.without_pixels()
+            encoded.append(Encoded(row, *inputs))
+        return encoded
+
+    def _encode_media(self, rows: Sequence[Row]) -> dict[int, Features]:
+        """Features by the identity of a medium, which several rows of one prompt share."""
+        owners: dict[int, list[Row]] = {}
         known: dict[int, Media] = {}
         for row in rows:
-            assert row.prompt
             for medium in row.prompt.media:
                 owners.setdefault(id(medium), []).append(row)
                 known[id(medium)] = medium
         media, sharing = list(known.values()), list(owners.values())
         features: dict[int, Features] = {}
-        groups = deque(prefill.encoding_groups(media, self._vision_batch, self._group))
+        groups = deque(encoding_groups(media, self._vision_batch, self._group))
         while groups:
             group, begun = groups.popleft(), time.perf_counter()
             try:
@@ -175,29 +185,15 @@ class Intake:
                     groups.extend([i] for i in group)
                 else:
                     for row in sharing[group[0]]:
-                        row.error = error
+                        (row.positive or row).error = error
                 continue
             for i in group:
                 for row in sharing[i]:
                     row.encode_time += (time.perf_counter() - begun) / len(group) / len(sharing[i])
-        for row in rows:
-            assert row.prompt
-            if row.error:
-                continue
-            try:
-                row.inputs = self._embed(row, [features[id(medium)] for medium in row.prompt.media])
-                row.delta = int(row.inputs.delta)
-            except Exception as error:
-                row.error = error
-                continue
-            row.prompt = row.prompt.without_pixels()
-        for row in rows:
-            if row.positive and row.error:
-                row.positive.error = row.error
+        return features
 
     def _embed(self, row: Row, features: Sequence[Features]) -> Embedded:
         """The prompt's embeddings, or those after its past, whose rotary positions go on from it."""
-        assert row.prompt
         past = row.request.past
         if past is None:
             return self._model.embed(row.prompt, features)

@@ -104,7 +104,8 @@ class RaggedCache(ABC):
 
     def finalize(self) -> None:
         """Move the padding from the right to the left."""
-        assert self._true_lengths is not None
+        if self._true_lengths is None:
+            return
         head, rest = self._parts()
         shift = mx.array([padded - true for padded, true in zip(self.lengths, self._true_lengths, strict=True)])
         self.lengths, self._true_lengths = list(self._true_lengths), None

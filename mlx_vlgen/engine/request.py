@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Capture, Embedded
 from ..results import Beam, FinishReason
@@ -52,6 +54,9 @@ class Request:
             object.__setattr__(self, "media", MediaInputs(images=tuple(pictures)))
 
 
+_NO_PROMPT = Prompt(np.zeros(0, dtype=np.int32))
+
+
 @dataclass(eq=False)
 class Row:
     """The state of one request: all that changes, in one place."""
@@ -60,8 +65,7 @@ class Row:
     request: Request
     text: TextStream
     seed: int
-    prompt: Prompt | None = None
-    inputs: Embedded | None = None  # held from encoding to the end of prefill; without what `past` holds
+    prompt: Prompt = _NO_PROMPT  # empty until it is read
     delta: int = 0  # what its rotary positions are ahead of its cache once the prompt is over
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
@@ -91,7 +95,7 @@ class Row:
     @property
     def length(self) -> int:
         """Tokens of the prompt."""
-        return 0 if self.prompt is None else len(self.prompt.tokens)
+        return len(self.prompt.tokens)
 
     @property
     def sequences(self) -> list[int]:
@@ -131,7 +135,7 @@ class Row:
             return []
         tail = self.tokens if size is None else self.tokens[-(size - ahead) :]
         lacking = None if size is None else size - ahead - len(tail)
-        if lacking == 0 or self.prompt is None:
+        if lacking == 0:
             return tail
         text = self.prompt.text_tokens
         return [*(text if lacking is None else text[-lacking:]), *tail]
@@ -163,6 +167,15 @@ class Row:
         if self.positive:
             return self.positive.last_token_due
         return self.cancelled or len(self.tokens) + 1 >= self.sampling.max_tokens
+
+
+@dataclass(eq=False)
+class Encoded:
+    """A row's prompt from encoding to the end of its prefill. inputs: without what `past` holds."""
+
+    row: Row
+    inputs: Embedded
+    negative_inputs: Embedded | None = None  # of `row.negative`
 
 
 def fresh_seed(sampling: SamplingParams) -> int:

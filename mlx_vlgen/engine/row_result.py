@@ -69,7 +69,7 @@ def make_result(row: Row, text: str, scores: Scores | None) -> RowResult:
         cached_tokens=row.computed,
         encode_time=row.encode_time,
         unquantized_layers=row.unquantized_layers,
-        image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
+        image_sizes=[media.size for media in row.prompt.media if media.kind == "image"],
         drafted_tokens=row.drafted,
         accepted_tokens=row.accepted,
         beams=row.best_beams,

@@ -7,6 +7,7 @@ import numpy as np
 
 from .._runtime import mx
 from .logits import exclude_top_choices, log_softmax, min_p, top_k, top_n_sigma, top_p, typical_p
+from .params import Sampler
 from .request import Row
 
 
@@ -120,7 +121,6 @@ def apply_processors(rows: Sequence[Row], logits: mx.array) -> mx.array:
 
 def _apply_processors(row: Row, logits: mx.array) -> mx.array:
     """Logits (1, V) through one row's processors. TypeError for what is none: it would end other rows too."""
-    assert row.prompt
     so_far, scores = mx.array([*row.prompt.tokens.tolist(), *row.tokens]), logits
     for processor in row.sampling.logits_processors:
         scores = processor(so_far, scores)
@@ -136,16 +136,15 @@ def apply_samplers(rows: Sequence[Row], logits: mx.array, drawn: mx.array) -> mx
     for place, row in enumerate(rows):
         if row.sampling.sampler is not None and row.error is None:
             try:
-                drawn[place] = _apply_sampler(row, logits[place : place + 1])
+                drawn[place] = _apply_sampler(row.sampling.sampler, logits[place : place + 1])
             except Exception as error:  # as above
                 row.error = error
     return drawn
 
 
-def _apply_sampler(row: Row, logits: mx.array) -> int:
+def _apply_sampler(sampler: Sampler, logits: mx.array) -> int:
     """The token that the row's sampler takes. TypeError or ValueError for what is none."""
-    assert row.sampling.sampler
-    token = row.sampling.sampler(log_softmax(logits))
+    token = sampler(log_softmax(logits))
     if not isinstance(token, mx.array) or token.size != 1 or not mx.issubdtype(token.dtype, mx.integer):
         raise TypeError(f"the sampler returned {_named(token)}: expected one token as an mlx array (1,)")
     if not 0 <= (drawn := int(np.array(token).item())) < logits.shape[-1]:

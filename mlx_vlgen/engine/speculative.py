@@ -17,9 +17,9 @@ from ..inputs.prompt import Prompt
 from ..models.base import Embedded, Model
 from . import cache as kv
 from .batch import Emit, SampledBatch, draw
-from .prefill import is_out_of_memory
 from .request import Row
 from .sampling import BatchSampler, Scores
+from .scheduling import is_out_of_memory
 from .token_ids import check_ids, check_prompt, is_id
 
 
@@ -60,9 +60,9 @@ class Speculative(SampledBatch):
                 emit(self.rows[place], tokens[place], scores[place])
             alive = [place for place in alive if not self.rows[place].over]
         for row, guessed, accepted in zip(self.rows, guesses, right, strict=True):
-            assert row.drafter
             try:
-                row.drafter.update(len(guessed), accepted)
+                if row.drafter:
+                    row.drafter.update(len(guessed), accepted)
             except Exception as error:
                 row.error = error
         self.tokens, self.scores = mx.array(tokens, dtype=mx.int32), scores
@@ -102,10 +102,9 @@ def _draws_freely(row: Row) -> bool:
 def _guesses(row: Row, vocab_size: int) -> list[int]:
     """No more than the row may still hand out before its last token, which needs no forward. What its drafter raises is
     noted on the row, which ends by it."""
-    assert row.drafter
     max_tokens = row.sampling.max_tokens - len(row.tokens) - 1
     guesses = list[int]()
-    if max_tokens > 0:
+    if row.drafter and max_tokens > 0:
         try:
             guesses = list(row.drafter.propose(row.tokens, max_tokens))[:max_tokens]
             check_ids("the drafter's guesses", guesses, vocab_size)

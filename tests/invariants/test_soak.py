@@ -21,7 +21,7 @@ from mlx_vlgen import GenerationResult, MediaInputs, Request, SamplingParams, To
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.kv_settings import KVSettings
-from mlx_vlgen.engine.prefill import is_out_of_memory
+from mlx_vlgen.engine.scheduling import is_out_of_memory
 
 from .family import Family
 from .play import Row, Wrapped, play

@@ -15,7 +15,7 @@ from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate, ge
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.kv_settings import KVSettings
-from mlx_vlgen.engine.prefill import Slots, is_out_of_memory
+from mlx_vlgen.engine.scheduling import Slots, is_out_of_memory
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_vlgen.engine.prefill import admissible, chunk_end, encoding_groups, pack_size
+from mlx_vlgen.engine.scheduling import admissible, chunk_end, encoding_groups, pack_size
 from mlx_vlgen.inputs.prompt import Media
 
 counts = st.integers(1, 60)
