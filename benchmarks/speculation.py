@@ -29,7 +29,7 @@ class Counted:
 
     def __init__(self, drafter: Any):
         self._drafter = drafter
-        self.read, self.told = drafter.read, drafter.told
+        self.read, self.update = drafter.read, drafter.update
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         Counted.asked += 1

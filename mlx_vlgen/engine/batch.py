@@ -1,9 +1,8 @@
-"""Rows that decode together, one token each at a time. Other ways of stepping are classes of this form: `beam.py`,
-`speculative.py`."""
+"""Rows that decode together: what every kind of batch does, and the one in which each row draws a token a step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -14,15 +13,35 @@ from .guidance import follow, mix
 from .modes import Past
 from .penalties import penalize
 from .request import Row
-from .sampling import BatchSampler, Scores, own_draws, process
+from .sampling import BatchSampler, Scores, apply_processors, apply_samplers
 from .structured import constrain
 
 Emit = Callable[[Row, int, Scores | None], None]
 """Takes a row's token that was read, with what it was drawn from: records it, hands it out, and ends the row by it."""
 
 
+class Batch(Protocol):
+    """Rows that step in the same way. cache: of all their sequences; tokens: the last of each, drawn or being drawn."""
+
+    cache: kv.Cache
+    tokens: mx.array
+
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+    @classmethod
+    def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
+        """Rows whose prompt is through, and its last logits (B, V)."""
+
+    def step(self, model: Model, emit: Emit) -> Self | None:
+        """Decode and hand out tokens; returns what goes on, if anything does."""
+
+    def join(self, other: Self) -> Self:
+        """The rows of both."""
+
+
 @dataclass
-class Batch:
+class SampledBatch:
     """Some rows, their caches, and the token each has drawn but nobody has read yet."""
 
     rows: list[Row]
@@ -45,19 +64,19 @@ class Batch:
         going = [i for i, row in enumerate(self.rows) if not row.last_token_due]
         following = None
         tokens, scores, rows = self.tokens, self.scores, self.rows
-        if going and not any(row.waits for row in rows):
+        if going and not any(row.needs_token for row in rows):
             following = self.select(going).advance(model, read=False)
         for i, token in enumerate(np.array(tokens).tolist()):
             emit(rows[i], token, scores[i])
         left = [i for i in going if not rows[i].over]
-        self.keep()
+        self.store_past()
         if not left:
             return None
         if following is None:
             return self.select(left).advance(model, read=True)
         return following.select([place for place, i in enumerate(going) if i in left])
 
-    def keep(self) -> None:
+    def store_past(self) -> None:
         """The caches of rows that are over and whose requests want to have them."""
         for place, row in enumerate(self.rows):
             trace = row.request.trace
@@ -114,9 +133,9 @@ def _drawn(
 
 
 def draw(rows: list[Row], sampler: BatchSampler, logits: mx.array, unread: mx.array | None) -> mx.array:
-    """Tokens (B,) from logits (B, V) through all that the rows asked for."""
-    scores = constrain(rows, process(rows, penalize(rows, mix(rows, logits), unread)))
-    tokens = own_draws(rows, scores, sampler(scores, ahead=0 if unread is None else 1))
+    """Tokens (B,) from logits (B, V) through the rows' settings."""
+    scores = constrain(rows, apply_processors(rows, penalize(rows, mix(rows, logits), unread)))
+    tokens = apply_samplers(rows, scores, sampler(scores, ahead=0 if unread is None else 1))
     for place, row in enumerate(rows):
         if row.thinking and row.thinking.forced is not None:
             tokens[place] = row.thinking.forced

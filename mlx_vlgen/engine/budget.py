@@ -61,7 +61,7 @@ def _layer_bytes(kind: LayerKind, size: LayerSize, settings: KVSettings, positio
 @dataclass
 class Budget:
     """layout: the model's. limit: positions that the rows inside may come to need together; None is as many bytes as
-    fit into free memory, which is known once `learn` was told of a cache."""
+    fit into free memory, which is known once `learn` got a cache."""
 
     layout: Sequence[LayerKind]
     limit: int | None
@@ -73,7 +73,7 @@ class Budget:
             return
         if (available := memory_available()) is not None:
             self._layers = Counter(zip(self.layout, map(LayerSize.of, cache), strict=True))
-            self.limit = sum(own.nbytes for own in cache) + int(MEMORY_SHARE * available)
+            self.limit = sum(layer.nbytes for layer in cache) + int(MEMORY_SHARE * available)
 
     def needed(self, row: Row) -> int:
         """What the row may come to take, in the limit's unit."""

@@ -1,4 +1,4 @@
-"""KV caches of the rows that run together: made, packed, joined, and left.
+"""KV caches of the rows that run together: how they are created, packed, joined and split.
 
 mlx-lm's cache classes do the storing, one object a layer, and ours where keys are quantized or their number bounded;
 here are the operations on all layers of some rows. A single row keeps unbatched caches (an integer offset, no mask
@@ -137,11 +137,11 @@ def finalize(pack: Cache, lengths: Sequence[int]) -> None:
 
 
 def join(first: Cache, second: Cache, lengths: Sequence[int]) -> Cache:
-    """The rows of `first`, then those of `second`; both stay as they are. lengths: positions held for each row of the
+    """The rows of `first`, then those of `second`; both stay as they are. lengths: positions of each row of the
     result."""
     joined = [copy.copy(_batched(a)) for a in first]
-    for own, other in zip(joined, second, strict=True):
-        own.extend(_batched(other))
+    for layer, other in zip(joined, second, strict=True):
+        layer.extend(_batched(other))
     _note_padding(joined, lengths)
     return joined
 
@@ -149,10 +149,10 @@ def join(first: Cache, second: Cache, lengths: Sequence[int]) -> Cache:
 def select(cache: Cache, rows: Sequence[int], lengths: Sequence[int]) -> Cache:
     """Only these rows of a batched cache, in this order; unbatched when there is one."""
     if len(rows) == 1:
-        return [own.extract(rows[0]) for own in cache]
+        return [layer.extract(rows[0]) for layer in cache]
     index = mx.array(list(rows))
-    for own in cache:
-        own.filter(index)
+    for layer in cache:
+        layer.filter(index)
     _note_padding(cache, lengths)
     return cache
 
@@ -160,24 +160,24 @@ def select(cache: Cache, rows: Sequence[int], lengths: Sequence[int]) -> Cache:
 def alone(cache: Cache, row: int) -> Cache:
     """One row of a cache, unbatched; the cache stays as it is."""
 
-    def one(own: Any) -> Any:
-        if isinstance(own, KVCache | RotatingKVCache):
-            apart = copy.copy(own)  # MLX writes into an array object: two caches must not share one
-            apart.keys, apart.values = own.keys[...], own.values[...]
+    def extract(layer: Any) -> Any:
+        if isinstance(layer, KVCache | RotatingKVCache):
+            apart = copy.copy(layer)  # MLX writes into an array object: two caches must not share one
+            apart.keys, apart.values = layer.keys[...], layer.values[...]
             return apart
-        return own.extract(row)
+        return layer.extract(row)
 
-    return [one(own) for own in cache]
+    return [extract(layer) for layer in cache]
 
 
 def take(cache: Cache, rows: Sequence[int], lengths: Sequence[int]) -> Cache:
     """These rows, in this order, some more than once; batched, and apart from `cache`, which stays as it is."""
     index = mx.array(list(rows))
-    taken = [copy.copy(_batched(own)) for own in cache]
-    for own in taken:
-        own.filter(index)
-    _note_padding(taken, lengths)
-    return taken
+    selected = [copy.copy(_batched(layer)) for layer in cache]
+    for layer in selected:
+        layer.filter(index)
+    _note_padding(selected, lengths)
+    return selected
 
 
 def rollback(cache: Cache, drop: Sequence[int], lengths: Sequence[int]) -> None:
@@ -185,24 +185,24 @@ def rollback(cache: Cache, drop: Sequence[int], lengths: Sequence[int]) -> None:
     a row. lengths: positions that each row then holds. Recurrent layers cannot: `can_roll_back`."""
     if max(drop) == 0:
         return
-    least = min(drop)
-    more = [own - least for own in drop]
-    for own in cache:
-        if isinstance(own, RaggedCache):
-            own.rollback(drop)
+    shared = min(drop)
+    more = [count - shared for count in drop]
+    for layer in cache:
+        if isinstance(layer, RaggedCache):
+            layer.rollback(drop)
             continue
-        if isinstance(own, RotatingKVCache | BatchRotatingKVCache):
+        if isinstance(layer, RotatingKVCache | BatchRotatingKVCache):
             # After several tokens it is in order, and still holds what the dropped ones would push out.
-            end = own.keys.shape[2] - least
-            own.keys, own.values = own.keys[..., :end, :], own.values[..., :end, :]
-        own.trim(least)
-        if max(more) and isinstance(own, BatchRotatingKVCache):
-            own.prepare(lengths=[-extra for extra in more], right_padding=more)
-            own.finalize()
+            end = layer.keys.shape[2] - shared
+            layer.keys, layer.values = layer.keys[..., :end, :], layer.values[..., :end, :]
+        layer.trim(shared)
+        if max(more) and isinstance(layer, BatchRotatingKVCache):
+            layer.prepare(lengths=[-extra for extra in more], right_padding=more)
+            layer.finalize()
         elif max(more):
-            own.prepare(right_padding=more)
-            own.finalize()
-            own.shorten(max(lengths))
+            layer.prepare(right_padding=more)
+            layer.finalize()
+            layer.shorten(max(lengths))
     _note_padding(cache, lengths)
 
 
@@ -213,7 +213,7 @@ def can_roll_back(layout: Sequence[LayerKind], settings: KVSettings) -> bool:
 
 
 def evaluate(cache: Cache, *more: mx.array) -> None:
-    mx.eval([own.state for own in cache], *more)
+    mx.eval([layer.state for layer in cache], *more)
 
 
 def _batched(cache: Any) -> Any:
@@ -228,6 +228,6 @@ def _batched(cache: Any) -> Any:
 
 
 def _note_padding(cache: Cache, lengths: Sequence[int]) -> None:
-    for own in cache:
-        if isinstance(own, _BatchKVCache):
-            own.unpadded = len(set(lengths)) == 1
+    for layer in cache:
+        if isinstance(layer, _BatchKVCache):
+            layer.unpadded = len(set(lengths)) == 1

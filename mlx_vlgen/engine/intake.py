@@ -1,4 +1,4 @@
-"""From what was asked to what a forward takes: prompts read and checked, media encoded."""
+"""From a request to the inputs of a forward: prompts are read and checked, media encoded."""
 
 import time
 from collections import deque
@@ -7,13 +7,14 @@ from typing import Any
 
 from .._runtime import mx
 from ..errors import PromptError, UnsupportedError
-from ..inputs.prompt import Media, MediaInputs, Prompt
+from ..inputs.prompt import Media, Prompt
 from ..models.base import Embedded, Features, Model
 from . import cache as kv
-from . import prefill
 from .kv_settings import KVSettings
+from .modes import Guidance
 from .params import SamplingParams
-from .request import Request, Row
+from .request import Encoded, Request, Row
+from .scheduling import encoding_groups
 from .structured import Constraint, Forms
 from .text import TextStream
 from .thinking import Marks, Thinking
@@ -21,8 +22,8 @@ from .token_ids import check_ids, check_prompt, ids_of_file
 
 
 class Intake:
-    """Fills rows. vision_batch: pixel values that go through the vision tower at once; group: whether pictures of equal
-    shape are brought together for it."""
+    """Reads requests into rows. vision_batch: pixel values that go through the vision tower at once; group: whether
+    pictures of equal shape are brought together for it."""
 
     def __init__(self, model: Model, processor: Any, vision_batch: int, group: bool):
         self._model, self._processor = model, processor
@@ -35,13 +36,11 @@ class Intake:
         """The row's prompt, media and ends. Raises what is wrong with the request."""
         request, sampling = row.request, row.sampling
         row.text = TextStream(self._processor.tokenizer, sampling.stop, sampling.skip_special_tokens)
-        media = request.media
-        assert isinstance(media, MediaInputs)
         if isinstance(request.prompt, Prompt):
             row.prompt = request.prompt
         else:
             row.prompt = self._processor.prepare(
-                request.prompt, media, enable_thinking=request.enable_thinking, **request.template_kwargs
+                request.prompt, request.media, enable_thinking=request.enable_thinking, **request.template_kwargs
             )
         self._check_tokens(row)
         self._check_length(row)
@@ -50,8 +49,8 @@ class Intake:
             self._possible.add(request.kv)
         request.kv.check_spans(row.prompt.two_way)
         row.unquantized_layers = len(kv.unquantized(self._model.cache_layout(), request.kv))
-        own = self._end_tokens if request.end_tokens is None else request.end_tokens
-        row.end_tokens = own | self._token_ids(request.sampling.eos_tokens)
+        end_tokens = self._end_tokens if request.end_tokens is None else request.end_tokens
+        row.end_tokens = end_tokens | self._token_ids(request.sampling.eos_tokens)
         _check_together(request)
         row.thinking = self._thinking(row)
         row.constraint = self._constraint(row)
@@ -60,12 +59,11 @@ class Intake:
             row.drafter = request.drafter()
             row.drafter.read(row.prompt)
         if request.guidance is not None:
-            row.guide = self._negative(row)
+            row.negative = self._negative(row, request.guidance)
 
     def _check_tokens(self, row: Row) -> None:
         """Every id of the request reaches MLX through here."""
         request, size = row.request, self._vocab_size
-        assert row.prompt
         check_prompt("prompt", row.prompt, size)
         check_ids("logit_bias", request.sampling.logit_bias, size)
         check_ids("end_tokens", request.end_tokens or (), size)
@@ -84,22 +82,18 @@ class Intake:
                 f"speculative decoding: {why} cannot forget a wrong guess; leave the draft model or prompt_lookup out"
             )
 
-    def _negative(self, row: Row) -> Row:
+    def _negative(self, row: Row, guidance: Guidance) -> Row:
         """The row of its negative prompt."""
-        request = row.request
-        assert request.guidance
-        guide = Row(
+        negative = Row(
             row.id,
-            Request(
-                request.guidance.negative, sampling=SamplingParams(max_tokens=row.sampling.max_tokens), kv=request.kv
-            ),
+            Request(guidance.negative, sampling=SamplingParams(max_tokens=row.sampling.max_tokens), kv=row.request.kv),
             row.text,
             row.seed,
-            prompt=request.guidance.negative,
-            leader=row,
+            prompt=guidance.negative,
+            positive=row,
         )
-        self._check_length(guide)
-        return guide
+        self._check_length(negative)
+        return negative
 
     def _thinking(self, row: Row) -> Thinking | None:
         sampling = row.sampling
@@ -114,16 +108,15 @@ class Intake:
             return None
         check_ids("thinking_start_token", marks.start, self._vocab_size)
         check_ids("thinking_end_token", marks.end, self._vocab_size)
-        assert row.prompt
         opening = row.prompt.tokens.tolist() if row.prompt.tail is None else row.prompt.tail
         return Thinking(marks, opening, sampling.thinking_budget)
 
     def _constraint(self, row: Row) -> Constraint | None:
-        asked = row.sampling.form
-        if asked is None:
+        form = row.sampling.form
+        if form is None:
             return None
         opening = row.thinking.marks.start if row.thinking and row.request.enable_thinking else ()
-        return Constraint(Forms.of(self._processor.tokenizer).get(*asked), row.end_tokens, row.thinking, opening)
+        return Constraint(Forms.of(self._processor.tokenizer).get(*form), row.end_tokens, row.thinking, opening)
 
     def _token_ids(self, tokens: Sequence[str | int]) -> frozenset[int]:
         """Ids of `eos_tokens`; a string must be one token of the vocabulary."""
@@ -141,63 +134,66 @@ class Intake:
         return frozenset(map(int, ids))
 
     def _check_length(self, row: Row) -> None:
-        most = self._model.max_positions
+        max_positions = self._model.max_positions
         if row.length == 0:
             raise PromptError("the prompt is empty: give some text or a picture")
-        if most and row.length > most:
+        if max_positions and row.length > max_positions:
             raise PromptError(
-                f"the prompt has {row.length} tokens and the model has {most} positions: "
+                f"the prompt has {row.length} tokens and the model has {max_positions} positions: "
                 "shorten it, give fewer or smaller pictures (max_pixels), or fewer frames (max_frames)"
             )
 
-    def encode(self, rows: Sequence[Row]) -> None:
+    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
         """Features of all media of these rows, equal shapes together; then each row's embeddings, and its pixels are
-        let go. A row whose media fail gets an error and keeps them: it may only have lacked memory."""
-        rows = [*rows, *(row.guide for row in rows if row.guide)]
-        owners: dict[int, list[Row]] = {}  # by the identity of a medium, which several rows of one prompt share
+        let go. A row whose media fail is left out, gets an error and keeps them: it may only have lacked memory."""
+        features = self._encode_media([*rows, *(row.negative for row in rows if row.negative)])
+        encoded = []
+        for row in rows:
+            parts = [row, row.negative] if row.negative else [row]
+            if row.error:
+                continue
+            try:
+                inputs = [self._embed(part, [features[id(medium)] for medium in part.prompt.media]) for part in parts]
+                deltas = [int(part.delta) for part in inputs]
+            except Exception as error:
+                row.error = error
+                continue
+            for part, delta in zip(parts, deltas, strict=True):
+                part.delta, part.prompt = delta, part.prompt.without_pixels()
+            encoded.append(Encoded(row, *inputs))
+        return encoded
+
+    def _encode_media(self, rows: Sequence[Row]) -> dict[int, Features]:
+        """Features by the identity of a medium, which several rows of one prompt share."""
+        owners: dict[int, list[Row]] = {}
         known: dict[int, Media] = {}
         for row in rows:
-            assert row.prompt
-            for own in row.prompt.media:
-                owners.setdefault(id(own), []).append(row)
-                known[id(own)] = own
+            for medium in row.prompt.media:
+                owners.setdefault(id(medium), []).append(row)
+                known[id(medium)] = medium
         media, sharing = list(known.values()), list(owners.values())
         features: dict[int, Features] = {}
-        groups = deque(prefill.encoding_groups(media, self._vision_batch, self._group))
+        groups = deque(encoding_groups(media, self._vision_batch, self._group))
         while groups:
             group, begun = groups.popleft(), time.perf_counter()
             try:
-                made = self._model.encode([media[i] for i in group])
-                mx.eval([[f.embeds, *f.deepstack] for f in made])
-                features |= zip((id(media[i]) for i in group), made, strict=True)
+                encoded = self._model.encode([media[i] for i in group])
+                mx.eval([[f.embeds, *f.deepstack] for f in encoded])
+                features |= zip((id(media[i]) for i in group), encoded, strict=True)
             except Exception as error:
-                if len(group) > 1:  # one by one, to see whose fault it is
+                if len(group) > 1:  # one by one, to find the one at fault
                     groups.extend([i] for i in group)
                 else:
                     for row in sharing[group[0]]:
-                        row.error = error
+                        (row.positive or row).error = error
                 continue
             for i in group:
                 for row in sharing[i]:
                     row.encode_time += (time.perf_counter() - begun) / len(group) / len(sharing[i])
-        for row in rows:
-            assert row.prompt
-            if row.error:
-                continue
-            try:
-                row.inputs = self._embed(row, [features[id(own)] for own in row.prompt.media])
-                row.delta = int(row.inputs.delta)
-            except Exception as error:
-                row.error = error
-                continue
-            row.prompt = row.prompt.without_pixels()
-        for row in rows:
-            if row.leader and row.error:
-                row.leader.error = row.error
+        return features
 
     def _embed(self, row: Row, features: Sequence[Features]) -> Embedded:
         """The prompt's embeddings, or those after its past, whose rotary positions go on from it."""
-        assert row.prompt
         past = row.request.past
         if past is None:
             return self._model.embed(row.prompt, features)
@@ -217,7 +213,7 @@ def _check_together(request: Request) -> None:
         )
     sampling, drafts = request.sampling, "speculative decoding (an assistant, a draft model, prompt lookup)"
     guided = "guidance by a negative prompt"
-    for one, asked, others in (
+    for one, requested, others in (
         ("beam search", request.beams, {
             drafts: request.drafter,
             guided: request.guidance,
@@ -230,12 +226,12 @@ def _check_together(request: Request) -> None:
         }),
     ):  # fmt: skip
         for other, also in others.items():
-            if asked and also:
+            if requested and also:
                 raise UnsupportedError(f"{one} does not go with {other}: leave one of them out")
 
 
 def end_tokens(model: Model, processor: Any) -> frozenset[int]:
-    """The model's own end tokens: of generation_config.json, else of config.json, and the tokenizer's."""
+    """The model's end tokens: of generation_config.json, else of config.json, and the tokenizer's."""
     file = model.generation_config.get("eos_token_id", model.config.get("eos_token_id"))
-    given = (file, processor.tokenizer.eos_token_id)
-    return frozenset(token for ids in given for token in ids_of_file("eos_token_id", ids, model.vocab_size))
+    values = (file, processor.tokenizer.eos_token_id)
+    return frozenset(token for ids in values for token in ids_of_file("eos_token_id", ids, model.vocab_size))

@@ -11,7 +11,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import takewhile
 from types import TracebackType
 from typing import Any
 
@@ -20,20 +19,21 @@ from ..models.base import Model
 from ..notices import notice
 from ..results import FinishReason, GenerationResult
 from . import cache as kv
-from . import prefill, wired
-from .batch import Batch
+from . import wired
+from .batch import Batch, SampledBatch
 from .beam import Search
 from .budget import Budget
+from .emit import end_row, record_token
 from .intake import Intake
-from .prompt_forward import PromptForward
-from .report import last, record
-from .request import Request, Row, fresh_seed
+from .prefill import Prefill
+from .request import Encoded, Request, Row, fresh_seed
 from .row_result import RowResult
 from .sampling import Scores
+from .scheduling import Slots, admissible, is_out_of_memory
 from .speculative import Speculative
 from .text import TextStream
 
-# Every thread that iterates has a stream of its own; MLX evaluates an array on the stream it was made on.
+# Each thread that iterates has a stream; MLX evaluates an array on the stream it was made on.
 _stream = mx.new_thread_local_stream(mx.default_device())
 
 
@@ -48,8 +48,8 @@ class TokenIterator:
     that go through the vision tower at once. group_by_shape: whether pictures of equal processed shape are encoded
     together. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
 
-    Every row gets one last result, with a finish_reason. What a row's own parts raise (its prompt, media, processors,
-    sampler, criteria, form, drafter, tokens' text, or `progress` when told of it) ends that row with "error", and what
+    Every row gets one last result, with a finish_reason. What a row's parts raise (its prompt, media, processors,
+    sampler, criteria, form, drafter, tokens' text, or `progress`) ends that row with "error", and what
     a forward raises the rows in it; the others go on. `close` and Ctrl-C end all rows with "cancelled", an error of
     the iterator itself with "error"; both exceptions come out of the iteration, and after them the last results can
     be iterated, as after `close`.
@@ -75,21 +75,19 @@ class TokenIterator:
         self._model, self._processor = model, processor
         self._layout = model.cache_layout()
         self._intake = Intake(model, processor, vision_batch_pixels, group_by_shape)
-        self._slots = prefill.Slots(max_batch_size if kv.can_batch(self._layout) else 1)
+        self._slots = Slots(max_batch_size if kv.can_batch(self._layout) else 1)
         self._budget = Budget(self._layout, kv_token_budget)
-        self._prompts = PromptForward(model, self._layout, prefill_step_size)
-        self._step_size, self._progress = prefill_step_size, progress
+        self._prompts = Prefill(model, self._layout, prefill_step_size)
+        self._progress = progress
         self._lock = threading.Lock()
         self._queue: deque[Row] = deque()
         self._rows: dict[int, Row] = {}  # every row whose last result was not handed out
-        self._ready: deque[Row] = deque()  # encoded, waiting for prefill
-        self._partial: tuple[Row, kv.Cache, int] | None = None  # a long prompt under way, and how far it is
-        self._batches: dict[Any, Batch] = {}  # rows decode with those whose caches and way of stepping are like theirs
+        self._batches: dict[Any, Batch] = {}  # by batch_key
         self._out: deque[tuple[int, RowResult]] = deque()
         self._latest: dict[int, RowResult] = {}  # what was handed out last for each row
         self._cancelled: set[int] = set()  # ids, until the next step
         self._closed = False
-        self._turn = threading.RLock()  # held by the thread that steps or closes
+        self._stepping = threading.RLock()  # locked by the thread that steps or closes
         self._next_id = 0
         self.prompt_time = self.generation_time = 0.0  # seconds, over all rows
         mx.reset_peak_memory()
@@ -127,7 +125,7 @@ class TokenIterator:
         """End all rows with "cancelled" and free the caches, once the step is over that another thread may be in. What
         was not handed out yet can still be iterated; `add` raises from now on."""
         self._closed = True
-        with self._turn:
+        with self._stepping:
             self._end_all("cancelled")
 
     def _end_all(self, reason: FinishReason, error: Exception | None = None) -> None:
@@ -137,12 +135,12 @@ class TokenIterator:
         ended = {id for id, result in self._out if result.finish_reason is not None}
         for row in rows:
             if row.id not in ended:
-                self._hand_out(row, last(row, reason, error))
+                self._hand_out(row, end_row(row, reason, error))
         self._rows.clear()
         self._queue.clear()
-        self._ready.clear()
+        self._prompts.waiting.clear()
         self._latest.clear()
-        self._partial = None
+        self._prompts.partial = None
         self._batches.clear()
         if self._unwire.alive:
             with mx.stream(_stream):
@@ -155,13 +153,13 @@ class TokenIterator:
         return self
 
     def __next__(self) -> tuple[int, GenerationResult]:
-        with self._turn, mx.stream(_stream):
+        with self._stepping, mx.stream(_stream):
             while not self._out:
                 if not self._rows:
                     raise StopIteration
                 try:
                     self._step()
-                except Exception as error:  # a fault of the loop itself: every row hears of it
+                except Exception as error:  # a fault of the loop itself: it ends every row
                     self._end_all("error", error)
                     raise
                 except BaseException:  # Ctrl-C: nothing may go on with the caches of half a step
@@ -169,7 +167,7 @@ class TokenIterator:
                     raise
             id, result = self._out[0]  # which stays there, should Ctrl-C come now
             if (before := self._latest.pop(id, None)) is not None and before is not result:
-                before.let_go()
+                before.logprobs = None  # which only the newest result of a row holds
             if result.finish_reason is None:
                 self._latest[id] = result
             else:
@@ -201,18 +199,19 @@ class TokenIterator:
                 self._queue = deque(row for row in self._queue if not row.cancelled)
         if gone:
             decoding = {row.id for batch in self._batches.values() for row in batch.rows}
-            self._ready = deque(row for row in self._ready if not row.cancelled)
+            waiting = [prompt for prompt in self._prompts.waiting if not prompt.row.cancelled]
+            self._prompts.waiting = deque(waiting)
             for row in gone:
                 if row.id not in decoding:
                     self._end(row, "cancelled")
-        if self._partial:
-            row = self._partial[0]
+        if self._prompts.partial:
+            row = self._prompts.partial.prompt.row
             if row.error:
                 self._end(row, "error", row.error)
-            elif row.late:
+            elif row.timed_out:
                 self._end(row, "length")
             if row.over:
-                self._partial = None
+                self._prompts.partial = None
 
     # -- admit
 
@@ -222,39 +221,39 @@ class TokenIterator:
         return sum(len(batch.rows) for batch in self._batches.values())
 
     def _inside(self) -> list[Row]:
-        live = [row for batch in self._batches.values() for row in batch.rows]
-        return [*self._ready, *live, *([self._partial[0]] if self._partial else [])]
+        return [*self._prompts.rows, *(row for batch in self._batches.values() for row in batch.rows)]
 
     def _admit(self) -> None:
         """Bring in as many rows as there is room for, but no more at once than one prefill step takes."""
         came: list[Row] = []
-        waiting = sum(row.length for row in self._ready)
-        while waiting < self._step_size:
+        waiting = sum(prompt.row.length for prompt in self._prompts.waiting)
+        while waiting < self._prompts.step_size:
             inside = [*self._inside(), *came]
             with self._lock:
                 row = self._queue.popleft() if self._queue else None
             if row is None:
                 break
-            if not row.prompt and not self._read(row):
+            if row.length == 0 and not self._read(row):
                 continue
             need = self._budget.needed(row)
-            taken = sum(self._budget.needed(other) for other in inside if other.leader is None)
-            if not prefill.admissible([need], taken, self._slots.now - len(inside), self._budget.limit):
+            taken = sum(self._budget.needed(other) for other in inside if other.positive is None)
+            if not admissible([need], taken, self._slots.now - len(inside), self._budget.limit):
                 with self._lock:
                     self._queue.appendleft(row)
                 break
             waiting += row.length
             came.append(row)
         if came:
-            self._intake.encode(came)
-            self._ready.extend(row for row in came if row.error is None)
-            self._failed([row for row in came if row.error], len(self._inside()), self._queue)
+            self._prompts.waiting.extend(self._intake.encode(came))
+            starved = self._end_failed([row for row in came if row.error], len(self._inside()))
+            with self._lock:
+                self._queue.extendleft(reversed(starved))
 
     def _read(self, row: Row) -> bool:
         """The row's prompt and media; False when the row has ended already."""
         try:
             self._intake.read(row)
-        except Exception as error:  # whatever is wrong with one row's input is that row's own
+        except Exception as error:  # a fault of one row's input ends that row only
             self._end(row, "error", error)
             return False
         if row.sampling.max_tokens == 0:
@@ -266,52 +265,28 @@ class TokenIterator:
 
     def _prefill(self) -> None:
         """One step: a chunk of a long prompt, or several whole short ones."""
-        rows = [self._partial[0]] if self._partial else self._next_pack()
-        if not rows:
+        prompts = self._prompts.next(self._slots.now - self._live)
+        if not prompts:
             return
         try:
-            if len(rows) > 1:
-                self._arrive(rows, *self._prompts.pack(rows))
-            else:
-                self._prefill_chunk(rows[0])
+            if computed := self._prompts.step(prompts):
+                self._arrive(prompts, *computed)
+            elif self._prompts.partial:
+                self._report_progress(self._prompts.partial.prompt.row, self._prompts.partial.end)
         except Exception as error:
-            self._partial = None
+            self._prompts.partial = None
+            rows = [prompt.row for prompt in prompts]
             for row in rows:
                 row.error = error
-            self._failed(rows, self._live, self._ready)
+            if self._end_failed(rows, self._live):
+                self._prompts.waiting.extendleft(reversed(prompts))
 
-    def _next_pack(self) -> list[Row]:
-        free = self._slots.now - self._live
-        if not self._ready or free < 1:
-            return []
-        key = self._ready[0].batch_key
-        # What begins with a past is prefilled alone.
-        alike = takewhile(lambda row: row.batch_key == key and not row.request.past, self._ready)
-        count = max(1, min(prefill.pack_size([row.length for row in alike], self._step_size), free))
-        rows = [self._ready.popleft() for _ in range(count)]
-        for row in rows:
-            row.prefill_started = time.perf_counter()
-        return rows
-
-    def _prefill_chunk(self, row: Row) -> None:
-        _, cache, start = self._partial or (row, self._prompts.empty(row), row.computed)
-        end, logits = self._prompts.chunk(row, cache, start)
-        if end < row.length:
-            kv.evaluate(cache)
-            mx.clear_cache()
-            self._partial = row, cache, end
-            self._tell(row, end)
-        else:
-            self._arrive([row], cache, logits)
-            self._partial = None
-
-    def _arrive(self, rows: list[Row], cache: kv.Cache, logits: mx.array) -> None:
+    def _arrive(self, prompts: list[Encoded], cache: kv.Cache, logits: mx.array) -> None:
         """Rows whose prompt is through: draw their first token and let them decode with the others."""
-        key, kind = rows[0].batch_key, _kind(rows[0])
         self._budget.learn(cache)
-        for guide in [row.guide for row in rows if row.guide]:
-            rows, cache, logits = self._prompts.with_guide(rows, cache, logits, guide)
-        new = kind.begin(rows, cache, logits)
+        rows, cache, logits = self._prompts.with_negatives(prompts, cache, logits)
+        key = rows[0].batch_key
+        new = _batch_class(rows[0]).begin(rows, cache, logits)
         kv.evaluate(new.cache, new.tokens)
         if live := self._batches.get(key):
             new = live.join(new)
@@ -319,35 +294,33 @@ class TokenIterator:
         self._batches[key] = new
         now = time.perf_counter()
         for row in rows:
-            row.inputs, row.prefilled = None, now
-            if row.leader is None:
-                self._tell(row, row.length)
+            row.prefilled = now
+            if row.positive is None:
+                self._report_progress(row, row.length)
 
-    def _tell(self, row: Row, done: int) -> None:
-        """What the caller's function raises ends the row that it is told of."""
+    def _report_progress(self, row: Row, done: int) -> None:
+        """What `progress` raises ends the row."""
         if self._progress is not None:
             try:
                 self._progress(row.id, done, row.length)
             except Exception as error:
                 row.error = error
 
-    def _failed(self, rows: list[Row], others: int, to: deque[Row]) -> None:
-        """Rows that could not go on, whose error says why, end. But those that lacked memory go to the front of `to`,
-        and wait until some of the `others` are through, while fewer run together; one that is alone cannot."""
-        starved = [row for row in rows if row.error and prefill.is_out_of_memory(row.error)]
+    def _end_failed(self, rows: list[Row], others: int) -> list[Row]:
+        """Rows that could not go on, whose error says why, end. But those that lacked memory are returned, to wait at
+        the front until some of the `others` are through, while fewer run together; one that is alone cannot."""
+        starved = [row for row in rows if row.error and is_out_of_memory(row.error)]
         if len(starved) == 1 and not others:
             starved = []
         for row in rows:
             if row not in starved:
                 self._end(row, "error", row.error)
-        if not starved:
-            return
-        self._slots.shrink(others or len(starved) // 2)
-        self._warn()
+        if starved:
+            self._slots.shrink(others or len(starved) // 2)
+            self._warn()
         for row in starved:
             row.error = None
-        with self._lock:
-            to.extendleft(reversed(starved))
+        return starved
 
     def _warn(self) -> None:
         notice(f"memory does not suffice for more than {self._slots.now} rows at once: the others wait")
@@ -362,8 +335,8 @@ class TokenIterator:
                 following = batch.step(self._model, self._emit)
             except Exception as error:
                 following = None
-                if prefill.is_out_of_memory(error):
-                    self._slots = prefill.Slots(max(1, self._live - 1))
+                if is_out_of_memory(error):
+                    self._slots = Slots(max(1, self._live - 1))
                     self._warn()
                 for row in batch.rows:
                     self._end(row, "error", error)
@@ -376,17 +349,17 @@ class TokenIterator:
 
     def _emit(self, row: Row, token: int, scores: Scores | None) -> None:
         """Record a row's token and hand out its result."""
-        if row.leader:
+        if row.positive:
             row.record(token)
         elif row.cancelled or row.error:
             self._end(row, "error" if row.error else "cancelled", row.error)
         elif not row.over:
-            self._hand_out(row, record(row, token, scores))
+            self._hand_out(row, record_token(row, token, scores))
 
     def _end(self, row: Row, reason: FinishReason, error: Exception | None = None) -> None:
         """A negative prompt ends with its row, and a row once."""
-        if row.leader is None and not row.over:
-            self._hand_out(row, last(row, reason, error))
+        if row.positive is None and not row.over:
+            self._hand_out(row, end_row(row, reason, error))
 
     def _hand_out(self, row: Row, result: RowResult) -> None:
         self._out.append((row.id, result))
@@ -394,6 +367,6 @@ class TokenIterator:
             self._slots.row_ended()
 
 
-def _kind(row: Row) -> type[Batch]:
+def _batch_class(row: Row) -> type[Batch]:
     """How a row steps."""
-    return Search if row.request.beams else Speculative if row.drafter else Batch
+    return Search if row.request.beams else Speculative if row.drafter else SampledBatch

@@ -45,7 +45,7 @@ def check(schema: Any) -> Any:
     if schema is True:
         return {}
     if isinstance(schema, Mapping) and "$schema" in schema:
-        dialect, schema = schema["$schema"], {key: own for key, own in schema.items() if key != "$schema"}
+        dialect, schema = schema["$schema"], {key: value for key, value in schema.items() if key != "$schema"}
         # Of an older draft llguidance passes over the keywords of later ones.
         if not isinstance(dialect, str) or not re.match("https?://json-schema.org/", dialect):
             raise UnsupportedError(f"json_schema: its $schema is {dialect!r}, and only json-schema.org's are known")
@@ -74,8 +74,8 @@ def _check_part(place: Place, part: Mapping[str, Any]) -> None:
         elif name in ("properties", "patternProperties") and isinstance(value, Mapping):
             _check_values((*place, name), list(value))
     named = {*_of(part, "properties", Mapping), *map(str, _of(part, "required", list))}
-    least = part.get("minProperties")
-    if isinstance(least, int) and least > len(named) + 1:
+    minimum = part.get("minProperties")
+    if isinstance(minimum, int) and minimum > len(named) + 1:
         raise UnsupportedError(
             f"json_schema{_at((*place, 'minProperties'))}: more keys than are named cannot be counted, for one may be "
             "written twice; name them in `properties` and `required`"
@@ -89,18 +89,18 @@ def _of(part: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def _check_values(place: Place, value: Any) -> None:
-    """That the numbers and words that an answer is compared with are ones that llguidance can write."""
+    """That the numbers and strings that an answer is compared with are ones that llguidance can write."""
     if isinstance(value, Mapping):
         _check_values(place, list(value))
-        for name, own in value.items():
-            _check_values((*place, name), own)
+        for name, item in value.items():
+            _check_values((*place, name), item)
     elif isinstance(value, list):
-        for index, own in enumerate(value):
-            _check_values((*place, index), own)
+        for index, item in enumerate(value):
+            _check_values((*place, index), item)
     elif isinstance(value, int) and abs(value) > _EXACT:
         raise UnsupportedError(f"json_schema{_at(place)}: {value} is too large to be compared exactly (2**53 at most)")
-    elif isinstance(value, str) and (found := re.search(r"[\x00-\x07\x0b\x0e-\x1f\x7f]", value)):
-        raise UnsupportedError(f"json_schema{_at(place)}: the control character {found[0]!r} is never written")
+    elif isinstance(value, str) and (control := re.search(r"[\x00-\x07\x0b\x0e-\x1f\x7f]", value)):
+        raise UnsupportedError(f"json_schema{_at(place)}: the control character {control[0]!r} is never written")
 
 
 def _parts(schema: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -118,15 +118,15 @@ def _parts(schema: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
             continue
         else:
             continue
-        for key, own in inner:
-            yield from _parts(own, (*place, name, key))
+        for key, part in inner:
+            yield from _parts(part, (*place, name, key))
 
 
 def place_of(schema: Any, faulty: Callable[[Any], bool]) -> str:
     """Where the innermost schema stands that is faulty by itself."""
     shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
     inner = [(place, part) for place, part in _parts(schema) if place and isinstance(part, Mapping)]
-    for place, part in sorted(inner, key=lambda own: (-len(own[0]), "$ref" in own[1])):
+    for place, part in sorted(inner, key=lambda entry: (-len(entry[0]), "$ref" in entry[1])):
         if faulty({**shared, **part}):
             return _at(place)
     return ""

@@ -8,7 +8,7 @@ from ..inputs.prompt import Span
 
 BITS = (2, 3, 4, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-LAST = 2**31 - 1
+MAX_POSITION = 2**31 - 1
 """The last position that MLX can count."""
 
 SINKS = 4
@@ -40,15 +40,15 @@ class KVSettings:
             raise ValueError(f"kv_bits={self.bits}: expected 2, 3, 4, 6 or 8, or None for a whole cache")
         if self.group_size not in GROUP_SIZES:
             raise ValueError(f"kv_group_size={self.group_size}: expected 32, 64 or 128")
-        if not 0 <= self.start <= LAST:
-            raise ValueError(f"quantized_kv_start={self.start}: expected a position, 0 to {LAST}")
+        if not 0 <= self.start <= MAX_POSITION:
+            raise ValueError(f"quantized_kv_start={self.start}: expected a position, 0 to {MAX_POSITION}")
         if self.max_size is not None and self.max_size <= SINKS:
             raise ValueError(
                 f"max_kv_size={self.max_size}: expected at least {SINKS + 1}, for the {SINKS} first tokens are kept; "
                 "give more, or None for no bound"
             )
-        if self.max_size is not None and self.max_size > LAST:
-            raise ValueError(f"max_kv_size={self.max_size}: expected at most {LAST}; None is no bound")
+        if self.max_size is not None and self.max_size > MAX_POSITION:
+            raise ValueError(f"max_kv_size={self.max_size}: expected at most {MAX_POSITION}; None is no bound")
         if self.bits is not None and self.max_size is not None:
             raise UnsupportedError(
                 f"kv_bits={self.bits} and max_kv_size={self.max_size} do not go together: leave one of them out"
@@ -59,7 +59,7 @@ class KVSettings:
 
     @classmethod
     def of(cls, keywords: Mapping[str, int | None]) -> "KVSettings":
-        """From the faces' keywords, by their own names."""
+        """From the faces' keywords, by their names."""
         names = {
             "kv_bits": "bits",
             "kv_group_size": "group_size",

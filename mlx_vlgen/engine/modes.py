@@ -1,4 +1,4 @@
-"""Ways of decoding that a request may ask for, and what it wants to see of its steps."""
+"""Ways of decoding that a request may ask for, and what it wants recorded of its steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from .kv_settings import KVSettings
 @dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance. scale: how far to go from what the negative prompt makes likely; 1 changes nothing.
-    negative: that prompt, with pictures of its own or without."""
+    negative: that prompt, with pictures or without."""
 
     scale: float
     negative: Prompt
@@ -37,10 +37,10 @@ class Drafter(Protocol):
     def read(self, prompt: Prompt) -> None:
         """The row's prompt, with its pixels."""
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
-        """At most so many guesses of what follows the prompt and these tokens."""
+    def propose(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
+        """At most max_tokens guesses of what follows the prompt and these tokens."""
 
-    def told(self, proposed: int, accepted: int) -> None:
+    def update(self, num_proposed: int, num_accepted: int) -> None:
         """How many of the last guesses were right."""
 
 
@@ -57,7 +57,7 @@ class Past:
 
 @dataclass
 class Trace:
-    """What a request wants to see, and what was seen. With it the next step waits until the last token is read.
+    """What a request wants to be recorded, and the records. With it the next step waits until the last token is read.
 
     logits: (V,) as the model gave them, scores: (V,) as the token was drawn from, one a step; of a beam search
     (beams, V). captures: one a forward, the prompt's first, where `states` or `attentions` are wanted; such a row runs

@@ -52,7 +52,7 @@ class SamplingParams:
     repetition_penalty: of the last repetition_context_size tokens of prompt and text (None: all); placeholders of media
     do not count. presence_penalty, frequency_penalty: of generated tokens, once and per occurrence. logit_bias: what to
     add to the logit of an id; -inf forbids it.
-    max_tokens: new tokens at most. eos_tokens: strings or ids added to the model's own end tokens. stop: strings; the
+    max_tokens: new tokens at most. eos_tokens: strings or ids added to the model's end tokens. stop: strings; the
     text before one is the answer. max_time: seconds from the row's arrival after which no forward but its first begins.
     thinking_budget: tokens inside a thinking block at most; None is no bound. thinking_start_token, thinking_end_token:
     strings; None: `<think>` and `</think>` where the model has them.
@@ -147,9 +147,9 @@ class SamplingParams:
                 raise ValueError(f"{name}={value!r}: expected {expected}")
 
     def _check_form(self) -> None:
-        given = [name for name in _FORMS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{given[1]}: only one of {', '.join(_FORMS)} can be given, and {given[0]} is")
+        forms = [name for name in _FORMS if getattr(self, name) is not None]
+        if len(forms) > 1:
+            raise ValueError(f"{forms[1]}: only one of {', '.join(_FORMS)} can be given, and {forms[0]} is")
         for name in ("regex", "grammar"):
             if not isinstance(getattr(self, name), str | None):
                 raise ValueError(f"{name}={getattr(self, name)!r:.80}: expected text")
@@ -207,7 +207,7 @@ def finite(value: Any) -> bool:
     return bool(-_LARGEST <= value <= _LARGEST)
 
 
-# Qwen3-VL's own settings for its two kinds of model (https://github.com/QwenLM/Qwen3-VL).
+# Qwen3-VL's settings for its two kinds of model (https://github.com/QwenLM/Qwen3-VL).
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "instruct": {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.0, "presence_penalty": 1.5},
     "thinking": {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.0, "presence_penalty": 0.0},
@@ -222,17 +222,17 @@ def preset(name: str, generation_config: Mapping[str, Any]) -> dict[str, Any]:
     if name != "model":
         raise UnsupportedError(f"sampling={name!r}: expected one of {', '.join(map(repr, (*PRESETS, 'model')))}")
     config = generation_config
-    own = {key: config[key] for key in ("repetition_penalty",) if config.get(key) is not None}
-    if own:
-        own["repetition_context_size"] = None
+    values = {key: config[key] for key in ("repetition_penalty",) if config.get(key) is not None}
+    if values:
+        values["repetition_context_size"] = None
     if not config.get("do_sample"):
-        return own
+        return values
     defaults = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
-    return own | {key: default if config.get(key) is None else config[key] for key, default in defaults.items()}
+    return values | {key: default if config.get(key) is None else config[key] for key, default in defaults.items()}
 
 
 def sampling_params(settings: Mapping[str, Any], generation_config: Mapping[str, Any]) -> SamplingParams:
     """From keywords, of which `sampling` names a preset; the others win over it."""
-    own = dict(settings)
-    name = own.pop("sampling", None)
-    return SamplingParams(**(preset(name, generation_config) if name is not None else {}) | own)
+    keywords = dict(settings)
+    name = keywords.pop("sampling", None)
+    return SamplingParams(**(preset(name, generation_config) if name is not None else {}) | keywords)

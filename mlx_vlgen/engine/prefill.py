@@ -1,88 +1,107 @@
-"""Pure deciders of the loop: who is admitted, and what one prefill step holds."""
+"""Prompts on their way through the model: chunks of a long one, or several whole short ones."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 
-from ..inputs.prompt import Media, Span
+from .._runtime import mx
+from ..models.base import Embedded, LayerKind, Model
+from . import cache as kv
+from .request import Encoded, Row
+from .scheduling import chunk_end, pack_size
 
 
 @dataclass
-class Slots:
-    """How many rows may run together: `most`, or fewer once memory did not suffice, and one more again after each round
-    of rows that ended well, since what took the memory may be gone."""
+class Partial:
+    """A long prompt of which `end` tokens are in its cache."""
 
-    most: int
-    now: int = field(init=False)
-    _ended: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self.now = self.most
-
-    def shrink(self, to: int) -> None:
-        self.now, self._ended = max(1, to), 0
-
-    def row_ended(self) -> None:
-        self._ended += 1
-        if self._ended >= self.now < self.most:
-            self.now, self._ended = self.now + 1, 0
+    prompt: Encoded
+    cache: kv.Cache
+    end: int
 
 
-def admissible(reserves: Iterable[int], taken: int, slots: int, budget: int | None) -> int:
-    """How many of the waiting rows, in order of arrival, may come in.
+class Prefill:
+    """waiting: encoded prompts; partial: the long one under way. step_size: tokens a step."""
 
-    reserves: what each may come to need of the budget; taken: what the rows inside may; slots: free places.
-    A row that is alone inside always may, however large: it could not run later either.
-    """
-    count = 0
-    for reserve in reserves:
-        if count == slots or (budget is not None and taken > 0 and taken + reserve > budget):
-            break
-        taken += reserve
-        count += 1
-    return count
+    def __init__(self, model: Model, layout: Sequence[LayerKind], step_size: int):
+        self._model, self._layout, self.step_size = model, layout, step_size
+        self.waiting: deque[Encoded] = deque()
+        self.partial: Partial | None = None
 
+    @property
+    def rows(self) -> list[Row]:
+        under_way = [self.partial.prompt.row] if self.partial else []
+        return [*(prompt.row for prompt in self.waiting), *under_way]
 
-def pack_size(lengths: Sequence[int], step: int) -> int:
-    """How many of the rows at the front go through prefill whole, together, padded to the longest of them, within
-    `step` tokens. At least 1; that one is cut into chunks when it is longer."""
-    longest, count = 0, 0
-    for length in lengths:
-        longest = max(longest, length)
-        if count and longest * (count + 1) > step:
-            break
-        count += 1
-    return count
+    def next(self, slots: int) -> list[Encoded]:
+        """The prompts of the next step. slots: free places for rows that decode."""
+        if self.partial:
+            return [self.partial.prompt]
+        if not self.waiting or slots < 1:
+            return []
+        key = self.waiting[0].row.batch_key
+        # What begins with a past is prefilled alone.
+        alike = takewhile(lambda prompt: prompt.row.batch_key == key and not prompt.row.request.past, self.waiting)
+        count = max(1, min(pack_size([prompt.row.length for prompt in alike], self.step_size), slots))
+        prompts = [self.waiting.popleft() for _ in range(count)]
+        for prompt in prompts:
+            prompt.row.prefill_started = time.perf_counter()
+        return prompts
 
+    def step(self, prompts: Sequence[Encoded]) -> tuple[kv.Cache, mx.array] | None:
+        """One forward. Returns the cache of these prompts and the logits (B, V) at their ends; None while a long prompt
+        is under way."""
+        if len(prompts) > 1:
+            return self._pack(prompts)
+        [prompt] = prompts
+        start = self.partial or Partial(prompt, self._empty(prompt.row), prompt.row.computed)
+        end, logits = self._chunk(prompt.row, prompt.inputs, start.cache, start.end)
+        if end == prompt.row.length:
+            self.partial = None
+            return start.cache, logits
+        kv.evaluate(start.cache)
+        mx.clear_cache()
+        self.partial = Partial(prompt, start.cache, end)
+        return None
 
-def chunk_end(start: int, length: int, step: int, two_way: Sequence[Span]) -> int:
-    """Where the chunk that begins at `start` ends: `step` further, or later so that no two-way span is cut."""
-    end = min(start + step, length)
-    for first, last in sorted(two_way):
-        if first < end < last:
-            end = last
-    return end
+    def _empty(self, row: Row) -> kv.Cache:
+        """The cache that its prefill begins with."""
+        past = row.request.past
+        return kv.alone(past.cache, 0) if past else kv.make_cache(self._layout, row.request.kv)
 
+    def _chunk(self, row: Row, inputs: Embedded, cache: kv.Cache, start: int) -> tuple[int, mx.array]:
+        """The next chunk of a row's prompt: where it ends, and the logits (1, V) there."""
+        size = row.length if row.runs_alone else self.step_size
+        end = chunk_end(start, row.length, size, row.prompt.two_way)
+        part = inputs[start - row.computed : end - row.computed]
+        part.capture = row.capture()
+        return end, self._model(part, cache, at=mx.array([end - start - 1]))
 
-def encoding_groups(media: Sequence[Media], pixels: int, group: bool = True) -> Iterator[list[int]]:
-    """Indices of media that go through the vision tower together: equal shapes, within `pixels` values a group
-    (at least one a group). group: whether order may change to bring equal shapes together."""
+    def _pack(self, prompts: Sequence[Encoded]) -> tuple[kv.Cache, mx.array]:
+        """Several prompts at once, which begin with no past."""
+        lengths = [prompt.row.length for prompt in prompts]
+        cache = kv.make_pack(self._layout, lengths, prompts[0].row.request.kv)
+        inputs = Embedded.stack([prompt.inputs for prompt in prompts])
+        logits = self._model(inputs, cache, at=mx.array(lengths) - 1)
+        kv.finalize(cache, lengths)
+        return cache, logits
 
-    def shape(index: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        return media[index].kind, media[index].grid, media[index].pixels.shape
-
-    order = sorted(range(len(media)), key=shape) if group else range(len(media))
-    for _, same in groupby(order, key=shape):
-        indices = list(same)
-        most = max(1, pixels // media[indices[0]].pixels.size)
-        yield from (indices[start : start + most] for start in range(0, len(indices), most))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether MLX could not get memory. It has no exception of its own for this, on any backend."""
-    if not isinstance(error, RuntimeError):
-        return isinstance(error, MemoryError)
-    message = str(error).lower()
-    return any(
-        part in message for part in ("allocate", "out of memory", "outofmemory", "insufficient memory", "bad_alloc")
-    )
+    def with_negatives(
+        self, prompts: Sequence[Encoded], cache: kv.Cache, logits: mx.array
+    ) -> tuple[list[Row], kv.Cache, mx.array]:
+        """The rows of these prompts, and as further rows their negative prompts, which are computed now."""
+        rows = [prompt.row for prompt in prompts]
+        for prompt in prompts:
+            negative, inputs = prompt.row.negative, prompt.negative_inputs
+            if negative is None or inputs is None:
+                continue
+            alone, end = self._empty(negative), 0
+            while end < negative.length:
+                end, last = self._chunk(negative, inputs, alone, end)
+                kv.evaluate(alone)
+            rows.append(negative)
+            cache = kv.join(cache, alone, [row.length for row in rows])
+            logits = mx.concatenate([logits, last])
+        return rows, cache, logits

@@ -16,28 +16,23 @@ not."""
 class QuantizedCache(RaggedCache):
     """Positions below `start` whole, the others quantized (`mx.quantize`, affine); both under one softmax.
 
-    Every query sees quantized keys and values at `start` and beyond, those of its own chunk and its own too: an answer
+    Every query sees quantized keys and values at `start` and beyond, those of its chunk too: an answer
     depends on no chunk. With start = 0 a decoding step hands mlx-lm's quantized attention the packed arrays; longer
     chunks, and any step with start > 0, unpack this layer's keys and values for the time of its attention.
+    bits: set while what was fetched last is packed, by which mlx-lm's attention knows.
 
     UnsupportedError on the first update where `group_size` does not divide a head size.
     """
+
+    bits: int
 
     def __init__(self, settings: KVSettings, rows: int = 1):
         assert settings.bits is not None
         super().__init__(settings.start, rows)
         self.group_size, self._bits = settings.group_size, settings.bits
-        self._packed = False  # whether what was fetched last is
         self._whole: Parts = []  # keys and values of the head
         self._rest: Parts = []  # packed, scales and biases of the keys, then of the values
-        self._held = 0  # columns of the rest that are in use
-
-    @property
-    def bits(self) -> int:
-        """There only while what was fetched last is packed: mlx-lm's attention asks `hasattr(cache, "bits")`."""
-        if not self._packed:
-            raise AttributeError("bits")
-        return self._bits
+        self._used = 0  # columns of the rest that are in use
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         if not self._rest:
@@ -51,10 +46,12 @@ class QuantizedCache(RaggedCache):
             self._append(self._quantize(keys[:, :, beyond:]) + self._quantize(values[:, :, beyond:]))
         self.lengths = [length + N for length in self.lengths]
         head, rest = self._parts()
-        self._packed = self.head == 0 and N <= PACKED_QUERIES
-        if self._packed:
+        if self.head == 0 and N <= PACKED_QUERIES:
+            self.bits = self._bits
             return tuple(rest[:3]), tuple(rest[3:])
-        if self._held == 0:
+        if hasattr(self, "bits"):
+            del self.bits
+        if self._used == 0:
             return head[0], head[1]
         keys, values = self._dequantize(rest[:3]), self._dequantize(rest[3:])
         if self.head == 0:
@@ -81,11 +78,11 @@ class QuantizedCache(RaggedCache):
         return mx.dequantize(packed, scales, biases, group_size=self.group_size, bits=self._bits)
 
     def _append(self, new: Parts) -> None:
-        end = self._held + new[0].shape[2]
-        self._rest = grow(self._rest, self._held, end)
+        end = self._used + new[0].shape[2]
+        self._rest = grow(self._rest, self._used, end)
         for buffer, part in zip(self._rest, new, strict=True):
-            buffer[:, :, self._held : end] = part
-        self._held = end
+            buffer[:, :, self._used : end] = part
+        self._used = end
 
     def _is_causal(self, N: int) -> bool:
         return self._equal
@@ -99,10 +96,10 @@ class QuantizedCache(RaggedCache):
 
     def _parts(self) -> tuple[Parts, Parts]:
         head = min(self.head, self._longest)
-        return [part[:, :, :head] for part in self._whole], [part[:, :, : self._held] for part in self._rest]
+        return [part[:, :, :head] for part in self._whole], [part[:, :, : self._used] for part in self._rest]
 
     def _store(self, head: Parts, rest: Parts) -> None:
-        self._whole, self._rest, self._held = head, rest, rest[0].shape[2]
+        self._whole, self._rest, self._used = head, rest, rest[0].shape[2]
 
 
 def _misfit(head_size: int, group_size: int) -> str:

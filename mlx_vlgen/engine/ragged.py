@@ -19,7 +19,7 @@ Parts = list[mx.array]
 class RaggedCache(ABC):
     """Alone and batched in one class: with one row `offset` is an int, and rows of equal length need no mask array.
 
-    The first `head` positions are kept apart, each at its own column. The rest is padded on the left, so that one
+    The first `head` positions are stored apart, each at its column. The rest is padded on the left, so that one
     slice update stores the newest token of all rows: of T columns, column t of row b holds position
     lengths[b] - T + t, and is padding where that is below `head`. With head = 2, rows of 5 and 3 tokens:
 
@@ -47,7 +47,7 @@ class RaggedCache(ABC):
     @abstractmethod
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Store keys and values (B, H, N, D) of N more tokens a row. Returns all that these may attend to, the head
-        first; in a prefill the N tokens' own come last, in order."""
+        first; in a prefill those of the N tokens come last, in order."""
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
         """For what `update_and_fetch` is about to return for N tokens a row: None, "causal", or a bool array
@@ -68,7 +68,7 @@ class RaggedCache(ABC):
 
     @abstractmethod
     def _is_causal(self, N: int) -> bool:
-        """Whether each of N new tokens a row attends to every key up to its own, which come in order; for N = 1:
+        """Whether each of N new tokens a row attends to every key up to its position, which come in order; for N = 1:
         whether it attends to all keys."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class RaggedCache(ABC):
 
     @abstractmethod
     def _store(self, head: Parts, rest: Parts) -> None:
-        """Take these in the place of all that is held, for rows of `lengths`."""
+        """Take these in the place of all arrays, for rows of `lengths`."""
 
     def prepare(self, *, lengths: Sequence[int], right_padding: Sequence[int]) -> None:
         """The rows about to be prefilled have these lengths, and are padded to the longest."""
@@ -104,7 +104,8 @@ class RaggedCache(ABC):
 
     def finalize(self) -> None:
         """Move the padding from the right to the left."""
-        assert self._true_lengths is not None
+        if self._true_lengths is None:
+            return
         head, rest = self._parts()
         shift = mx.array([padded - true for padded, true in zip(self.lengths, self._true_lengths, strict=True)])
         self.lengths, self._true_lengths = list(self._true_lengths), None
@@ -117,12 +118,14 @@ class RaggedCache(ABC):
     def rollback(self, drop: Sequence[int]) -> None:
         """Forget the last drop[b] positions of each row."""
         head, rest = self._parts()
-        least, columns = min(drop), rest[0].shape[2]
-        kept = max(0, columns - least)  # of the rest; below `head` there are no columns to drop
-        self.lengths = [length - least for length in self.lengths]
-        self._store(head, [part[:, :, :kept] for part in rest])
-        if max(drop) > least:
-            self.prepare(lengths=[n + least - own for n, own in zip(self.lengths, drop, strict=True)], right_padding=())
+        shared, columns = min(drop), rest[0].shape[2]
+        remaining = max(0, columns - shared)  # of the rest; below `head` there are no columns to drop
+        self.lengths = [length - shared for length in self.lengths]
+        self._store(head, [part[:, :, :remaining] for part in rest])
+        if max(drop) > shared:
+            self.prepare(
+                lengths=[n + shared - count for n, count in zip(self.lengths, drop, strict=True)], right_padding=()
+            )
             self.finalize()
             head, rest = self._parts()
             self._store(head, self._shortened(rest))
@@ -166,7 +169,7 @@ class RaggedCache(ABC):
 
     def _write_head(self, buffers: Parts, new: Parts) -> None:
         """Those of the new tokens whose positions are below `head`. Padding on the right comes in with them; the
-        row's own tokens overwrite it before it is visible."""
+        row's tokens overwrite it before it is visible."""
         if self._equal:
             rows = [(slice(None), self.lengths[0])]
         else:  # a slice update each: a scatter would copy the buffer
@@ -178,13 +181,13 @@ class RaggedCache(ABC):
                     buffer[row, :, start:end] = part[row, :, : end - start]
 
 
-def grow(buffers: Parts, held: int, columns: int, most: int | None = None) -> Parts:
-    """Buffers with room for so many columns, of which the first `held` are kept. most: they never need more."""
+def grow(buffers: Parts, used: int, columns: int, max_columns: int | None = None) -> Parts:
+    """Buffers with room for so many columns, of which the first `used` stay. max_columns: they never need more."""
     if columns <= buffers[0].shape[2]:
         return buffers
     room = -(-columns // STEP) * STEP
-    after = (room if most is None else min(room, most)) - held
-    return [mx.pad(part[..., :held, :], [(0, 0), (0, 0), (0, after), (0, 0)]) for part in buffers]
+    after = (room if max_columns is None else min(room, max_columns)) - used
+    return [mx.pad(part[..., :used, :], [(0, 0), (0, 0), (0, after), (0, 0)]) for part in buffers]
 
 
 def _stack(first: Parts, second: Parts, left: bool) -> Parts:

@@ -1,4 +1,4 @@
-"""What was asked (`Request`) and where it stands (`Row`)."""
+"""`Request`: a prompt with its settings. `Row`: the state of one request."""
 
 import random
 import time
@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Capture, Embedded
@@ -26,9 +28,9 @@ class Request:
     template formats, or a `Prompt` that is ready. media: `MediaInputs`, one picture, or a list of pictures.
     enable_thinking and template_kwargs go to the chat template.
 
-    end_tokens: these and no others end the row; None is the model's own. guidance, beams: other ways of decoding.
+    end_tokens: these and no others end the row; None is the model's. guidance, beams: other ways of decoding.
     drafter: makes what guesses the row's next tokens. past: the keys and values of the prompt's first positions.
-    trace: what is to be kept of each step.
+    trace: what to record of each step.
     """
 
     prompt: str | Sequence[Mapping[str, Any]] | Prompt
@@ -52,27 +54,29 @@ class Request:
             object.__setattr__(self, "media", MediaInputs(images=tuple(pictures)))
 
 
+_NO_PROMPT = Prompt(np.zeros(0, dtype=np.int32))
+
+
 @dataclass(eq=False)
 class Row:
-    """One request on its way: all that changes, in one place."""
+    """The state of one request: all that changes, in one place."""
 
     id: int
     request: Request
     text: TextStream
     seed: int
-    prompt: Prompt | None = None
-    inputs: Embedded | None = None  # held from encoding to the end of prefill; without what `past` holds
+    prompt: Prompt = _NO_PROMPT  # empty until it is read
     delta: int = 0  # what its rotary positions are ahead of its cache once the prompt is over
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)  # of the same tokens
     thinking: Thinking | None = None  # None for a model that does not think
     constraint: Constraint | None = None  # None where any answer will do
-    guide: "Row | None" = None  # its negative prompt, a row that decodes beside it
-    leader: "Row | None" = None  # of such a row
+    negative: "Row | None" = None  # its negative prompt, a row that decodes beside it
+    positive: "Row | None" = None  # of such a row
     drafter: Drafter | None = None
-    found: list[Beam] = field(default_factory=list)  # by a beam search that is over
-    found_reason: FinishReason = "stop"  # what ended the best of them
+    best_beams: list[Beam] = field(default_factory=list)  # by a beam search that is over
+    best_beam_reason: FinishReason = "stop"  # what ended the best of them
     drafted: int = 0
     accepted: int = 0
     finish_reason: FinishReason | None = None
@@ -91,14 +95,14 @@ class Row:
     @property
     def length(self) -> int:
         """Tokens of the prompt."""
-        return 0 if self.prompt is None else len(self.prompt.tokens)
+        return len(self.prompt.tokens)
 
     @property
     def sequences(self) -> list[int]:
         """Cache positions that it may come to need, for each of its sequences: one a beam, and its negative prompt."""
-        most = self.sampling.max_tokens
+        max_tokens = self.sampling.max_tokens
         beams = self.request.beams.count if self.request.beams else 1
-        return [self.length + most] * beams + ([self.guide.length + most] if self.guide else [])
+        return [self.length + max_tokens] * beams + ([self.negative.length + max_tokens] if self.negative else [])
 
     @property
     def computed(self) -> int:
@@ -106,14 +110,14 @@ class Row:
         return self.request.past.length if self.request.past else 0
 
     @property
-    def late(self) -> bool:
+    def timed_out(self) -> bool:
         """Whether its time is up."""
-        most = self.sampling.max_time
-        return most is not None and time.perf_counter() - self.arrived >= most
+        max_time = self.sampling.max_time
+        return max_time is not None and time.perf_counter() - self.arrived >= max_time
 
     @property
     def over(self) -> bool:
-        return (self.leader or self).finish_reason is not None
+        return (self.positive or self).finish_reason is not None
 
     def record(self, token: int) -> None:
         """A token that was drawn for this row and read."""
@@ -131,17 +135,17 @@ class Row:
             return []
         tail = self.tokens if size is None else self.tokens[-(size - ahead) :]
         lacking = None if size is None else size - ahead - len(tail)
-        if lacking == 0 or self.prompt is None:
+        if lacking == 0:
             return tail
-        words = self.prompt.text_tokens
-        return [*(words if lacking is None else words[-lacking:]), *tail]
+        text = self.prompt.text_tokens
+        return [*(text if lacking is None else text[-lacking:]), *tail]
 
     @property
-    def waits(self) -> bool:
+    def needs_token(self) -> bool:
         """Whether the next step of this row must wait until its last token is read: it runs the user's code, which
         must not see a token that is thrown away later, or that token decides what the next one may be."""
-        seen = self.sampling.calls_user or self.request.trace is not None
-        return seen or self.constraint is not None or (self.thinking is not None and self.thinking.undecided)
+        observed = self.sampling.calls_user or self.request.trace is not None
+        return observed or self.constraint is not None or (self.thinking is not None and self.thinking.undecided)
 
     @property
     def runs_alone(self) -> bool:
@@ -150,8 +154,8 @@ class Row:
     @property
     def batch_key(self) -> Hashable:
         """Rows that are equal in this run together: their caches are alike, and they step in the same way."""
-        own = self.id if self.runs_alone else None
-        return self.request.kv, self.request.beams is not None, self.request.drafter is not None, own
+        alone = self.id if self.runs_alone else None
+        return self.request.kv, self.request.beams is not None, self.request.drafter is not None, alone
 
     def capture(self) -> Capture | None:
         """What the next forward of this row shows, where its request wants to see it: it then runs alone."""
@@ -160,11 +164,20 @@ class Row:
     @property
     def last_token_due(self) -> bool:
         """Whether the token now being computed is the last one, known in advance."""
-        if self.leader:
-            return self.leader.last_token_due
+        if self.positive:
+            return self.positive.last_token_due
         return self.cancelled or len(self.tokens) + 1 >= self.sampling.max_tokens
 
 
+@dataclass(eq=False)
+class Encoded:
+    """A row's prompt from encoding to the end of its prefill. inputs: without what `past` holds."""
+
+    row: Row
+    inputs: Embedded
+    negative_inputs: Embedded | None = None  # of `row.negative`
+
+
 def fresh_seed(sampling: SamplingParams) -> int:
-    """The row's own seed: what was asked, or a random one."""
+    """The row's seed: the requested one, or a random one."""
     return random.getrandbits(63) if sampling.seed is None else sampling.seed

@@ -1,75 +1,67 @@
 """A row's result after each of its tokens."""
 
 import time
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from .._runtime import mx
 from ..results import GenerationResult, speed
+from .logits import log_softmax
 from .request import Row
-from .sampling import Scores, log_softmax, top
+from .sampling import Scores, top
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A field's value that is computed when it is first read."""
+
+    compute: Callable[[], Any]
+
+
+class _Lazy:
+    """A field that may be set to a `_Later`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"_{name}"
+
+    def __get__(self, result: "RowResult", owner: type) -> Any:
+        value = getattr(result, self._name)
+        if isinstance(value, _Later):
+            value = value.compute()
+            setattr(result, self._name, value)
+        return value
+
+    def __set__(self, result: "RowResult", value: Any) -> None:
+        setattr(result, self._name, value)
 
 
 class RowResult(GenerationResult):
-    """A row's result, of which what costs time or memory is made when it is first read."""
+    """A row's result. What costs time or memory is computed when it is first read."""
 
-    __qualname__ = GenerationResult.__qualname__  # what a person is shown
+    tokens: Any = _Lazy()
+    thinking: Any = _Lazy()
+    answer: Any = _Lazy()
+    logprobs: Any = _Lazy()
+    top_logprobs: Any = _Lazy()
 
-    def follow(self, row: Row, scores: Scores | None) -> None:
-        """Stand for the row as it is now, whose last token was drawn from `scores`."""
-        over, end_of = row.finish_reason is not None, row.text.end_of
-        blocks, (begin, end) = row.thinking.ranges(over) if row.thinking else ([], (0, len(row.tokens)))
-        self.thinking_tokens, self.answer_tokens = sum(stop - start for start, stop in blocks), end - begin
-        self._blocks = [(end_of(start), end_of(stop)) for start, stop in blocks]
-        self._answer, self._trimmed = (end_of(begin), end_of(end)), bool(blocks) and row.constraint is None
-        self._released, self._tokens = row.text.released, row.tokens  # and not the row: a result may be kept for long
-        self._scores = scores if row.sampling.logprobs else None
-        self._top = top(scores.own, row.sampling.top_logprobs) if scores and row.sampling.top_logprobs else None
-        for name in ("tokens", "thinking", "answer", "logprobs", "top_logprobs"):
-            self.__dict__.pop(name)
-
-    def let_go(self) -> None:
-        """Forget what only the newest result of a row holds."""
-        self._scores = self.logprobs = None
-
-    # Read-only properties in the place of fields, says mypy; these are stored in the place of the field.
-
-    @cached_property
-    def tokens(self) -> list[int]:  # type: ignore[override]
-        return self._tokens[: self.generation_tokens]
-
-    @cached_property
-    def thinking(self) -> str | None:  # type: ignore[override]
-        text = "".join(self._released)
-        return "".join(text[start:stop] for start, stop in self._blocks).strip() if self._blocks else None
-
-    @cached_property
-    def answer(self) -> str | None:  # type: ignore[override]
-        text = "".join(self._released)[slice(*self._answer)]
-        return text.strip() if self._trimmed else text
-
-    @cached_property
-    def logprobs(self) -> Any:
-        return log_softmax(self._scores.own) if self._scores else None
-
-    @cached_property
-    def top_logprobs(self) -> list[tuple[int, float]] | None:  # type: ignore[override]
-        return self._top() if self._top else None
+    def __repr__(self) -> str:
+        return super().__repr__().replace("RowResult", "GenerationResult", 1)  # the name that a user knows
 
 
 def make_result(row: Row, text: str, scores: Scores | None) -> RowResult:
     """The result after the token that was drawn from `scores`, which is None when there was none."""
-    made, sampling = len(row.tokens), row.sampling
+    count = len(row.tokens)
     prompt_time = row.prefilled - row.prefill_started if row.prefilled else 0.0
-    generation_time = time.perf_counter() - row.prefilled if made > 1 else 0.0
+    generation_time = time.perf_counter() - row.prefilled if count > 1 else 0.0
     result = RowResult(
         text=text,
-        token=row.tokens[-1] if made and (scores is not None or row.found) else None,
+        token=row.tokens[-1] if count and (scores is not None or row.best_beams) else None,
         prompt_tokens=row.length,
-        generation_tokens=made,
-        total_tokens=row.length + made,
+        generation_tokens=count,
+        total_tokens=row.length + count,
         prompt_tps=speed(row.length, prompt_time),
-        generation_tps=speed(made, generation_time),
+        generation_tps=speed(count, generation_time),
         peak_memory=mx.get_peak_memory() / 1e9,
         finish_reason=row.finish_reason,
         prompt_time=prompt_time,
@@ -77,14 +69,43 @@ def make_result(row: Row, text: str, scores: Scores | None) -> RowResult:
         cached_tokens=row.computed,
         encode_time=row.encode_time,
         unquantized_layers=row.unquantized_layers,
-        image_sizes=[media.size for media in row.prompt.media if media.kind == "image"] if row.prompt else [],
+        image_sizes=[media.size for media in row.prompt.media if media.kind == "image"],
         drafted_tokens=row.drafted,
         accepted_tokens=row.accepted,
-        beams=row.found,
+        beams=row.best_beams,
         error=row.error,
     )
-    wanted = scores if result.token is not None and (sampling.logprobs or sampling.top_logprobs) else None
-    if wanted and row.finish_reason is not None and sampling.logprobs:
-        wanted = wanted.alone()  # of the other rows in its step: a last result may be kept for long
-    result.follow(row, wanted)
+    _set_texts(result, row)
+    if scores is not None and result.token is not None:
+        _set_logprobs(result, row, scores)
     return result
+
+
+def _set_texts(result: RowResult, row: Row) -> None:
+    """Tokens, thinking and answer as they are now. The result does not hold the row: it may be stored for long."""
+    tokens, count, released = row.tokens, len(row.tokens), row.text.released
+    blocks, (begin, end) = row.thinking.ranges(row.over) if row.thinking else ([], (0, count))
+    thoughts = [(row.text.end_of(start), row.text.end_of(stop)) for start, stop in blocks]
+    answer = slice(row.text.end_of(begin), row.text.end_of(end))
+    trims = bool(blocks) and row.constraint is None
+
+    def thinking_text() -> str | None:
+        text = "".join(released)
+        return "".join(text[start:stop] for start, stop in thoughts).strip() if thoughts else None
+
+    def answer_text() -> str:
+        text = "".join(released)[answer]
+        return text.strip() if trims else text
+
+    result.thinking_tokens, result.answer_tokens = sum(stop - start for start, stop in blocks), end - begin
+    result.tokens = _Later(lambda: tokens[:count])
+    result.thinking, result.answer = _Later(thinking_text), _Later(answer_text)
+
+
+def _set_logprobs(result: RowResult, row: Row, scores: Scores) -> None:
+    """Those that the row asks for. A last result, which may be stored for long, does without the other rows' scores."""
+    if row.sampling.top_logprobs:
+        result.top_logprobs = _Later(top(scores.row, row.sampling.top_logprobs))
+    if row.sampling.logprobs:
+        alone = scores if row.finish_reason is None else scores.alone()
+        result.logprobs = _Later(lambda: log_softmax(alone.row))

@@ -1,4 +1,4 @@
-"""Drawing the next token of every row at once, each with its own settings and its own random numbers."""
+"""Drawing the next token of every row at once, each with its settings and its random numbers."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .._runtime import mx
+from .logits import exclude_top_choices, log_softmax, min_p, top_k, top_n_sigma, top_p, typical_p
+from .params import Sampler
 from .request import Row
 
 
@@ -23,7 +25,7 @@ class Scores(NamedTuple):
     place: int
 
     @property
-    def own(self) -> mx.array:
+    def row(self) -> mx.array:
         """(V,)."""
         return self.logits[self.place]
 
@@ -31,9 +33,9 @@ class Scores(NamedTuple):
         """The same without the other rows, which would stay in memory as long as this one."""
         if len(self.logits) == 1:
             return self
-        own = self.own[None]  # a copy, not a view
-        mx.async_eval(own)
-        return Scores(own, 0)
+        row = self.row[None]  # a copy, not a view
+        mx.async_eval(row)
+        return Scores(row, 0)
 
 
 class BatchSampler:
@@ -63,9 +65,10 @@ class BatchSampler:
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         scores = self.truncate(logits.astype(mx.float32) / self._temperature)
         more = [ahead] * len(self._rows) if isinstance(ahead, int) else ahead
-        steps = [len(row.tokens) + own for row, own in zip(self._rows, more, strict=True)]
+        steps = [len(row.tokens) + unrecorded for row, unrecorded in zip(self._rows, more, strict=True)]
         if self._xtc is not None:
-            scores = self._exclude_top_choices(scores, self._xtc, self._keys(steps, use=1))
+            coins = mx.vmap(lambda key: mx.random.uniform(key=key))(self._keys(steps, use=1))[:, None]
+            scores = exclude_top_choices(scores, self._xtc_threshold, coins < self._xtc)
         drawn = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(scores, self._keys(steps))
         if any(self._greedy):
             drawn = mx.where(mx.array(self._greedy), mx.argmax(logits, axis=-1), drawn)
@@ -77,72 +80,16 @@ class BatchSampler:
     def truncate(self, scores: mx.array) -> mx.array:
         """Scores (B, V), already divided by the temperature, with what is excluded at -inf."""
         if self._sigma is not None:
-            spread = self._sigma * _deviation(scores)
-            least = mx.max(scores, axis=-1, keepdims=True) - spread
-            scores = without(scores, (scores < least) & (self._sigma > 0))
+            scores = top_n_sigma(scores, self._sigma)
         if self._top_k is not None:
-            scores = without(scores, scores < kth_largest(scores, self._top_k))
+            scores = top_k(scores, self._top_k)
         if self._top_p is not None:
-            scores = without(scores, past_top_p(scores, self._top_p))
+            scores = top_p(scores, self._top_p)
         if self._min_p is not None:
-            scores = without(scores, below_min_p(scores, self._min_p))
+            scores = min_p(scores, self._min_p)
         if self._typical_p is not None:
-            scores = without(scores, past_typical_p(scores, self._typical_p))
+            scores = typical_p(scores, self._typical_p)
         return scores
-
-    def _exclude_top_choices(self, scores: mx.array, probability: mx.array, keys: mx.array) -> mx.array:
-        """XTC: where the row's own coin says so, drop the tokens at least as likely as the threshold, except the least
-        likely of them. Source: https://github.com/oobabooga/text-generation-webui/pull/6335."""
-        likely = mx.softmax(scores, axis=-1)
-        top = likely >= self._xtc_threshold
-        last = mx.where(top, likely, mx.inf).min(axis=-1, keepdims=True)
-        coin = mx.vmap(lambda key: mx.random.uniform(key=key))(keys)[:, None]
-        return without(scores, top & (likely > last) & (coin < probability))
-
-
-def without(scores: mx.array, excluded: mx.array) -> mx.array:
-    """Scores (B, V) with what is excluded (B, V) at -inf."""
-    return mx.where(excluded, -mx.inf, scores)
-
-
-def past_top_p(scores: mx.array, share: mx.array, keep: int = 1) -> mx.array:
-    """(B, V): what lies past the most likely tokens that reach `share` (B, 1), but for the `keep` most likely ones."""
-    return _past(share, -scores, scores, keep)
-
-
-def below_min_p(scores: mx.array, share: mx.array) -> mx.array:
-    """(B, V): what is less likely than `share` (B, 1) of the most likely token."""
-    return scores < mx.max(scores, axis=-1, keepdims=True) + mx.log(share)
-
-
-def past_typical_p(scores: mx.array, share: mx.array, keep: int = 1) -> mx.array:
-    """(B, V): what lies past the tokens of most typical surprise that reach `share` (B, 1), but for the `keep` most
-    typical ones."""
-    surprise = -log_softmax(scores)
-    return _past(share, mx.abs(surprise - entropy(surprise)), scores, keep)
-
-
-def entropy(surprise: mx.array) -> mx.array:
-    """(B, 1), of negated log-probabilities (B, V)."""
-    return mx.where(mx.isinf(surprise), 0, mx.exp(-surprise) * surprise).sum(axis=-1, keepdims=True)
-
-
-def _deviation(scores: mx.array) -> mx.array:
-    """(B, 1): the standard deviation of each row's scores, but of those that are excluded already."""
-    own = mx.isfinite(scores)
-    count = own.sum(axis=-1, keepdims=True)
-    mean = mx.where(own, scores, 0).sum(axis=-1, keepdims=True) / count
-    return mx.sqrt((mx.where(own, scores - mean, 0) ** 2).sum(axis=-1, keepdims=True) / count)
-
-
-def _past(share: mx.array, order: mx.array, scores: mx.array, keep: int) -> mx.array:
-    """(B, V): the tokens before which others, taken by ascending `order`, have reached `share` of the probability; the
-    first `keep` never. A share of 1 excludes none, whatever the sum rounds to."""
-    index = mx.argsort(order, axis=-1)
-    likely = mx.take_along_axis(mx.softmax(scores, axis=-1), index, axis=-1)
-    before = mx.cumsum(likely, axis=-1) - likely
-    past = (mx.arange(scores.shape[-1]) >= keep) & (before >= share) & (share < 1)
-    return mx.put_along_axis(mx.zeros_like(past), index, past, axis=-1)
 
 
 def _array(values: Sequence[float]) -> mx.array:
@@ -155,36 +102,25 @@ def _column(values: Sequence[float], off: float) -> mx.array | None:
     return None if all(value == off for value in values) else _array(values)
 
 
-def kth_largest(scores: mx.array, ranks: Sequence[int]) -> mx.array:
-    """(B, 1): the ranks[b]-th largest score of each row; -inf where the rank is off (0, -1) or past the vocabulary."""
-    vocabulary = scores.shape[-1]
-    most = min(max(ranks), vocabulary)
-    best = mx.sort(mx.topk(scores, most, axis=-1), axis=-1)  # ascending
-    index = mx.array([most - min(max(rank, 1), most) for rank in ranks])[:, None]
-    off = mx.array([rank <= 0 or rank >= vocabulary for rank in ranks])[:, None]
-    return mx.where(off, -mx.inf, mx.take_along_axis(best, index, axis=-1))
-
-
-def process(rows: Sequence[Row], logits: mx.array) -> mx.array:
-    """logits (B, V) through the rows' own logits processors. An exception there is noted on its row, whose logits then
+def apply_processors(rows: Sequence[Row], logits: mx.array) -> mx.array:
+    """logits (B, V) through the rows' logits processors. An exception there is noted on its row, whose logits then
     mean nothing, and no other row's change."""
     if not any(row.sampling.logits_processors for row in rows):
         return logits
     processed = []
     for place, row in enumerate(rows):
-        own = logits[place : place + 1]
+        row_logits = logits[place : place + 1]
         if row.sampling.logits_processors and row.error is None:
             try:
-                own = _processed(row, own)
-            except Exception as error:  # the user's code may raise anything, and ends its own row only
+                row_logits = _apply_processors(row, row_logits)
+            except Exception as error:  # the user's code may raise anything, and ends its row only
                 row.error = error
-        processed.append(own)
+        processed.append(row_logits)
     return mx.concatenate(processed)
 
 
-def _processed(row: Row, logits: mx.array) -> mx.array:
+def _apply_processors(row: Row, logits: mx.array) -> mx.array:
     """Logits (1, V) through one row's processors. TypeError for what is none: it would end other rows too."""
-    assert row.prompt
     so_far, scores = mx.array([*row.prompt.tokens.tolist(), *row.tokens]), logits
     for processor in row.sampling.logits_processors:
         scores = processor(so_far, scores)
@@ -194,22 +130,21 @@ def _processed(row: Row, logits: mx.array) -> mx.array:
     return scores
 
 
-def own_draws(rows: Sequence[Row], logits: mx.array, drawn: mx.array) -> mx.array:
-    """The tokens `drawn` (B,) from logits (B, V), but those of the rows' own samplers where they have one. An exception
+def apply_samplers(rows: Sequence[Row], logits: mx.array, drawn: mx.array) -> mx.array:
+    """The tokens `drawn` (B,) from logits (B, V), but those of the rows' samplers where they have one. An exception
     there is noted on its row, whose token then means nothing."""
     for place, row in enumerate(rows):
         if row.sampling.sampler is not None and row.error is None:
             try:
-                drawn[place] = _own_draw(row, logits[place : place + 1])
+                drawn[place] = _apply_sampler(row.sampling.sampler, logits[place : place + 1])
             except Exception as error:  # as above
                 row.error = error
     return drawn
 
 
-def _own_draw(row: Row, logits: mx.array) -> int:
-    """The token that the row's own sampler takes. TypeError or ValueError for what is none."""
-    assert row.sampling.sampler
-    token = row.sampling.sampler(log_softmax(logits))
+def _apply_sampler(sampler: Sampler, logits: mx.array) -> int:
+    """The token that the row's sampler takes. TypeError or ValueError for what is none."""
+    token = sampler(log_softmax(logits))
     if not isinstance(token, mx.array) or token.size != 1 or not mx.issubdtype(token.dtype, mx.integer):
         raise TypeError(f"the sampler returned {_named(token)}: expected one token as an mlx array (1,)")
     if not 0 <= (drawn := int(np.array(token).item())) < logits.shape[-1]:
@@ -219,12 +154,6 @@ def _own_draw(row: Row, logits: mx.array) -> int:
 
 def _named(value: object) -> str:
     return f"an mlx array {value.shape}" if isinstance(value, mx.array) else repr(value)
-
-
-def log_softmax(logits: mx.array) -> mx.array:
-    """float32 log-probabilities of logits (..., V)."""
-    scores = logits.astype(mx.float32)
-    return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
 
 def top(logits: mx.array, count: int) -> Callable[[], list[tuple[int, float]]]:

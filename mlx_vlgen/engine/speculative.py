@@ -1,7 +1,7 @@
 """Speculative decoding: guesses of a row's next tokens, checked by one forward of the model on all of them.
 
 A guess is right when it is the token that the row draws there, with the very random numbers it would have drawn with
-alone. So the answer is the same token for token, sampled or greedy, and its distribution is the model's own. For
+alone. So the answer is the same token for token, sampled or greedy, and its distribution is the model's. For
 guesses that are no draws themselves (a draft model's likeliest tokens, text that was there before) this accepts as many
 as rejection sampling does (Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, 2.3).
 """
@@ -16,16 +16,16 @@ from .._runtime import mx
 from ..inputs.prompt import Prompt
 from ..models.base import Embedded, Model
 from . import cache as kv
-from .batch import Batch, Emit, draw
-from .prefill import is_out_of_memory
+from .batch import Emit, SampledBatch, draw
 from .request import Row
 from .sampling import BatchSampler, Scores
+from .scheduling import is_out_of_memory
 from .token_ids import check_ids, check_prompt, is_id
 
 
 @dataclass
-class Speculative(Batch):
-    """Rows whose next tokens are guessed, each as many as its own drafter does. Nothing is under way between steps."""
+class Speculative(SampledBatch):
+    """Rows whose next tokens are guessed, each as many as its drafter does. Nothing is under way between steps."""
 
     def step(self, model: Model, emit: Emit) -> Self | None:
         for row, token, scores in zip(self.rows, np.array(self.tokens).tolist(), self.scores, strict=True):
@@ -39,8 +39,8 @@ class Speculative(Batch):
         guesses = [_guesses(row, model.vocab_size) for row in self.rows]
         longest = max(map(len, guesses))
         block = np.zeros((len(self.rows), 1 + longest), dtype=np.int32)
-        for place, (row, own) in enumerate(zip(self.rows, guesses, strict=True)):
-            block[place, : 1 + len(own)] = [row.tokens[-1], *own]
+        for place, (row, guessed) in enumerate(zip(self.rows, guesses, strict=True)):
+            block[place, : 1 + len(guessed)] = [row.tokens[-1], *guessed]
         logits = model(Embedded(mx.array(block), delta=self.delta), self.cache)  # (B, 1 + longest, V)
         tokens, scores = [0] * len(self.rows), list(self.scores)
         right = [0] * len(self.rows)
@@ -59,22 +59,22 @@ class Speculative(Batch):
                 self.rows[place].accepted += 1
                 emit(self.rows[place], tokens[place], scores[place])
             alive = [place for place in alive if not self.rows[place].over]
-        for row, own, accepted in zip(self.rows, guesses, right, strict=True):
-            assert row.drafter
+        for row, guessed, accepted in zip(self.rows, guesses, right, strict=True):
             try:
-                row.drafter.told(len(own), accepted)
+                if row.drafter:
+                    row.drafter.update(len(guessed), accepted)
             except Exception as error:
                 row.error = error
         self.tokens, self.scores = mx.array(tokens, dtype=mx.int32), scores
-        kv.rollback(self.cache, [longest - accepted for accepted in right], self._held())
+        kv.rollback(self.cache, [longest - accepted for accepted in right], self._cached_lengths())
         left = [place for place, row in enumerate(self.rows) if not row.over]
         return self.select(left) if left else None
 
     def _draw(self, places: Sequence[int], logits: mx.array) -> np.ndarray:
         """The next token of these rows, from logits (B, V) of all."""
         rows = [self.rows[place] for place in places]
-        own = logits if len(rows) == len(self.rows) else logits[mx.array(list(places))]
-        return np.array(draw(rows, BatchSampler(rows), own, None))
+        selected = logits if len(rows) == len(self.rows) else logits[mx.array(list(places))]
+        return np.array(draw(rows, BatchSampler(rows), selected, None))
 
     def _draw_all(self, logits: mx.array) -> np.ndarray:
         """(B, L): the tokens at all positions at once, from logits (B, L, V)."""
@@ -83,27 +83,30 @@ class Speculative(Batch):
         tokens = sampler(logits.flatten(0, 1), [*range(length)] * rows)
         return np.array(tokens).reshape(rows, length)
 
-    def _held(self) -> list[int]:
+    def _cached_lengths(self) -> list[int]:
         """Positions in each row's cache: the prompt and all tokens handed out."""
         return [row.length + len(row.tokens) for row in self.rows]
 
 
 def _draws_freely(row: Row) -> bool:
     """Whether what it draws hangs on no token before, but through the model."""
-    own = row.sampling
-    penalized = own.presence_penalty or own.frequency_penalty or own.repetition_penalty not in (None, 1.0)
-    return not (row.waits or row.guide or penalized or own.logit_bias or own.thinking_budget is not None)
+    sampling = row.sampling
+    penalized = (
+        sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty not in (None, 1.0)
+    )
+    return not (
+        row.needs_token or row.negative or penalized or sampling.logit_bias or sampling.thinking_budget is not None
+    )
 
 
 def _guesses(row: Row, vocab_size: int) -> list[int]:
     """No more than the row may still hand out before its last token, which needs no forward. What its drafter raises is
     noted on the row, which ends by it."""
-    assert row.drafter
-    most = row.sampling.max_tokens - len(row.tokens) - 1
+    max_tokens = row.sampling.max_tokens - len(row.tokens) - 1
     guesses = list[int]()
-    if most > 0:
+    if row.drafter and max_tokens > 0:
         try:
-            guesses = list(row.drafter.propose(row.tokens, most))[:most]
+            guesses = list(row.drafter.propose(row.tokens, max_tokens))[:max_tokens]
             check_ids("the drafter's guesses", guesses, vocab_size)
         except Exception as error:  # as of a row's processors: it may be the user's code
             if is_out_of_memory(error):
@@ -124,24 +127,24 @@ class PromptLookup:
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         self._count, self._ngram = count, ngram
-        self._text = np.zeros(0, np.int32)  # the prompt and the tokens it was told of
+        self._text = np.zeros(0, np.int32)  # the prompt and the tokens it has got
         self._length = 0  # of the prompt
 
     def read(self, prompt: Prompt) -> None:
         self._text, self._length = prompt.tokens, len(prompt.tokens)
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+    def propose(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
         new = np.array(tokens[len(self._text) - self._length :], np.int32)
         self._text = text = np.concatenate([self._text, new])
         for size in range(min(self._ngram, len(text) - 1), 0, -1):
             windows = np.lib.stride_tricks.sliding_window_view(text[:-1], size)  # what something came after
-            found = np.flatnonzero((windows == text[-size:]).all(axis=1))
-            if len(found):
-                start = int(found[-1]) + size
-                return [int(token) for token in text[start : start + min(self._count, most)]]
+            matches = np.flatnonzero((windows == text[-size:]).all(axis=1))
+            if len(matches):
+                start = int(matches[-1]) + size
+                return [int(token) for token in text[start : start + min(self._count, max_tokens)]]
         return []
 
-    def told(self, proposed: int, accepted: int) -> None:
+    def update(self, num_proposed: int, num_accepted: int) -> None:
         pass
 
 
@@ -181,7 +184,7 @@ class DraftModel:
         self._delta = self._waiting.delta
         mx.eval(self._waiting.embeds if self._waiting.embeds is not None else self._waiting.tokens)
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+    def propose(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
         if self._waiting is not None:
             self._prefill(self._waiting)
             self._waiting = None
@@ -197,7 +200,7 @@ class DraftModel:
             if self._confidence > 0 and np.array(mx.softmax(logits)[best]) < self._confidence:
                 break
             guesses.append(int(np.array(best)))
-            if len(guesses) >= min(self._count, most):
+            if len(guesses) >= min(self._count, max_tokens):
                 break
             logits = self._forward(guesses[-1:])
         self._cache = certain
@@ -214,9 +217,9 @@ class DraftModel:
         inputs = Embedded(mx.array([list(tokens)], dtype=mx.int32), delta=self._delta)
         return self._model(inputs, self._cache, at=mx.array([len(tokens) - 1]))[0]
 
-    def told(self, proposed: int, accepted: int) -> None:
-        if self._schedule != "constant" and proposed:
-            self._count = max(1, self._count + (2 if accepted == proposed else -1))
+    def update(self, num_proposed: int, num_accepted: int) -> None:
+        if self._schedule != "constant" and num_proposed:
+            self._count = max(1, self._count + (2 if num_accepted == num_proposed else -1))
 
 
 def same_vocabulary(one: Any, other: Any) -> bool:

@@ -30,15 +30,15 @@ _WITHOUT_EFFECT = re.compile(r"^\s*[?!]?[\w.-]+\s*\[[^\]\n]*\b(temperature|stop)
 
 
 class Form:
-    """What an answer must be, for one tokenizer. kind: the keyword that gave it. guide: llguidance's tokenizer. spaced:
-    tokens that an answer must not begin with, since their space would be lost.
+    """What an answer must be, for one tokenizer. kind: the keyword that gave it. ll_tokenizer: llguidance's.
+    spaced: tokens that an answer must not begin with, since their space would be lost.
 
     PromptError for a form that is wrong, UnsupportedError for one that llguidance cannot hold an answer to.
     """
 
-    def __init__(self, guide: Any, kind: str, text: str, spaced: Sequence[int] = ()):
-        self.kind, self.spaced, self._guide = kind, spaced, guide
-        self.ends = frozenset(guide.eos_tokens)
+    def __init__(self, ll_tokenizer: Any, kind: str, text: str, spaced: Sequence[int] = ()):
+        self.kind, self.spaced, self._ll_tokenizer = kind, spaced, ll_tokenizer
+        self.ends = frozenset(ll_tokenizer.eos_tokens)
         """What llguidance takes for end tokens, which need not be the row's."""
         form: Any = text
         if kind == "json_schema":
@@ -51,7 +51,7 @@ class Form:
             if kind == "json_schema":
                 place = place_of(form, lambda part: self._compile(part).get_error() == reason)
             error = UnsupportedError if _CANNOT.search(reason) else PromptError
-            raise error(f"{kind}{place}: {_told(reason)}")
+            raise error(f"{kind}{place}: {_readable(reason)}")
         if warnings := self._matcher.get_grammar_warnings():
             raise UnsupportedError(f"{kind}: {'; '.join(warnings)}")
 
@@ -67,7 +67,7 @@ class Form:
             grammar = LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
         else:
             grammar = LLMatcher.grammar_from_lark(form)
-        return LLMatcher(self._guide, grammar, log_level=0)
+        return LLMatcher(self._ll_tokenizer, grammar, log_level=0)
 
     def begin(self) -> Any:
         """A matcher for one answer."""
@@ -75,14 +75,14 @@ class Form:
 
     def fits(self, text: str) -> bool:
         """Whether the whole text is of this form."""
-        matcher, tokens = self.begin(), self._guide.tokenize_str(text)
+        matcher, tokens = self.begin(), self._ll_tokenizer.tokenize_str(text)
         return matcher.try_consume_tokens(tokens) == len(tokens) and bool(matcher.is_accepting())
 
 
-def _told(reason: str) -> str:
-    """What llguidance says, without the pictures."""
-    if found := re.search(r"regex parse error:\n    (.*)\n    ( *)\^.*\nerror: (.*)", reason):
-        return f"{found[3]}, at character {len(found[2]) + 1} of {found[1]!r}"
+def _readable(reason: str) -> str:
+    """An error of llguidance in one line, without its drawings."""
+    if match := re.search(r"regex parse error:\n    (.*)\n    ( *)\^.*\nerror: (.*)", reason):
+        return f"{match[3]}, at character {len(match[2]) + 1} of {match[1]!r}"
     if "oneOf" in reason:
         return "whether one alternative of oneOf excludes the others cannot be told; use anyOf"
     lines = [line.strip() for line in reason.splitlines() if not re.match(r"\s*(\d+ \||\^|$)", line)]
@@ -104,11 +104,11 @@ class Forms:
                 'pip install "mlx-vlgen[structured]"'
             ) from error
         try:
-            guide = from_tokenizer(tokenizer)
+            ll_tokenizer = from_tokenizer(tokenizer)
         except ValueError as error:
             raise UnsupportedError(f"json_schema, regex, grammar and choices: with this tokenizer, {error}") from error
-        spaced = _spaced(tokenizer, guide)
-        self.get = lru_cache(maxsize=64)(lambda kind, text: Form(guide, kind, text, spaced))
+        spaced = _spaced(tokenizer, ll_tokenizer)
+        self.get = lru_cache(maxsize=64)(lambda kind, text: Form(ll_tokenizer, kind, text, spaced))
 
     @classmethod
     def of(cls, tokenizer: Any) -> "Forms":
@@ -117,11 +117,11 @@ class Forms:
         return cls._of[tokenizer]
 
 
-def _spaced(tokenizer: Any, guide: Any) -> list[int]:
+def _spaced(tokenizer: Any, ll_tokenizer: Any) -> list[int]:
     """The tokens that begin with a space, where the tokenizer leaves out that of a text's first one (as Llama 2's)."""
-    if tokenizer.decode(guide.tokenize_str(" a"), clean_up_tokenization_spaces=False) != "a":
+    if tokenizer.decode(ll_tokenizer.tokenize_str(" a"), clean_up_tokenization_spaces=False) != "a":
         return []
-    return [token for token in range(guide.vocab_size) if guide.decode_bytes([token]).startswith(b" ")]
+    return [token for token in range(ll_tokenizer.vocab_size) if ll_tokenizer.decode_bytes([token]).startswith(b" ")]
 
 
 class Constraint:

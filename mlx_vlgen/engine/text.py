@@ -64,27 +64,27 @@ class Detokenizer:
 class TextStream:
     """A row's text: detokenized, cut at the first stop string, and held back while a stop string may be under way.
 
-    tokenizer: None for a text that stays empty. released: the text, piece by piece; said: as one. stopped: whether a
-    stop string came, after which there is none.
+    tokenizer: None for a text that stays empty. released: the text, piece by piece; full_text: as one.
+    stopped: whether a stop string came, after which there is none.
     """
 
     def __init__(self, tokenizer: Any = None, stop: Sequence[str] = (), skip_special_tokens: bool = False):
         self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
         self._stop = tuple(stop)
-        self._held = ""
+        self._pending_text = ""
         self.released: list[str] = []
         self._length = 0  # of all that
         self._ends: list[int] = []  # where each token's text ends
         self.stopped = False
 
     @property
-    def said(self) -> str:
+    def full_text(self) -> str:
         return "".join(self.released)
 
     def add(self, token: int) -> str:
         """The text that is now certain."""
         text = self._release(self._detokenizer.add(token))
-        self._ends.append(self._length + len(self._held))
+        self._ends.append(self._length + len(self._pending_text))
         return text
 
     def end_of(self, count: int) -> int:
@@ -112,7 +112,7 @@ class TextStream:
     def _release(self, new: str, final: bool = False) -> str:
         if self.stopped:
             return ""
-        text = self._held + new
+        text = self._pending_text + new
         end = self._first_stop(text)
         if end is not None:
             self.stopped = True
@@ -120,7 +120,7 @@ class TextStream:
             end = len(text)
         else:
             end = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = "" if self.stopped else text[end:]
+        self._pending_text = "" if self.stopped else text[end:]
         self.released.append(text[:end])
         self._length += len(self.released[-1])
         return self.released[-1]

@@ -91,7 +91,7 @@ class Thinking:
         if not self.inside or self._budget is None:
             return None
         begin = self._blocks[-1][0]
-        begun = _overlap(self._tokens, begin, self.marks.end)  # of the closing mark, forced or the model's own
+        begun = _overlap(self._tokens, begin, self.marks.end)  # of the closing mark, forced or drawn by the model
         return self.marks.end[begun] if self.count - begun >= self._budget else None
 
     def ranges(self, over: bool) -> tuple[list[tuple[int, int]], tuple[int, int]]:
@@ -113,8 +113,8 @@ def _ends_with(tokens: Sequence[int], begin: int, mark: tuple[int, ...]) -> bool
 
 def _overlap(tokens: Sequence[int], begin: int, mark: tuple[int, ...]) -> int:
     """How many of the last tokens, all from `begin` on, are the beginning of `mark`."""
-    most = min(len(mark) - 1, len(tokens) - begin)
-    return next((n for n in range(most, 0, -1) if tuple(tokens[-n:]) == mark[:n]), 0)
+    longest = min(len(mark) - 1, len(tokens) - begin)
+    return next((n for n in range(longest, 0, -1) if tuple(tokens[-n:]) == mark[:n]), 0)
 
 
 def _last(tokens: Sequence[int], mark: tuple[int, ...]) -> int:

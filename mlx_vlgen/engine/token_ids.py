@@ -41,7 +41,7 @@ def check_prompt(name: str, prompt: Prompt, vocab_size: int) -> None:
 
 
 def ids_of_file(name: str, value: Any, vocab_size: int) -> list[int]:
-    """Ids that a checkpoint's own file gives, of which those that its layers do not have stand for no token.
+    """Ids that a checkpoint's file gives, of which those that its layers do not have stand for no token.
 
     LoadError for what is neither None, a number nor a list of numbers.
     """

@@ -9,8 +9,20 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
+from ..engine.logits import (
+    add_biases,
+    entropy,
+    kth_largest,
+    log_softmax,
+    mask,
+    min_p,
+    presence_penalty,
+    repetition_penalty,
+    top_k,
+    top_p,
+    typical_p,
+)
 from ..engine.params import LogitsProcessor
-from ..engine.sampling import below_min_p, entropy, kth_largest, log_softmax, past_top_p, past_typical_p, without
 from .config import GenerationSettings
 from .values import ids
 
@@ -35,82 +47,85 @@ def processors(
 ) -> list[LogitsProcessor]:
     """What is done whether or not tokens are drawn, guidance left out.
 
-    prompt_length: the row's own tokens, of which processors get to see all. padding: what stands before them in the
+    prompt_length: the row's tokens, of which processors get to see all. padding: what stands before them in the
     batch; transformers counts it in max_length and min_length, and where it asks for a prompt of one token.
     """
     s, width = settings, prompt_length + padding
-    made: list[LogitsProcessor] = []
+    chain: list[LogitsProcessor] = []
     if s.sequence_bias:
-        made.append(partial(_sequence_bias, name="sequence_bias", biases=s.sequence_bias))
+        chain.append(partial(_sequence_bias, name="sequence_bias", biases=s.sequence_bias))
     if s.encoder_repetition_penalty != 1:
-        made.append(partial(_repetition, penalty=1 / s.encoder_repetition_penalty, end=prompt_length))
+        chain.append(partial(_repetition, penalty=1 / s.encoder_repetition_penalty, end=prompt_length))
     if s.repetition_penalty != 1:
-        made.append(partial(_repetition, penalty=s.repetition_penalty))
+        chain.append(partial(_repetition, penalty=s.repetition_penalty))
     if s.presence_penalty:
-        made.append(partial(_presence, penalty=s.presence_penalty, start=prompt_length))
+        chain.append(partial(_presence, penalty=s.presence_penalty, start=prompt_length))
     if s.no_repeat_ngram_size:
-        made.append(partial(_no_repeat, size=s.no_repeat_ngram_size))
+        chain.append(partial(_no_repeat, size=s.no_repeat_ngram_size))
     if s.encoder_no_repeat_ngram_size:
-        made.append(partial(_no_repeat, size=s.encoder_no_repeat_ngram_size, end=prompt_length))
+        chain.append(partial(_no_repeat, size=s.encoder_no_repeat_ngram_size, end=prompt_length))
     if bad := [(word, -math.inf) for word in s.bad_words_ids if len(word) > 1 or word[0] not in s.eos_token_id]:
-        made.append(partial(_sequence_bias, name="bad_words_ids", biases=bad))
-    least = s.min_length - padding if s.min_new_tokens is None else prompt_length + s.min_new_tokens
-    if least > prompt_length and s.eos_token_id:
-        made.append(partial(_suppressed, banned=s.eos_token_id, when=range(least)))
+        chain.append(partial(_sequence_bias, name="bad_words_ids", biases=bad))
+    min_length = s.min_length - padding if s.min_new_tokens is None else prompt_length + s.min_new_tokens
+    if min_length > prompt_length and s.eos_token_id:
+        chain.append(partial(_suppressed, banned=s.eos_token_id, when=range(min_length)))
     if prefix_allowed_tokens_fn is not None:
-        made.append(partial(_allowed, allowed=partial(prefix_allowed_tokens_fn, row), beams=s.num_beams))
+        chain.append(partial(_allowed, allowed=partial(prefix_allowed_tokens_fn, row), beams=s.num_beams))
     if s.forced_bos_token_id is not None and width == 1:
-        made.append(partial(_forced, name="forced_bos_token_id", chosen=(s.forced_bos_token_id,), length=prompt_length))
+        chain.append(
+            partial(_forced, name="forced_bos_token_id", chosen=(s.forced_bos_token_id,), length=prompt_length)
+        )
     if s.forced_eos_token_id:
         last = prompt_length + s.max_tokens_after(width) - 1
-        made.append(partial(_forced, name="forced_eos_token_id", chosen=s.forced_eos_token_id, length=last))
+        chain.append(partial(_forced, name="forced_eos_token_id", chosen=s.forced_eos_token_id, length=last))
     if s.remove_invalid_values:
-        made.append(_valid)
+        chain.append(_valid)
     if s.exponential_decay_length_penalty is not None and s.eos_token_id:
         start, factor = s.exponential_decay_length_penalty
-        made.append(partial(_urged_to_end, ends=s.eos_token_id, start=prompt_length + start, factor=factor))
+        chain.append(partial(_urged_to_end, ends=s.eos_token_id, start=prompt_length + start, factor=factor))
     if s.suppress_tokens:
-        made.append(partial(_suppressed, banned=s.suppress_tokens))
+        chain.append(partial(_suppressed, banned=s.suppress_tokens))
     if s.begin_suppress_tokens:
         begin = prompt_length + (width == 1 and s.forced_bos_token_id is not None)
-        made.append(partial(_suppressed, banned=s.begin_suppress_tokens, when=range(begin, begin + 1)))
-    made += [partial(_as_batch, user=user) for user in user_processors]
-    return [_float32, *made] if made else []
+        chain.append(partial(_suppressed, banned=s.begin_suppress_tokens, when=range(begin, begin + 1)))
+    chain += [partial(_as_batch, user=user) for user in user_processors]
+    return [_float32, *chain] if chain else []
 
 
 def warpers(settings: GenerationSettings, *, prompt_length: int) -> list[LogitsProcessor]:
     """What comes after `processors`: what drawing asks for, then the watermark and the normalization, which apply to
     greedy and beam search too."""
     s = settings
-    made: list[LogitsProcessor] = []
+    chain: list[LogitsProcessor] = []
     if s.do_sample:
         # Beams need one token that goes on, even where all ends are likelier.
-        keep = max(len(s.eos_token_id) + 1, 2) if s.num_beams > 1 else 1
+        min_keep = max(len(s.eos_token_id) + 1, 2) if s.num_beams > 1 else 1
         if s.temperature != 1:
-            made.append(lambda tokens, logits: logits / s.temperature)
+            chain.append(lambda tokens, logits: logits / s.temperature)
         if s.top_h is not None:
-            made.append(partial(_top_h, share=s.top_h))
+            chain.append(partial(_top_h, share=s.top_h))
         if s.top_k > 0:
-            made.append(partial(_top_k, count=max(s.top_k, keep)))
+            chain.append(lambda tokens, logits: top_k(logits, [max(s.top_k, min_keep)]))
         if s.top_p < 1:
-            made.append(lambda tokens, logits: without(logits, past_top_p(logits, mx.array(s.top_p), keep)))
+            chain.append(lambda tokens, logits: top_p(logits, mx.array(s.top_p), min_keep))
         if s.min_p:
-            made.append(partial(_min_p, share=s.min_p, keep=keep))
+            share = mx.array(s.min_p)
+            chain.append(lambda tokens, logits: min_p(logits, share, min_keep))
         if s.typical_p < 1:
-            made.append(lambda tokens, logits: without(logits, past_typical_p(logits, mx.array(s.typical_p), keep)))
+            chain.append(lambda tokens, logits: typical_p(logits, mx.array(s.typical_p), min_keep))
         if 0 < s.epsilon_cutoff < 1:
-            made.append(partial(_epsilon, cutoff=s.epsilon_cutoff, keep=keep))
+            chain.append(partial(_epsilon, cutoff=s.epsilon_cutoff, min_keep=min_keep))
         if 0 < s.eta_cutoff < 1:
-            made.append(partial(_eta, cutoff=s.eta_cutoff, keep=keep))
+            chain.append(partial(_eta, cutoff=s.eta_cutoff, min_keep=min_keep))
     if s.watermarking_config is not None:
-        made.append(s.watermarking_config.processor(prompt_length))
+        chain.append(s.watermarking_config.processor(prompt_length))
     if s.renormalize_logits:
-        made.append(lambda tokens, logits: log_softmax(logits))
-    return [_float32, *made] if made else []
+        chain.append(lambda tokens, logits: log_softmax(logits))
+    return [_float32, *chain] if chain else []
 
 
 def sampling_keywords(settings: GenerationSettings, *, media: bool = False) -> dict[str, Any] | None:
-    """The engine's own sampling parameters where they do all that the settings ask of the scores, for its rows are
+    """The engine's sampling parameters where they do all that the settings ask of the scores, for its rows are
     penalized and drawn together; None where a processor or warper is needed, or beams.
 
     media: whether the prompt has any. The engine does not count placeholders as tokens that appeared; transformers
@@ -124,13 +139,13 @@ def sampling_keywords(settings: GenerationSettings, *, media: bool = False) -> d
     )
     if processors(rest, prompt_length=1, row=0) or warpers(rest, prompt_length=1):
         return None
-    own: dict[str, Any] = {"temperature": 0.0, "presence_penalty": s.presence_penalty}
+    params: dict[str, Any] = {"temperature": 0.0, "presence_penalty": s.presence_penalty}
     if s.repetition_penalty != 1:
-        own |= {"repetition_penalty": s.repetition_penalty, "repetition_context_size": None}
+        params |= {"repetition_penalty": s.repetition_penalty, "repetition_context_size": None}
     if s.do_sample:
-        own |= {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "typical_p": s.typical_p}
-        own["min_p"] = s.min_p or 0.0
-    return own
+        params |= {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "typical_p": s.typical_p}
+        params["min_p"] = s.min_p or 0.0
+    return params
 
 
 def _float32(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -144,9 +159,9 @@ def _as_batch(tokens: mx.array, logits: mx.array, *, user: UserProcessor) -> mx.
 def _at(tokens: mx.array, logits: mx.array) -> mx.array:
     """(V,): true at these ids (n,), of which those past the vocabulary (a placeholder's, say) are nowhere."""
     size = logits.shape[-1]
-    found = mx.zeros((size + 1,), dtype=mx.bool_)
-    found[mx.minimum(tokens, size)] = True
-    return found[:size]
+    present = mx.zeros((size + 1,), dtype=mx.bool_)
+    present[mx.minimum(tokens, size)] = True
+    return present[:size]
 
 
 def _ids(tokens: Iterable[int]) -> mx.array:
@@ -173,16 +188,16 @@ def _sequence_bias(
         *before, last = sequence
         if not before or tail[-len(before) :] == tuple(before):
             added[last] = added.get(last, 0.0) + bias
-    return logits.at[0, _ids(added)].add(mx.array(list(added.values()))) if added else logits
+    return add_biases(logits, [added])
 
 
 def _repetition(tokens: mx.array, logits: mx.array, *, penalty: float, end: int | None = None) -> mx.array:
-    """Of the tokens before `end`; with less than 1 it favours them. Source: https://arxiv.org/abs/1909.05858."""
-    return mx.where(_at(tokens[:end], logits), mx.where(logits < 0, logits * penalty, logits / penalty), logits)
+    """Of the tokens before `end`; with less than 1 it favours them."""
+    return repetition_penalty(logits, _at(tokens[:end], logits), penalty)
 
 
 def _presence(tokens: mx.array, logits: mx.array, *, penalty: float, start: int) -> mx.array:
-    return logits - penalty * _at(tokens[start:], logits)
+    return presence_penalty(logits, _at(tokens[start:], logits), penalty)
 
 
 def _no_repeat(tokens: mx.array, logits: mx.array, *, size: int, end: int | None = None) -> mx.array:
@@ -194,12 +209,12 @@ def _no_repeat(tokens: mx.array, logits: mx.array, *, size: int, end: int | None
     same = mx.ones((starts,), dtype=mx.bool_)
     for offset in range(size - 1):
         same = same & (known[offset : offset + starts] == tokens[len(tokens) - size + 1 + offset])
-    return without(logits, _at(mx.where(same, known[size - 1 :], logits.shape[-1]), logits))
+    return mask(logits, _at(mx.where(same, known[size - 1 :], logits.shape[-1]), logits))
 
 
 def _suppressed(tokens: mx.array, logits: mx.array, *, banned: Sequence[int], when: range | None = None) -> mx.array:
     """when: of how many tokens; None is always."""
-    return without(logits, _at(_ids(banned), logits)) if when is None or len(tokens) in when else logits
+    return mask(logits, _at(_ids(banned), logits)) if when is None or len(tokens) in when else logits
 
 
 def _allowed(
@@ -212,10 +227,10 @@ def _allowed(
         raise ValueError("prefix_allowed_tokens_fn returned no token: expected at least one that may come next")
     _within("prefix_allowed_tokens_fn", only, logits)
     open_ = _at(_ids(only), logits)
-    scores = without(logits, ~open_)
+    scores = mask(logits, ~open_)
     if beams > 1:
         return scores
-    return mx.where(mx.max(scores) == -mx.inf, without(mx.zeros_like(logits), ~open_), scores)
+    return mx.where(mx.max(scores) == -mx.inf, mask(mx.zeros_like(logits), ~open_), scores)
 
 
 def _forced(tokens: mx.array, logits: mx.array, *, name: str, chosen: Sequence[int], length: int) -> mx.array:
@@ -223,7 +238,7 @@ def _forced(tokens: mx.array, logits: mx.array, *, name: str, chosen: Sequence[i
     if len(tokens) != length:
         return logits
     _within(name, chosen, logits)
-    return without(mx.zeros_like(logits), ~_at(_ids(chosen), logits))
+    return mask(mx.zeros_like(logits), ~_at(_ids(chosen), logits))
 
 
 def _valid(tokens: mx.array, logits: mx.array) -> mx.array:
@@ -250,24 +265,16 @@ def _top_h(tokens: mx.array, logits: mx.array, *, share: float) -> mx.array:
     surprise = -log_softmax(mx.take_along_axis(logits, index, axis=-1))
     likely = mx.exp(-surprise)
     reached = mx.cumsum(mx.where(likely > 0, likely * surprise, 0), axis=-1)
-    kept = (likely > 0) & ((reached <= share * entropy(surprise)) | (mx.arange(count) == 0))
-    return without(logits, ~mx.put_along_axis(mx.zeros(logits.shape, dtype=mx.bool_), index, kept, axis=-1))
+    remaining = (likely > 0) & ((reached <= share * entropy(surprise)) | (mx.arange(count) == 0))
+    return mask(logits, ~mx.put_along_axis(mx.zeros(logits.shape, dtype=mx.bool_), index, remaining, axis=-1))
 
 
-def _top_k(tokens: mx.array, logits: mx.array, *, count: int) -> mx.array:
-    return without(logits, logits < kth_largest(logits, [count]))
-
-
-def _min_p(tokens: mx.array, logits: mx.array, *, share: float, keep: int) -> mx.array:
-    return without(logits, below_min_p(logits, mx.array(share)) & (logits < kth_largest(logits, [keep])))
-
-
-def _epsilon(tokens: mx.array, logits: mx.array, *, cutoff: float | mx.array, keep: int) -> mx.array:
+def _epsilon(tokens: mx.array, logits: mx.array, *, cutoff: float | mx.array, min_keep: int) -> mx.array:
     """Without tokens less likely than that. Source for this and the next: https://arxiv.org/abs/2210.15191."""
-    return without(logits, (mx.softmax(logits, axis=-1) < cutoff) & (logits < kth_largest(logits, [keep])))
+    return mask(logits, (mx.softmax(logits, axis=-1) < cutoff) & (logits < kth_largest(logits, [min_keep])))
 
 
-def _eta(tokens: mx.array, logits: mx.array, *, cutoff: float, keep: int) -> mx.array:
+def _eta(tokens: mx.array, logits: mx.array, *, cutoff: float, min_keep: int) -> mx.array:
     """The same, with a lower bound where the distribution is flat."""
     flat = math.sqrt(cutoff) * mx.exp(-entropy(-log_softmax(logits)))
-    return _epsilon(tokens, logits, cutoff=mx.minimum(cutoff, flat), keep=keep)
+    return _epsilon(tokens, logits, cutoff=mx.minimum(cutoff, flat), min_keep=min_keep)

@@ -91,7 +91,8 @@ SINGLE: dict[str, dict[str, Any]] = {
     "planted": {"remove_invalid_values": True},
     "suppressed twice": {"suppress_tokens": [1, 2, 3], "remove_invalid_values": True, "renormalize_logits": True},
     "total length": {"forced_eos_token_id": 2, "max_length": PROMPT + 4, "max_new_tokens": None},
-    "all warpers": {"do_sample": True} | {key: value for own in WARPERS.values() for key, value in own.items()},
+    "all warpers": {"do_sample": True}
+    | {key: value for settings in WARPERS.values() for key, value in settings.items()},
     "warpers that do nothing": {"do_sample": True, "top_k": None, "top_p": 1.0, "min_p": 0.0, "epsilon_cutoff": 0.0},
     "defaults of drawing": {"do_sample": True},
     "instruct": {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
@@ -127,10 +128,10 @@ ONE_TOKEN: dict[str, dict[str, Any]] = {
     "forced, then suppressed": {"forced_bos_token_id": 4, "begin_suppress_tokens": [5, 6]},
     "suppressed": {"begin_suppress_tokens": [5, 6]},
 }
-"""Settings that mean something of their own where the prompt is one token: the last prompt token and what follows."""
+"""Settings that mean something special where the prompt is one token: the last prompt token and what follows."""
 
 PADDING_COUNTS = {"encoder_repetition_penalty", "encoder unigrams", "no single token twice", "longer context than text"}
-"""Where transformers takes a row's padding for tokens of its prompt. Here a row's scores are its own."""
+"""Where transformers takes a row's padding for tokens of its prompt. Here a row's scores do not depend on it."""
 
 
 def scores_of(name: str) -> np.ndarray:

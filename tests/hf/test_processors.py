@@ -1,4 +1,4 @@
-"""Logits processors and warpers against transformers' own (`make_processors.py`), and what only ours have."""
+"""Logits processors and warpers against transformers' (`make_processors.py`), and what only ours have."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +16,8 @@ from mlx_vlgen.engine.penalties import penalize
 from mlx_vlgen.engine.request import Row
 from mlx_vlgen.engine.sampling import BatchSampler
 from mlx_vlgen.engine.text import TextStream
-from mlx_vlgen.hf.config import GenerationSettings
-from mlx_vlgen.hf.processors import processors, sampling_keywords, warpers
-from mlx_vlgen.hf.resolve import resolve
+from mlx_vlgen.hf.config import GenerationSettings, resolve
+from mlx_vlgen.hf.processors import sampling_keywords, processors, warpers
 from mlx_vlgen.hf.watermark import permuted
 from mlx_vlgen.inputs.prompt import Prompt
 
@@ -29,30 +28,30 @@ LOWEST = float(np.finfo(np.float32).min)
 
 
 def settings_of(keywords: Mapping[str, Any]) -> GenerationSettings:
-    own = {"max_new_tokens": cases.NEW_TOKENS, "eos_token_id": cases.ENDS} | dict(keywords)
-    own.pop("prefix_allowed_tokens_fn", None)
-    return resolve({}, None, own)[0]
+    settings = {"max_new_tokens": cases.NEW_TOKENS, "eos_token_id": cases.ENDS} | dict(keywords)
+    settings.pop("prefix_allowed_tokens_fn", None)
+    return resolve({}, None, settings)[0]
 
 
-def applied(made: list[LogitsProcessor], tokens: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def applied(chain: list[LogitsProcessor], tokens: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(V,)."""
     logits = mx.array(scores)[None]
-    for processor in made:
+    for processor in chain:
         logits = processor(mx.array(tokens.astype(np.int32)), logits)
         assert logits.shape == (1, len(scores)) and logits.dtype == mx.float32
     return np.array(logits[0])
 
 
 def ours(keywords: Mapping[str, Any], row: int, new: int, scores: np.ndarray, prompt: int = cases.PROMPT) -> np.ndarray:
-    """(V,): of one row after so many new tokens, with the tokens that are its own."""
+    """(V,): of one row after so many new tokens, with its tokens."""
     padding = cases.PADDING[row] if prompt == cases.PROMPT else 0
     start, settings = cases.PROMPT - prompt + padding, settings_of(keywords)
     allowed = keywords.get("prefix_allowed_tokens_fn")
-    made = processors(
+    chain = processors(
         settings, prompt_length=prompt - padding, row=row, padding=padding, prefix_allowed_tokens_fn=allowed
     )
-    made += warpers(settings, prompt_length=prompt - padding)
-    return applied(made, cases.ROWS[row, start : cases.PROMPT + new], scores[new, row])
+    chain += warpers(settings, prompt_length=prompt - padding)
+    return applied(chain, cases.ROWS[row, start : cases.PROMPT + new], scores[new, row])
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -120,15 +119,15 @@ def test_presence_penalty_is_of_generated_tokens() -> None:
 
 
 def test_users_come_last_and_see_a_batch_of_one() -> None:
-    seen = []
+    calls = []
 
     def user(tokens: mx.array, scores: mx.array) -> mx.array:
-        seen.append((tokens.tolist(), scores.shape, float(scores[0, 2])))
+        calls.append((tokens.tolist(), scores.shape, float(scores[0, 2])))
         return scores + 1
 
-    made = processors(settings_of({"suppress_tokens": [2]}), prompt_length=2, row=0, user_processors=[user])
-    got = applied(made, np.array([4, 5, 6]), np.zeros(8, np.float32))
-    assert seen == [([[4, 5, 6]], (1, 8), -np.inf)] and got[1] == 1
+    chain = processors(settings_of({"suppress_tokens": [2]}), prompt_length=2, row=0, user_processors=[user])
+    got = applied(chain, np.array([4, 5, 6]), np.zeros(8, np.float32))
+    assert calls == [([[4, 5, 6]], (1, 8), -np.inf)] and got[1] == 1
 
 
 def test_half_precision_is_left_before_anything_is_computed() -> None:
@@ -139,11 +138,11 @@ def test_half_precision_is_left_before_anything_is_computed() -> None:
 
 def test_tokens_past_the_vocabulary_change_nothing() -> None:
     """Placeholders of some families have no logit."""
-    asked = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1, "encoder_repetition_penalty": 2.0}
+    penalties = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1, "encoder_repetition_penalty": 2.0}
     scores = np.linspace(-1, 1, 10).astype(np.float32)
-    made = processors(settings_of(asked), prompt_length=3, row=0)
-    with_them = applied(made, np.array([4, 10, 900, 4]), scores)
-    assert with_them == pytest.approx(applied(made, np.array([4, 4, 4, 4]), scores))
+    chain = processors(settings_of(penalties), prompt_length=3, row=0)
+    with_them = applied(chain, np.array([4, 10, 900, 4]), scores)
+    assert with_them == pytest.approx(applied(chain, np.array([4, 4, 4, 4]), scores))
     suppressed = processors(settings_of({"suppress_tokens": [-1, 99]}), prompt_length=1, row=0)
     assert applied(suppressed, np.array([1]), scores).tolist() == scores.tolist()
 
@@ -154,24 +153,24 @@ def test_tokens_past_the_vocabulary_change_nothing() -> None:
     ids=lambda keywords: next(iter(keywords)),
 )
 def test_ids_past_the_vocabulary_are_named(keywords: dict[str, Any]) -> None:
-    made = processors(settings_of(keywords), prompt_length=1, row=0)
+    chain = processors(settings_of(keywords), prompt_length=1, row=0)
     with pytest.raises(ValueError, match=next(iter(keywords))):
-        applied(made, np.array([1]), np.zeros(10, np.float32))
+        applied(chain, np.array([1]), np.zeros(10, np.float32))
 
 
 @pytest.mark.parametrize("returned", [[], [10], [-1], "text"], ids=str)
 def test_what_the_users_function_allows_must_be_tokens(returned: Any) -> None:
-    made = processors(
+    chain = processors(
         GenerationSettings(max_new_tokens=1), prompt_length=1, row=0, prefix_allowed_tokens_fn=lambda i, t: returned
     )
     with pytest.raises(ValueError, match="prefix_allowed_tokens_fn"):
-        applied(made, np.array([1]), np.zeros(10, np.float32))
+        applied(chain, np.array([1]), np.zeros(10, np.float32))
 
 
 def test_beams_may_end_where_nothing_is_allowed() -> None:
     settings = settings_of({"bad_words_ids": [[5]], "num_beams": 2})
-    made = processors(settings, prompt_length=1, row=0, prefix_allowed_tokens_fn=lambda row, tokens: [5])
-    assert (applied(made, np.array([1]), np.zeros(10, np.float32)) == -np.inf).all()
+    chain = processors(settings, prompt_length=1, row=0, prefix_allowed_tokens_fn=lambda row, tokens: [5])
+    assert (applied(chain, np.array([1]), np.zeros(10, np.float32)) == -np.inf).all()
 
 
 def test_end_tokens_grow_without_overflow() -> None:
@@ -182,9 +181,11 @@ def test_end_tokens_grow_without_overflow() -> None:
     assert np.isfinite(got).all() and got.argmax() == 2
 
 
-def engine_probabilities(own: Mapping[str, Any], prompt: list[int], new: list[int], scores: np.ndarray) -> np.ndarray:
+def engine_probabilities(
+    params: Mapping[str, Any], prompt: list[int], new: list[int], scores: np.ndarray
+) -> np.ndarray:
     """(V,): what the engine draws from, or would, were it not greedy."""
-    row = Row(0, Request("", sampling=SamplingParams(**own)), TextStream(None), seed=0)
+    row = Row(0, Request("", sampling=SamplingParams(**params)), TextStream(None), seed=0)
     row.prompt = Prompt(tokens=np.array(prompt, np.int32), media=())
     for token in new:
         row.record(token)
@@ -216,11 +217,11 @@ def test_the_engine_does_by_itself_what_the_processors_do(
     cut = max(1, len(tokens) - new)
     scores = (np.random.default_rng(seed).normal(size=30) * 3).astype(np.float32)
     settings = settings_of(keywords | {"eos_token_id": None})
-    own = sampling_keywords(settings)
-    assert own is not None
-    made = processors(settings, prompt_length=cut, row=0) + warpers(settings, prompt_length=cut)
-    expected = softmax(applied(made, np.array(tokens), scores))
-    assert engine_probabilities(own, tokens[:cut], tokens[cut:], scores) == pytest.approx(expected, abs=1e-6)
+    params = sampling_keywords(settings)
+    assert params is not None
+    chain = processors(settings, prompt_length=cut, row=0) + warpers(settings, prompt_length=cut)
+    expected = softmax(applied(chain, np.array(tokens), scores))
+    assert engine_probabilities(params, tokens[:cut], tokens[cut:], scores) == pytest.approx(expected, abs=1e-6)
 
 
 ENGINES_OWN = {"repetition_penalty", "temperature", "top_k", "top_p", "min_p", "typical_p"}

@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 @dataclass(frozen=True)
 class Row:
     """joins: how many results the others have given when it is added. leaves: cancelled after so many tokens.
-    media: in the place of the ask's own."""
+    media: in the place of the ask's."""
 
     ask: Ask
     sampling: SamplingParams = SamplingParams(max_tokens=STEPS)
@@ -33,9 +33,9 @@ class Row:
     @property
     def is_plain(self) -> bool:
         """Whether it takes the most likely token over whole caches, as the plain loop does."""
-        own = self.sampling
-        changed = own.temperature or own.repetition_penalty or own.presence_penalty or own.frequency_penalty
-        return not changed and not own.logit_bias and self.kv == KVSettings()
+        sampling = self.sampling
+        penalties = sampling.repetition_penalty or sampling.presence_penalty or sampling.frequency_penalty
+        return not (sampling.temperature or penalties or sampling.logit_bias) and self.kv == KVSettings()
 
 
 @dataclass
@@ -71,21 +71,21 @@ def play(family: Family, rows: Sequence[Row], **settings: Any) -> list[Heard]:
     heard = [Heard() for _ in rows]
     waiting = sorted(range(len(rows)), key=lambda index: rows[index].joins)
     index_of: dict[int, int] = {}
-    seen = 0
+    num_results = 0
     with TokenIterator(family.model, family.processor, **settings) as iterator:
-        while any(own.finish_reason is None for own in heard):
-            while waiting and rows[waiting[0]].joins <= seen:
+        while any(output.finish_reason is None for output in heard):
+            while waiting and rows[waiting[0]].joins <= num_results:
                 index = waiting.pop(0)
                 index_of[iterator.add(rows[index].request)] = index
             step = next(iterator, None)
             if step is None:  # all others are through before it was to join
-                seen = rows[waiting[0]].joins
+                num_results = rows[waiting[0]].joins
                 continue
-            seen += 1
+            num_results += 1
             id, result = step
-            own, row = heard[index_of[id]], rows[index_of[id]]
-            own.add(result)
-            if len(own.tokens) == row.leaves and result.finish_reason is None:
+            output, row = heard[index_of[id]], rows[index_of[id]]
+            output.add(result)
+            if len(output.tokens) == row.leaves and result.finish_reason is None:
                 iterator.cancel(id)
         assert next(iterator, None) is None
     return heard
@@ -93,15 +93,15 @@ def play(family: Family, rows: Sequence[Row], **settings: Any) -> list[Heard]:
 
 def check(family: Family, rows: Sequence[Row], heard: Sequence[Heard]) -> None:
     """Every row's tokens and log-probabilities are those of the plain loop; draws are those of the row alone."""
-    for row, own in zip(rows, heard, strict=True):
-        assert own.finish_reason in ("stop", "length", "cancelled"), own.results[-1].error
+    for row, output in zip(rows, heard, strict=True):
+        assert output.finish_reason in ("stop", "length", "cancelled"), output.results[-1].error
         answer = family.answer(row.ask) if row.is_plain else alone(family, row)
         tokens = answer.tokens[: row.sampling.max_tokens]
-        if own.finish_reason == "cancelled":
-            assert row.leaves == len(own.tokens)
+        if output.finish_reason == "cancelled":
+            assert row.leaves == len(output.tokens)
             tokens = tokens[: row.leaves]
-        assert own.tokens == tokens, row.ask.name
-        difference = np.abs(np.stack(own.scores) - answer.scores[: len(tokens)]).max()
+        assert output.tokens == tokens, row.ask.name
+        difference = np.abs(np.stack(output.scores) - answer.scores[: len(tokens)]).max()
         assert difference < tolerance(family, row), (row.ask.name, difference)
 
 
@@ -117,8 +117,8 @@ def alone(family: Family, row: Row) -> Answer:
     """What the row draws by itself, with the log-probabilities that the plain loop gives for those tokens."""
     key = row.ask, row.sampling, row.kv
     if key not in family.drawn:
-        [own] = play(family, [Row(*key)])
-        family.drawn[key] = Answer(own.tokens, family.scores(row.ask, own.tokens, row.kv))
+        [output] = play(family, [Row(*key)])
+        family.drawn[key] = Answer(output.tokens, family.scores(row.ask, output.tokens, row.kv))
     return family.drawn[key]
 
 
@@ -145,5 +145,5 @@ class Wrapped:
     def __getattr__(self, name: str) -> Any:
         return self._methods.get(name) or getattr(self._model, name)
 
-    def __call__(self, *given: Any, **keywords: Any) -> Any:
-        return self._methods.get("forward", self._model)(*given, **keywords)
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self._methods.get("forward", self._model)(*args, **keywords)

@@ -33,14 +33,14 @@ DEFAULTS = {"repetition_context_size": 20}  # whose None means another thing tha
 
 @dataclass(frozen=True)
 class Question:
-    words: str
+    text: str
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         parts = [{"type": "image"} for _ in self.images] + [{"type": "video"} for _ in self.videos]
-        return [{"role": "user", "content": [*parts, {"type": "text", "text": self.words}]}]
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": self.text}]}]
 
     @property
     def pictures(self) -> list[np.ndarray] | None:
@@ -130,7 +130,7 @@ def table(family: Family, plain: GenerationResult) -> dict[str, Entry]:
 
 
 @dataclass
-class Told:
+class Outcome:
     """What a face tells about one request. calls: of the progress callback. scores: of every token, from a stream."""
 
     result: GenerationResult
@@ -150,35 +150,35 @@ class Case:
         """The keywords of an entry."""
         return {"max_tokens": STEPS, **self.entries[name].beside, name: self.entries[name].value}
 
-    def generate(self, question: Question, settings: Mapping[str, Any]) -> Told:
-        told = Told(GenerationResult())
-        told.result = generate(
+    def generate(self, question: Question, settings: Mapping[str, Any]) -> Outcome:
+        outcome = Outcome(GenerationResult())
+        outcome.result = generate(
             self.family.model,
             self.family.processor,
             question.messages,
             question.pictures,
             video=question.clips,
-            prompt_progress_callback=lambda *now: told.calls.append(now),
+            prompt_progress_callback=lambda *now: outcome.calls.append(now),
             **settings,
         )
-        return told
+        return outcome
 
-    def stream(self, question: Question, settings: Mapping[str, Any]) -> Told:
-        told, pieces = Told(GenerationResult()), []
+    def stream(self, question: Question, settings: Mapping[str, Any]) -> Outcome:
+        outcome, pieces = Outcome(GenerationResult()), []
         loaded = self.family.model, self.family.processor
-        for told.result in stream_generate(
+        for outcome.result in stream_generate(
             *loaded, question.messages, question.pictures, video=question.clips, **settings
         ):
-            pieces.append(told.result.text)
-            if told.result.logprobs is not None:
-                told.scores.append(np.array(told.result.logprobs))
-        told.result.text = "".join(pieces)
-        return told
+            pieces.append(outcome.result.text)
+            if outcome.result.logprobs is not None:
+                outcome.scores.append(np.array(outcome.result.logprobs))
+        outcome.result.text = "".join(pieces)
+        return outcome
 
     def batch(
         self, questions: Sequence[Question], rows: Sequence[Mapping[str, Any]], **shared: Any
     ) -> list[GenerationResult]:
-        """rows: each one's own keywords."""
+        """rows: each one's keywords."""
         names = dict.fromkeys(name for row in rows for name in row)
         return batch_generate(
             self.family.model,
@@ -191,12 +191,12 @@ class Case:
         ).results
 
     @cache  # noqa: B019  a case lives as long as the module's tests
-    def single(self, name: str) -> Told:
+    def single(self, name: str) -> Outcome:
         """The entry's answer from `generate`, which all others must equal."""
         return self.generate(self.entries[name].question, self.settings(name))
 
     @cache  # noqa: B019
-    def default(self, question: Question) -> Told:
+    def default(self, question: Question) -> Outcome:
         return self.generate(question, {"max_tokens": STEPS})
 
     def check_untouched(self, question: Question) -> None:
@@ -222,7 +222,7 @@ def check_equal(one: GenerationResult, other: GenerationResult) -> None:
     assert [value for _, value in best] == pytest.approx([value for _, value in others], abs=TOLERANCE)
 
 
-def differs(one: Told, other: Told, field: str) -> bool:
+def differs(one: Outcome, other: Outcome, field: str) -> bool:
     if field == "calls":
         return one.calls != other.calls
     first, second = getattr(one.result, field), getattr(other.result, field)
@@ -261,10 +261,10 @@ def test_every_keyword_has_an_entry(case: Case) -> None:
 @on_both
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_generate_and_stream_are_one_answer(case: Case, name: str) -> None:
-    entry, told = case.entries[name], case.single(name)
+    entry, outcome = case.entries[name], case.single(name)
     stream = case.stream(entry.question, case.settings(name))
-    check_equal(stream.result, told.result)
-    assert len(stream.scores) == (len(told.result.tokens) if case.settings(name).get("logprobs", True) else 0)
+    check_equal(stream.result, outcome.result)
+    assert len(stream.scores) == (len(outcome.result.tokens) if case.settings(name).get("logprobs", True) else 0)
     case.check_untouched(WHO)
 
 
@@ -288,9 +288,9 @@ def test_log_probabilities_are_the_plain_loops(case: Case, name: str) -> None:
     kv = KVSettings.of({option.name: settings[option.name] for option in KV_CACHE if option.name in settings})
     thinks = settings.get("enable_thinking", False)
     text = apply_chat_template(family.processor, family.model.config, question.messages, enable_thinking=thinks)
-    told = case.stream(question, settings)
-    plain = family.scores(Ask(name, text, question.images, question.videos), told.result.tokens, kv)
-    assert np.abs(np.stack(told.scores) - plain).max() < TOLERANCE
+    outcome = case.stream(question, settings)
+    plain = family.scores(Ask(name, text, question.images, question.videos), outcome.result.tokens, kv)
+    assert np.abs(np.stack(outcome.scores) - plain).max() < TOLERANCE
 
 
 @on_both
@@ -322,17 +322,17 @@ def test_batches_with_one_setting(case: Case, name: str) -> None:
 @pytest.mark.parametrize("pictures", [["trio.png"], pytest.param(["trio.png", "hello.png"], marks=pytest.mark.slow)])
 def test_thinking_budgets_are_exact(case: Case, pictures: list[str], opened: str) -> None:
     """Over pictures, single, streamed and all in one batch: min(budget, what it thinks without one)."""
-    words = "Describe this image." if opened == "by the template" else "Think step by step: Describe this image."
+    text = "Describe this image." if opened == "by the template" else "Think step by step: Describe this image."
     common = {"max_tokens": 200, "enable_thinking": opened == "by the template"}
-    questions = [Question(words, images=(name,)) for name in pictures]
+    questions = [Question(text, images=(name,)) for name in pictures]
     budgets = (0, 1, 5, 500)
-    asked = [(question, budget) for question in questions for budget in budgets]
+    pairs = [(question, budget) for question in questions for budget in budgets]
     free = {question: case.generate(question, common).result for question in questions}
     assert all(result.thinking_tokens > 5 for result in free.values())
     rows = case.batch(
-        [question for question, _ in asked], [{"thinking_budget": budget} for _, budget in asked], **common
+        [question for question, _ in pairs], [{"thinking_budget": budget} for _, budget in pairs], **common
     )
-    for (question, budget), row in zip(asked, rows, strict=True):
+    for (question, budget), row in zip(pairs, rows, strict=True):
         face = case.stream if budget in (0, 5) else case.generate
         single = face(question, {**common, "thinking_budget": budget}).result
         check_equal(row, single)

@@ -56,9 +56,9 @@ def test_streams_in_turn(family: Family) -> None:
         for stream, ask in zip((one, other), asks, strict=True):
             stream.add(Row(ask).request)
         for _ in range(STEPS):
-            for stream, own in zip((one, other), heard, strict=True):
+            for stream, output in zip((one, other), heard, strict=True):
                 if result := next(stream, None):
-                    own.add(result[1])
+                    output.add(result[1])
     check(family, [Row(ask) for ask in asks], heard)
 
 
@@ -67,11 +67,15 @@ def test_draws_and_caches(family: Family, every: slice) -> None:
     """Sampled rows and rows with quantized or bounded caches, each as alone."""
     caches = usable_caches(family)[2:]
 
-    def cache_for(ask: Ask, own: KVSettings) -> KVSettings:
+    def cache_for(ask: Ask, settings: KVSettings) -> KVSettings:
         """With a bound that just holds what must all see each other in this prompt."""
         spans = family.processor.prepare(ask.text, ask.media).two_way
         longest = max((end - start for start, end in spans), default=0)
-        return own if own.max_size is None else replace(own, max_size=max(own.max_size, longest + SINKS))
+        return (
+            settings
+            if settings.max_size is None
+            else replace(settings, max_size=max(settings.max_size, longest + SINKS))
+        )
 
     rows = [
         Row(ask, SamplingParams(max_tokens=STEPS, seed=i, **sampler), cache_for(ask, kv))

@@ -113,7 +113,7 @@ def test_every_request_in_one_batch(family: Family) -> None:
 
 @every_family
 def test_rows_of_equal_length(family: Family) -> None:
-    """No padding, and so no mask array: a path of its own. One row leaves early, and one of another length joins."""
+    """No padding, and so no mask array: a separate path. One row leaves early, and one of another length joins."""
     rows = [Row(family.asks[name]) for name in ("words11", "turned11", "words11")]
     play_and_check(family, rows)
     leaver = Row(family.asks["turned11"], SamplingParams(max_tokens=4))
@@ -192,15 +192,15 @@ def test_two_streams_in_turn(family: Family) -> None:
         one.add(Row(first).request)
         other.add(Row(second).request)
         for _ in range(STEPS):
-            for stream, own in zip((one, other), heard, strict=True):
+            for stream, output in zip((one, other), heard, strict=True):
                 if result := next(stream, None):
-                    own.add(result[1])
+                    output.add(result[1])
     check(family, [Row(first), Row(second)], heard)
 
 
 @every_family
 def test_three_threads(family: Family) -> None:
-    """One model, three iterators, each in a thread of its own."""
+    """One model, three iterators, each in its thread."""
     rows = drawn_rows(family, 9, 8, joins=(0, 8))
     start = threading.Barrier(3, timeout=30)
 
@@ -226,7 +226,7 @@ def test_seeded_draws(family: Family) -> None:
     """A row draws the same alone, in any batch, in any place and joining late."""
     asks = list(family.asks.values())[:7]
     rows = sampled(asks)
-    assert len({tuple(own.tokens) for own in play(family, rows)}) == len(rows)
+    assert len({tuple(output.tokens) for output in play(family, rows)}) == len(rows)
     play_and_check(family, rows)
     play_and_check(family, rows[::-1], max_batch_size=3, prefill_step_size=7)
     play_and_check(family, [Row(row.ask, row.sampling, joins=4 * i) for i, row in enumerate(rows)])
@@ -237,7 +237,9 @@ def test_seeds_matter(family: Family) -> None:
     """Equal seeds draw equally, other seeds otherwise, no seed otherwise each time."""
     ask = family.asks["words5"]
     params = [SamplingParams(max_tokens=STEPS, temperature=1.5, seed=seed) for seed in (1, 1, 2, None, None)]
-    same, again, other, free, free_again = (own.tokens for own in play(family, [Row(ask, own) for own in params]))
+    same, again, other, free, free_again = (
+        output.tokens for output in play(family, [Row(ask, sampling) for sampling in params])
+    )
     assert same == again
     assert len({tuple(tokens) for tokens in (same, other, free, free_again)}) == 4
 
@@ -277,13 +279,16 @@ def test_three_faces(family: Family, every: int) -> None:
     """`generate`, `stream_generate` and `batch_generate` give the iterator's text and tokens."""
     asks = [ask for ask in family.asks.values() if not ask.videos][::every]
     heard = play(family, [Row(ask) for ask in asks])
-    for ask, own in zip(asks, heard, strict=True):
+    for ask, output in zip(asks, heard, strict=True):
         images = [media.picture(name) for name in ask.images] or None
         whole = generate(family.model, family.processor, ask.text, images, max_tokens=STEPS)
-        assert (whole.tokens, whole.text) == (own.tokens, own.text)
-        assert np.abs(np.array(whole.logprobs) - own.scores[-1]).max() < TOLERANCE
+        assert (whole.tokens, whole.text) == (output.tokens, output.text)
+        assert np.abs(np.array(whole.logprobs) - output.scores[-1]).max() < TOLERANCE
         pieces = list(stream_generate(family.model, family.processor, ask.text, images, max_tokens=STEPS))
-        assert ([piece.token for piece in pieces], "".join(piece.text for piece in pieces)) == (own.tokens, own.text)
+        assert ([piece.token for piece in pieces], "".join(piece.text for piece in pieces)) == (
+            output.tokens,
+            output.text,
+        )
     batch = batch_generate(
         family.model,
         family.processor,
@@ -291,8 +296,8 @@ def test_three_faces(family: Family, every: int) -> None:
         prompts=[ask.text for ask in asks],
         max_tokens=STEPS,
     )
-    assert batch.texts == [own.text for own in heard]
-    assert [result.tokens for result in batch.results] == [own.tokens for own in heard]
+    assert batch.texts == [output.text for output in heard]
+    assert [result.tokens for result in batch.results] == [output.tokens for output in heard]
 
 
 def usable_caches(family: Family) -> list[KVSettings]:
@@ -315,7 +320,7 @@ def test_every_cache(family: Family, chunk: int | None) -> None:
     caches = usable_caches(family)[3:]
     assert len(caches) >= 2
     names = [name for name in ("img2", "long", "words11", "text") if name in family.asks][:3]
-    rows = [Row(family.asks[name], kv=own, joins=5 * i) for own in caches for i, name in enumerate(names)]
+    rows = [Row(family.asks[name], kv=settings, joins=5 * i) for settings in caches for i, name in enumerate(names)]
     if chunk is None:
         play_and_check(family, rows)
     else:
@@ -328,16 +333,16 @@ def test_real_draws(family: Family) -> None:
     says other things than it is sure of."""
     rows = sampled([family.asks[name] for name in ("text", "shapes", "print") * 4])
     hot = [replace(row.sampling, temperature=4 * row.sampling.temperature) for row in rows]
-    play_and_check(family, [Row(row.ask, own) for row, own in zip(rows, hot, strict=True)])
+    play_and_check(family, [Row(row.ask, sampling) for row, sampling in zip(rows, hot, strict=True)])
 
 
 @pytest.mark.parametrize("family", ["demo"], indirect=True)
 def test_real_texts_over_quantized_caches(family: Family) -> None:
     """On any BLAS they are those of the whole cache alone, also where rounding moves a log-probability."""
-    for kv in (own for own in usable_caches(family) if own.bits):
+    for kv in (cache for cache in usable_caches(family) if cache.bits):
         rows = [Row(family.asks[name], kv=kv, joins=3 * i) for i, name in enumerate(REAL)]
-        for row, own in zip(rows, play(family, rows), strict=True):
-            assert own.tokens == family.answer(row.ask).tokens, (row.ask.name, kv)
+        for row, output in zip(rows, play(family, rows), strict=True):
+            assert output.tokens == family.answer(row.ask).tokens, (row.ask.name, kv)
 
 
 Plan = tuple[str, list[dict[str, Any]], dict[str, Any]]
@@ -413,9 +418,9 @@ def test_on_a_fast_blas(chosen: str) -> None:
     built-in model's texts."""
     environment = os.environ | {"MLX_VLGEN_BLAS": ""}
     probe = "from mlx_vlgen._runtime import blas; print(blas() or '')"
-    found = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
-    if not found.stdout.strip():
-        pytest.skip("no OpenBLAS, MKL or BLIS on this machine: MLX has its own BLAS only")
+    process = subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=True)
+    if not process.stdout.strip():
+        pytest.skip("no OpenBLAS, MKL or BLIS on this machine: MLX has only its BLAS")
     command = [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "-p", "no:cacheprovider", "-m", "", "-k", chosen]
     run = subprocess.run([*command, __file__], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,4 +1,4 @@
-"""Hundreds of requests through one iterator: all end, in their turn, each with its own answer, and nothing is left.
+"""Hundreds of requests through one iterator: all end, in their turn, each with its answer, and nothing is left.
 
 `-m slow` has five hundred, and a thousand prompts at once.
 """
@@ -21,7 +21,7 @@ from mlx_vlgen import GenerationResult, MediaInputs, Request, SamplingParams, To
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.kv_settings import KVSettings
-from mlx_vlgen.engine.prefill import is_out_of_memory
+from mlx_vlgen.engine.scheduling import is_out_of_memory
 
 from .family import Family
 from .play import Row, Wrapped, play
@@ -80,7 +80,7 @@ def failing(after: int, result: Callable[[mx.array], Any]) -> Callable[[mx.array
 
 
 def courses(family: Family, rng: random.Random, count: int) -> list[Course]:
-    made, comes = [], 0
+    planned, comes = [], 0
     for _ in range(count):
         ask = family.asks[rng.choice(ASKS)]
         sampling = SamplingParams(max_tokens=rng.choice((1, 3, 6, LONGEST)), **rng.choice(DRAWS))
@@ -96,8 +96,8 @@ def courses(family: Family, rng: random.Random, count: int) -> list[Course]:
             media = replace(media, images=[*media.images, b""])
         leaves = rng.randrange(4) if rng.random() < 0.1 else None
         comes += rng.choice((0, 0, 0, 0, 2, 20))  # bursts, and pauses in which rows run out
-        made.append(Course(row, fault, leaves, comes, rng.random() < 0.3, media))
-    return made
+        planned.append(Course(row, fault, leaves, comes, rng.random() < 0.3, media))
+    return planned
 
 
 class Starved:
@@ -107,27 +107,27 @@ class Starved:
     returned: the courses that the engine put back into the queue for it; others may overtake them.
     """
 
-    def __init__(self, family: Family, made: Sequence[Course], monkeypatch: pytest.MonkeyPatch):
+    def __init__(self, family: Family, planned: Sequence[Course], monkeypatch: pytest.MonkeyPatch):
         self._family = family
-        self._of_media = {id(course.media): course for course in made}
+        self._of_media = {id(course.media): course for course in planned}
         self._of_prompt: dict[int, Course] = {}
-        self._kept: list[Any] = []  # objects whose ids are used
+        self._prepared: list[Any] = []  # objects whose ids are used
         self.live = 0
         self._calls: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.returned: set[Course] = set()
         evaluate = kv.evaluate
 
-        def evaluate_or_fail(*given: Any) -> None:
+        def evaluate_or_fail(*args: Any) -> None:
             self._perhaps("join", 60)
-            evaluate(*given)
+            evaluate(*args)
 
         monkeypatch.setattr(kv, "evaluate", evaluate_or_fail)
         self.processor = Wrapped(family.processor, prepare=self._prepare)
         self.model = Wrapped(family.model, forward=self._forward, encode=self._encode, embed=self._embed)
 
-    def _perhaps(self, what: str, every: int, least: int = 2, course: Course | None = None) -> None:
-        if self.live < least:
+    def _perhaps(self, what: str, every: int, min_rows: int = 2, course: Course | None = None) -> None:
+        if self.live < min_rows:
             return
         self._calls[what] += 1
         if self._calls[what] % every == every // 2:
@@ -136,12 +136,12 @@ class Starved:
                 self.returned.add(course)
             raise RuntimeError("[malloc] Unable to allocate 1234 bytes.")
 
-    def _prepare(self, prompt: Any, media: MediaInputs, **given: Any) -> Any:
-        made = self._family.processor.prepare(prompt, media, **given)
-        self._kept.append(made)
-        for part in (made, *made.media):
+    def _prepare(self, prompt: Any, media: MediaInputs, **keywords: Any) -> Any:
+        prepared = self._family.processor.prepare(prompt, media, **keywords)
+        self._prepared.append(prepared)
+        for part in (prepared, *prepared.media):
             self._of_prompt[id(part)] = self._of_media[id(media)]
-        return made
+        return prepared
 
     def _encode(self, media: Sequence[Any]) -> Any:
         self._perhaps("encode", 10, course=self._of_prompt[id(media[0])] if len(media) == 1 else None)
@@ -152,23 +152,23 @@ class Starved:
         return self._family.model.embed(prompt, features)
 
     def _forward(self, inputs: Any, cache: Any, at: mx.array | None = None) -> mx.array:
-        self._perhaps("prefill", 25) if at is not None else self._perhaps("decode", 60, least=4)
+        self._perhaps("prefill", 25) if at is not None else self._perhaps("decode", 60, min_rows=4)
         return self._family.model(inputs, cache, at=at)
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(500, marks=pytest.mark.slow)])
 def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    made = courses(family, random.Random(5), count)
-    expected = {course: single(family, course.row) for course in made}
+    planned = courses(family, random.Random(5), count)
+    expected = {course: single(family, course.row) for course in planned}
     active = settled()
-    starved = Starved(family, made, monkeypatch)
-    order = soak(starved, made)
+    starved = Starved(family, planned, monkeypatch)
+    order = soak(starved, planned)
     assert settled() - active < 1e6
 
-    reasons = Counter(course.ends[0].finish_reason for course in made)
+    reasons = Counter(course.ends[0].finish_reason for course in planned)
     assert min(reasons[reason] for reason in ("stop", "length", "cancelled", "error")) > 3, reasons
     assert min(starved.failed[what] for what in ("encode", "embed", "prefill", "join", "decode")) > 1, starved.failed
-    for course in made:
+    for course in planned:
         [last] = course.ends
         tokens, text = expected[course]
         assert course.tokens == tokens[: len(course.tokens)]
@@ -184,14 +184,14 @@ def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch, count: int) -> 
     assert len(starved.returned) < count / 10 < len(in_turn)
 
 
-def soak(starved: Starved, made: Sequence[Course]) -> list[tuple[int, Course]]:
+def soak(starved: Starved, planned: Sequence[Course]) -> list[tuple[int, Course]]:
     """Run them all; ids and courses in the order of their first tokens."""
     named: dict[int, Course] = {}
     naming = threading.Lock()  # a row may speak before the thread that added it knows its id
     order: list[tuple[int, Course]] = []
     live: set[Course] = set()
     jobs: list[Future[None]] = []
-    waiting, heard = iter(made), 0
+    waiting, heard = iter(planned), 0
     coming = next(waiting)
 
     def add(course: Course) -> None:
@@ -207,7 +207,7 @@ def soak(starved: Starved, made: Sequence[Course]) -> list[tuple[int, Course]]:
             starved.model, starved.processor, max_batch_size=SLOTS, kv_token_budget=BUDGET, prefill_step_size=CHUNK
         ) as iterator,
     ):
-        while coming or len(named) < len(made) or any(not course.ends for course in made):
+        while coming or len(named) < len(planned) or any(not course.ends for course in planned):
             while coming and coming.comes <= heard:
                 if coming.elsewhere:
                     jobs.append(other.submit(add, coming))
@@ -247,18 +247,18 @@ def soak(starved: Starved, made: Sequence[Course]) -> list[tuple[int, Course]]:
 
 def single(family: Family, row: Row) -> tuple[list[int], str]:
     """Its tokens and text when it runs alone."""
-    own = row.sampling
-    tokens = tokens_alone(family, replace(row, sampling=replace(own, max_tokens=LONGEST, eos_tokens=())))
-    end = next((at for at, token in enumerate(tokens[: own.max_tokens]) if token in own.eos_tokens), None)
-    said = tokens[: own.max_tokens if end is None else end]
-    return tokens[: len(said) + (end is not None)], family.processor.tokenizer.decode(said)
+    sampling = row.sampling
+    tokens = tokens_alone(family, replace(row, sampling=replace(sampling, max_tokens=LONGEST, eos_tokens=())))
+    end = next((at for at, token in enumerate(tokens[: sampling.max_tokens]) if token in sampling.eos_tokens), None)
+    answer = tokens[: sampling.max_tokens if end is None else end]
+    return tokens[: len(answer) + (end is not None)], family.processor.tokenizer.decode(answer)
 
 
 @cache
 def tokens_alone(family: Family, row: Row) -> list[int]:
-    [own] = play(family, [row])
-    assert own.finish_reason == "length"
-    return own.tokens
+    [output] = play(family, [row])
+    assert output.finish_reason == "length"
+    return output.tokens
 
 
 @pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.slow)])
@@ -281,13 +281,13 @@ class Crowd:
 def crowd(family: Family, count: int) -> Crowd:
     """So many prompts at once, of which every fourth has a picture."""
     alive: list[weakref.ref[Any]] = []
-    seen = Crowd([], 0, 0)
+    record = Crowd([], 0, 0)
 
-    def prepare(*given: Any, **keywords: Any) -> Any:
-        prompt = family.processor.prepare(*given, **keywords)
+    def prepare(*args: Any, **keywords: Any) -> Any:
+        prompt = family.processor.prepare(*args, **keywords)
         alive.extend(weakref.ref(media.pixels) for media in prompt.media)
         alive[:] = [ref for ref in alive if ref() is not None]
-        seen.pictures = max(seen.pictures, len(alive))
+        record.pictures = max(record.pictures, len(alive))
         return prompt
 
     processor, sampling = Wrapped(family.processor, prepare=prepare), SamplingParams(max_tokens=2)
@@ -299,9 +299,9 @@ def crowd(family: Family, count: int) -> Crowd:
         for id, result in iterator:
             assert result.finish_reason != "error", result.error
             if result.generation_tokens == 1:
-                seen.ids.append(id)
-    seen.bytes = mx.get_peak_memory() - active
-    return seen
+                record.ids.append(id)
+    record.bytes = mx.get_peak_memory() - active
+    return record
 
 
 @pytest.mark.parametrize("live", [1, 3])

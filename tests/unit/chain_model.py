@@ -32,9 +32,9 @@ class Chain(Model):
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         self.forwards += 1
         keys = inputs.tokens[:, None, :, None].astype(mx.float32)
-        held, _ = cache[0].update_and_fetch(keys, keys)
+        all_keys, _ = cache[0].update_and_fetch(keys, keys)
         # What it says hangs on what the cache says was last, for each of the new positions.
-        last = held[:, 0, -len(inputs) :, 0].astype(mx.int32)
+        last = all_keys[:, 0, -len(inputs) :, 0].astype(mx.int32)
         logits = self._table[last]
         return logits if at is None else logits[mx.arange(len(logits)), at]
 

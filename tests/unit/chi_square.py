@@ -3,8 +3,8 @@
 import numpy as np
 
 
-def statistic(seen: np.ndarray, mean: np.ndarray) -> float:
-    return float(((seen - mean) ** 2 / mean).sum())
+def statistic(observed: np.ndarray, mean: np.ndarray) -> float:
+    return float(((observed - mean) ** 2 / mean).sum())
 
 
 def limit(freedom: int) -> float:

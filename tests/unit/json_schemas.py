@@ -30,14 +30,14 @@ def _object(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
 
 
 def _map(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
-    most = draw.randint(0, 3)
+    high = draw.randint(0, 3)
     names = {"patternProperties": {"^[a-z]{1,4}$": inner()}, "additionalProperties": False}
-    return {"type": "object", **names, "minProperties": min(1, most), "maxProperties": most}
+    return {"type": "object", **names, "minProperties": min(1, high), "maxProperties": high}
 
 
 def _array(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
-    least = draw.randint(0, 2)
-    return {"type": "array", "items": inner(), "minItems": least, "maxItems": least + draw.randint(0, 2)}
+    low = draw.randint(0, 2)
+    return {"type": "array", "items": inner(), "minItems": low, "maxItems": low + draw.randint(0, 2)}
 
 
 def _tuple(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
@@ -50,13 +50,13 @@ def _either(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
 
 def _shared(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
     """All of two objects."""
-    least, most = sorted(draw.sample(range(-50, 50), 2))
+    low, high = sorted(draw.sample(range(-50, 50), 2))
     size = {"type": "integer"}
     return {
         "type": "object",
         "allOf": [
-            {"properties": {"size": {**size, "minimum": least}}, "required": ["size"]},
-            {"properties": {"size": {**size, "maximum": most}, "more": inner()}, "additionalProperties": False},
+            {"properties": {"size": {**size, "minimum": low}}, "required": ["size"]},
+            {"properties": {"size": {**size, "maximum": high}, "more": inner()}, "additionalProperties": False},
         ],
     }
 
@@ -67,8 +67,8 @@ def _enum(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
 
 
 def _string(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
-    least = draw.randint(0, 4)
-    return {"type": "string", "minLength": least, "maxLength": least + draw.randint(0, 8)}
+    low = draw.randint(0, 4)
+    return {"type": "string", "minLength": low, "maxLength": low + draw.randint(0, 8)}
 
 
 def _word(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
@@ -77,16 +77,16 @@ def _word(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
 
 
 def _integer(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
-    least = draw.randint(-1000, 1000)
-    schema = {"type": "integer", "minimum": least, "maximum": least + draw.randint(5, 500)}
+    low = draw.randint(-1000, 1000)
+    schema = {"type": "integer", "minimum": low, "maximum": low + draw.randint(5, 500)}
     if draw.random() < 0.3:
         schema["multipleOf"] = draw.randint(2, 5)
     return schema
 
 
 def _number(draw: random.Random, inner: Callable[[], Schema]) -> Schema:
-    least = draw.randint(-100, 100) / 8
-    schema = {"type": "number", "exclusiveMinimum": least, "maximum": least + draw.randint(1, 50) / 4}
+    low = draw.randint(-100, 100) / 8
+    schema = {"type": "number", "exclusiveMinimum": low, "maximum": low + draw.randint(1, 50) / 4}
     if draw.random() < 0.7:  # else its digits may go on and on
         schema["multipleOf"] = 0.25
     return schema

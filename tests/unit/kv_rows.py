@@ -72,19 +72,19 @@ class Rows:
 
     def step(self, new: Sequence[Vectors]) -> None:
         """Give each row its new vectors, padded on the right to the longest, and check what each attends to."""
-        counts = [len(own.keys) for own in new]
+        counts = [len(vectors.keys) for vectors in new]
         keys, values, queries = (
             mx.array(np.stack(parts).transpose(0, 2, 1, 3))
-            for parts in zip(*(own.padded(max(counts)) for own in new), strict=True)
+            for parts in zip(*(vectors.padded(max(counts)) for vectors in new), strict=True)
         )
-        [own] = self.cache
-        offset = own.offset if len(new) > 1 else [own.offset]
+        [layer] = self.cache
+        offset = layer.offset if len(new) > 1 else [layer.offset]
         assert np.array(offset).tolist() == self.lengths
-        mask = create_attention_mask(queries.swapaxes(1, 2), own)
-        held = own.update_and_fetch(keys, values)
-        out = scaled_dot_product_attention(queries, *held, cache=own, scale=keys.shape[-1] ** -0.5, mask=mask)
+        mask = create_attention_mask(queries.swapaxes(1, 2), layer)
+        keys_values = layer.update_and_fetch(keys, values)
+        out = scaled_dot_product_attention(queries, *keys_values, cache=layer, scale=keys.shape[-1] ** -0.5, mask=mask)
         kv.evaluate(self.cache, out)
-        self.histories = [old + own for old, own in zip(self.histories, new, strict=True)]
+        self.histories = [old + vectors for old, vectors in zip(self.histories, new, strict=True)]
         for row, (history, count) in enumerate(zip(self.histories, counts, strict=True)):
             got = np.array(out[row]).swapaxes(0, 1)[:count]
             assert got == pytest.approx(self.oracle.attend(history, count), abs=2e-5)

@@ -57,7 +57,7 @@ def chain(size: int, seed: int) -> Any:
     return SimpleNamespace(model=Chain(logits), processor=Letters(size), logits=logits)
 
 
-def asked(beams: Beams, tokens: int, ends: Sequence[int] = (), **more: Any) -> Request:
+def beam_request(beams: Beams, tokens: int, ends: Sequence[int] = (), **more: Any) -> Request:
     prompt = Prompt(np.array([0], dtype=np.int32))
     sampling = SamplingParams(max_tokens=tokens, **more)
     return Request(prompt, sampling=sampling, end_tokens=frozenset(ends), beams=beams)
@@ -80,26 +80,26 @@ def test_as_many_beams_as_paths_find_the_best_of_all(seed: int, penalty: float) 
         paths[text] = score / len(text) ** penalty
     best = sorted(paths, key=lambda text: -paths[text])[:5]
     beams = Beams(81, penalty, early_stopping="never", returned=5)
-    result = run(family, [asked(beams, 4, ends=[2])])[0]
-    found = [tuple(beam.tokens) for beam in result.beams]  # equal steps in another order are ties
-    assert np.allclose([paths[text] for text in found], [paths[text] for text in best], atol=1e-5)
-    assert np.allclose([beam.score for beam in result.beams], [paths[text] for text in found], atol=1e-5)
-    assert len(set(found)) == 5
-    assert result.finish_reason == ("stop" if found[0][-1] == 2 else "length")
-    assert result.text == "".join(chr(97 + token) for token in found[0] if token != 2)
+    result = run(family, [beam_request(beams, 4, ends=[2])])[0]
+    texts = [tuple(beam.tokens) for beam in result.beams]  # equal steps in another order are ties
+    assert np.allclose([paths[text] for text in texts], [paths[text] for text in best], atol=1e-5)
+    assert np.allclose([beam.score for beam in result.beams], [paths[text] for text in texts], atol=1e-5)
+    assert len(set(texts)) == 5
+    assert result.finish_reason == ("stop" if texts[0][-1] == 2 else "length")
+    assert result.text == "".join(chr(97 + token) for token in texts[0] if token != 2)
 
 
 def test_one_beam_a_step_is_greedy() -> None:
     family = chain(7, 1)
-    greedy = run(family, [replace(asked(Beams(1), 12), beams=None)])[0]
-    assert list(run(family, [asked(Beams(1), 12)])[0].tokens) == list(greedy.tokens)
+    greedy = run(family, [replace(beam_request(Beams(1), 12), beams=None)])[0]
+    assert list(run(family, [beam_request(Beams(1), 12)])[0].tokens) == list(greedy.tokens)
 
 
 def test_a_sampled_beam_is_drawn_by_its_probability() -> None:
     family = chain(4, 3)
     likely = np.exp(log_softmax(family.logits))[0]
     counts = np.zeros(4)
-    rows = [asked(Beams(1, sample=True), 1, seed=seed) for seed in range(4000)]
+    rows = [beam_request(Beams(1, sample=True), 1, seed=seed) for seed in range(4000)]
     for result in run(family, rows):
         counts[result.beams[0].tokens[0]] += 1
     assert statistic(counts, likely * 4000) < limit(3)
@@ -116,13 +116,13 @@ def test_when_time_is_up_the_best_beam_so_far_is_handed_out_whole(
     ends: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As if max_tokens had been as many tokens as it has."""
-    family, late = chain(3, 5), []
-    monkeypatch.setattr(Row, "late", property(lambda row: len(late) >= 4))
+    family, steps = chain(3, 5), []
+    monkeypatch.setattr(Row, "timed_out", property(lambda row: len(steps) >= 4))
     advance = Hypotheses.advance
-    monkeypatch.setattr(Hypotheses, "advance", lambda *given: (late.append(None), advance(*given))[1])
-    *before, last = results_of(family, asked(Beams(3), 40, ends))
+    monkeypatch.setattr(Hypotheses, "advance", lambda *args: (steps.append(None), advance(*args))[1])
+    *before, last = results_of(family, beam_request(Beams(3), 40, ends))
     monkeypatch.undo()
-    expected = run(family, [asked(Beams(3), 4, ends)])[0]
+    expected = run(family, [beam_request(Beams(3), 4, ends)])[0]
     assert last.tokens == expected.tokens == last.beams[0].tokens
     assert [result.token for result in (*before, last)] == expected.tokens
     assert "".join(result.text for result in (*before, last)) == expected.text
@@ -133,7 +133,7 @@ def test_when_time_is_up_the_best_beam_so_far_is_handed_out_whole(
 def test_a_search_that_sleeps_stops_in_time() -> None:
     family = chain(3, 5)
     slow = lambda tokens, logits: (time.sleep(0.02), logits)[1]  # noqa: E731
-    results = results_of(family, asked(Beams(2), 1000, max_time=0.5, logits_processors=[slow]))
+    results = results_of(family, beam_request(Beams(2), 1000, max_time=0.5, logits_processors=[slow]))
     assert 1 < len(results) < 40 and results[-1].finish_reason == "length"
     assert results[-1].tokens == results[-1].beams[0].tokens == [result.token for result in results]
 

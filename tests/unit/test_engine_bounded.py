@@ -20,18 +20,18 @@ def play(bound: int, seed: int = 0) -> Play:
 @pytest.mark.parametrize("chunks", [(1,), (3, 3), (4,), (30,), (4, 4, 1), (1,) * 12, (2, 9, 3, 100), (7, 1, 50, 1, 6)])
 def test_single_row(bound: int, chunks: tuple[int, ...]) -> None:
     """Before, at and after the first token is pushed out; no mask array at decode."""
-    own = play(bound)
-    row = own.single(*chunks)
-    own.decode(row, bound + 3)
+    factory = play(bound)
+    row = factory.single(*chunks)
+    factory.decode(row, bound + 3)
     assert isinstance(row.cache[0].offset, int) and row.decode_mask() is None
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("lengths", [(3, 3), (1, 1), (1, 9), (7, 2, 5), (9, 1, 1, 6), (30, 4, 12), (45, 2)])
 def test_pack(bound: int, lengths: tuple[int, ...]) -> None:
-    own = play(bound)
-    rows = own.pack(*lengths)
-    own.decode(rows, bound + 3)
+    factory = play(bound)
+    rows = factory.pack(*lengths)
+    factory.decode(rows, bound + 3)
     assert rows.decode_mask() is None, "all rows fill the window"
 
 
@@ -42,28 +42,28 @@ def test_any_coming_and_going(bound: int, story: tuple) -> None:
 
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_several_tokens_in_an_unlike_batch(bound: int) -> None:
-    own = play(bound)
-    rows = own.pack(5, 1, 7).join(own.single(20, 1, 1))
-    own.decode(rows)
+    factory = play(bound)
+    rows = factory.pack(5, 1, 7).join(factory.single(20, 1, 1))
+    factory.decode(rows)
     for count in (3, 2, 20, 5):
-        rows.step([own.vectors(count) for _ in range(4)])
-        own.decode(rows)
+        rows.step([factory.vectors(count) for _ in range(4)])
+        factory.decode(rows)
 
 
 def test_mask_only_while_a_row_is_shorter() -> None:
-    own = play(9)
-    rows = own.pack(30, 4)
+    factory = play(9)
+    rows = factory.pack(30, 4)
     assert rows.decode_mask() is not None
-    own.decode(rows, 5)
+    factory.decode(rows, 5)
     assert rows.decode_mask() is None
 
 
 @pytest.mark.parametrize("lengths", [(1000,), (1000, 3)])
 def test_memory(lengths: tuple[int, ...]) -> None:
     """Never more than the bound once the chunk is through."""
-    own = play(40)
-    rows = own.pack(*lengths) if len(lengths) > 1 else own.single(*lengths)
-    own.decode(rows, 100)
+    factory = play(40)
+    rows = factory.pack(*lengths) if len(lengths) > 1 else factory.single(*lengths)
+    factory.decode(rows, 100)
     positions = rows.cache[0].nbytes / len(lengths) / (2 * 2 * SIZE * 4)  # keys and values, heads, size, float32
     assert positions == 40
 

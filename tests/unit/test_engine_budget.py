@@ -88,32 +88,32 @@ def test_each_row_needs_what_its_own_settings_take(monkeypatch: pytest.MonkeyPat
     """Whoever came first; a beam is a sequence, and so is a negative prompt, which goes on as long as its row."""
     layout = [Full(), Full(), Sliding(256), Recurrent(2)]
     guided = row(guidance=Guidance(2.0, Prompt(np.zeros(7, np.int32))))
-    guided.guide = row()
-    guided.guide.prompt = Prompt(np.zeros(7, np.int32))
+    guided.negative = row()
+    guided.negative.prompt = Prompt(np.zeros(7, np.int32))
     monkeypatch.setattr(budget, "memory_available", lambda: 10_000)
     for first in (WHOLE, Q4, Q8, BOUNDED):
-        own = Budget(layout, None)
+        kv_budget = Budget(layout, None)
         cache = [*(filled(kind, first, 300) for kind in layout[:3]), stateful(2)]
-        own.learn(cache)
-        assert own.limit == sum(layer.nbytes for layer in cache) + 8_000
-        assert own.needed(row()) == 3 * 100 * SIZE.width * 2 + 280
-        assert own.needed(row(kv=BOUNDED)) == (2 * 68 + 100) * SIZE.width * 2 + 280
-        assert own.needed(row(kv=Q4)) == (2 * 100 * (4 + 2 * 16 / 32) / 8 + 100 * 2) * SIZE.width + 280
-        assert own.needed(row(beams=Beams(3))) == 3 * own.needed(row())
-        assert own.needed(guided) == own.needed(row()) + 3 * 67 * SIZE.width * 2 + 280
+        kv_budget.learn(cache)
+        assert kv_budget.limit == sum(layer.nbytes for layer in cache) + 8_000
+        assert kv_budget.needed(row()) == 3 * 100 * SIZE.width * 2 + 280
+        assert kv_budget.needed(row(kv=BOUNDED)) == (2 * 68 + 100) * SIZE.width * 2 + 280
+        assert kv_budget.needed(row(kv=Q4)) == (2 * 100 * (4 + 2 * 16 / 32) / 8 + 100 * 2) * SIZE.width + 280
+        assert kv_budget.needed(row(beams=Beams(3))) == 3 * kv_budget.needed(row())
+        assert kv_budget.needed(guided) == kv_budget.needed(row()) + 3 * 67 * SIZE.width * 2 + 280
 
 
 def test_a_budget_in_positions() -> None:
-    own = Budget([Full()], 1000)
-    own.learn([filled(Full(), WHOLE, 3)])
-    assert (own.limit, own.needed(row()), own.needed(row(kv=Q4, beams=Beams(2)))) == (1000, 100, 200)
+    kv_budget = Budget([Full()], 1000)
+    kv_budget.learn([filled(Full(), WHOLE, 3)])
+    assert (kv_budget.limit, kv_budget.needed(row()), kv_budget.needed(row(kv=Q4, beams=Beams(2)))) == (1000, 100, 200)
 
 
 def test_memory_that_cannot_be_told_bounds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "memory_available", lambda: None)
-    own = Budget([Full()], None)
-    own.learn([filled(Full(), WHOLE, 3)])
-    assert own.limit is None
+    kv_budget = Budget([Full()], None)
+    kv_budget.learn([filled(Full(), WHOLE, 3)])
+    assert kv_budget.limit is None
 
 
 @pytest.mark.parametrize(("free", "together"), [(0, 2), (2000, 4), (10**6, 6)])
@@ -123,9 +123,9 @@ def test_rows_that_run_together_fit_into_free_memory(free: int, together: int, m
     sizes: list[int] = []
 
     class Counting(Chain):
-        def __call__(self, inputs: Embedded, *given: Any, **named: Any) -> mx.array:
+        def __call__(self, inputs: Embedded, *args: Any, **named: Any) -> mx.array:
             sizes.append(len(inputs.tokens))
-            return super().__call__(inputs, *given, **named)
+            return super().__call__(inputs, *args, **named)
 
     model = Counting(np.random.default_rng(0).normal(size=(5, 5)))
     request = Request(Prompt(np.zeros(40, np.int32)), sampling=SamplingParams(max_tokens=60))

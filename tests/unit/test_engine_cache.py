@@ -1,4 +1,4 @@
-"""Caches of rows that come and go: each row attends to its own keys, as a plain computation over its history does."""
+"""Caches of rows that come and go: each row attends to its keys, as a plain computation over its history does."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,13 +29,13 @@ class Rows:
 
     def step(self, new: Sequence[np.ndarray], widest: int) -> None:
         """Give each row its new vectors, padded on the right to `widest`, and check what it attends to."""
-        padded = [np.pad(own, [(0, widest - len(own)), (0, 0), (0, 0)]) for own in new]
+        padded = [np.pad(vectors, [(0, widest - len(vectors)), (0, 0), (0, 0)]) for vectors in new]
         x = mx.array(np.stack(padded).transpose(0, 2, 1, 3))  # (B, H, L, D)
         self.histories = [np.concatenate(pair) for pair in zip(self.histories, new, strict=True)]
         full, sliding, recurrent = self.cache
-        for own, window in ((full, None), (sliding, WINDOW)):
-            mask = create_attention_mask(x.swapaxes(1, 2), own, window_size=window)
-            keys, values = own.update_and_fetch(x, x)
+        for layer, window in ((full, None), (sliding, WINDOW)):
+            mask = create_attention_mask(x.swapaxes(1, 2), layer, window_size=window)
+            keys, values = layer.update_and_fetch(x, x)
             out = mx.fast.scaled_dot_product_attention(x, keys, values, scale=1.0, mask=mask)
             for row, (history, count) in enumerate(zip(self.histories, map(len, new), strict=True)):
                 for back in range(count):
@@ -54,7 +54,7 @@ class Rows:
         return Rows(kv.select(self.cache, rows, list(map(len, histories))), histories)
 
     def check_state(self) -> None:
-        """The recurrent layer's arrays are each row's own, and only padded batches get a mask at decode."""
+        """The recurrent layer's arrays are each row's, and only padded batches get a mask at decode."""
         full, _, recurrent = self.cache
         for row, history in enumerate(self.histories):
             assert np.array(recurrent[0][row]) == pytest.approx(history[-1].ravel())

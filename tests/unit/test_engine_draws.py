@@ -30,16 +30,16 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return likely / likely.sum()
 
 
-def only(scores: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    return np.where(kept, scores, -np.inf)
+def only(scores: np.ndarray, remaining: np.ndarray) -> np.ndarray:
+    return np.where(remaining, scores, -np.inf)
 
 
 def nucleus(scores: np.ndarray, order: np.ndarray, share: float) -> np.ndarray:
     """The first tokens in `order` whose probability reaches `share`."""
     likely = softmax(scores)[order]
-    kept = np.zeros(len(scores), dtype=bool)
-    kept[order[: int(np.searchsorted(np.cumsum(likely), share)) + 1]] = True
-    return only(scores, kept)
+    remaining = np.zeros(len(scores), dtype=bool)
+    remaining[order[: int(np.searchsorted(np.cumsum(likely), share)) + 1]] = True
+    return only(scores, remaining)
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -130,6 +130,6 @@ def test_frequencies(settings: dict[str, Any], count: int) -> None:
     # Tokens too rare for the statistic count as one.
     often = chances * count * STEPS >= 10
     mean = np.append(chances[often], chances[~often].sum()) * count * STEPS
-    seen = np.append(counts[often], counts[~often].sum())
-    mean, seen = mean[mean > 0], seen[mean > 0]
-    assert statistic(seen, mean) < limit(len(mean) - 1)
+    observed = np.append(counts[often], counts[~often].sum())
+    mean, observed = mean[mean > 0], observed[mean > 0]
+    assert statistic(observed, mean) < limit(len(mean) - 1)

@@ -22,10 +22,10 @@ def run(family: Family, row: Row) -> Heard:
     """The row alone; and between two neighbours, which it must not change."""
     [alone] = play(family, [row])
     neighbours = [ask_for(family, "short"), ask_for(family, "words5")]
-    first, own, last = play(family, [neighbours[0], row, neighbours[1]])
+    first, output, last = play(family, [neighbours[0], row, neighbours[1]])
     check(family, neighbours, [first, last])
-    assert (own.tokens, own.text, own.finish_reason) == (alone.tokens, alone.text, alone.finish_reason)
-    return own
+    assert (output.tokens, output.text, output.finish_reason) == (alone.tokens, alone.text, alone.finish_reason)
+    return output
 
 
 # What ends a row
@@ -33,14 +33,14 @@ def run(family: Family, row: Row) -> Heard:
 
 @pytest.mark.parametrize("count", [1, 2, STEPS])
 def test_length(family: Family, count: int) -> None:
-    own = run(family, ask_for(family, max_tokens=count))
-    assert (len(own.tokens), own.finish_reason) == (count, "length")
+    output = run(family, ask_for(family, max_tokens=count))
+    assert (len(output.tokens), output.finish_reason) == (count, "length")
 
 
 def test_no_tokens(family: Family) -> None:
     """An empty result, without a forward."""
-    own = run(family, ask_for(family, max_tokens=0))
-    [result] = own.results
+    output = run(family, ask_for(family, max_tokens=0))
+    [result] = output.results
     assert (result.finish_reason, result.text, result.token, result.logprobs) == ("length", "", None, None)
     assert (result.prompt_tokens, result.generation_tokens) == (70, 0)
 
@@ -51,19 +51,19 @@ def test_end_token(family: Family) -> None:
     end = answer.tokens[4]
     count = answer.tokens.index(end) + 1
     tokenizer = family.processor.tokenizer
-    own = run(family, ask_for(family, eos_tokens=[end]))
-    assert (own.tokens, own.finish_reason) == (answer.tokens[:count], "stop")
-    assert own.text == tokenizer.decode(answer.tokens[: count - 1])
+    output = run(family, ask_for(family, eos_tokens=[end]))
+    assert (output.tokens, output.finish_reason) == (answer.tokens[:count], "stop")
+    assert output.text == tokenizer.decode(answer.tokens[: count - 1])
     shown = run(family, ask_for(family, eos_tokens=[tokenizer.convert_ids_to_tokens(end)], include_eos=True))
-    assert (shown.tokens, shown.text) == (own.tokens, tokenizer.decode(answer.tokens[:count]))
+    assert (shown.tokens, shown.text) == (output.tokens, tokenizer.decode(answer.tokens[:count]))
 
 
 def test_end_token_of_the_checkpoint(load_family: Callable[[str], Family]) -> None:
     """This answer of llama's ends by itself."""
     llama = load_family("llama")
     force = force_token(min(llama.ends))
-    own = run(llama, Row(llama.asks["words5"], SamplingParams(max_tokens=STEPS, logits_processors=[force])))
-    assert (own.tokens, own.text, own.finish_reason) == ([min(llama.ends)], "", "stop")
+    output = run(llama, Row(llama.asks["words5"], SamplingParams(max_tokens=STEPS, logits_processors=[force])))
+    assert (output.tokens, output.text, output.finish_reason) == ([min(llama.ends)], "", "stop")
 
 
 def force_token(token: int) -> Callable[[mx.array, mx.array], mx.array]:
@@ -75,39 +75,39 @@ def test_stop_string(family: Family) -> None:
     tokens = family.answer(family.asks["long"]).tokens
     text = family.processor.tokenizer.decode(tokens)
     stop = text[2:7]
-    own = run(family, ask_for(family, stop=["never there", stop]))
-    assert (own.text, own.finish_reason) == (text[: text.index(stop)], "stop")
-    assert own.tokens == tokens[: len(own.tokens)] and len(own.tokens) < STEPS
+    output = run(family, ask_for(family, stop=["never there", stop]))
+    assert (output.text, output.finish_reason) == (text[: text.index(stop)], "stop")
+    assert output.tokens == tokens[: len(output.tokens)] and len(output.tokens) < STEPS
 
 
 def test_text_held_back_is_flushed(family: Family) -> None:
     """By any end: the last characters might have begun a stop string."""
     tokens = family.answer(family.asks["long"]).tokens
     text = family.processor.tokenizer.decode(tokens)
-    own = run(family, ask_for(family, stop=[text[-3:] + "x"]))
-    assert (own.text, own.finish_reason) == (text, "length")
-    assert own.results[-1].text.endswith(text[-3:])
+    output = run(family, ask_for(family, stop=[text[-3:] + "x"]))
+    assert (output.text, output.finish_reason) == (text, "length")
+    assert output.results[-1].text.endswith(text[-3:])
 
 
 def test_criterion(family: Family) -> None:
     """It sees the whole text with the new token, and the raw logits; the row ends after that token."""
     prompt = family.processor.prepare(family.asks["long"].text).tokens.tolist()
-    seen: list[Any] = []
+    calls: list[Any] = []
 
     def criterion(tokens: mx.array, logits: mx.array) -> bool:
-        seen.append((tokens.tolist(), logits.shape))
+        calls.append((tokens.tolist(), logits.shape))
         return len(tokens) == len(prompt) + 3
 
-    [own] = play(family, [ask_for(family, stopping_criteria=[criterion])])
-    assert (len(own.tokens), own.finish_reason) == (3, "stop")
-    vocabulary = own.scores[0].shape[0]
-    assert seen == [(prompt + own.tokens[:count], (1, vocabulary)) for count in (1, 2, 3)]
+    [output] = play(family, [ask_for(family, stopping_criteria=[criterion])])
+    assert (len(output.tokens), output.finish_reason) == (3, "stop")
+    vocabulary = output.scores[0].shape[0]
+    assert calls == [(prompt + output.tokens[:count], (1, vocabulary)) for count in (1, 2, 3)]
     run(family, ask_for(family, stopping_criteria=[lambda tokens, logits: mx.array(len(tokens) > 75)]))
 
 
 def test_max_time(family: Family) -> None:
-    own = run(family, ask_for(family, max_time=0.0))
-    assert (len(own.tokens), own.finish_reason) == (1, "length")
+    output = run(family, ask_for(family, max_time=0.0))
+    assert (len(output.tokens), output.finish_reason) == (1, "length")
 
 
 def test_max_time_is_counted_from_arrival(family: Family) -> None:
@@ -124,23 +124,23 @@ def test_max_time_is_counted_from_arrival(family: Family) -> None:
 
 
 def test_max_time_counts_reading(family: Family) -> None:
-    def prepare(*given: Any, **keywords: Any) -> Any:
+    def prepare(*args: Any, **keywords: Any) -> Any:
         time.sleep(0.05)
-        return family.processor.prepare(*given, **keywords)
+        return family.processor.prepare(*args, **keywords)
 
     slow = Family(family.name, family.folder, family.model, Wrapped(family.processor, prepare=prepare))
-    [own] = play(slow, [ask_for(family, max_time=0.04)])
-    assert (len(own.tokens), own.finish_reason) == (1, "length")
+    [output] = play(slow, [ask_for(family, max_time=0.04)])
+    assert (len(output.tokens), output.finish_reason) == (1, "length")
 
 
 def test_max_time_ends_a_prefill(family: Family) -> None:
     """In the middle of a long prompt: no chunk more, and no token. The rows beside it go on."""
     chunks = []
 
-    def forward(inputs: Any, *given: Any, **keywords: Any) -> Any:
+    def forward(inputs: Any, *args: Any, **keywords: Any) -> Any:
         if len(inputs) == 5:
             chunks.append(time.sleep(0.02))
-        return family.model(inputs, *given, **keywords)
+        return family.model(inputs, *args, **keywords)
 
     wrapped = Family(family.name, family.folder, Wrapped(family.model, forward=forward), family.processor)
     rows = [ask_for(family, "words2"), ask_for(family, max_time=0.05)]
@@ -164,7 +164,7 @@ def test_more_after_the_end(family: Family) -> None:
     with TokenIterator(family.model, family.processor) as iterator:
         for _ in range(2):
             id = iterator.add(row.request)
-            heard = [(own, result.token) for own, result in iterator]
+            heard = [(id, result.token) for id, result in iterator]
             assert heard == [(id, token) for token in family.answer(row.ask).tokens]
 
 
@@ -209,9 +209,9 @@ def test_cancel_during_prefill(family: Family) -> None:
     rows = [ask_for(family, "words5"), ask_for(family, "long")]
     chunks = []
 
-    def forward(inputs: Any, *given: Any, **keywords: Any) -> Any:
+    def forward(inputs: Any, *args: Any, **keywords: Any) -> Any:
         chunks.append(len(inputs) == 5)
-        return family.model(inputs, *given, **keywords)
+        return family.model(inputs, *args, **keywords)
 
     wrapped: Any = Wrapped(family.model, forward=forward)
     with TokenIterator(wrapped, family.processor, prefill_step_size=5) as iterator:
@@ -230,11 +230,11 @@ def test_cancel_during_prefill(family: Family) -> None:
 @pytest.mark.parametrize("after", [1, 2, STEPS - 1])
 def test_cancel_during_decode(family: Family, after: int) -> None:
     """The last result brings no token, and keeps those that came."""
-    [own] = play(family, [Row(family.asks["long"], leaves=after)])
-    last = own.results[-1]
+    [output] = play(family, [Row(family.asks["long"], leaves=after)])
+    last = output.results[-1]
     assert (last.finish_reason, last.token, last.logprobs) == ("cancelled", None, None)
-    assert last.tokens == own.tokens == family.answer(family.asks["long"]).tokens[:after]
-    assert own.text == family.processor.tokenizer.decode(own.tokens)
+    assert last.tokens == output.tokens == family.answer(family.asks["long"]).tokens[:after]
+    assert output.text == family.processor.tokenizer.decode(output.tokens)
 
 
 def test_cancel_twice_and_unknown(family: Family) -> None:

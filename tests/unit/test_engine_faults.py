@@ -1,4 +1,4 @@
-"""Faults of one row stay its own: user code, media, prompts. Its neighbours answer as if it were not there."""
+"""Faults end one row only: user code, media, prompts. Its neighbours answer as if it were not there."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -47,33 +47,33 @@ def faulty(family: Family, **sampling: Callable[[], Any]) -> Heard:
     """A row with user code, made anew for each run by the given functions."""
     row = ask_for(family, **{name: make() for name, make in sampling.items()})
     neighbours = [ask_for(family, "short"), ask_for(family, "words5")]
-    first, own, last = play(family, [neighbours[0], row, neighbours[1]])
+    first, output, last = play(family, [neighbours[0], row, neighbours[1]])
     check(family, neighbours, [first, last])
-    assert own.finish_reason == "error"
-    return own
+    assert output.finish_reason == "error"
+    return output
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_fault_in_a_logits_processor(family: Family, count: int) -> None:
     """The tokens before it stay, with their text."""
-    own = faulty(family, logits_processors=lambda: [fail_after(count)])
-    assert isinstance(own.results[-1].error, Fault)
-    assert own.tokens == family.answer(family.asks["long"]).tokens[:count]
-    assert own.text == family.processor.tokenizer.decode(own.tokens)
+    output = faulty(family, logits_processors=lambda: [fail_after(count)])
+    assert isinstance(output.results[-1].error, Fault)
+    assert output.tokens == family.answer(family.asks["long"]).tokens[:count]
+    assert output.text == family.processor.tokenizer.decode(output.tokens)
 
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_fault_in_a_criterion(family: Family, count: int) -> None:
-    own = faulty(family, stopping_criteria=lambda: [fail_after(count, result=False)])
-    assert isinstance(own.results[-1].error, Fault)
+    output = faulty(family, stopping_criteria=lambda: [fail_after(count, result=False)])
+    assert isinstance(output.results[-1].error, Fault)
     tokens = family.answer(family.asks["long"]).tokens[: count + 1]
-    assert own.results[-1].tokens == tokens
-    assert own.text == family.processor.tokenizer.decode(tokens)
+    assert output.results[-1].tokens == tokens
+    assert output.text == family.processor.tokenizer.decode(tokens)
 
 
 def test_fault_in_a_sampler(family: Family) -> None:
-    own = faulty(family, sampler=lambda: fail)
-    assert isinstance(own.results[-1].error, Fault) and own.tokens == []
+    output = faulty(family, sampler=lambda: fail)
+    assert isinstance(output.results[-1].error, Fault) and output.tokens == []
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_fault_in_a_sampler(family: Family) -> None:
 )
 def test_processor_that_gives_no_logits(family: Family, result: Any) -> None:
     """What comes back is not (1, V): said with what was expected."""
-    own = faulty(family, logits_processors=lambda: [lambda tokens, logits: result])
-    assert "(1, " in str(own.results[-1].error)
+    output = faulty(family, logits_processors=lambda: [lambda tokens, logits: result])
+    assert "(1, " in str(output.results[-1].error)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_processor_that_gives_no_logits(family: Family, result: Any) -> None:
     ids=str,
 )
 def test_sampler_that_gives_no_token(family: Family, result: Any) -> None:
-    own = faulty(family, sampler=lambda: lambda scores: result)
-    assert "sampler" in str(own.results[-1].error)
+    output = faulty(family, sampler=lambda: lambda scores: result)
+    assert "sampler" in str(output.results[-1].error)
 
 
 def test_fault_in_media(vision: Family) -> None:
@@ -100,17 +100,17 @@ def test_fault_in_media(vision: Family) -> None:
     good = [Row(vision.asks["upright"]), Row(vision.asks["video"])]
     for media, error in ((b"no picture", MediaError), (MediaInputs(), PromptError), ("/nowhere.png", MediaError)):
         bad = Row(vision.asks["upright"], media=media)
-        first, own, last = play(vision, [good[0], bad, good[1]])
+        first, output, last = play(vision, [good[0], bad, good[1]])
         check(vision, good, [first, last])
-        assert own.finish_reason == "error" and isinstance(own.results[-1].error, error)
-        assert own.results[-1].tokens == []
+        assert output.finish_reason == "error" and isinstance(output.results[-1].error, error)
+        assert output.results[-1].tokens == []
 
 
 def test_picture_for_a_text_model(family: Family) -> None:
     row = Row(family.asks["short"], media=MediaInputs(images=[b""]))
-    first, own = play(family, [ask_for(family), row])
+    first, output = play(family, [ask_for(family), row])
     check(family, [ask_for(family)], [first])
-    assert isinstance(own.results[-1].error, UnsupportedError)
+    assert isinstance(output.results[-1].error, UnsupportedError)
 
 
 def test_fault_in_the_vision_tower(vision: Family) -> None:
@@ -169,8 +169,8 @@ def test_fault_of_the_model(family: Family, at: int) -> None:
     """It ends the rows that were in that forward, with the tokens that they had; one that comes later is answered."""
     calls = itertools.count(1)
 
-    def forward(*given: Any, **keywords: Any) -> Any:
-        return fail() if next(calls) == at else family.model(*given, **keywords)
+    def forward(*args: Any, **keywords: Any) -> Any:
+        return fail() if next(calls) == at else family.model(*args, **keywords)
 
     rows = [ask_for(family), ask_for(family, "words5")]
     with TokenIterator(Wrapped(family.model, forward=forward), family.processor) as iterator:  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ class Run:
         self.inputs = [
             self.model.embed(prompt, [self.model.encode([medium])[0] for medium in prompt.media]) for prompt in prompts
         ]
-        self.deltas = [int(own.delta) for own in self.inputs]
+        self.deltas = [int(inputs.delta) for inputs in self.inputs]
         self.lengths = list(map(len, self.inputs))
         self.names = [ask.name for ask in asks]
         self.steps = [0 for _ in asks]
@@ -78,8 +78,8 @@ class Run:
 
     def note(self, logits: mx.array) -> "Run":
         scores = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-        for name, own in zip(self.names, scores, strict=True):
-            self.scores[name].append(own)
+        for name, row_scores in zip(self.names, scores, strict=True):
+            self.scores[name].append(row_scores)
         return self
 
     def join(self, other: "Run") -> None:
@@ -152,9 +152,9 @@ def test_rows_that_come_and_go(case: tuple[Family, KVSettings]) -> None:
     assert len(first.scores[asks[4].name]) == 7
     for ask in asks:
         plain = alone(family, ask, settings)
-        own = Run(family, [ask], settings)
-        own.scores = {ask.name: first.scores[ask.name]}
-        assert difference(own, plain) < tolerance(family, settings), ask.name
+        quantized = Run(family, [ask], settings)
+        quantized.scores = {ask.name: first.scores[ask.name]}
+        assert difference(quantized, plain) < tolerance(family, settings), ask.name
 
 
 class Masked(KVCache):
@@ -175,7 +175,7 @@ def test_bounded_is_full_attention_with_a_mask(name: str, load_family: Callable[
     for settings in BOUNDED:
         cache = kv.make_cache(family.model.cache_layout())
         bound = settings.max_size or 0
-        masked = [Masked(bound) if type(own) is KVCache else own for own in cache]
+        masked = [Masked(bound) if type(layer) is KVCache else layer for layer in cache]
         oracle = Run(family, [longest(family)], KVSettings(), masked).prefill().decode()
         assert difference(alone(family, longest(family), settings), oracle) < 1e-4
 

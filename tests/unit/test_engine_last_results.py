@@ -30,7 +30,7 @@ class Fault(Exception):
 
 PLACES = (
     "forward", "encode", "embed", "prepare", "tokenizer", "decode", "sampler", "processor", "criterion", "allowed",
-    "fed", "met", "drafter", "propose", "told", "progress",
+    "fed", "met", "drafter", "propose", "update", "progress",
 )  # fmt: skip
 FAULTS: tuple[Callable[[], BaseException], ...] = (
     Fault,
@@ -54,9 +54,9 @@ class Mines:
             raise fault()
 
     def at(self, place: str, result: Callable[..., Any]) -> Callable[..., Any]:
-        def stepping(*given: Any, **named: Any) -> Any:
+        def stepping(*args: Any, **named: Any) -> Any:
             self.step(place)
-            return result(*given, **named)
+            return result(*args, **named)
 
         return stepping
 
@@ -129,12 +129,12 @@ class Guesses:
     def read(self, prompt: Prompt) -> None:
         self.mines.step("drafter")
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+    def propose(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
         self.mines.step("propose")
-        return [len(tokens) % SIZE, 2, SIZE + 1000][:most]
+        return [len(tokens) % SIZE, 2, SIZE + 1000][:max_tokens]
 
-    def told(self, proposed: int, accepted: int) -> None:
-        self.mines.step("told")
+    def update(self, num_proposed: int, num_accepted: int) -> None:
+        self.mines.step("update")
 
 
 KINDS = ("plain", "seeing", "long", "user", "stop", "formed", "beams", "guided", "drafted", "timed")
@@ -143,7 +143,7 @@ KINDS = ("plain", "seeing", "long", "user", "stop", "formed", "beams", "guided",
 def request(kind: str, mines: Mines) -> Request:
     plain = SamplingParams(max_tokens=6, temperature=1.0, seed=3)
     ends = frozenset([5] if kind in ("stop", "formed", "beams") else [])
-    made = Request({"seeing": "caab", "long": "bcd" * 5}.get(kind, "bcd"), sampling=plain, end_tokens=ends)
+    plain_request = Request({"seeing": "caab", "long": "bcd" * 5}.get(kind, "bcd"), sampling=plain, end_tokens=ends)
     match kind:
         case "user":
             user = {
@@ -151,23 +151,25 @@ def request(kind: str, mines: Mines) -> Request:
                 "sampler": mines.at("sampler", lambda scores: mx.argmax(scores, axis=-1)),
                 "stopping_criteria": [mines.at("criterion", lambda tokens, scores: False)],
             }
-            return replace(made, sampling=replace(plain, **user))
+            return replace(plain_request, sampling=replace(plain, **user))
         case "stop":
-            return replace(made, sampling=replace(plain, stop=["e", "bb"]))
+            return replace(plain_request, sampling=replace(plain, stop=["e", "bb"]))
         case "formed":
-            return replace(made, sampling=replace(plain, choices=["x"]))
+            return replace(plain_request, sampling=replace(plain, choices=["x"]))
         case "beams":
             criteria = [mines.at("criterion", lambda tokens, scores: False)]
             return replace(
-                made, beams=Beams(2), sampling=SamplingParams(max_tokens=4, stop=["e"], stopping_criteria=criteria)
+                plain_request,
+                beams=Beams(2),
+                sampling=SamplingParams(max_tokens=4, stop=["e"], stopping_criteria=criteria),
             )
         case "guided":
-            return replace(made, guidance=Guidance(2.0, Prompt(np.array([3, 2, 1, 4, 2], np.int32))))
+            return replace(plain_request, guidance=Guidance(2.0, Prompt(np.array([3, 2, 1, 4, 2], np.int32))))
         case "drafted":
-            return replace(made, drafter=lambda: Guesses(mines))
+            return replace(plain_request, drafter=lambda: Guesses(mines))
         case "timed":
-            return replace(made, sampling=replace(plain, max_time=1e-4))
-    return made
+            return replace(plain_request, sampling=replace(plain, max_time=1e-4))
+    return plain_request
 
 
 @pytest.fixture(autouse=True)
@@ -181,8 +183,8 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mined(mines: Mines, **settings: Any) -> TokenIterator:
-    told = mines.at("progress", lambda *_: None)
-    iterator = TokenIterator(Mined(mines), MinedLetters(mines), prefill_step_size=7, progress=told, **settings)
+    progress = mines.at("progress", lambda *_: None)
+    iterator = TokenIterator(Mined(mines), MinedLetters(mines), prefill_step_size=7, progress=progress, **settings)
     mines.armed = True
     return iterator
 
@@ -194,9 +196,9 @@ class Heard:
         self.results: dict[int, list[GenerationResult]] = defaultdict(list)
         self.interrupted = 0
 
-    def listen(self, iterator: TokenIterator, most: int = 10**6) -> bool:
+    def listen(self, iterator: TokenIterator, max_results: int = 10**6) -> bool:
         """Up to so many results; whether that is all. Ctrl-C comes through, and nothing else does."""
-        for _ in range(most):
+        for _ in range(max_results):
             try:
                 step = next(iterator, None)
             except KeyboardInterrupt:
@@ -295,12 +297,17 @@ def test_a_fault_of_a_forward_ends_the_rows_in_it_only() -> None:
     heard = Heard()
     with mined(mines) as iterator:
         lost = [iterator.add(request("plain", mines)) for _ in range(2)]
-        kept = iterator.add(request("beams", mines))
+        unharmed = iterator.add(request("beams", mines))
         heard.listen(iterator, 4)
         late = iterator.add(request("plain", mines))
         heard.listen(iterator)
-    heard.check([*lost, kept, late])
-    assert [heard.results[id][-1].finish_reason == "error" for id in (*lost, kept, late)] == [True, True, False, False]
+    heard.check([*lost, unharmed, late])
+    assert [heard.results[id][-1].finish_reason == "error" for id in (*lost, unharmed, late)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     error = heard.results[lost[0]][-1].error
     assert isinstance(error, Fault) and error.__traceback__ is None  # whose frames would keep the caches
 
@@ -415,7 +422,7 @@ def test_close_while_another_thread_iterates() -> None:
         ("allowed", "formed"),
         ("met", "formed"),
         ("propose", "drafted"),
-        ("told", "drafted"),
+        ("update", "drafted"),
         ("drafter", "drafted"),
         ("decode", "beams"),
         ("prepare", "plain"),
@@ -430,8 +437,8 @@ def test_a_fault_of_one_row_ends_that_row_only(place: str, kind: str) -> None:
     def play(mines: Mines) -> Heard:
         heard = Heard()
         with mined(mines) as iterator:
-            for own in (kind, kind):
-                iterator.add(request(own, mines))
+            for one_kind in (kind, kind):
+                iterator.add(request(one_kind, mines))
             heard.listen(iterator)
         heard.check([0, 1])
         return heard
@@ -441,8 +448,8 @@ def test_a_fault_of_one_row_ends_that_row_only(place: str, kind: str) -> None:
     ends = [results[-1] for results in heard.results.values()]
     failed = [isinstance(last.error, Fault) for last in ends]
     assert sorted(failed) == [False, True]
-    kept = failed.index(False)
-    assert list(ends[kept].tokens) == list(undisturbed.results[kept][-1].tokens)
+    unharmed = failed.index(False)
+    assert list(ends[unharmed].tokens) == list(undisturbed.results[unharmed][-1].tokens)
 
 
 def test_a_cancel_between_a_row_and_its_negative_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate, ge
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.kv_settings import KVSettings
-from mlx_vlgen.engine.prefill import Slots, is_out_of_memory
+from mlx_vlgen.engine.scheduling import Slots, is_out_of_memory
 
 
 @pytest.fixture
@@ -23,38 +23,38 @@ def family(load_family: Callable[[str], Family]) -> Family:
     return load_family("qwen3_vl")
 
 
-def starved(family: Family, most: int) -> Family:
-    """A model that has memory for `most` rows in one forward."""
+def starved(family: Family, max_rows: int) -> Family:
+    """A model that has memory for max_rows rows in one forward."""
 
-    def forward(inputs: Any, *given: Any, **keywords: Any) -> mx.array:
-        if inputs.tokens.shape[0] > most:
+    def forward(inputs: Any, *args: Any, **keywords: Any) -> mx.array:
+        if inputs.tokens.shape[0] > max_rows:
             raise RuntimeError("[malloc] Unable to allocate 1234 bytes.")
-        return family.model(inputs, *given, **keywords)
+        return family.model(inputs, *args, **keywords)
 
     return Family(family.name, family.folder, Wrapped(family.model, forward=forward), family.processor)
 
 
-@pytest.mark.parametrize("most", [1, 2, 3])
-def test_rows_that_do_not_fit_wait(family: Family, most: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("max_rows", [1, 2, 3])
+def test_rows_that_do_not_fit_wait(family: Family, max_rows: int, capsys: pytest.CaptureFixture[str]) -> None:
     """A pack that is too large is halved until it fits; each row's answer is what it is alone."""
     rows = [Row(family.asks[name]) for name in ("words5", "img1", "words2", "turned5", "text")]
-    check(family, rows, play(starved(family, most), rows))
+    check(family, rows, play(starved(family, max_rows), rows))
     assert "memory does not suffice" in capsys.readouterr().err
 
 
 def test_a_row_that_never_fits_ends_alone(family: Family) -> None:
-    [own] = play(starved(family, 0), [Row(family.asks["text"])])
-    assert own.finish_reason == "error" and "allocate" in str(own.results[-1].error)
+    [output] = play(starved(family, 0), [Row(family.asks["text"])])
+    assert output.finish_reason == "error" and "allocate" in str(output.results[-1].error)
 
 
 def lacking(function: Callable[..., Any], *at: int) -> Callable[..., Any]:
     """A function whose calls of these numbers find no memory; without numbers, all."""
     calls = itertools.count()
 
-    def limited(*given: Any, **keywords: Any) -> Any:
+    def limited(*args: Any, **keywords: Any) -> Any:
         if next(calls) in at or not at:
             raise RuntimeError("[malloc] Unable to allocate 1234 bytes.")
-        return function(*given, **keywords)
+        return function(*args, **keywords)
 
     return limited
 
@@ -74,7 +74,7 @@ def test_a_row_that_lacks_memory_on_its_way_in_waits_for_others(
         "join": {},
     }[where]
     heard = play(replace(family, model=Wrapped(family.model, **methods)), rows)
-    assert [own.tokens for own in heard] == [answer.tokens for answer in expected]
+    assert [output.tokens for output in heard] == [answer.tokens for answer in expected]
     check(family, rows, heard)
     assert "not suffice for more than 2 rows" in capsys.readouterr().err
 
@@ -82,8 +82,8 @@ def test_a_row_that_lacks_memory_on_its_way_in_waits_for_others(
 @pytest.mark.parametrize("where", ["encode", "embed"])
 def test_a_picture_that_never_fits_ends_alone(family: Family, where: str) -> None:
     starved = replace(family, model=Wrapped(family.model, **{where: lacking(getattr(family.model, where))}))
-    [own] = play(starved, [Row(family.asks["img1"])])
-    assert own.finish_reason == "error" and is_out_of_memory(own.results[-1].error)  # type: ignore[arg-type]
+    [output] = play(starved, [Row(family.asks["img1"])])
+    assert output.finish_reason == "error" and is_out_of_memory(output.results[-1].error)  # type: ignore[arg-type]
 
 
 def test_memory_that_fails_while_rows_decode_ends_those_rows_only(
@@ -92,22 +92,22 @@ def test_memory_that_fails_while_rows_decode_ends_those_rows_only(
     """Rows with other caches, and those that still wait, are answered; so many never run together again."""
     sizes: list[int] = []  # of decoding steps, from the one that fails on
 
-    def forward(inputs: Any, *given: Any, **keywords: Any) -> mx.array:
+    def forward(inputs: Any, *args: Any, **keywords: Any) -> mx.array:
         rows = inputs.tokens.shape[0]
         if not keywords and (sizes or rows == 4):
             sizes.append(rows)
             if len(sizes) == 1:
                 raise RuntimeError("[malloc] Unable to allocate 1234 bytes.")
-        return family.model(inputs, *given, **keywords)
+        return family.model(inputs, *args, **keywords)
 
     lost = [Row(family.asks[name]) for name in ("words5", "text", "words2", "img1")]
     other = Row(family.asks["words11"], SamplingParams(max_tokens=2), kv=KVSettings(bits=8, group_size=32))
     late = [Row(family.asks["words5"], joins=5)] * 6
     heard = play(replace(family, model=Wrapped(family.model, forward=forward)), [*lost, other, *late])
-    for row, own in zip(lost, heard[:4], strict=True):
-        assert own.finish_reason == "error" and is_out_of_memory(own.results[-1].error)  # type: ignore[arg-type]
-        assert own.tokens == family.answer(row.ask).tokens[: len(own.tokens)]
-        assert own.text == family.processor.tokenizer.decode(own.tokens)
+    for row, output in zip(lost, heard[:4], strict=True):
+        assert output.finish_reason == "error" and is_out_of_memory(output.results[-1].error)  # type: ignore[arg-type]
+        assert output.tokens == family.answer(row.ask).tokens[: len(output.tokens)]
+        assert output.text == family.processor.tokenizer.decode(output.tokens)
     check(family, [other, *late], heard[4:])
     assert max(sizes[1:]) == 3
     assert "not suffice for more than 3 rows" in capsys.readouterr().err
@@ -116,8 +116,8 @@ def test_memory_that_fails_while_rows_decode_ends_those_rows_only(
 def test_pixels_are_let_go_once_they_are_encoded(family: Family) -> None:
     pixels: list[weakref.ref[Any]] = []
 
-    def prepare(*given: Any, **keywords: Any) -> Any:
-        prompt = family.processor.prepare(*given, **keywords)
+    def prepare(*args: Any, **keywords: Any) -> Any:
+        prompt = family.processor.prepare(*args, **keywords)
         pixels.extend(weakref.ref(media.pixels) for media in prompt.media)
         return prompt
 
@@ -130,11 +130,11 @@ def test_pixels_are_let_go_once_they_are_encoded(family: Family) -> None:
 def test_fewer_rows_run_together_for_a_time() -> None:
     slots = Slots(5)
     slots.shrink(2)
-    seen = []
+    limits = []
     for _ in range(12):
         slots.row_ended()
-        seen.append(slots.now)
-    assert seen == [2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5]
+        limits.append(slots.now)
+    assert limits == [2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5]
     slots.shrink(0)
     assert slots.now == 1
 
@@ -155,40 +155,40 @@ def test_a_kept_error_keeps_no_arrays(family: Family) -> None:
     heard = play(family, rows)
     gc.collect()
     assert mx.get_active_memory() - before < 100
-    assert all("in fail" in own.results[-1].error.__notes__[0] for own in heard)  # type: ignore[union-attr]
+    assert all("in fail" in output.results[-1].error.__notes__[0] for output in heard)  # type: ignore[union-attr]
 
 
 def test_other_faults_of_a_model_are_not_taken_for_it(family: Family) -> None:
-    def forward(*given: Any, **keywords: Any) -> mx.array:
+    def forward(*args: Any, **keywords: Any) -> mx.array:
         raise RuntimeError("shapes do not match")
 
     broken = Family(family.name, family.folder, Wrapped(family.model, forward=forward), family.processor)
-    [own] = play(broken, [Row(family.asks["text"])])
-    assert str(own.results[-1].error) == "shapes do not match"
+    [output] = play(broken, [Row(family.asks["text"])])
+    assert str(output.results[-1].error) == "shapes do not match"
     assert not is_out_of_memory(ValueError("x")) and is_out_of_memory(MemoryError())
 
 
 def test_progress_of_a_chunked_prefill(family: Family) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     ask = family.asks["dialogue"]
     settings: dict[str, Any] = {"max_tokens": 2, "prefill_step_size": 10}
     result = generate(
-        family.model, family.processor, ask.text, prompt_progress_callback=lambda *now: told.append(now), **settings
+        family.model, family.processor, ask.text, prompt_progress_callback=lambda *now: progress.append(now), **settings
     )
     total = result.prompt_tokens
-    assert told == [*((done, total) for done in range(10, total, 10)), (total, total)]
+    assert progress == [*((done, total) for done in range(10, total, 10)), (total, total)]
     list(stream_generate(family.model, family.processor, ask.text, prompt_progress_callback=print, **settings))
 
 
 def test_progress_of_a_batch_is_the_sum(family: Family) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     asks = [family.asks[name] for name in ("dialogue", "words5", "words11")]
     response = batch_generate(
         family.model, family.processor, prompts=[ask.text for ask in asks], max_tokens=2,
-        prompt_progress_callback=lambda *now: told.append(now),
+        prompt_progress_callback=lambda *now: progress.append(now),
     )  # fmt: skip
-    assert told[-1] == (response.stats.prompt_tokens,) * 2
-    assert all(done <= total for done, total in told)
+    assert progress[-1] == (response.stats.prompt_tokens,) * 2
+    assert all(done <= total for done, total in progress)
 
 
 def test_a_long_prompt_takes_memory_for_its_chunk_and_cache_only(load_family: Callable[[str], Family]) -> None:

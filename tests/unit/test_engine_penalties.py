@@ -20,20 +20,20 @@ tokens = st.integers(0, VOCABULARY - 1)
 
 
 def row(prompt: list[int], generated: list[int], spans: tuple[tuple[int, int], ...] = (), **settings: Any) -> Row:
-    made = Row(0, Request("", sampling=SamplingParams(**settings)), TextStream(None), seed=0)
+    new_row = Row(0, Request("", sampling=SamplingParams(**settings)), TextStream(None), seed=0)
     media = (Media("image", np.zeros((1, 1), np.float32), (1, 1, 1), spans, (1, 1)),) if spans else ()
-    made.prompt = Prompt(np.array(prompt, dtype=np.int32), media)
+    new_row.prompt = Prompt(np.array(prompt, dtype=np.int32), media)
     for token in generated:
-        made.record(token)
-    return made
+        new_row.record(token)
+    return new_row
 
 
-def plain(logits: np.ndarray, words: list[int], generated: list[int], settings: SamplingParams) -> np.ndarray:
+def plain(logits: np.ndarray, text: list[int], generated: list[int], settings: SamplingParams) -> np.ndarray:
     """One row, as the documentation has it."""
     out = logits.astype(np.float64).copy()
     size = settings.repetition_context_size
-    seen = [*words, *generated]
-    recent = seen if size is None else seen[len(seen) - size :] if 0 < size < len(seen) else seen if size else []
+    past = [*text, *generated]
+    recent = past if size is None else past[len(past) - size :] if 0 < size < len(past) else past if size else []
     for token in set(recent):
         factor = settings.repetition_penalty or 1.0
         out[token] = out[token] * factor if out[token] < 0 else out[token] / factor
@@ -62,8 +62,8 @@ def test_each_row_as_if_alone(rows: list[tuple[list[int], list[int], dict[str, A
     draw = np.random.default_rng(seed)
     logits = draw.normal(size=(len(rows), VOCABULARY)).astype(np.float32) * 3
     drawn = draw.integers(0, VOCABULARY, len(rows))
-    made = [row(prompt, generated, **kw) for prompt, generated, kw in rows]
-    got = np.array(penalize(made, mx.array(logits), mx.array(drawn.astype(np.int32)) if unread else None))
+    penalized = [row(prompt, generated, **kw) for prompt, generated, kw in rows]
+    got = np.array(penalize(penalized, mx.array(logits), mx.array(drawn.astype(np.int32)) if unread else None))
     for place, (prompt, generated, kw) in enumerate(rows):
         said = [*generated, int(drawn[place])] if unread else generated
         np.testing.assert_allclose(got[place], plain(logits[place], prompt, said, SamplingParams(**kw)), atol=1e-4)
@@ -71,8 +71,8 @@ def test_each_row_as_if_alone(rows: list[tuple[list[int], list[int], dict[str, A
 
 def test_placeholders_are_no_tokens_that_appeared() -> None:
     pad = 7
-    made = row([1, pad, pad, pad, 2], [], spans=((1, 4),), repetition_penalty=2.0, repetition_context_size=3)
-    got = np.array(penalize([made], mx.ones((1, VOCABULARY)), None))[0]
+    with_media = row([1, pad, pad, pad, 2], [], spans=((1, 4),), repetition_penalty=2.0, repetition_context_size=3)
+    got = np.array(penalize([with_media], mx.ones((1, VOCABULARY)), None))[0]
     assert got[pad] == 1.0 and got[1] == got[2] == 0.5
 
 
@@ -82,8 +82,8 @@ def test_nothing_asked_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"])
-def test_greedy_rows_feel_it(name: str, load_family: Any) -> None:
-    """Through `generate`: a penalty or bias changes a greedy answer, and every row of a batch has its own."""
+def test_greedy_with_mediafeel_it(name: str, load_family: Any) -> None:
+    """Through `generate`: a penalty or bias changes a greedy answer, and every row of a batch has its settings."""
     from mlx_vlgen import batch_generate, generate
 
     family = load_family("qwen3_vl")

@@ -11,7 +11,8 @@ from invariants.play import Row, Wrapped, ask_for, check, play
 
 from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine.sampling import log_softmax, top
+from mlx_vlgen.engine.logits import log_softmax
+from mlx_vlgen.engine.sampling import top
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +23,9 @@ def family(load_family: Callable[[str], Family]) -> Family:
 def counting(model: Any, shapes: list[tuple[int, ...]]) -> Any:
     """The model, noting the shape (B, L) of every forward."""
 
-    def forward(inputs: Any, *given: Any, **keywords: Any) -> Any:
+    def forward(inputs: Any, *args: Any, **keywords: Any) -> Any:
         shapes.append(inputs.tokens.shape)
-        return model(inputs, *given, **keywords)
+        return model(inputs, *args, **keywords)
 
     return Wrapped(model, forward=forward)
 
@@ -67,23 +68,23 @@ def test_forwards_with_user_code(family: Family) -> None:
 def test_an_end_that_its_token_tells_costs_one_forward(family: Family) -> None:
     tokens = family.answer(family.asks["long"]).tokens
     end = tokens[4]
-    made = tokens.index(end) + 1
+    count = tokens.index(end) + 1
     shapes: list[tuple[int, ...]] = []
     with TokenIterator(counting(family.model, shapes), family.processor) as iterator:
         iterator.add(ask_for(family, eos_tokens=[end]).request)
-        assert len(list(iterator)) == made
-    assert len(shapes) == 1 + made
+        assert len(list(iterator)) == count
+    assert len(shapes) == 1 + count
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 2048])
 @pytest.mark.parametrize("neighbours", [0, 2])
 def test_processors_see_everything_once(family: Family, chunk: int, neighbours: int) -> None:
     """Called once for each token that comes out, with prompt and text so far, whatever the chunk."""
-    seen: list[Any] = []
+    calls: list[Any] = []
     shapes = set()
 
     def processor(tokens: mx.array, logits: mx.array) -> mx.array:
-        seen.append(tokens.tolist())
+        calls.append(tokens.tolist())
         shapes.add(logits.shape)
         return logits
 
@@ -92,7 +93,7 @@ def test_processors_see_everything_once(family: Family, chunk: int, neighbours: 
     heard = play(family, [*others, row], prefill_step_size=chunk)
     check(family, [*others, row], heard)
     prompt = family.processor.prepare(row.ask.text).tokens.tolist()
-    assert seen == [prompt + heard[-1].tokens[:count] for count in range(6)]
+    assert calls == [prompt + heard[-1].tokens[:count] for count in range(6)]
     assert shapes == {(1, heard[-1].scores[0].size)}
 
 
@@ -107,23 +108,23 @@ def test_processors_in_their_order(family: Family) -> None:
             lambda tokens, logits: logits + 1e5 * (mx.arange(logits.shape[-1]) == two) * (logits[0, one] > 5e3),
         ],
     )
-    [own] = play(family, [row])
-    assert own.tokens == [two] * 3
-    assert np.abs(np.stack(own.scores) - family.scores(row.ask, own.tokens)).max() < 1e-4
+    [output] = play(family, [row])
+    assert output.tokens == [two] * 3
+    assert np.abs(np.stack(output.scores) - family.scores(row.ask, output.tokens)).max() < 1e-4
 
 
 def test_processor_that_writes_in_place(family: Family) -> None:
-    """Neither the logprobs of its own row nor its neighbours change."""
+    """Neither the logprobs of its row nor its neighbours change."""
 
     def processor(tokens: mx.array, logits: mx.array) -> mx.array:
         logits[:, 7] = 1e4
         return logits
 
     neighbour = ask_for(family, "short")
-    first, own = play(family, [neighbour, ask_for(family, logits_processors=processor)])
+    first, output = play(family, [neighbour, ask_for(family, logits_processors=processor)])
     check(family, [neighbour], [first])
-    assert own.tokens == [7] * STEPS
-    assert np.abs(own.scores[0] - family.answer(family.asks["long"]).scores[0]).max() < 1e-4
+    assert output.tokens == [7] * STEPS
+    assert np.abs(output.scores[0] - family.answer(family.asks["long"]).scores[0]).max() < 1e-4
 
 
 def test_own_sampler(family: Family) -> None:
@@ -134,9 +135,9 @@ def test_own_sampler(family: Family) -> None:
         assert scores.shape == (1, answer.scores.shape[1]) and abs(mx.logsumexp(scores).item()) < 1e-4
         return mx.argsort(-scores, axis=-1)[:, 1]
 
-    first, own = play(family, [ask_for(family, "short"), ask_for(family, sampler=second_best, temperature=2.0)])
+    first, output = play(family, [ask_for(family, "short"), ask_for(family, sampler=second_best, temperature=2.0)])
     check(family, [ask_for(family, "short")], [first])
-    assert own.tokens[0] == np.argsort(-answer.scores[0])[1]
+    assert output.tokens[0] == np.argsort(-answer.scores[0])[1]
 
 
 # What comes out
@@ -154,20 +155,20 @@ def test_order_of_arrival(family: Family) -> None:
 
 
 def test_numbers(family: Family) -> None:
-    """Cumulative, consistent, and each result's own for good."""
+    """Cumulative, consistent, and each result keeps its values."""
     rows = [ask_for(family, max_tokens=5), ask_for(family, "words5", max_tokens=8)]
-    for row, own in zip(rows, play(family, rows), strict=True):
+    for row, output in zip(rows, play(family, rows), strict=True):
         length = len(family.processor.prepare(row.ask.text).tokens)
-        for count, result in enumerate(own.results, 1):
+        for count, result in enumerate(output.results, 1):
             assert result.prompt_tokens == length
             assert result.generation_tokens == count == len(result.tokens)
             assert result.total_tokens == length + count
-            assert result.tokens == own.tokens[:count] and result.token == own.tokens[count - 1]
+            assert result.tokens == output.tokens[:count] and result.token == output.tokens[count - 1]
             assert result.prompt_tps > 0 and result.generation_tps >= 0 and result.peak_memory > 0
             assert result.cached_tokens == 0 and result.error is None
             assert (result.finish_reason is None) == (count < row.sampling.max_tokens)
-        assert own.results[-1].generation_tps > 0
-        assert own.text == family.processor.tokenizer.decode(own.tokens)
+        assert output.results[-1].generation_tps > 0
+        assert output.text == family.processor.tokenizer.decode(output.tokens)
 
 
 def test_tokens_may_be_changed(family: Family) -> None:
@@ -220,19 +221,19 @@ def test_no_logprobs(family: Family) -> None:
 def test_logprobs_from_another_thread(family: Family) -> None:
     """While the iterator goes on, and after it was closed."""
 
-    def look(result: GenerationResult) -> tuple[np.ndarray, list[tuple[int, float]]]:
+    def read_scores(result: GenerationResult) -> tuple[np.ndarray, list[tuple[int, float]]]:
         return np.array(result.logprobs), result.top_logprobs
 
     answer = family.answer(family.asks["long"])
     with ThreadPoolExecutor(1) as other, TokenIterator(family.model, family.processor) as iterator:
         iterator.add(ask_for(family, top_logprobs=2).request)
         for step, (_, result) in enumerate(iterator):
-            scores, best = other.submit(look, result).result()
+            scores, best = other.submit(read_scores, result).result()
             assert np.abs(scores - answer.scores[step]).max() < 1e-4
             assert best[0][0] == answer.tokens[step]
     later = results(family, top_logprobs=2)[-1]
     with ThreadPoolExecutor(1) as other:
-        assert np.abs(other.submit(look, later).result()[0] - answer.scores[-1]).max() < 1e-4
+        assert np.abs(other.submit(read_scores, later).result()[0] - answer.scores[-1]).max() < 1e-4
 
 
 def test_logprobs_from_another_thread_while_rows_come_and_go(family: Family) -> None:
@@ -241,13 +242,13 @@ def test_logprobs_from_another_thread_while_rows_come_and_go(family: Family) -> 
     rows = [ask_for(family, eos_tokens=[end]), ask_for(family, "words5"), ask_for(family, "short")]
     late = [ask_for(family, "words2"), ask_for(family, "word")]
     with ThreadPoolExecutor(1) as other, TokenIterator(family.model, family.processor) as iterator:
-        asked = {iterator.add(row.request): row for row in rows}
+        rows_by_id = {iterator.add(row.request): row for row in rows}
         for step, (id, result) in enumerate(iterator):
             if late and step % 5 == 4:
                 row = late.pop()
-                asked[iterator.add(row.request)] = row
+                rows_by_id[iterator.add(row.request)] = row
             scores = other.submit(lambda result=result: np.array(result.logprobs)).result()
-            answer = family.answer(asked[id].ask).scores[result.generation_tokens - 1]
+            answer = family.answer(rows_by_id[id].ask).scores[result.generation_tokens - 1]
             assert np.abs(scores - answer).max() < 1e-4
 
 
@@ -267,9 +268,9 @@ def test_top_logprobs(family: Family, count: int) -> None:
 def test_top_logprobs_stay(family: Family) -> None:
     """Every result keeps its few, without the vocabulary that they are of: also one that nobody looked at before."""
     answer = family.answer(family.asks["long"])
-    kept = results(family, top_logprobs=3, logprobs=False)
-    assert all(callable(vars(result)["_top"]) for result in kept)
-    for result, scores in zip(kept, answer.scores, strict=True):
+    stored = results(family, top_logprobs=3, logprobs=False)
+    assert all(callable(vars(result)["_top_logprobs"].compute) for result in stored)
+    for result, scores in zip(stored, answer.scores, strict=True):
         best = np.argsort(-scores)[:3]
         assert [id for id, _ in result.top_logprobs] == best.tolist()
         assert [value for _, value in result.top_logprobs] == pytest.approx(scores[best], abs=1e-4)
@@ -280,10 +281,10 @@ def test_top_logprobs_hold_no_vocabulary() -> None:
     logits = mx.random.normal((50_000,))
     mx.eval(logits)
     before = mx.get_active_memory()
-    kept = [top(logits + step, 3) for step in range(100)]
+    stored = [top(logits + step, 3) for step in range(100)]
     mx.synchronize()
     assert mx.get_active_memory() - before < 50_000 * 4
-    assert kept[0]() == [(id, pytest.approx(value, abs=1e-4)) for id, value in kept[7]()]
+    assert stored[0]() == [(id, pytest.approx(value, abs=1e-4)) for id, value in stored[7]()]
 
 
 def test_logprobs_are_of_the_raw_logits(family: Family) -> None:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from mlx_vlgen import Request, SamplingParams
 from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine.logits import log_softmax
 from mlx_vlgen.engine.request import Row
-from mlx_vlgen.engine.sampling import BatchSampler, draw_key, log_softmax, top
+from mlx_vlgen.engine.sampling import BatchSampler, draw_key, top
 from mlx_vlgen.engine.text import TextStream
 
 TIES = np.array([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, -1.0, -3.0], np.float32)
@@ -18,13 +19,13 @@ TIES = np.array([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, -1.0, -3.0], np.float32)
 
 def sampler(*settings: dict[str, Any]) -> BatchSampler:
     """Of one row per settings; a row's seed is its place."""
-    params = [SamplingParams(**own) for own in settings]
+    params = [SamplingParams(**keywords) for keywords in settings]
     return BatchSampler([Row(i, Request("", sampling=p), TextStream(None), seed=i) for i, p in enumerate(params)])
 
 
 def probabilities(logits: np.ndarray, *settings: dict[str, Any]) -> np.ndarray:
     """(B, V): what the sampler would draw from."""
-    temperature = np.array([own.get("temperature", 1.0) for own in settings], np.float32)[:, None]
+    temperature = np.array([keywords.get("temperature", 1.0) for keywords in settings], np.float32)[:, None]
     return np.array(mx.softmax(sampler(*settings).truncate(mx.array(logits / temperature)), axis=-1))
 
 
@@ -79,11 +80,11 @@ def test_probabilities(settings: dict[str, Any]) -> None:
 
 
 def test_probabilities_of_rows_together() -> None:
-    """Every row has its own settings, whatever the others have."""
+    """Every row has its settings, whatever the others have."""
     logits = np.random.default_rng(2).normal(size=(len(SETTINGS), 64)).astype(np.float32) * 2
     together = probabilities(logits, *SETTINGS)
-    for row, own, settings in zip(logits, together, SETTINGS, strict=True):
-        assert own == pytest.approx(expected(row, **settings), abs=1e-6)
+    for row, got, settings in zip(logits, together, SETTINGS, strict=True):
+        assert got == pytest.approx(expected(row, **settings), abs=1e-6)
 
 
 @given(
@@ -99,11 +100,11 @@ def test_truncation(scores: list[int], temperature: float, top_k: int, top_p: fl
     logits = np.array([scores], np.float32)
     settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     [chances] = probabilities(logits, settings)
-    kept = chances > 0
-    assert kept[logits[0] == logits[0].max()].any()
+    remaining = chances > 0
+    assert remaining[logits[0] == logits[0].max()].any()
     whole = softmax(logits[0] / temperature)
-    assert kept.all() or whole[kept].min() > whole[~kept].max() - 1e-6
-    assert chances == pytest.approx(np.where(kept, whole, 0) / whole[kept].sum(), abs=1e-5)
+    assert remaining.all() or whole[remaining].min() > whole[~remaining].max() - 1e-6
+    assert chances == pytest.approx(np.where(remaining, whole, 0) / whole[remaining].sum(), abs=1e-5)
 
 
 def test_ties() -> None:
@@ -111,8 +112,8 @@ def test_ties() -> None:
     assert (probabilities(TIES[None], {"top_k": 2})[0] > 0).tolist() == [True] * 4 + [False] * 4
     assert (probabilities(TIES[None], {"min_p": float(np.exp(-1.001))})[0] > 0).tolist() == [True] * 4 + [False] * 4
     whole = softmax(TIES)
-    kept = probabilities(TIES[None], {"top_p": float(whole[:2].sum()) + 1e-3})[0] > 0
-    assert kept[0] and kept[1:4].sum() == 2 and not kept[4:].any()
+    remaining = probabilities(TIES[None], {"top_p": float(whole[:2].sum()) + 1e-3})[0] > 0
+    assert remaining[0] and remaining[1:4].sum() == 2 and not remaining[4:].any()
 
 
 def test_greedy() -> None:

@@ -28,19 +28,19 @@ class Guesser:
     """Knows the answer, and spoils some of it: takes `lengths` in turn, and spoils the guesses at `wrong`."""
 
     def __init__(self, answer: Sequence[int], lengths: Sequence[int], wrong: Sequence[int]):
-        self.answer, self.lengths, self.wrong, self.asked = answer, lengths, set(wrong), 0
+        self.answer, self.lengths, self.wrong, self.num_calls = answer, lengths, set(wrong), 0
 
     def read(self, prompt: Prompt) -> None:
         pass
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
-        length = min(self.lengths[self.asked % len(self.lengths)], most)
-        self.asked += 1
+    def propose(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
+        length = min(self.lengths[self.num_calls % len(self.lengths)], max_tokens)
+        self.num_calls += 1
         here = len(tokens)
         guesses = list(self.answer[here : here + length])
         return [token + (1 if here + i in self.wrong else 0) for i, token in enumerate(guesses)]
 
-    def told(self, proposed: int, accepted: int) -> None:
+    def update(self, num_proposed: int, num_accepted: int) -> None:
         pass
 
 
@@ -132,8 +132,8 @@ def any_guesses(load_family: LoadFamily, patterns: Patterns) -> None:
     plain = requests_of(family, WHOLE)
     expected = run(family, plain)
     rows = [
-        replace(own, drafter=lambda g=Guesser(list(result.tokens), lengths, wrong): g)
-        for own, result, (lengths, wrong) in zip(plain, expected, patterns, strict=False)
+        replace(request, drafter=lambda g=Guesser(list(result.tokens), lengths, wrong): g)
+        for request, result, (lengths, wrong) in zip(plain, expected, patterns, strict=False)
     ]
     mixed = run(family, [*rows, plain[0]])  # with one that guesses nothing beside them
     assert [list(r.tokens) for r in mixed] == [list(r.tokens) for r in [*expected[: len(rows)], expected[0]]]
@@ -148,8 +148,8 @@ def test_what_cannot_forget_a_guess_is_refused(name: str, kv: KVSettings, load_f
 
 def test_a_draft_model_that_is_the_model_is_always_right(load_family: LoadFamily) -> None:
     family = load_family("demo")
-    plain = [replace(own, sampling=SamplingParams(max_tokens=60)) for own in requests_of(family, WHOLE)]
-    drafted = [replace(own, drafter=lambda: DraftModel(family.model, 4, reads_media=True)) for own in plain]
+    plain = [replace(request, sampling=SamplingParams(max_tokens=60)) for request in requests_of(family, WHOLE)]
+    drafted = [replace(request, drafter=lambda: DraftModel(family.model, 4, reads_media=True)) for request in plain]
     for expected, result in zip(run(family, plain), run(family, drafted), strict=True):
         assert list(result.tokens) == list(expected.tokens)
         assert (result.drafted_tokens > 0) == (len(list(result.tokens)) > 1)
@@ -161,7 +161,7 @@ def test_another_model_may_guess_what_it_likes(name: str, drafts: str, load_fami
     """Also one with recurrent or sliding layers: its guesses are never kept in its cache."""
     family, other = load_family(name), load_family(drafts)
     plain = requests_of(family, WHOLE, temperature=0.5)
-    drafted = [replace(own, drafter=lambda: DraftModel(other.model, 3, "heuristic")) for own in plain]
+    drafted = [replace(request, drafter=lambda: DraftModel(other.model, 3, "heuristic")) for request in plain]
     for expected, result in zip(run(family, plain), run(family, drafted), strict=True):
         assert list(result.tokens) == list(expected.tokens)
 
@@ -177,10 +177,10 @@ def test_guesses_save_forwards() -> None:
     chain = Chain(np.where(np.roll(np.eye(6), 1, axis=1) > 0, 10.0, 0.0))  # a, b, c, d, e, f, a, b, …
     family = _Bare(chain)
     prompt = Prompt(np.array([0, 1, 2, 3, 4, 5, 0], dtype=np.int32))
-    asked = Request(prompt, sampling=SamplingParams(max_tokens=40), end_tokens=frozenset())
-    expected = run(family, [asked])[0]
+    request = Request(prompt, sampling=SamplingParams(max_tokens=40), end_tokens=frozenset())
+    expected = run(family, [request])[0]
     plain, chain.forwards = chain.forwards, 0
-    result = run(family, [replace(asked, drafter=lambda: PromptLookup(7, 3))])[0]
+    result = run(family, [replace(request, drafter=lambda: PromptLookup(7, 3))])[0]
     assert result.text == expected.text
     assert chain.forwards <= plain / 5
     assert result.accepted_tokens >= 0.8 * result.drafted_tokens
@@ -208,11 +208,11 @@ def test_guessed_draws_have_the_models_distribution(count: int) -> None:
     ]
     results = run(family, rows)
     assert sum(result.accepted_tokens for result in results) > 400 * count
-    found: Counter[tuple[int, int]] = Counter()
+    pairs: Counter[tuple[int, int]] = Counter()
     for row, result in enumerate(results):
         text = [row % 6, *result.tokens]
-        found.update(pairwise(text))
-    assert sum(found.values()) == 2000 * count
-    seen = np.array([[found[before, after] for after in range(6)] for before in range(6)])
+        pairs.update(pairwise(text))
+    assert sum(pairs.values()) == 2000 * count
+    observed = np.array([[pairs[before, after] for after in range(6)] for before in range(6)])
     likely = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    assert statistic(seen, likely * seen.sum(axis=1, keepdims=True)) < limit(6 * 5)
+    assert statistic(observed, likely * observed.sum(axis=1, keepdims=True)) < limit(6 * 5)

@@ -18,8 +18,8 @@ def byte_level(load_family: Callable[[str], Any]) -> Any:
 
 def with_spaces() -> Any:
     """As SentencePiece's: a word begins with a space, which the first word of a text loses."""
-    words = ["<unk>", *"▁ a b ▁a ▁b ▁Hello ▁world ! ▁▁ é 図".split(" ")]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary = ["<unk>", *"▁ a b ▁a ▁b ▁Hello ▁world ! ▁▁ é 図".split(" ")]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
@@ -114,13 +114,13 @@ def test_stop_strings_anywhere(pieces: list[str], stop: list[str]) -> None:
     answer, met = "", False
     for count in range(len(pieces) + 1):
         answer = "".join(pieces[:count])
-        if matches := [answer.find(own) for own in stop if own in answer]:
+        if matches := [answer.find(string) for string in stop if string in answer]:
             answer, met = answer[: min(matches)], True
             break
         shown = "".join(out[:count])
-        held = answer.removeprefix(shown)
-        assert shown + held == answer
-        assert not held or any(own.startswith(held) for own in stop)
+        pending = answer.removeprefix(shown)
+        assert shown + pending == answer
+        assert not pending or any(string.startswith(pending) for string in stop)
     assert ("".join(out), stopped) == (answer, met)
 
 
@@ -190,7 +190,7 @@ def test_long_runs_of_half_characters_join(load_family: Callable[[str], Any], da
     kinds = [*of_bytes(tokenizer, *HALVES), tokenizer.all_special_ids[0]]
     run = st.lists(st.sampled_from(kinds), min_size=1, max_size=9)
     runs = data.draw(st.lists(st.tuples(run, st.integers(1, 30)), max_size=4))
-    tokens = [token for own, times in runs for token in own * times]
+    tokens = [token for run, times in runs for token in run * times]
     detokenizer = Detokenizer(tokenizer, skip_special_tokens=True)
     pieces = [detokenizer.add(token) for token in tokens]
     assert "".join([*pieces, detokenizer.finish()]) == decode(tokenizer, tokens, True)

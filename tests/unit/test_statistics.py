@@ -35,8 +35,8 @@ class Clock:
         evaluate, read = mx.eval, np.array
 
         def waiting(wrapped: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*given: Any, **keywords: Any) -> Any:
-                value = wrapped(*given, **keywords)
+            def call(*args: Any, **keywords: Any) -> Any:
+                value = wrapped(*args, **keywords)
                 self.now, self.queued = self.now + self.queued, 0.0
                 return value
 
@@ -49,9 +49,9 @@ class Clock:
     def slow(self, model: Any) -> Any:
         """The model, whose every call is known to take long."""
 
-        def forward(inputs: Any, *given: Any, **keywords: Any) -> mx.array:
+        def forward(inputs: Any, *args: Any, **keywords: Any) -> mx.array:
             self.queued += PREFILL if inputs.tokens.shape[1] > 1 else DECODE
-            return model(inputs, *given, **keywords)
+            return model(inputs, *args, **keywords)
 
         def encode(media: Any) -> Any:
             self.queued += ENCODE
@@ -67,11 +67,11 @@ def family(load_family: Callable[[str], Family]) -> Family:
 
 @pytest.fixture
 def slow(family: Family, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-    """Model and processor on a clock of their own."""
+    """Model and processor on a clock."""
     return Clock(monkeypatch).slow(family.model), family.processor
 
 
-def asked(family: Family, *names: str) -> dict[str, Any]:
+def keywords_of(family: Family, *names: str) -> dict[str, Any]:
     """The keywords of `batch_generate` for these asks."""
     asks = [family.asks[name] for name in names]
     return {"prompts": [ask.text for ask in asks], "images": [list(ask.media.images) for ask in asks]}
@@ -88,13 +88,13 @@ def numbers(result: GenerationResult | BatchStats) -> dict[str, float]:
     return {name: getattr(result, name) for name in [*names, "cached_tokens", "encode_time"]}
 
 
-def expected(tokens: int, prompt_time: float, made: int, generation_time: float, encode: float) -> dict[str, float]:
+def expected(tokens: int, prompt_time: float, count: int, generation_time: float, encode: float) -> dict[str, float]:
     return {
         "prompt_tokens": tokens,
         "prompt_tps": tokens / prompt_time,
         "prompt_time": prompt_time,
-        "generation_tokens": made,
-        "generation_tps": made / generation_time if generation_time else 0.0,
+        "generation_tokens": count,
+        "generation_tps": count / generation_time if generation_time else 0.0,
         "generation_time": generation_time,
         "cached_tokens": 0,
         "encode_time": encode,
@@ -128,9 +128,9 @@ def test_numbers_of_a_stream_are_cumulative(slow: tuple[Any, Any], family: Famil
     ask, tokens = family.asks["img1"], length(family, "img1")
     results = list(stream_generate(*slow, ask.text, list(ask.media.images), max_tokens=STEPS))
     waited = [0, *range(2, STEPS), STEPS - 1]
-    for made, (steps, result) in enumerate(zip(waited, results, strict=True), 1):
-        assert numbers(result) == expected(tokens, PREFILL, made, steps * DECODE, ENCODE)
-        assert result.total_tokens == tokens + made == tokens + len(result.tokens)
+    for count, (steps, result) in enumerate(zip(waited, results, strict=True), 1):
+        assert numbers(result) == expected(tokens, PREFILL, count, steps * DECODE, ENCODE)
+        assert result.total_tokens == tokens + count == tokens + len(result.tokens)
     for name in ("generation_time", "peak_memory"):
         values = [getattr(result, name) for result in results]
         assert values == sorted(values), name
@@ -139,18 +139,18 @@ def test_numbers_of_a_stream_are_cumulative(slow: tuple[Any, Any], family: Famil
 def test_a_batch_is_the_sum_of_its_rows(slow: tuple[Any, Any], family: Family) -> None:
     """Tokens and the pictures' times add up; rows that run together share the others, which pass once."""
     names, steps = ("img1", "text", "img1", "words5"), (STEPS, 2, 1, 3)
-    response = batch_generate(*slow, max_tokens=steps, **asked(family, *names))
-    lengths, made = [length(family, name) for name in names], sum(steps)
-    assert numbers(response.stats) == expected(sum(lengths), PREFILL, made, (STEPS - 1) * DECODE, ENCODE)
-    for row, (result, tokens, own) in enumerate(zip(response.results, lengths, steps, strict=True)):
+    response = batch_generate(*slow, max_tokens=steps, **keywords_of(family, *names))
+    lengths, total = [length(family, name) for name in names], sum(steps)
+    assert numbers(response.stats) == expected(sum(lengths), PREFILL, total, (STEPS - 1) * DECODE, ENCODE)
+    for row, (result, tokens, count) in enumerate(zip(response.results, lengths, steps, strict=True)):
         encode = ENCODE / 2 if names[row] == "img1" else 0  # equal pictures went through the tower together
-        waited = 0 if own == 1 else own if own < STEPS else own - 1
-        assert numbers(result) == expected(tokens, PREFILL, own, waited * DECODE, encode)
+        waited = 0 if count == 1 else count if count < STEPS else count - 1
+        assert numbers(result) == expected(tokens, PREFILL, count, waited * DECODE, encode)
 
 
 def test_rows_one_after_another_add_up_in_all(slow: tuple[Any, Any], family: Family) -> None:
     names = ("img1", "text", "img2")
-    response = batch_generate(*slow, max_tokens=STEPS, max_batch_size=1, **asked(family, *names))
+    response = batch_generate(*slow, max_tokens=STEPS, max_batch_size=1, **keywords_of(family, *names))
     rows, stats = [numbers(result) for result in response.results], numbers(response.stats)
     for name in stats.keys() - {"prompt_tps", "generation_tps"}:
         assert stats[name] == sum(row[name] for row in rows), name
@@ -162,15 +162,19 @@ def test_rows_one_after_another_add_up_in_all(slow: tuple[Any, Any], family: Fam
 def test_a_batch_of_one_is_generate(slow: tuple[Any, Any], family: Family, steps: int) -> None:
     ask = family.asks["img1"]
     alone = generate(*slow, ask.text, list(ask.media.images), max_tokens=steps)
-    response = batch_generate(*slow, max_tokens=steps, **asked(family, "img1"))
+    response = batch_generate(*slow, max_tokens=steps, **keywords_of(family, "img1"))
     assert numbers(response.stats) == numbers(response.results[0]) == numbers(alone)
 
 
 def test_a_first_token_is_no_speed(family: Family) -> None:
     """It comes with the prompt: what passes until it is told is not the time that tokens take."""
-    response = batch_generate(family.model, family.processor, max_tokens=1, **asked(family, "text", "words5"))
-    for own in (response.stats, *response.results):
-        assert (own.generation_time, own.generation_tps) == (0.0, 0.0) and own.generation_tokens and own.prompt_tps
+    response = batch_generate(family.model, family.processor, max_tokens=1, **keywords_of(family, "text", "words5"))
+    for output in (response.stats, *response.results):
+        assert (
+            (output.generation_time, output.generation_tps) == (0.0, 0.0)
+            and output.generation_tokens
+            and output.prompt_tps
+        )
 
 
 def test_a_row_that_waited_counts_from_its_own_prompt(slow: tuple[Any, Any], family: Family) -> None:
@@ -196,26 +200,26 @@ def test_printed_lines_are_the_numbers(
     )
     result = generate(*slow, ask.text, max_tokens=STEPS, verbose=True)
     assert capsys.readouterr().out.endswith(lines.format(tokens, result.peak_memory))
-    response = batch_generate(*slow, max_tokens=STEPS, verbose=True, **asked(family, "text"))
+    response = batch_generate(*slow, max_tokens=STEPS, verbose=True, **keywords_of(family, "text"))
     assert capsys.readouterr().out == lines.format(tokens, response.stats.peak_memory)
 
 
 def test_peak_memory_is_of_this_run(family: Family) -> None:
     """All that was held at once, the caches included, and not what an earlier run needed."""
-    held: list[int] = []
+    sizes: list[int] = []
 
     def forward(inputs: Any, cache: Any, **keywords: Any) -> mx.array:
         logits = family.model(inputs, cache, **keywords)
-        held.append(sum(own.nbytes for own in cache))
+        sizes.append(sum(layer.nbytes for layer in cache))
         return logits
 
     watched, text = Wrapped(family.model, forward=forward), family.asks["text"].text
     before = mx.get_active_memory()
     large = batch_generate(watched, family.processor, prompts=[text] * 16, max_tokens=3)
     small = generate(watched, family.processor, text, max_tokens=3)
-    assert large.stats.peak_memory * 1e9 >= before + max(held) > before
+    assert large.stats.peak_memory * 1e9 >= before + max(sizes) > before
     assert large.stats.peak_memory == max(result.peak_memory for result in large.results)
-    assert small.peak_memory < large.stats.peak_memory - 14 / 16 * max(held) / 1e9
+    assert small.peak_memory < large.stats.peak_memory - 14 / 16 * max(sizes) / 1e9
 
 
 # Log-probabilities
@@ -230,9 +234,9 @@ class Calls:
             monkeypatch.setattr(mx, name, self._counting(name, getattr(mx, name)))
 
     def _counting(self, name: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*given: Any, **keywords: Any) -> Any:
+        def call(*args: Any, **keywords: Any) -> Any:
             self.count[name] += 1
-            return wrapped(*given, **keywords)
+            return wrapped(*args, **keywords)
 
         return call
 
@@ -241,16 +245,16 @@ def test_logprobs_are_computed_when_looked_at_and_once(family: Family, monkeypat
     """The few best are computed with the token, since every result keeps them."""
     calls = Calls(monkeypatch, "logsumexp", "argpartition", "sort", "argsort", "topk")
     ask, settings = family.asks["text"], {"max_tokens": 4, "top_logprobs": 5}
-    words = family.model.config["text_config"]["vocab_size"]
+    vocab_size = family.model.config["text_config"]["vocab_size"]
     result = generate(family.model, family.processor, ask.text, **settings)
     *_, streamed = stream_generate(family.model, family.processor, ask.text, **settings)
     response = batch_generate(family.model, family.processor, prompts=[ask.text] * 3, **settings)
-    made = 4 + 4 + 3 * 4
-    assert calls.count == {"logsumexp": made, "argpartition": made, "sort": 0, "argsort": 0, "topk": 0}
-    for looks, own in enumerate([result, streamed, *response.results], 1):
+    count = 4 + 4 + 3 * 4
+    assert calls.count == {"logsumexp": count, "argpartition": count, "sort": 0, "argsort": 0, "topk": 0}
+    for reads, output in enumerate([result, streamed, *response.results], 1):
         for _ in range(2):
-            assert own.logprobs.shape == (words,) and len(own.top_logprobs) == 5
-        assert calls.count == {"logsumexp": made + looks, "argpartition": made, "sort": 0, "argsort": 0, "topk": 0}
+            assert output.logprobs.shape == (vocab_size,) and len(output.top_logprobs) == 5
+        assert calls.count == {"logsumexp": count + reads, "argpartition": count, "sort": 0, "argsort": 0, "topk": 0}
 
 
 def test_logprobs_that_nobody_reads_evaluate_nothing(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,28 +268,30 @@ def test_logprobs_that_nobody_reads_evaluate_nothing(family: Family, monkeypatch
 
     monkeypatch.setattr(mx, "async_eval", async_eval)
     calls = Calls(monkeypatch, "eval")
-    seen = []
+    records = []
     for settings in ({"logprobs": True}, {"logprobs": False}):
         generate(family.model, family.processor, family.asks["text"].text, max_tokens=4, **settings)
-        seen.append((list(evaluated), dict(calls.count)))
+        records.append((list(evaluated), dict(calls.count)))
         evaluated.clear()
         calls.count = dict.fromkeys(calls.count, 0)
-    assert seen[0] == seen[1] and len(seen[0][0]) == 4
+    assert records[0] == records[1] and len(records[0][0]) == 4
 
 
 def test_results_that_are_kept_hold_one_vocabulary_a_row(family: Family) -> None:
-    """A stream's, however long; and of rows that decoded together and ended one by one, each only its own."""
-    words, rows = 50_000, 8
-    model = Qwen3VL({**family.model.config, "text_config": {**family.model.config["text_config"], "vocab_size": words}})
+    """A stream's, however long; and of rows that decoded together and ended one by one, each only its scores."""
+    vocab_size, rows = 50_000, 8
+    model = Qwen3VL(
+        {**family.model.config, "text_config": {**family.model.config["text_config"], "vocab_size": vocab_size}}
+    )
     mx.eval(model.parameters())
-    kept: list[GenerationResult] = []
+    stored: list[GenerationResult] = []
     mx.clear_cache()
     before = mx.get_active_memory()
     with TokenIterator(model, family.processor) as iterator:
         for row in range(rows):
             sampling = SamplingParams(max_tokens=4 + row, top_logprobs=2)
             iterator.add(Request(family.asks["words5"].text, sampling=sampling))
-        kept += (result for _, result in iterator)
-    assert mx.get_active_memory() - before < (rows + 1) * words * 4
-    assert len(kept) == sum(4 + row for row in range(rows))
-    assert sum(result.logprobs is not None and len(result.top_logprobs) == 2 for result in kept) == rows
+        stored += (result for _, result in iterator)
+    assert mx.get_active_memory() - before < (rows + 1) * vocab_size * 4
+    assert len(stored) == sum(4 + row for row in range(rows))
+    assert sum(result.logprobs is not None and len(result.top_logprobs) == 2 for result in stored) == rows

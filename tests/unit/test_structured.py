@@ -61,13 +61,13 @@ def is_of(name: str, text: str) -> bool:
     return re.fullmatch({"regex": LIST, "grammar": r"[0-9]{1,2}(\+[0-9]{1,2})+"}[name], text) is not None
 
 
-def say(family: Family, words: str = "Describe a shape.", **keywords: Any) -> GenerationResult:
+def say(family: Family, text: str = "Describe a shape.", **keywords: Any) -> GenerationResult:
     keywords = {"max_tokens": MOST, **keywords}
-    return generate(family.model, family.processor, [{"role": "user", "content": words}], **keywords)
+    return generate(family.model, family.processor, [{"role": "user", "content": text}], **keywords)
 
 
 def say_all(family: Family, rows: Sequence[Mapping[str, Any]]) -> list[GenerationResult]:
-    """rows: each one's own keywords."""
+    """rows: each row's keywords."""
     listed = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     return batch_generate(
         family.model,
@@ -77,10 +77,10 @@ def say_all(family: Family, rows: Sequence[Mapping[str, Any]]) -> list[Generatio
     ).results
 
 
-def form(family: Family, **given: Any) -> Form:
-    asked = SamplingParams(**given).form
-    assert asked
-    return Forms.of(family.processor.tokenizer).get(*asked)
+def form(family: Family, **keywords: Any) -> Form:
+    requested = SamplingParams(**keywords).form
+    assert requested
+    return Forms.of(family.processor.tokenizer).get(*requested)
 
 
 def facts(result: GenerationResult) -> tuple[Any, ...]:
@@ -125,7 +125,11 @@ def test_rows_of_all_forms_and_none_run_together(demo: Family) -> None:
 def test_what_is_whole_is_stop_and_what_is_cut_is_length(demo: Family) -> None:
     whole = {name: say(demo, **{name: value}) for name, value in FORMS.items()}
     lengths = {name: len(result.tokens) for name, result in whole.items()}
-    rows = [{name: FORMS[name], "max_tokens": n} for name, own in lengths.items() for n in (1, own - 1, own, own + 1)]
+    rows = [
+        {name: FORMS[name], "max_tokens": n}
+        for name, length in lengths.items()
+        for n in (1, length - 1, length, length + 1)
+    ]
     for row, result in zip(rows, say_all(demo, rows), strict=True):
         name, count = next(iter(row)), row["max_tokens"]
         assert result.tokens == whole[name].tokens[:count]
@@ -133,10 +137,10 @@ def test_what_is_whole_is_stop_and_what_is_cut_is_length(demo: Family) -> None:
 
 
 def test_log_probabilities_are_the_models_own(demo: Family) -> None:
-    free, held = say(demo, max_tokens=1), say(demo, max_tokens=1, grammar=SUM, top_logprobs=2)
-    assert free.tokens != held.tokens
-    assert np.array_equal(np.array(free.logprobs), np.array(held.logprobs))
-    assert (held.top_logprobs or [])[0][0] == free.tokens[0]
+    free, formed = say(demo, max_tokens=1), say(demo, max_tokens=1, grammar=SUM, top_logprobs=2)
+    assert free.tokens != formed.tokens
+    assert np.array_equal(np.array(free.logprobs), np.array(formed.logprobs))
+    assert (formed.top_logprobs or [])[0][0] == free.tokens[0]
 
 
 def test_any_json(demo: Family) -> None:
@@ -182,14 +186,14 @@ def play(constraint: Constraint, tokens: list[int]) -> None:
 def test_only_the_rows_own_end_tokens_end_it(demo: Family) -> None:
     """llguidance knows the tokenizer's only."""
     tokenizer = demo.processor.tokenizer
-    own = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    assert own != tokenizer.eos_token_id
-    constraint = Constraint(form(demo, regex="ab?"), frozenset({own}))
-    assert not constraint.allowed(640)[[own, tokenizer.eos_token_id]].any()
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert end != tokenizer.eos_token_id
+    constraint = Constraint(form(demo, regex="ab?"), frozenset({end}))
+    assert not constraint.allowed(640)[[end, tokenizer.eos_token_id]].any()
     play(constraint, tokenizer.encode("a"))
-    assert constraint.allowed(640)[own] and not constraint.allowed(640)[tokenizer.eos_token_id]
+    assert constraint.allowed(640)[end] and not constraint.allowed(640)[tokenizer.eos_token_id]
     play(constraint, tokenizer.encode("b"))
-    assert np.flatnonzero(constraint.allowed(640)).tolist() == [own]
+    assert np.flatnonzero(constraint.allowed(640)).tolist() == [end]
 
 
 def test_a_row_without_end_tokens_ends_when_it_is_whole(demo: Family) -> None:
@@ -217,15 +221,15 @@ def test_a_vocabulary_may_be_larger_or_smaller_than_the_tokenizers(demo: Family,
 
 def sentencepiece(strips: bool) -> Any:
     """A tokenizer of Llama 2's kind, which leaves out a text's first space, or of Gemma's, which does not."""
-    words = '<s> </s> ▁ ▁▁ a b ab ▁a ▁ab abc 1 12 ▁1 " ▁" [ ▁[ ] , ,▁ ▁, é ▁é é" 😀 \n'.split(" ")
-    vocabulary = dict.fromkeys(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *words])
+    pieces = '<s> </s> ▁ ▁▁ a b ab ▁a ▁ab abc 1 12 ▁1 " ▁" [ ▁[ ] , ,▁ ▁, é ▁é é" 😀 \n'.split(" ")
+    vocabulary = dict.fromkeys(["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces])
     ids = {word: id for id, word in enumerate(vocabulary)}
-    own = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [], byte_fallback=True, unk_token="<unk>"))
-    own.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, [], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = tokenizers.normalizers.Replace(" ", "▁")
     parts = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
-    own.decoder = tokenizers.decoders.Sequence([*parts, *[tokenizers.decoders.Strip(" ", 1, 0)] * strips])
-    own.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.decoder = tokenizers.decoders.Sequence([*parts, *[tokenizers.decoders.Strip(" ", 1, 0)] * strips])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.mark.parametrize("strips", [True, False])
@@ -276,8 +280,8 @@ def test_a_model_may_open_the_block_itself_where_it_is_let_think(demo: Family) -
     free = generate(demo.model, demo.processor, enable_thinking=True, **first, **ask)
     assert free.tokens[0] == opening and free.thinking_tokens == 4
     assert free.finish_reason == "stop" and free.answer in CHOICES
-    held = generate(demo.model, demo.processor, **first, **ask)
-    assert held.thinking is None and held.text in CHOICES
+    formed = generate(demo.model, demo.processor, **first, **ask)
+    assert formed.thinking is None and formed.text in CHOICES
 
 
 def test_an_end_token_does_not_cut_what_is_thought(demo: Family) -> None:
@@ -294,8 +298,8 @@ def test_no_block_opens_inside_an_answer(demo: Family) -> None:
     keywords = {"thinking_start_token": "red", "thinking_end_token": "blue", "thinking_budget": 2}
     result = say(demo, choices=["a red circle"], **keywords)
     assert (result.text, result.thinking) == ("a red circle", None)
-    own = say(demo, grammar='start: <think> "yes" </think> ("a"|"b")')
-    assert re.fullmatch("<think>yes</think>[ab]", own.text) and own.thinking is None
+    result = say(demo, grammar='start: <think> "yes" </think> ("a"|"b")')
+    assert re.fullmatch("<think>yes</think>[ab]", result.text) and result.thinking is None
 
 
 # Other ways of decoding
@@ -303,13 +307,13 @@ def test_no_block_opens_inside_an_answer(demo: Family) -> None:
 
 def test_guesses_change_nothing(demo: Family) -> None:
     """Speculative decoding, in the midst of other rows: the answer is the same."""
-    words = [{"role": "user", "content": "1+2+3+1+2+3+1+2+3+1+2+3"}]
+    messages = [{"role": "user", "content": "1+2+3+1+2+3+1+2+3+1+2+3"}]
     rows: list[dict[str, Any]] = [{}, {"grammar": SUM}, {"grammar": SUM, **HOT}, {"regex": LIST, **HOT}]
     heard: list[dict[int, GenerationResult]] = []
     for drafter in (None, PromptLookup):
         with TokenIterator(demo.model, demo.processor) as iterator:
             for row in rows:
-                iterator.add(Request(words, sampling=SamplingParams(max_tokens=30, **row), drafter=drafter))
+                iterator.add(Request(messages, sampling=SamplingParams(max_tokens=30, **row), drafter=drafter))
             heard.append(dict(iterator))
     for plain, guessed in zip(*(results.values() for results in heard), strict=True):
         assert guessed.error is None
@@ -323,7 +327,7 @@ def test_beams_are_refused(demo: Family) -> None:
     assert isinstance(result.error, UnsupportedError) and "beam search does not go with regex" in str(result.error)
 
 
-# Faults stay their own
+# Faults end one row only
 
 
 def test_a_fault_ends_its_own_row(demo: Family) -> None:
@@ -344,7 +348,7 @@ def test_a_fault_ends_its_own_row(demo: Family) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("keywords", "error", "message"),
     [
         ({"regex": "ab(c"}, PromptError, r"regex: unclosed group, at character 3 of 'ab\(c'"),
         ({"regex": "(?=a)b"}, UnsupportedError, "look-around, including look-ahead and look-behind, is not supported"),
@@ -364,10 +368,10 @@ def test_a_fault_ends_its_own_row(demo: Family) -> None:
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
-def test_wrong_forms_are_refused_by_name(demo: Family, given: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message) as told:
-        form(demo, **given)
-    assert type(told.value) is error
+def test_wrong_forms_are_refused_by_name(demo: Family, keywords: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        form(demo, **keywords)
+    assert type(caught.value) is error
 
 
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
@@ -416,9 +420,9 @@ DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 def test_what_cannot_be_held_to_is_refused_with_its_place(
     demo: Family, schema: Any, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=message) as told:
+    with pytest.raises(error, match=message) as caught:
         form(demo, json_schema=json.dumps(schema))
-    assert type(told.value) is error
+    assert type(caught.value) is error
 
 
 @pytest.mark.parametrize(
@@ -436,18 +440,18 @@ def test_what_cannot_be_held_to_is_refused_with_its_place(
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_schemas_mean_what_they_say(demo: Family, schema: Any, valid: list[str], invalid: list[str]) -> None:
-    own = form(demo, json_schema=schema)
-    assert [text for text in (*valid, *invalid) if own.fits(text)] == valid
+    compiled = form(demo, json_schema=schema)
+    assert [text for text in (*valid, *invalid) if compiled.fits(text)] == valid
 
 
 def test_choices_are_taken_word_for_word(demo: Family) -> None:
     choices = ["a", "ab", "", 'say "\n\\', "a|b", "start: x"]
-    own = form(demo, choices=choices)
-    assert [text for text in (*choices, "b", "aa", "say") if own.fits(text)] == choices
+    compiled = form(demo, choices=choices)
+    assert [text for text in (*choices, "b", "aa", "say") if compiled.fits(text)] == choices
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("keywords", "message"),
     [
         ({"regex": "a", "choices": ["b"]}, "choices: only one of json_schema, regex, grammar, choices can be given"),
         ({"json_schema": "{"}, "json_schema: not JSON: Expecting property name"),
@@ -459,9 +463,9 @@ def test_choices_are_taken_word_for_word(demo: Family) -> None:
     ],
     ids=lambda value: repr(value) if isinstance(value, dict) else "",
 )
-def test_what_is_no_form_is_refused_at_once(given: Any, message: str) -> None:
+def test_what_is_no_form_is_refused_at_once(keywords: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SamplingParams(**given)
+        SamplingParams(**keywords)
 
 
 def test_without_the_package_it_is_named(demo: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,7 +479,7 @@ def test_tokenizers_that_it_does_not_know_are_refused() -> None:
         Forms(object())
 
 
-# What is kept
+# Which forms stay compiled
 
 
 def test_forms_are_compiled_once_and_kept_as_long_as_the_tokenizer(demo: Family) -> None:

@@ -1,4 +1,4 @@
-"""The gate for token ids: none but the model's own reaches MLX, which would read, or write, memory that is not its."""
+"""The gate for token ids: none but the model's reaches MLX, which would read, or write, memory that is not its."""
 
 import math
 import subprocess
@@ -78,7 +78,7 @@ for name, call in {{
 
 
 def test_what_would_kill_the_process_is_refused_by_name() -> None:
-    """In a process of its own, which is what ends where the gate fails."""
+    """In a separate process, which ends where the gate fails."""
     ran = subprocess.run([sys.executable, "-c", KILLERS], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
 
@@ -184,10 +184,10 @@ class Guesses:
     def read(self, prompt: Prompt) -> None:
         pass
 
-    def propose(self, tokens: Sequence[int], most: int) -> Any:
+    def propose(self, tokens: Sequence[int], max_tokens: int) -> Any:
         return self._propose()
 
-    def told(self, proposed: int, accepted: int) -> None:
+    def update(self, num_proposed: int, num_accepted: int) -> None:
         pass
 
 
@@ -237,11 +237,11 @@ def test_a_temperature_too_small_for_float32_is_greedy(demo: Family, temperature
     plain = mlx_vlgen.generate(demo.model, demo.processor, text, max_tokens=4)
     warm = {"temperature": temperature, "max_tokens": 4, "seed": 1}
     assert mlx_vlgen.generate(demo.model, demo.processor, text, **warm).tokens == plain.tokens
-    asked = {"do_sample": True, "temperature": temperature, "max_new_tokens": 4}
-    given = demo.processor.tokenizer.encode(text)
+    sampling = {"do_sample": True, "temperature": temperature, "max_new_tokens": 4}
+    prompt = demo.processor.tokenizer.encode(text)
     for more in ({}, {"num_beams": 2}, {"no_repeat_ngram_size": 9}):
-        greedy = demo.model.generate([given], max_new_tokens=4, do_sample=False, **more)
-        assert demo.model.generate([given], **asked, **more).tolist() == greedy.tolist()
+        greedy = demo.model.generate([prompt], max_new_tokens=4, do_sample=False, **more)
+        assert demo.model.generate([prompt], **sampling, **more).tolist() == greedy.tolist()
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-20])

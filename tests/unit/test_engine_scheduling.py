@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_vlgen.engine.prefill import admissible, chunk_end, encoding_groups, pack_size
+from mlx_vlgen.engine.scheduling import admissible, chunk_end, encoding_groups, pack_size
 from mlx_vlgen.inputs.prompt import Media
 
 counts = st.integers(1, 60)
@@ -70,11 +70,11 @@ media = st.lists(st.builds(medium, st.sampled_from(["image", "video"]), st.integ
 def test_encoding_groups(given_media: list[Media], pixels: int, group: bool) -> None:
     """A partition into groups of one shape, each within the limit unless it is one medium."""
     groups = list(encoding_groups(given_media, pixels, group))
-    flat = [index for own in groups for index in own]
+    flat = [index for indices in groups for index in indices]
     assert sorted(flat) == list(range(len(given_media)))
-    for own in groups:
-        assert len({(given_media[i].kind, given_media[i].grid) for i in own}) == 1
-        assert len(own) == 1 or sum(given_media[i].pixels.size for i in own) <= pixels
+    for indices in groups:
+        assert len({(given_media[i].kind, given_media[i].grid) for i in indices}) == 1
+        assert len(indices) == 1 or sum(given_media[i].pixels.size for i in indices) <= pixels
     if not group:
         assert flat == sorted(flat)
 

@@ -1,4 +1,4 @@
-"""What a row's token does to it, and what is told about it. Whatever fails here ends that row with "error"."""
+"""Recording a token, ending a row, and the result of each. Whatever fails here ends that row with "error"."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from .row_result import RowResult, make_result
 from .sampling import Scores
 
 
-def record(row: Row, token: int, scores: Scores | None) -> RowResult:
-    """Record a token that was read, and what is told after it, which is the row's last result where it ends by it.
-    scores: what it was drawn from; None for one of a search."""
+def record_token(row: Row, token: int, scores: Scores | None) -> RowResult:
+    """Record a token that was read. Returns its result, the last one where the row ends by it.
+    scores: what it was drawn from; None in a beam search."""
     text = ""
     try:
         row.record(token)
@@ -22,31 +22,30 @@ def record(row: Row, token: int, scores: Scores | None) -> RowResult:
         if reason is None:
             return make_result(row, text, scores)
     except Exception as error:
-        return last(row, "error", error, text)
-    return last(row, reason, None, text, scores)
+        return end_row(row, "error", error, text)
+    return end_row(row, reason, None, text, scores)
 
 
 def _reason(row: Row, is_end: bool, scores: Scores | None) -> FinishReason | None:
     """What ends the row with the token that it recorded, if anything does."""
-    if row.found:
-        return row.found_reason if len(row.tokens) == len(row.found[0].tokens) else None
+    if row.best_beams:
+        return row.best_beam_reason if len(row.tokens) == len(row.best_beams[0].tokens) else None
     if is_end or row.text.stopped or (row.constraint and row.constraint.over):
         return "stop"
-    if len(row.tokens) >= row.sampling.max_tokens or row.late:
+    if len(row.tokens) >= row.sampling.max_tokens or row.timed_out:
         return "length"
     return "stop" if scores and criteria_met(row, row.tokens, scores) else None
 
 
 def criteria_met(row: Row, tokens: Sequence[int], scores: Scores | None) -> bool:
-    """Whether one of the user's criteria ends the row after these tokens. scores: see `record`."""
+    """Whether one of the user's criteria ends the row after these tokens. scores: see `record_token`."""
     if not row.sampling.stopping_criteria:
         return False
-    assert row.prompt
-    so_far, logits = mx.array([*row.prompt.tokens.tolist(), *tokens]), scores.own[None] if scores else None
+    so_far, logits = mx.array([*row.prompt.tokens.tolist(), *tokens]), scores.row[None] if scores else None
     return any(bool(criterion(so_far, logits)) for criterion in row.sampling.stopping_criteria)
 
 
-def last(
+def end_row(
     row: Row, reason: FinishReason, error: Exception | None = None, text: str = "", scores: Scores | None = None
 ) -> RowResult:
     """End the row: its last result, with all the text that it still holds back."""
