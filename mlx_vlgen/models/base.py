@@ -37,7 +37,7 @@ class Recurrent:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A layer whose cache only its own model knows: `make` gives an empty one. Such rows run one at a time."""
+    """A layer whose cache only its model knows: `make` gives an empty one. Such rows run one at a time."""
 
     make: Callable[[], Any]
 
@@ -96,10 +96,10 @@ class Embedded:
     @staticmethod
     def stack(rows: Sequence["Embedded"]) -> "Embedded":
         """Several single rows as one batch, padded on the right with zeros. All have embeds or none has."""
-        most = max(map(len, rows))
+        max_length = max(map(len, rows))
 
         def pad(parts: Sequence[mx.array], axis: int = 1) -> mx.array:
-            after = [[(0, most - p.shape[axis]) if i == axis else (0, 0) for i in range(p.ndim)] for p in parts]
+            after = [[(0, max_length - p.shape[axis]) if i == axis else (0, 0) for i in range(p.ndim)] for p in parts]
             padded = [mx.pad(p, widths) for p, widths in zip(parts, after, strict=True)]
             return mx.concatenate(padded, axis=axis - 1)
 
@@ -109,7 +109,8 @@ class Embedded:
             """That part of every row, and what stands for it where a row has none; None where no row has it."""
             if all(part(row) is None for row in rows):
                 return None
-            return pad([absent(row) if (own := part(row)) is None else own for row in rows], axis)
+            values = [part(row) for row in rows]
+            return pad([absent(row) if x is None else x for x, row in zip(values, rows, strict=True)], axis)
 
         def running(row: "Embedded") -> mx.array:
             return mx.broadcast_to(mx.arange(len(row), dtype=mx.int32), (3, 1, len(row)))
@@ -209,7 +210,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def text_decoder(self) -> nn.Module:
-        """mlx-lm's decoder inside: its own rules of quantizing and of dtypes hold here too."""
+        """mlx-lm's decoder inside: its rules of quantizing and of dtypes hold here too."""
         return self.language_model
 
     def cache_layout(self) -> list[LayerKind]:

@@ -1,7 +1,7 @@
 """What a forward shows when it is asked to: attention weights, computed apart from the fused kernels.
 
 A layer keeps nothing of a request. Its cache's offset, which its attention hands to the rotary module, brings along the
-place where rotated queries are put down; keys are seen as they go through the cache.
+place where rotated queries are put down; keys are recorded as they go through the cache.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ class CapturedOffset:
 
     def __init__(self, offset: Any):
         self.offset = offset
-        self.seen: list[mx.array] = []
+        self.rotated: list[mx.array] = []
 
 
 class CapturingRope(nn.Module):
@@ -28,12 +28,12 @@ class CapturingRope(nn.Module):
     def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
         if not isinstance(offset, CapturedOffset):
             return self.rope(x, offset=offset)
-        offset.seen.append(self.rope(x, offset=offset.offset))
-        return offset.seen[-1]
+        offset.rotated.append(self.rope(x, offset=offset.offset))
+        return offset.rotated[-1]
 
 
 class CapturingCache:
-    """A layer's cache as its attention sees it, with an offset that brings back what was rotated."""
+    """A layer's cache, with an offset that brings back what was rotated."""
 
     def __init__(self, cache: Any, offset: Any):
         self._cache, self.offset = cache, CapturedOffset(offset)
@@ -48,11 +48,11 @@ class CapturingCache:
 
     def weights(self, attention: nn.Module, mask: mx.array | str | None) -> mx.array:
         """(B, H, L, T) float32: what the layer's tokens gave to each position. mask: what the layer had."""
-        q, k = self.offset.seen[0].astype(mx.float32), self._keys.astype(mx.float32)
+        q, k = self.offset.rotated[0].astype(mx.float32), self._keys.astype(mx.float32)
         batch, heads, length, size = q.shape
         grouped = (q * attention.scale).reshape(batch, k.shape[1], -1, length, size)
         scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).reshape(batch, heads, length, -1)
-        if (cap := getattr(attention, "cap", None)) is not None:
+        if (cap := getattr(attention, "softcap", None)) is not None:
             scores = mx.tanh(scores / cap) * cap
         if isinstance(mask, str):
             keys = scores.shape[-1]
@@ -60,9 +60,9 @@ class CapturingCache:
         if mask is not None:
             scores = mx.where(mask, scores, -mx.inf)
         weights = mx.softmax(scores, axis=-1, precise=True)
-        # mlx-lm's rotating caches write over their oldest key; turned, the newest is the last, as in every other.
-        turned = getattr(self._cache, "_idx", 0) % weights.shape[-1]
-        return mx.roll(weights, -turned, -1) if turned else weights
+        # mlx-lm's rotating caches write over their oldest key; rolled, the newest is the last, as in every other.
+        shift = getattr(self._cache, "_idx", 0) % weights.shape[-1]
+        return mx.roll(weights, -shift, -1) if shift else weights
 
 
 def capturing(layer: nn.Module, cache: Any, offset: Any) -> CapturingCache:

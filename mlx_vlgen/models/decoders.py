@@ -10,7 +10,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
-from .gemma import Gemma, capped, scaled
+from .gemma import Gemma, scale_embeddings, softcap
 
 Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
 Scale = Callable[[mx.array, Arguments], mx.array]
@@ -19,18 +19,18 @@ Scale = Callable[[mx.array, Arguments], mx.array]
 def mlx_lm_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's `Model` with these arguments."""
     decoder, arguments = text_decoder(args)
-    made: nn.Module = decoder(arguments.from_dict(args))
-    return made
+    network: nn.Module = decoder(arguments.from_dict(args))
+    return network
 
 
 def _qwen3_moe_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's passes over `rope_scaling`."""
-    made, scaling = mlx_lm_decoder(args), args.get("rope_scaling")
+    decoder, scaling = mlx_lm_decoder(args), args.get("rope_scaling")
     if not refusals.is_plain(scaling):
         rope = initialize_rope(args["head_dim"], args["rope_theta"], False, scaling, args["max_position_embeddings"])
-        for layer in made.layers:
+        for layer in decoder.layers:
             layer.self_attn.rope = rope
-    return made
+    return decoder
 
 
 def _unscaled(x: mx.array, args: Arguments) -> mx.array:
@@ -43,12 +43,12 @@ class Decoder:
 
     refusals: what of the arguments the network would silently leave out; None where it does not.
     defaults: what transformers assumes where config.json is silent and mlx-lm assumes something else or nothing.
-    read: what its configuration says in ways of its own; see `configuration`.
+    read: what its configuration says in another way; see `configuration`.
     network: makes the decoder, with `model` (embed_tokens, layers, norm) and perhaps lm_head; default mlx-lm's.
     scale_tokens: embeddings (..., d) of tokens as they go beside features of media, which are not scaled.
     scale_inputs: tokens' embeddings and features (..., d) alike, as they go into the first layer.
     scale_logits: logits (..., V) as the output layer gives them.
-    more_inputs: what layers take between the states (B, L, d) and the mask; offset: an int or (B,), where these begin.
+    extra_inputs: what layers take between the states (B, L, d) and the mask; offset: an int or (B,), where these begin.
     """
 
     refusals: Refusals
@@ -58,7 +58,7 @@ class Decoder:
     scale_tokens: Scale = _unscaled
     scale_inputs: Scale = _unscaled
     scale_logits: Scale = _unscaled
-    more_inputs: Callable[[Arguments, mx.array, Any], tuple[Any, ...]] | None = None
+    extra_inputs: Callable[[Arguments, mx.array, Any], tuple[Any, ...]] | None = None
 
 
 def text_arguments(config: Mapping[str, Any]) -> Arguments:
@@ -67,20 +67,20 @@ def text_arguments(config: Mapping[str, Any]) -> Arguments:
     LoadError where the configuration asks for what the decoder here would silently leave out.
     """
     model_type = config["model_type"]
-    known = DECODERS.get(model_type)
-    args = dict(known.defaults if known else {}) | dict(config)
+    record = DECODERS.get(model_type)
+    args = dict(record.defaults if record else {}) | dict(config)
     flat_rope(args)
     if "num_local_experts" in args:
         args.setdefault("num_experts", args["num_local_experts"])
-    if known is None:
+    if record is None:
         return args
     match rope_type(args.get("rope_scaling") or {}):
         case "dynamic":  # changes nothing within max_position_embeddings, and mlx-lm's takes no batch
             args["rope_scaling"] = None
         case "yarn":
             args["rope_scaling"] = yarn_settings(args["rope_scaling"], args)
-    known.read(args)
-    if reason := next((reason for reason in known.refusals(args) if reason), None):
+    record.read(args)
+    if reason := next((reason for reason in record.refusals(args) if reason), None):
         raise LoadError(f"This {model_type} checkpoint has {reason}, which its decoder here does not compute.")
     return args
 
@@ -89,7 +89,7 @@ def text_arguments(config: Mapping[str, Any]) -> Arguments:
 
 
 def _root_of_width(x: mx.array, args: Arguments) -> mx.array:
-    return scaled(x)
+    return scale_embeddings(x)
 
 
 def _multiplied(x: mx.array, args: Arguments) -> mx.array:
@@ -104,16 +104,16 @@ def _scaled_logits(x: mx.array, args: Arguments) -> mx.array:
     return x * args["logit_scale"]
 
 
-def _capped(x: mx.array, args: Arguments) -> mx.array:
-    return capped(x, args["final_logit_softcapping"])
+def _softcapped(x: mx.array, args: Arguments) -> mx.array:
+    return softcap(x, args["final_logit_softcapping"])
 
 
 def _query_scale(args: Arguments, h: mx.array, offset: Any) -> tuple[mx.array]:
     """What Ministral 3 multiplies queries by, so that attention stays sharp far from the start: (B or 1, 1, L, 1)."""
     rope = args["rope_parameters"]
     position = mx.array(offset).reshape(-1, 1) + mx.arange(h.shape[1])
-    far = mx.floor(position / rope["original_max_position_embeddings"])
-    scale = 1 + rope["llama_4_scaling_beta"] * mx.log(1 + far)
+    blocks = mx.floor(position / rope["original_max_position_embeddings"])
+    scale = 1 + rope["llama_4_scaling_beta"] * mx.log(1 + blocks)
     return (scale[:, None, :, None].astype(h.dtype),)
 
 
@@ -175,7 +175,7 @@ DECODERS: dict[str, Decoder] = {
     "ministral3": Decoder(
         refusals.ministral3,
         {"head_dim": 128, "max_position_embeddings": 262144, "tie_word_embeddings": False},
-        more_inputs=_query_scale,
+        extra_inputs=_query_scale,
     ),
     "granite": Decoder(
         refusals.granite,
@@ -242,7 +242,7 @@ DECODERS: dict[str, Decoder] = {
         _GEMMA | {"final_logit_softcapping": 30.0},
         network=Gemma,
         scale_tokens=_root_of_width,
-        scale_logits=_capped,
+        scale_logits=_softcapped,
     ),
     "gemma3_text": Decoder(
         refusals.gemma3,
@@ -263,7 +263,7 @@ DECODERS: dict[str, Decoder] = {
         },
         configuration.read_gemma4,
         scale_tokens=_root_of_width,
-        scale_logits=_capped,
+        scale_logits=_softcapped,
     ),
     "glm4": Decoder(refusals.glm4, {}),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),

@@ -18,12 +18,12 @@ Config = Mapping[str, Any]
 """As `text_arguments` gives it."""
 
 
-def scaled(embeds: mx.array) -> mx.array:
-    """Embeddings (..., d) times the root of d, in their own dtype: mlx-lm rounds it to bfloat16."""
+def scale_embeddings(embeds: mx.array) -> mx.array:
+    """Embeddings (..., d) times the root of d, in their dtype: mlx-lm rounds it to bfloat16."""
     return embeds * mx.array(embeds.shape[-1] ** 0.5).astype(embeds.dtype)
 
 
-def capped(x: mx.array, cap: float | None) -> mx.array:
+def softcap(x: mx.array, cap: float | None) -> mx.array:
     """Bent smoothly into (-cap, cap)."""
     return x if cap is None else mx.tanh(x / cap) * cap
 
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self.heads, self.kv_heads = heads, kv_heads
         self.scale = (config["query_pre_attn_scalar"] if config["model_type"] == "gemma2" else size) ** -0.5
-        self.cap = config.get("attn_logit_softcapping", 50.0) if config["model_type"] == "gemma2" else None
+        self.softcap = config.get("attn_logit_softcapping", 50.0) if config["model_type"] == "gemma2" else None
         self.q_proj = nn.Linear(hidden, heads * size, bias=bias)
         self.k_proj, self.v_proj = (nn.Linear(hidden, kv_heads * size, bias=bias) for _ in range(2))
         self.o_proj = nn.Linear(heads * size, hidden, bias=bias)
@@ -62,22 +62,22 @@ class Attention(nn.Module):
         v = split(self.v_proj(x), self.kv_heads)
         q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
         k, v = cache.update_and_fetch(k, v)
-        if self.cap is None:
+        if self.softcap is None:
             out = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
         else:
             if hasattr(cache, "bits"):
-                k, v = unpacked(k, cache), unpacked(v, cache)
-            out = capped_attention(q * self.scale, k, v, mask, self.cap)
+                k, v = dequantize(k, cache), dequantize(v, cache)
+            out = softcapped_attention(q * self.scale, k, v, mask, self.softcap)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
 
-def unpacked(parts: tuple[mx.array, mx.array, mx.array], cache: Any) -> mx.array:
-    """What a quantized cache gives."""
+def dequantize(parts: tuple[mx.array, mx.array, mx.array], cache: Any) -> mx.array:
+    """Keys or values (B, h, K, D) of the three arrays that a quantized cache gives."""
     packed, scales, biases = parts
     return mx.dequantize(packed, scales, biases, group_size=cache.group_size, bits=cache.bits)
 
 
-def capped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cap: float) -> mx.array:
+def softcapped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cap: float) -> mx.array:
     """Softmax attention over capped scores, in blocks of queries: no fused kernel caps them.
 
     q (B, H, L, D), scaled; k and v (B, h, K, D), each for H / h heads of q; mask: None, "causal", or bool, (L, K) or
@@ -92,10 +92,10 @@ def capped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str
     rows = max(1, SCORE_BYTES // (4 * batch * heads * keys))
     blocks = []
     for start in range(0, length, rows):
-        scores = capped(q[..., start : start + rows, :] @ k, cap)  # (B, h, H / h, rows, K)
+        scores = softcap(q[..., start : start + rows, :] @ k, cap)  # (B, h, H / h, rows, K)
         if mask is not None:
-            seen = mask[..., start : start + rows, :].reshape(-1, 1, 1, scores.shape[-2], keys)
-            scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
+            visible = mask[..., start : start + rows, :].reshape(-1, 1, 1, scores.shape[-2], keys)
+            scores = mx.where(visible, scores, mx.finfo(scores.dtype).min)
         blocks.append(mx.softmax(scores, axis=-1, precise=True) @ v)
     return mx.concatenate(blocks, axis=-2).reshape(batch, heads, length, size)
 
@@ -156,9 +156,9 @@ class Gemma(nn.Module):
         super().__init__()
         self.model = Body(config)
         count, window = config["num_hidden_layers"], config["sliding_window"]
-        kinds = config.get("layer_types") or ["sliding_attention", "full_attention"] * count
+        layer_types = config.get("layer_types") or ["sliding_attention", "full_attention"] * count
         slides = config["model_type"] == "gemma2" and window is not None
-        self._windows = [window if slides and kind == "sliding_attention" else None for kind in kinds[:count]]
+        self._windows = [window if slides and layer == "sliding_attention" else None for layer in layer_types[:count]]
 
     @property
     def layers(self) -> list[nn.Module]:

@@ -41,10 +41,10 @@ class Gemma3(VisionLanguageModel):
         super().__init__(config)
         vision = siglip_config(config)
         self.vision_tower = Tower(SiglipVision(vision))
-        self.multi_modal_projector = Projector(vision, self.width, config.get("mm_tokens_per_image", 256))
+        self.multi_modal_projector = Projector(vision, self.hidden_size, config.get("mm_tokens_per_image", 256))
 
     duplicated_layers: ClassVar[Mapping[str, str]] = {"language_model.lm_head": "language_model.model.embed_tokens"}
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        pixels = mx.array(np.concatenate([own.pixels for own in media]))
-        return [Features(own) for own in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]
+        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
+        return [Features(image) for image in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]

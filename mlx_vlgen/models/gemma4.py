@@ -2,7 +2,7 @@
 and mlx-lm's text decoder, the last layers of which may attend to keys and values of earlier ones.
 
 Source: transformers' Gemma4ForConditionalGeneration; the text decoder is that of Gemma 3n's report (per-layer inputs,
-shared keys and values). What hears is left out: neither its weights are loaded nor its placeholders known.
+shared keys and values). Audio is left out: neither its weights are loaded nor its placeholders known.
 """
 
 import re
@@ -13,9 +13,9 @@ import numpy as np
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
-from .backbone import Masks, pick
+from .backbone import Masks, gather_last
 from .base import Embedded, Features, Model
-from .gemma import scaled
+from .gemma import scale_embeddings
 from .layers import ACTIVATIONS, attention, rotary_2d, rotate
 from .vision_language import VisionLanguageModel, encode_tiles
 
@@ -23,7 +23,7 @@ Config = Mapping[str, Any]
 
 
 class ClippedLinear(nn.Module):
-    """Without bias; in checkpoints that say so, what goes in and what comes out is kept within bounds."""
+    """Without bias. With `clipped`, its inputs and outputs are clipped to bounds that the checkpoint has."""
 
     def __init__(self, inputs: int, outputs: int, clipped: bool):
         super().__init__()
@@ -56,11 +56,11 @@ class VisionAttention(nn.Module):
         def split(x: mx.array, heads: int) -> mx.array:
             return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)  # (B, H, N, D)
 
-        def turned(x: mx.array) -> mx.array:
+        def rotated(x: mx.array) -> mx.array:
             return rotate(x.reshape(*x.shape[:-1], 2, -1), cos, sin).reshape(x.shape)
 
-        q = turned(self.q_norm(split(self.q_proj(x), self.heads)))
-        k = turned(self.k_norm(split(self.k_proj(x), self.kv_heads)))
+        q = rotated(self.q_norm(split(self.q_proj(x), self.heads)))
+        k = rotated(self.k_norm(split(self.k_proj(x), self.kv_heads)))
         v = mx.fast.rms_norm(split(self.v_proj(x), self.kv_heads), None, self.q_norm.eps)
         return self.o_proj(attention(q, k, v, scale=1.0).transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
@@ -147,8 +147,8 @@ class Projector(nn.Module):
         return self.embedding_projection(mx.fast.rms_norm(x, None, self._eps))
 
 
-class Held:
-    """The cache of an earlier layer for one that attends to that layer's keys and values, and adds none."""
+class SharedKVCache:
+    """The cache of an earlier layer, for a layer that attends to its keys and values and adds none."""
 
     def __init__(self, cache: Any):
         self._cache = cache
@@ -177,12 +177,12 @@ class Gemma4(VisionLanguageModel):
         self.embed_vision = Projector(vision["hidden_size"], text.hidden_size, vision["rms_norm_eps"])
         media = ("image", 258880), ("video", 258884), ("audio", 258881)
         ids = [config.get(f"{kind}_token_id", default) for kind, default in media]
-        self._media_tokens = mx.array([own for own in ids if own is not None])
+        self._media_tokens = mx.array([token for token in ids if token is not None])
 
     @classmethod
     def rename(cls, key: str) -> str | None:
-        heard = key.removeprefix("model.").startswith(("audio_tower.", "embed_audio."))
-        return None if heard else super().rename(key)
+        is_audio = key.removeprefix("model.").startswith(("audio_tower.", "embed_audio."))
+        return None if is_audio else super().rename(key)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Without bounds that this configuration does not use, nor a copy of the embeddings."""
@@ -194,55 +194,57 @@ class Gemma4(VisionLanguageModel):
             if not any(re.search(pattern, name) for pattern in unused)
         }
 
-    def _said(self, tokens: mx.array) -> mx.array:
+    def _pad_media_tokens(self, tokens: mx.array) -> mx.array:
         """The tokens with padding in the places of pictures and videos."""
-        seen = (tokens[..., None] == self._media_tokens).any(axis=-1)
-        return mx.where(seen, self.language_model.args.pad_token_id, tokens)
+        is_media = (tokens[..., None] == self._media_tokens).any(axis=-1)
+        return mx.where(is_media, self.language_model.args.pad_token_id, tokens)
 
     def embed_tokens(self, tokens: mx.array) -> mx.array:
-        return super().embed_tokens(self._said(tokens))
+        return super().embed_tokens(self._pad_media_tokens(tokens))
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         rows, columns = media[0].grid
         return encode_tiles(media, lambda pixels: self.embed_vision(self.vision_tower(pixels, rows, columns)))
 
-    def per_layer(self, tokens: mx.array, embeds: mx.array) -> mx.array | None:
-        """What each layer is told besides the states, of tokens and their embeddings (B, L, d): (B, L, layers, n)."""
+    def per_layer_inputs(self, tokens: mx.array, embeds: mx.array) -> mx.array | None:
+        """tokens (B, L), embeds (B, L, d) -> what each layer takes besides the states: (B, L, layers, n)."""
         text = self.body
         if not text.hidden_size_per_layer_input:
             return None
         shape = *tokens.shape, len(text.layers), text.hidden_size_per_layer_input
-        told = scaled(text.embed_tokens_per_layer(self._said(tokens)).reshape(shape))
+        of_tokens = scale_embeddings(text.embed_tokens_per_layer(self._pad_media_tokens(tokens)).reshape(shape))
         context = (text.per_layer_model_projection(embeds) * embeds.shape[-1] ** -0.5).reshape(shape)
-        return (text.per_layer_projection_norm(context) + told) * 2**-0.5
+        return (text.per_layer_projection_norm(context) + of_tokens) * 2**-0.5
 
     last_norm = Model.last_norm  # shows nothing: its last layers may compute one position only
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
-        per_layer = self.per_layer(inputs.tokens, embeds)
+        per_layer = self.per_layer_inputs(inputs.tokens, embeds)
         # Tokens of a picture see each other both ways in sliding layers only.
         masks = {"full_attention": Masks(embeds), "sliding_attention": Masks(embeds, inputs.two_way)}
-        h, known, length = embeds, dict[int, Any](), len(inputs)
+        h, shared, length = embeds, dict[int, Any](), len(inputs)
         for index, (layer, source) in enumerate(zip(self.body.layers, self.body.previous_kvs, strict=True)):
-            own, told = cache[source], None if per_layer is None else per_layer[:, :, index]
-            mask = masks[layer.layer_type](own)
+            layer_cache, layer_input = cache[source], None if per_layer is None else per_layer[:, :, index]
+            mask = masks[layer.layer_type](layer_cache)
             if source == index:
-                h, *known[index] = layer(h, mask, own, told)
+                h, *shared[index] = layer(h, mask, layer_cache, layer_input)
                 continue
-            keys_values, offset = known[source]
+            keys_values, offset = shared[source]
             if at is not None and length > 1:
                 # It and those after it write no keys: only the positions that are asked for are computed.
                 keys = keys_values[0]
-                mask = one_query(mask, at, length, (keys if isinstance(keys, mx.array) else keys[0]).shape[2])
-                h = h if h.shape[1] == 1 else pick(h, at)[:, None]
-                told, offset = None if told is None else pick(told, at)[:, None], offset + at
-            h, _, _ = layer(h, mask, Held(own), told, keys_values, offset)
-        is_picked = h.shape[1] < length
-        return self.driver.logits(self.language_model, h[:, 0] if is_picked else h, None if is_picked else at)
+                mask = query_mask(mask, at, length, (keys if isinstance(keys, mx.array) else keys[0]).shape[2])
+                h = h if h.shape[1] == 1 else gather_last(h, at)[:, None]
+                offset = offset + at
+                if layer_input is not None:
+                    layer_input = gather_last(layer_input, at)[:, None]
+            h, _, _ = layer(h, mask, SharedKVCache(layer_cache), layer_input, keys_values, offset)
+        is_gathered = h.shape[1] < length
+        return self.driver.logits(self.language_model, h[:, 0] if is_gathered else h, None if is_gathered else at)
 
 
-def one_query(mask: mx.array | str | None, at: mx.array, length: int, keys: int) -> mx.array | None:
+def query_mask(mask: mx.array | str | None, at: mx.array, length: int, keys: int) -> mx.array | None:
     """The mask (B, 1, 1, K) of query `at[b]` of each row, of that of `length` queries."""
     if mask is None:
         return None

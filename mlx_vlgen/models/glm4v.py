@@ -110,28 +110,28 @@ class VisionTower(nn.Module):
 
 
 class Router(nn.Module):
-    """Which experts a token goes to, and their shares. A bias, which balanced the experts' load in training, has a say
-    in the choice and none in the shares.
+    """Which experts a token goes to, and their weights. A bias, which balanced the experts' load in training, takes
+    part in the choice and not in the weights.
 
     In the place of mlx-lm's: in float32 throughout, as in transformers, lest half precision chooses other experts.
     """
 
     def __init__(self, text: Mapping[str, Any]):
         super().__init__()
-        self._chosen, self._scale = text["num_experts_per_tok"], text["routed_scaling_factor"]
-        self._normalised = text["norm_topk_prob"]
+        self._top_k, self._scale = text["num_experts_per_tok"], text["routed_scaling_factor"]
+        self._norm_topk_prob = text["norm_topk_prob"]
         self.weight = mx.zeros((text["n_routed_experts"], text["hidden_size"]))
         self.e_score_correction_bias = mx.zeros(text["n_routed_experts"])
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """(..., d) -> experts and shares, (..., chosen) each."""
+        """(..., d) -> experts and their weights, (..., top k) each."""
         scores = mx.sigmoid(x.astype(mx.float32) @ self.weight.T.astype(mx.float32))
-        order = mx.argpartition(-(scores + self.e_score_correction_bias), kth=self._chosen - 1, axis=-1)
-        experts = order[..., : self._chosen]
-        shares = mx.take_along_axis(scores, experts, axis=-1)
-        if self._normalised:
-            shares = shares / shares.sum(axis=-1, keepdims=True)
-        return experts, shares * self._scale
+        order = mx.argpartition(-(scores + self.e_score_correction_bias), kth=self._top_k - 1, axis=-1)
+        experts = order[..., : self._top_k]
+        weights = mx.take_along_axis(scores, experts, axis=-1)
+        if self._norm_topk_prob:
+            weights = weights / weights.sum(axis=-1, keepdims=True)
+        return experts, weights * self._scale
 
 
 class Glm4v(QwenVL):
@@ -141,22 +141,22 @@ class Glm4v(QwenVL):
         text = text_arguments(config)
         tower = VisionTower(VISION | config["vision_config"])
         dense = text["model_type"] == "glm4"
-        super().__init__(config, text, tower, (8, 12, 12), interleaved=False, neighbours=dense)
+        super().__init__(config, text, tower, (8, 12, 12), interleaved=False, traditional=dense)
         for layer in self.body.layers:
             if "gate" in layer.mlp:
                 layer.mlp.gate = Router(text)
 
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The text decoder's configuration: nested, or, as in the first release, among the model's own."""
+    """The text decoder's configuration: nested, or, as in the first release, among the model's fields."""
     moe = "moe" in config["model_type"]
     text = with_rope((TEXT_MOE if moe else TEXT) | dict(config.get("text_config") or config), 10_000.0)
     part = text["rope_scaling"].get("partial_rotary_factor", text.get("partial_rotary_factor", 0.5 if moe else 1.0))
     head_size = text["hidden_size"] // text["num_attention_heads"]
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
-    own: dict[str, Any] = {"partial_rotary_factor": part, "tie_word_embeddings": tied}
+    changes: dict[str, Any] = {"partial_rotary_factor": part, "tie_word_embeddings": tied}
     if moe:
-        own |= {"model_type": "glm4_moe", "head_dim": text.get("head_dim") or head_size, "use_qk_norm": False}
+        changes |= {"model_type": "glm4_moe", "head_dim": text.get("head_dim") or head_size, "use_qk_norm": False}
     else:
-        own |= {"model_type": "glm4", "head_dim": head_size, "attention_bias": True}
-    return text | own
+        changes |= {"model_type": "glm4", "head_dim": head_size, "attention_bias": True}
+    return text | changes

@@ -32,8 +32,8 @@ class Embeddings(SiglipEmbeddings):
     def __call__(self, pixels: mx.array) -> mx.array:
         patch, side = self.patch_embedding.weight.shape[1], math.isqrt(len(self.position_embedding.weight))
         row, column = (position_buckets(length // patch, side) for length in pixels.shape[2:])
-        places = mx.array((row[:, None] * side + column).reshape(-1))
-        return self.patch_embedding(pixels) + self.position_embedding.weight[places]
+        index = mx.array((row[:, None] * side + column).reshape(-1))
+        return self.patch_embedding(pixels) + self.position_embedding.weight[index]
 
 
 class Connector(nn.Module):
@@ -79,7 +79,7 @@ class Idefics3(VisionLanguageModel):
         vision = VISION | config["vision_config"]
         self.vision_model = SiglipVision(vision)
         self.vision_model.embeddings = Embeddings(vision)
-        self.connector = Connector(vision["hidden_size"], self.width, config.get("scale_factor", 2))
+        self.connector = Connector(vision["hidden_size"], self.hidden_size, config.get("scale_factor", 2))
 
     def published(self, name: str) -> tuple[str, ...]:
         return (name.replace("language_model.model.", "language_model.", 1),)

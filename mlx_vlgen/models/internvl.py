@@ -46,14 +46,13 @@ ALWAYS_OF_TOWER = (("use_absolute_position_embeddings", True), ("use_mean_poolin
 
 def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The `vision_config` of a config.json of either release, whole."""
-    own = config["vision_config"]
-    return VISION | {OLD_NAMES.get(key, key): value for key, value in own.items()}
+    return VISION | {OLD_NAMES.get(key, key): value for key, value in config["vision_config"].items()}
 
 
 def norm(config: Mapping[str, Any]) -> nn.Module:
-    kinds = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
-    made: nn.Module = kinds[config["norm_type"]](config["hidden_size"], eps=config["layer_norm_eps"])
-    return made
+    types = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
+    layer: nn.Module = types[config["norm_type"]](config["hidden_size"], eps=config["layer_norm_eps"])
+    return layer
 
 
 def side(size: int | Sequence[int]) -> int:
@@ -165,22 +164,22 @@ class InternVL(VisionLanguageModel):
         super().__init__(config, text | {"tie_word_embeddings": False})  # see `sanitize`
         self._tied = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)
         self._fold = round(1 / config.get("downsample_ratio", 0.5))
-        inner, outer = vision["hidden_size"] * self._fold**2, self.width
+        inner, outer = vision["hidden_size"] * self._fold**2, self.hidden_size
         self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
         self.vision_model = InternViT(vision)
         self.mlp1 = [nn.LayerNorm(inner), nn.Linear(inner, outer), nn.Identity(), nn.Linear(outer, outer)]
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        return encode_tiles(media, self.look)
+        return encode_tiles(media, self.encode_pixels)
 
-    def look(self, tiles: mx.array) -> mx.array:
+    def encode_pixels(self, tiles: mx.array) -> mx.array:
         """(B, 3, H, W) -> (B, n, d) for the text decoder."""
         patches = self.vision_model(tiles)[:, 1:]
         batch, count, hidden = patches.shape
         rows = math.isqrt(count)
         squares = fold_squares(patches.reshape(batch, rows, rows, hidden), self._fold)
-        ahead, first, _, second = self.mlp1
-        return second(self._activation(first(ahead(squares.reshape(batch, -1, squares.shape[-1])))))
+        layer_norm, first, _, second = self.mlp1
+        return second(self._activation(first(layer_norm(squares.reshape(batch, -1, squares.shape[-1])))))
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -216,5 +215,5 @@ class InternVL(VisionLanguageModel):
 
 def _check(config: Mapping[str, Any], always: Sequence[tuple[str, Any]]) -> None:
     for name, value in always:
-        if (given := config.get(name, value)) != value:
-            raise LoadError(f"This InternVL checkpoint has {name} = {given!r}; only {value!r} is computed here.")
+        if (stated := config.get(name, value)) != value:
+            raise LoadError(f"This InternVL checkpoint has {name} = {stated!r}; only {value!r} is computed here.")

@@ -31,16 +31,16 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     return mx.concatenate([mx.fast.scaled_dot_product_attention(b, k, v, scale=scale) for b in blocks], axis=2)
 
 
-def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """Rotary embedding with the two halves of the last axis as pairs; cos and sin broadcast to (..., D / 2)."""
+def rotate(x: mx.array, cos: mx.array, sin: mx.array, traditional: bool = False) -> mx.array:
+    """Rotary embedding of x (..., D); cos and sin broadcast to (..., D / 2).
+
+    traditional: pairs are the values 2i and 2i + 1; otherwise they are the two halves of D.
+    """
+    if traditional:
+        a, b = x[..., ::2].astype(cos.dtype), x[..., 1::2].astype(cos.dtype)
+        return mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
     a, b = mx.split(x.astype(cos.dtype), 2, axis=-1)
     return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-
-
-def rotate_neighbours(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """The same with values 2i and 2i + 1 of the last axis as pairs."""
-    a, b = x[..., ::2].astype(cos.dtype), x[..., 1::2].astype(cos.dtype)
-    return mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
 def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
@@ -98,10 +98,10 @@ def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
         """(to, length); a point lies in the middle of its cell."""
         source = np.maximum((np.arange(to) + 0.5) * length / to - 0.5, 0)
         low = np.floor(source).astype(int)
-        each = np.zeros((to, length), np.float32)
-        np.add.at(each, (np.arange(to), low), 1 - (source - low))
-        np.add.at(each, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
-        return mx.array(each)
+        weight = np.zeros((to, length), np.float32)
+        np.add.at(weight, (np.arange(to), low), 1 - (source - low))
+        np.add.at(weight, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
+        return mx.array(weight)
 
     return _resample(x, rows, columns, weights)
 
@@ -113,12 +113,12 @@ def resample_bicubic(x: mx.array, rows: int, columns: int) -> mx.array:
     def weights(length: int, to: int) -> mx.array:
         source = (np.arange(to) + 0.5) * length / to - 0.5
         low = np.floor(source).astype(int)
-        each = np.zeros((to, length), np.float32)
+        weight = np.zeros((to, length), np.float32)
         for tap in range(-1, 3):
             far = np.abs(source - (low + tap))
             near, tail = (1.25 * far - 2.25) * far**2 + 1, ((-0.75 * far + 3.75) * far - 6) * far + 3
-            np.add.at(each, (np.arange(to), np.clip(low + tap, 0, length - 1)), np.where(far <= 1, near, tail))
-        return mx.array(each)
+            np.add.at(weight, (np.arange(to), np.clip(low + tap, 0, length - 1)), np.where(far <= 1, near, tail))
+        return mx.array(weight)
 
     return _resample(x, rows, columns, weights)
 

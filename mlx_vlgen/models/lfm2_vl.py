@@ -35,15 +35,15 @@ class Embeddings(nn.Module):
         """(B, rows * columns, patch * patch * 3) -> (B, N, d)."""
         table = self.position_embedding.weight
         side = int(len(table) ** 0.5)
-        down, across = mx.array(shares(side, rows)), mx.array(shares(side, columns))
+        down, across = mx.array(resize_weights(side, rows)), mx.array(resize_weights(side, columns))
         # In float32, as transformers does it, where the table is shorter.
         square = table.astype(mx.float32).reshape(side, side, -1)
-        places = mx.einsum("rs,sd->rd", down, square.reshape(side, -1)).reshape(rows, side, -1)
-        places = (across @ places).reshape(rows * columns, -1).astype(table.dtype)
-        return self.patch_embedding(patches.astype(table.dtype)) + places
+        positions = mx.einsum("rs,sd->rd", down, square.reshape(side, -1)).reshape(rows, side, -1)
+        positions = (across @ positions).reshape(rows * columns, -1).astype(table.dtype)
+        return self.patch_embedding(patches.astype(table.dtype)) + positions
 
 
-def shares(side: int, length: int) -> np.ndarray:
+def resize_weights(side: int, length: int) -> np.ndarray:
     """(length, side): what each of `side` values in a row gives to each of `length` that they are resampled to, by
     triangles about the middle of each: as wide as one old value or one new one, whichever is wider, so that shrinking
     does not alias. Source: torch's `interpolate`, mode "bilinear" with antialias."""
@@ -105,7 +105,7 @@ class Lfm2VL(VisionLanguageModel):
             raise LoadError(f"vision_feature_layer is {layer}; expected -1: LFM2-VL takes the tower's last layer.")
         vision = _DEFAULTS | config["vision_config"]
         self.vision_tower = Siglip2Vision(vision)
-        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.width)
+        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.hidden_size)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -115,14 +115,14 @@ class Lfm2VL(VisionLanguageModel):
     def encode(self, media: Sequence[Media]) -> list[Features]:
         """Tiles of all pictures are one batch, and the whole pictures, which are of another size, are another."""
         count, side, rows, columns = media[0].grid
-        patches = mx.array(np.stack([own.pixels for own in media]))  # (B, N, P)
+        patches = mx.array(np.stack([medium.pixels for medium in media]))  # (B, N, P)
         parts = []
         if count:
             tiles = patches[:, : count * side**2].reshape(len(media) * count, side**2, -1)
-            parts.append(self._see(tiles, side, side).reshape(len(media), -1, self.width))
+            parts.append(self._encode_patches(tiles, side, side).reshape(len(media), -1, self.hidden_size))
         if rows:
-            parts.append(self._see(patches[:, count * side**2 :], rows, columns))
-        return [Features(own) for own in mx.concatenate(parts, axis=1)]
+            parts.append(self._encode_patches(patches[:, count * side**2 :], rows, columns))
+        return [Features(image) for image in mx.concatenate(parts, axis=1)]
 
-    def _see(self, patches: mx.array, rows: int, columns: int) -> mx.array:
+    def _encode_patches(self, patches: mx.array, rows: int, columns: int) -> mx.array:
         return self.multi_modal_projector(self.vision_tower(patches, rows, columns), rows, columns)

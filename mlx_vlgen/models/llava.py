@@ -45,15 +45,15 @@ class Llava(VisionLanguageModel):
         self._first = int(config.get("vision_feature_select_strategy", "default") == "default")  # drops the class token
         self.vision_tower = Tower(plain_vision(vision))
         self.multi_modal_projector = Projector(
-            vision["hidden_size"] * len(self._layers), self.width,
+            vision["hidden_size"] * len(self._layers), self.hidden_size,
             config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
         )  # fmt: skip
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        return [Features(own) for own in self.look(media)]
+        return [Features(image) for image in self.encode_pixels(media)]
 
-    def look(self, media: Sequence[Media]) -> mx.array:
+    def encode_pixels(self, media: Sequence[Media]) -> mx.array:
         """Features (B, patches, d), for the text decoder, of all B squares that are the media's pixels."""
-        pixels = mx.array(np.concatenate([own.pixels for own in media]))
+        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
         states = self.vision_tower.vision_model.states(pixels, self._layers)
         return self.multi_modal_projector(mx.concatenate(states, axis=-1)[:, self._first :])

@@ -47,13 +47,13 @@ class Mistral3(Pixtral):
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
         vision, eps = vision_config(config), self.driver.arguments["rms_norm_eps"]
-        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.width, eps)
+        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.hidden_size, eps)
         self._patch = vision["patch_size"]
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         _, _, height, width = media[0].pixels.shape
-        grid = self.see(media).reshape(len(media), height // self._patch, width // self._patch, -1)
-        return [Features(own) for own in self.multi_modal_projector(grid)]
+        grid = self.encode_pixels(media).reshape(len(media), height // self._patch, width // self._patch, -1)
+        return [Features(image) for image in self.multi_modal_projector(grid)]
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         return super().sanitize(from_fp8(weights))

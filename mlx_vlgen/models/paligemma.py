@@ -38,8 +38,8 @@ class PaliGemma(VisionLanguageModel):
         super().__init__(config, text)
         vision = siglip_config(config)
         self.vision_tower = Tower(SiglipVision(vision))
-        self.multi_modal_projector = Projector(vision["hidden_size"], self.width)
+        self.multi_modal_projector = Projector(vision["hidden_size"], self.hidden_size)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        pixels = mx.array(np.concatenate([own.pixels for own in media]))
-        return [Features(own) for own in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]
+        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
+        return [Features(image) for image in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]

@@ -86,11 +86,11 @@ class PixtralVision(nn.Module):
         row, column = np.indices((pixels.shape[2] // patch, pixels.shape[3] // patch)).reshape(2, -1)
         # Frequencies go to rows and columns in turn: those of the columns lie half a step lower.
         cos, sin = rotary_2d(row, column, self.head_size, self.theta, column_step=0.5)
-        wanted = [layer % (len(self.transformer.layers) + 1) for layer in layers]
-        seen = [self.ln_pre(self.patch_conv(pixels))]
-        for block in self.transformer.layers[: max(wanted)]:
-            seen.append(block(seen[-1], cos, sin))
-        return [seen[layer] for layer in wanted]
+        indices = [layer % (len(self.transformer.layers) + 1) for layer in layers]
+        states = [self.ln_pre(self.patch_conv(pixels))]
+        for block in self.transformer.layers[: max(indices)]:
+            states.append(block(states[-1], cos, sin))
+        return [states[index] for index in indices]
 
 
 class Pixtral(VisionLanguageModel):
@@ -99,21 +99,21 @@ class Pixtral(VisionLanguageModel):
     """Whose output is used where the configuration is silent; published ones say -1, the last."""
 
     def __init__(self, config: dict[str, Any]):
-        tied = config.get("tie_word_embeddings", False)  # the text configuration's own word comes first
+        tied = config.get("tie_word_embeddings", False)  # the text configuration's comes first
         super().__init__(config, {"tie_word_embeddings": tied} | config["text_config"])
         vision = vision_config(config)
         layer = config.get("vision_feature_layer", self.feature_layer)
         self._layers = [layer] if isinstance(layer, int) else list(layer)
         self.vision_tower = Tower(PixtralVision(vision))
         self.multi_modal_projector = Projector(
-            vision["hidden_size"] * len(self._layers), self.width,
+            vision["hidden_size"] * len(self._layers), self.hidden_size,
             config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
         )  # fmt: skip
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        return [Features(own) for own in self.multi_modal_projector(self.see(media))]
+        return [Features(image) for image in self.multi_modal_projector(self.encode_pixels(media))]
 
-    def see(self, media: Sequence[Media]) -> mx.array:
+    def encode_pixels(self, media: Sequence[Media]) -> mx.array:
         """(B, N, d) of pictures of one size: the hidden states that the projector takes."""
-        pixels = mx.array(np.concatenate([own.pixels for own in media]))
+        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
         return mx.concatenate(self.vision_tower.vision_model(pixels, self._layers), axis=-1)

@@ -82,7 +82,7 @@ class Qwen2VL(QwenVL):
 
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The text decoder's configuration: nested, or, as the Hub's originals have it, among the model's own."""
+    """The text decoder's configuration: nested, or, as the Hub's originals have it, among the model's fields."""
     text = with_rope(TEXT | dict(config.get("text_config") or config), 1_000_000.0)
     # Some releases said it in one place only.
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)

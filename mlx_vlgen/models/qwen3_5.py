@@ -71,10 +71,10 @@ def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     moe = "moe" in config["model_type"]
     text = with_rope((TEXT_MOE if moe else TEXT) | config["text_config"], 10_000.0)
     part = text["rope_scaling"].get("partial_rotary_factor", text.get("partial_rotary_factor", 0.25))
-    own: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "model_type": "qwen3_5_moe" if moe else "qwen3_5",
         "partial_rotary_factor": part,
         "tie_word_embeddings": config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
         "norm_topk_prob": True,  # transformers' router always does
     }
-    return text | own | ({} if moe else {"num_experts": 0})
+    return text | changes | ({} if moe else {"num_experts": 0})

@@ -84,12 +84,12 @@ class VisionTower(nn.Module):
         x = self.patch_embed(pixels)
         x = x + interpolate_table(self.pos_embed.weight, row, column, rows, columns)
         cos, sin = rotary_2d(row, column, self.head_size, self._theta)
-        between = []
+        deepstack = []
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin)
             if index in self._deepstack:
-                between.append(self.deepstack_merger_list[self._deepstack.index(index)](x))
-        return self.merger(x), between
+                deepstack.append(self.deepstack_merger_list[self._deepstack.index(index)](x))
+        return self.merger(x), deepstack
 
 
 class Qwen3VL(QwenVL):

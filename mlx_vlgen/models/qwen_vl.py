@@ -11,7 +11,7 @@ from .backbone import MRope
 from .base import Embedded, Features
 from .configuration import rope_type
 from .layers import attention, rotate
-from .vision_language import VisionLanguageModel, put
+from .vision_language import VisionLanguageModel, scatter_features
 
 Windows = Sequence[tuple[int, int]]
 """Runs of (how many windows, patches in each): within one the patches see each other. None at all: all see all."""
@@ -35,10 +35,10 @@ class VisionAttention(nn.Module):
 def _attention_in(windows: Windows, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     """(B, H, N, D). The windows of a run are one call: they stand beside each other as heads do."""
     batch, heads, _, size = q.shape
-    done, outs = 0, []
+    start, outs = 0, []
     for count, patches in windows:
-        run = slice(done, done + count * patches)
-        done = run.stop
+        run = slice(start, start + count * patches)
+        start = run.stop
         cut = [x[:, :, run].reshape(batch, heads * count, patches, size) for x in (q, k, v)]
         outs.append(attention(cut[0], cut[1], cut[2], scale=size**-0.5).reshape(batch, heads, -1, size))
     return mx.concatenate(outs, axis=2)
@@ -56,10 +56,10 @@ def rotary_positions(prompt: Prompt, merge: int, tokens_per_second: float | None
     """
     positions = np.empty((3, len(prompt.tokens)), dtype=np.int32)
     spans = sorted((*span, index) for index, media in enumerate(prompt.media) for span in media.spans)
-    done, position = 0, 0
+    after, position = 0, 0
     for start, end, index in spans:
-        positions[:, done:start] = position + np.arange(start - done)
-        position += start - done
+        positions[:, after:start] = position + np.arange(start - after)
+        position += start - after
         media = prompt.media[index]
         rows, columns = (side // merge for side in media.grid[1:])
         time, row, column = np.indices(((end - start) // (rows * columns), rows, columns)).reshape(3, -1)
@@ -67,9 +67,9 @@ def rotary_positions(prompt: Prompt, merge: int, tokens_per_second: float | None
             time = (time.astype(np.float32) * np.float32(tokens_per_second * np.float32(media.seconds))).astype(int)
         positions[:, start:end] = position + np.stack([time, row, column])
         position += max(rows, columns)
-        done = end
-    positions[:, done:] = position + np.arange(len(prompt.tokens) - done)
-    return positions, position - done
+        after = end
+    positions[:, after:] = position + np.arange(len(prompt.tokens) - after)
+    return positions, position - after
 
 
 class QwenVL(VisionLanguageModel):
@@ -78,7 +78,7 @@ class QwenVL(VisionLanguageModel):
 
     tower: takes pixels (B, N, patch) of B pictures or groups of frames of one grid, N = rows * columns in merge order,
     and rows and columns; gives features (B, N / merge^2, d), and one of the same for each deepstack layer. Frames do
-    not see each other. neighbours: see `MRope`.
+    not see each other. traditional: see `MRope`.
     """
 
     renames: Sequence[tuple[str, str]] = (
@@ -96,7 +96,7 @@ class QwenVL(VisionLanguageModel):
         section: Sequence[int],
         interleaved: bool,
         tokens_per_second: float | None = None,
-        neighbours: bool = False,
+        traditional: bool = False,
     ):
         super().__init__(config, text)
         self.vision_tower = tower
@@ -104,8 +104,8 @@ class QwenVL(VisionLanguageModel):
         scaling = text["rope_scaling"]
         section = scaling.get("mrope_section", section)
         yarn = scaling if rope_type(scaling) == "yarn" else None
-        turned = int(text["head_dim"] * text.get("partial_rotary_factor", 1.0))
-        self._rope = MRope(turned, text["rope_theta"], section, interleaved, neighbours, yarn)
+        rotary_dims = int(text["head_dim"] * text.get("partial_rotary_factor", 1.0))
+        self._rope = MRope(rotary_dims, text["rope_theta"], section, interleaved, traditional, yarn)
         for layer in self.body.layers:
             if "self_attn" in layer:
                 layer.self_attn.rope = self._rope
@@ -113,23 +113,23 @@ class QwenVL(VisionLanguageModel):
     def encode(self, media: Sequence[Media]) -> list[Features]:
         frames, rows, columns = media[0].grid
         pixels = np.stack([m.pixels for m in media]).reshape(len(media) * frames, rows * columns, -1)
-        joined, between = self.vision_tower(mx.array(pixels), rows, columns)
+        embeds, deepstack = self.vision_tower(mx.array(pixels), rows, columns)
 
-        def each(x: mx.array) -> mx.array:  # (media * frames, n, d) -> (media, frames * n, d)
+        def split(x: mx.array) -> mx.array:  # (media * frames, n, d) -> (media, frames * n, d)
             return x.reshape(len(media), -1, x.shape[-1])
 
-        joined, between = each(joined), [each(x) for x in between]
-        return [Features(joined[i], [x[i] for x in between]) for i in range(len(media))]
+        embeds, deepstack = split(embeds), [split(x) for x in deepstack]
+        return [Features(embeds[i], [x[i] for x in deepstack]) for i in range(len(media))]
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         plain = super().embed(prompt, features)
         assert plain.embeds is not None
-        layers = zip(*(own.deepstack for own in features), strict=True)
-        deepstack = [put(mx.zeros_like(plain.embeds), prompt, layer) for layer in layers]
+        layers = zip(*(medium.deepstack for medium in features), strict=True)
+        deepstack = [scatter_features(mx.zeros_like(plain.embeds), prompt, layer) for layer in layers]
         # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
         positions, delta = rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
         return Embedded(plain.tokens, plain.embeds, mx.array(positions)[:, None], delta, deepstack)
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text = self.language_model
-        return self.driver.logits(text, self.driver.states(text, inputs, cache, self._rope), at)
+        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache, self._rope), at)

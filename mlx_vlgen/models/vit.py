@@ -1,4 +1,4 @@
-"""The plain vision transformer (CLIP, SigLIP) that most families look with.
+"""The plain vision transformer (CLIP, SigLIP) that most families have.
 
 Source: Dosovitskiy et al. 2020 (arXiv 2010.11929); transformers' CLIPVisionModel and SiglipVisionModel, whose names of
 parameters these are.
@@ -85,11 +85,11 @@ class Encoder(nn.Module):
 
     def states(self, x: mx.array, layers: Sequence[int]) -> list[mx.array]:
         """(B, N, d) each. layers: which hidden states, 0 being `x` and -1 the last; those past all are not computed."""
-        wanted = [layer % (len(self.layers) + 1) for layer in layers]
+        indices = [layer % (len(self.layers) + 1) for layer in layers]
         states = [x]
-        for block in self.layers[: max(wanted)]:
+        for block in self.layers[: max(indices)]:
             states.append(block(states[-1]))
-        return [states[layer] for layer in wanted]
+        return [states[index] for index in indices]
 
 
 class CLIPEmbeddings(nn.Module):
@@ -138,8 +138,8 @@ def position_buckets(count: int, side: int) -> np.ndarray:
     Source: the fractional coordinates of Patch n' Pack (arXiv 2307.06304), in transformers' Idefics2VisionEmbeddings.
     """
     borders = np.arange(1 / side, 1, 1 / side).astype(np.float32)
-    places = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count))
-    return np.searchsorted(borders, places, side="right")
+    coordinates = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count))
+    return np.searchsorted(borders, coordinates, side="right")
 
 
 def siglip_config(config: Mapping[str, Any]) -> dict[str, Any]:

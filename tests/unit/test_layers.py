@@ -44,13 +44,13 @@ def test_interpolated_table_is_bilinear_with_aligned_corners(rows: int, columns:
     table = np.random.default_rng(1).normal(size=(side, side, width)).astype(np.float32)
     row, column = layers.merge_order(rows, columns, 2)
     ours = np.array(layers.interpolate_table(mx.array(table.reshape(-1, width)), row, column, rows, columns))
-    for r, c, own in zip(row, column, ours, strict=True):
+    for r, c, value in zip(row, column, ours, strict=True):
         y, x = r * (side - 1) / (rows - 1), c * (side - 1) / (columns - 1)
         y0, x0 = int(y), int(x)
         y1, x1 = min(y0 + 1, side - 1), min(x0 + 1, side - 1)
         top = table[y0, x0] * (1 - x + x0) + table[y0, x1] * (x - x0)
         bottom = table[y1, x0] * (1 - x + x0) + table[y1, x1] * (x - x0)
-        np.testing.assert_allclose(own, top * (1 - y + y0) + bottom * (y - y0), atol=2e-5)
+        np.testing.assert_allclose(value, top * (1 - y + y0) + bottom * (y - y0), atol=2e-5)
 
 
 def test_patch_embedding_is_the_convolution() -> None:
@@ -61,7 +61,7 @@ def test_patch_embedding_is_the_convolution() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # three minutes of MLX's own BLAS where nothing else runs
+@pytest.mark.timeout(1800)  # three minutes of MLX's BLAS where nothing else runs
 def test_a_12_megapixel_picture_fits_in_memory() -> None:
     """46,875 patches: whole scores would take 8.8 GB a head; in blocks the tower stays within 2 GB."""
     from mlx_vlgen.models.qwen3_vl import VisionTower
