@@ -12,7 +12,7 @@ from typing import Any
 
 from .._mlx_lm import KVCache, RotatingKVCache, scaled_dot_product_attention
 from .._runtime import mx, nn
-from .layers import ACTIVATIONS, SCORE_BYTES
+from .attention import GATED, MLP, SCORE_BYTES, linear_without_bias, merge_heads, split_heads
 
 Config = Mapping[str, Any]
 """As `text_arguments` gives it."""
@@ -53,13 +53,8 @@ class Attention(nn.Module):
         self.rope = nn.RoPE(size, base=config.get("rope_theta", 1e4))
 
     def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
-        batch, length, _ = x.shape
-
-        def split(x: mx.array, heads: int) -> mx.array:
-            return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)  # (B, H, L, D)
-
-        q, k = split(self.q_proj(x), self.heads), split(self.k_proj(x), self.kv_heads)
-        v = split(self.v_proj(x), self.kv_heads)
+        q, k = split_heads(self.q_proj(x), self.heads), split_heads(self.k_proj(x), self.kv_heads)
+        v = split_heads(self.v_proj(x), self.kv_heads)
         q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
         k, v = cache.update_and_fetch(k, v)
         if self.softcap is None:
@@ -68,7 +63,7 @@ class Attention(nn.Module):
             if hasattr(cache, "bits"):
                 k, v = dequantize(k, cache), dequantize(v, cache)
             out = softcapped_attention(q * self.scale, k, v, mask, self.softcap)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        return self.o_proj(merge_heads(out))
 
 
 def dequantize(parts: tuple[mx.array, mx.array, mx.array], cache: Any) -> mx.array:
@@ -100,18 +95,6 @@ def softcapped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array |
     return mx.concatenate(blocks, axis=-2).reshape(batch, heads, length, size)
 
 
-class MLP(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        hidden, inner = config["hidden_size"], config["intermediate_size"]
-        self.gate_proj, self.up_proj = (nn.Linear(hidden, inner, bias=False) for _ in range(2))
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
-        self._activation = ACTIVATIONS[activation(config)]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))
-
-
 def activation(config: Config) -> str:
     """Gemma's first configurations say "gelu" and mean its tanh approximation."""
     key = "hidden_activation" if config["model_type"] == "gemma2" else "hidden_act"
@@ -125,7 +108,8 @@ class Layer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
-        self.self_attn, self.mlp = Attention(config), MLP(config)
+        self.self_attn = Attention(config)
+        self.mlp = MLP(hidden, config["intermediate_size"], activation(config), GATED, linear_without_bias)
         self.input_layernorm, self.post_attention_layernorm = Norm(hidden, eps), Norm(hidden, eps)
         if config["model_type"] == "gemma2":
             self.pre_feedforward_layernorm, self.post_feedforward_layernorm = Norm(hidden, eps), Norm(hidden, eps)

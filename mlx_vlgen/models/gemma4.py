@@ -7,16 +7,18 @@ shared keys and values). Audio is left out: neither its weights are loaded nor i
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
+from .attention import GATED, MLP, attention, merge_heads, split_heads
 from .backbone import Masks, gather_last
 from .base import Embedded, Features, Model
 from .gemma import scale_embeddings
-from .layers import ACTIVATIONS, attention, rotary_2d, rotate
+from .layers import rotary_2d, rotate
 from .vision_language import VisionLanguageModel, encode_tiles
 
 Config = Mapping[str, Any]
@@ -51,36 +53,22 @@ class VisionAttention(nn.Module):
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """cos, sin: (N, 2, D / 4), for the half of a head that turns with the column, and that with the row."""
-        batch, length, _ = x.shape
-
-        def split(x: mx.array, heads: int) -> mx.array:
-            return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)  # (B, H, N, D)
 
         def rotated(x: mx.array) -> mx.array:
             return rotate(x.reshape(*x.shape[:-1], 2, -1), cos, sin).reshape(x.shape)
 
-        q = rotated(self.q_norm(split(self.q_proj(x), self.heads)))
-        k = rotated(self.k_norm(split(self.k_proj(x), self.kv_heads)))
-        v = mx.fast.rms_norm(split(self.v_proj(x), self.kv_heads), None, self.q_norm.eps)
-        return self.o_proj(attention(q, k, v, scale=1.0).transpose(0, 2, 1, 3).reshape(batch, length, -1))
-
-
-class VisionMLP(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        hidden, inner, clipped = config["hidden_size"], config["intermediate_size"], config["use_clipped_linears"]
-        self.gate_proj, self.up_proj = (ClippedLinear(hidden, inner, clipped) for _ in range(2))
-        self.down_proj = ClippedLinear(inner, hidden, clipped)
-        self._activation = ACTIVATIONS[config["hidden_activation"]]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))
+        q = rotated(self.q_norm(split_heads(self.q_proj(x), self.heads)))
+        k = rotated(self.k_norm(split_heads(self.k_proj(x), self.kv_heads)))
+        v = mx.fast.rms_norm(split_heads(self.v_proj(x), self.kv_heads), None, self.q_norm.eps)
+        return self.o_proj(merge_heads(attention(q, k, v, scale=1.0)))
 
 
 class VisionLayer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.self_attn, self.mlp = VisionAttention(config), VisionMLP(config)
+        self.self_attn = VisionAttention(config)
+        linear = partial(ClippedLinear, clipped=config["use_clipped_linears"])
+        self.mlp = MLP(config["hidden_size"], config["intermediate_size"], config["hidden_activation"], GATED, linear)
         norms = (nn.RMSNorm(config["hidden_size"], config["rms_norm_eps"]) for _ in range(4))
         self.input_layernorm, self.post_attention_layernorm, *others = norms
         self.pre_feedforward_layernorm, self.post_feedforward_layernorm = others

@@ -5,14 +5,16 @@ Glm4vMoeForConditionalGeneration. Parameter names are those of checkpoints conve
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
+from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .configuration import with_rope
-from .layers import GatedMLP, PatchEmbedding, PositionTable, merge_order, resample_bicubic, rotary_2d
-from .qwen_vl import QwenVL, VisionAttention
+from .layers import PatchEmbedding, PositionTable, merge_order, resample_bicubic, rotary_2d
+from .qwen_vl import QwenVL
 
 # What transformers assumes where config.json is silent.
 VISION: dict[str, Any] = {
@@ -54,8 +56,9 @@ class VisionBlock(nn.Module):
         super().__init__()
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
         self.norm1, self.norm2 = nn.RMSNorm(hidden, eps=eps), nn.RMSNorm(hidden, eps=eps)
-        self.attn = VisionAttention(hidden, config["num_heads"], qkv_bias=config["attention_bias"], out_bias=False)
-        self.mlp = GatedMLP(hidden, config["out_hidden_size"], config["hidden_act"], bias=False)
+        linear = partial(nn.Linear, bias=config["attention_bias"])
+        self.attn = VisionAttention(hidden, config["num_heads"], linear=linear, out_linear=linear_without_bias)
+        self.mlp = MLP(hidden, config["out_hidden_size"], config["hidden_act"], GATED, linear_without_bias)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         x = x + self.attn(self.norm1(x), cos, sin)
@@ -74,9 +77,9 @@ class Downsample(nn.Conv2d):
         return x.reshape(len(x), -1, weight.shape[1]) @ weight.T + self.bias
 
 
-class Merger(GatedMLP):
+class Merger(MLP):
     def __init__(self, size: int, inner: int, activation: str):
-        super().__init__(size, inner, activation, bias=False)
+        super().__init__(size, inner, activation, GATED, linear_without_bias)
         self.proj = nn.Linear(size, size, bias=False)
         self.post_projection_norm = nn.LayerNorm(size, eps=1e-5)
 

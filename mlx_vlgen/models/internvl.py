@@ -7,15 +7,17 @@ keep those of the release that they are of.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media
+from .attention import MLP, VisionAttention
 from .base import Features
-from .layers import ACTIVATIONS, attention, fold_squares
+from .layers import ACTIVATIONS, fold_squares
 from .vision_language import VisionLanguageModel, encode_tiles
-from .vit import MLP, PatchConv
+from .vit import PatchConv
 
 # What transformers assumes of the tower where config.json is silent.
 VISION = {
@@ -60,26 +62,6 @@ def side(size: int | Sequence[int]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-class Attention(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__()
-        hidden = config["hidden_size"]
-        self.heads = config["num_attention_heads"]
-        self.qkv = nn.Linear(hidden, 3 * hidden, bias=config["attention_bias"])
-        self.proj = nn.Linear(hidden, hidden)
-        if config["use_qk_norm"]:  # over all heads together
-            self.q_norm, self.k_norm = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        batch, length, hidden = x.shape
-        q, k, v = mx.split(self.qkv(x), 3, axis=-1)
-        if "q_norm" in self:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (part.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3) for part in (q, k, v))
-        out = attention(q, k, v, scale=q.shape[-1] ** -0.5)
-        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
-
-
 class Layer(nn.Module):
     """Each half's result is scaled, channel by channel, before it is added."""
 
@@ -87,7 +69,12 @@ class Layer(nn.Module):
         super().__init__()
         hidden = config["hidden_size"]
         self.norm1, self.norm2 = norm(config), norm(config)
-        self.attn = Attention(config)
+        self.attn = VisionAttention(
+            hidden,
+            config["num_attention_heads"],
+            linear=partial(nn.Linear, bias=config["attention_bias"]),
+            norm=partial(nn.RMSNorm, eps=1e-6) if config["use_qk_norm"] else None,
+        )
         self.mlp = MLP(hidden, config["intermediate_size"], config["hidden_act"])
         self.ls1, self.ls2 = mx.ones(hidden), mx.ones(hidden)
 

@@ -1,16 +1,10 @@
-"""What vision towers share: patch embedding as a matmul, blockwise attention, rotary in two dimensions, MLPs."""
+"""What vision towers share: patch embedding as a matmul, rotary positions in two dimensions, resampling."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from .._runtime import mx, nn
-
-FUSED_HEAD_SIZES = {"gpu": (64, 80, 128), "cpu": ()}
-"""Head sizes for which MLX computes attention without writing the scores to memory (read in MLX's source)."""
-
-SCORE_BYTES = 32 << 20
-"""Memory for attention scores where they are written out: a 1024 x 1024 picture then peaks at 0.15 GB, not 1.1."""
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu": nn.gelu,
@@ -19,16 +13,6 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "quick_gelu": nn.gelu_fast_approx,
 }
 """transformers' `hidden_act` names."""
-
-
-def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Softmax attention of (B, H, N, D) without a mask, in blocks of queries where no fused kernel applies."""
-    batch, heads, length, size = q.shape
-    rows = max(1, SCORE_BYTES // (4 * batch * heads * k.shape[2]))
-    if rows >= length or size in FUSED_HEAD_SIZES[mx.default_device().type.name]:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-    blocks = [q[:, :, start : start + rows] for start in range(0, length, rows)]
-    return mx.concatenate([mx.fast.scaled_dot_product_attention(b, k, v, scale=scale) for b in blocks], axis=2)
 
 
 def rotate(x: mx.array, cos: mx.array, sin: mx.array, traditional: bool = False) -> mx.array:
@@ -154,14 +138,3 @@ class PatchEmbedding(nn.Module):
         weight = self.proj.weight.transpose(0, 4, 1, 2, 3).reshape(self.proj.weight.shape[0], -1)
         out = patches.astype(weight.dtype) @ weight.T
         return out + self.proj.bias if "bias" in self.proj else out
-
-
-class GatedMLP(nn.Module):
-    def __init__(self, hidden: int, inner: int, activation: str, bias: bool):
-        super().__init__()
-        self.gate_proj, self.up_proj = nn.Linear(hidden, inner, bias=bias), nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
-        self._activation = ACTIVATIONS[activation]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))

@@ -11,8 +11,9 @@ import numpy as np
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
+from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .base import Features
-from .layers import GatedMLP, attention, rotary_2d, rotate
+from .layers import rotary_2d
 from .llava import Llava, Projector
 from .vision_language import VisionLanguageModel
 from .vit import PatchConv, Tower
@@ -32,31 +33,14 @@ def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return _DEFAULTS | dict(config["vision_config"])
 
 
-class Attention(nn.Module):
-    def __init__(self, hidden: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
-        self.v_proj, self.o_proj = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        batch, length, hidden = x.shape
-
-        def split(x: mx.array) -> mx.array:
-            return x.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, N, D)
-
-        q, k = rotate(split(self.q_proj(x)), cos, sin), rotate(split(self.k_proj(x)), cos, sin)
-        out = attention(q, k, split(self.v_proj(x)), scale=q.shape[-1] ** -0.5)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
-
-
 class Block(nn.Module):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         hidden = config["hidden_size"]
         self.attention_norm, self.ffn_norm = nn.RMSNorm(hidden, eps=EPS), nn.RMSNorm(hidden, eps=EPS)
-        self.attention = Attention(hidden, config["num_attention_heads"])
-        self.feed_forward = GatedMLP(hidden, config["intermediate_size"], config["hidden_act"], bias=False)
+        names, linear = ("q_proj", "k_proj", "v_proj", "o_proj"), linear_without_bias
+        self.attention = VisionAttention(hidden, config["num_attention_heads"], names, linear, linear)
+        self.feed_forward = MLP(hidden, config["intermediate_size"], config["hidden_act"], GATED, linear)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         x = x + self.attention(self.attention_norm(x), cos, sin)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx, nn
-from .layers import GatedMLP, PatchEmbedding, merge_order, rotary_2d
+from .attention import GATED, MLP, VisionAttention, Windows
+from .layers import PatchEmbedding, merge_order, rotary_2d
 from .qwen2_vl import PatchMerger, text_arguments
-from .qwen_vl import QwenVL, VisionAttention, Windows
+from .qwen_vl import QwenVL
 
 # What transformers assumes where config.json is silent.
 VISION: dict[str, Any] = {
@@ -28,7 +29,7 @@ class VisionBlock(nn.Module):
         hidden = config["hidden_size"]
         self.norm1, self.norm2 = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
         self.attn = VisionAttention(hidden, config["num_heads"])
-        self.mlp = GatedMLP(hidden, config["intermediate_size"], config["hidden_act"], bias=True)
+        self.mlp = MLP(hidden, config["intermediate_size"], config["hidden_act"], GATED)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, windows: Windows) -> mx.array:
         x = x + self.attn(self.norm1(x), cos, sin, windows)

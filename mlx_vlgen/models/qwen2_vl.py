@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._runtime import mx, nn
+from .attention import MLP, VisionAttention
 from .configuration import with_rope
 from .layers import PatchEmbedding, merge_order, rotary_2d
-from .qwen_vl import QwenVL, VisionAttention
-from .vit import MLP
+from .qwen_vl import QwenVL
 
 # What transformers assumes where config.json is silent, as some published ones are.
 VISION: dict[str, Any] = {

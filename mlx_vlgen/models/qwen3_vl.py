@@ -9,20 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._runtime import mx, nn
+from .attention import MLP, VisionAttention
 from .configuration import with_rope
-from .layers import ACTIVATIONS, PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
-from .qwen_vl import QwenVL, VisionAttention
-
-
-class VisionMLP(nn.Module):
-    def __init__(self, hidden: int, inner: int, activation: str):
-        super().__init__()
-        self.linear_fc1 = nn.Linear(hidden, inner)
-        self.linear_fc2 = nn.Linear(inner, hidden)
-        self._activation = ACTIVATIONS[activation]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_fc2(self._activation(self.linear_fc1(x)))
+from .layers import PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
+from .qwen_vl import QwenVL
 
 
 class VisionBlock(nn.Module):
@@ -32,7 +22,8 @@ class VisionBlock(nn.Module):
         self.norm1 = nn.LayerNorm(hidden, eps=1e-6)
         self.norm2 = nn.LayerNorm(hidden, eps=1e-6)
         self.attn = VisionAttention(hidden, config["num_heads"])
-        self.mlp = VisionMLP(hidden, config["intermediate_size"], config.get("hidden_act", "gelu_pytorch_tanh"))
+        activation = config.get("hidden_act", "gelu_pytorch_tanh")
+        self.mlp = MLP(hidden, config["intermediate_size"], activation, ("linear_fc1", "linear_fc2"))
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         x = x + self.attn(self.norm1(x), cos, sin)

@@ -10,38 +10,7 @@ from ..inputs.prompt import Media, Prompt
 from .backbone import MRope
 from .base import Embedded, Features
 from .configuration import rope_type
-from .layers import attention, rotate
 from .vision_language import VisionLanguageModel, scatter_features
-
-Windows = Sequence[tuple[int, int]]
-"""Runs of (how many windows, patches in each): within one the patches see each other. None at all: all see all."""
-
-
-class VisionAttention(nn.Module):
-    def __init__(self, hidden: int, heads: int, qkv_bias: bool = True, out_bias: bool = True):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(hidden, 3 * hidden, bias=qkv_bias)
-        self.proj = nn.Linear(hidden, hidden, bias=out_bias)
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, windows: Windows = ()) -> mx.array:
-        batch, length, hidden = x.shape
-        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)  # (3, B, H, N, D)
-        q, k, v = rotate(qkv[0], cos, sin), rotate(qkv[1], cos, sin), qkv[2]
-        out = _attention_in(windows or [(1, length)], q, k, v)
-        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
-
-
-def _attention_in(windows: Windows, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-    """(B, H, N, D). The windows of a run are one call: they stand beside each other as heads do."""
-    batch, heads, _, size = q.shape
-    start, outs = 0, []
-    for count, patches in windows:
-        run = slice(start, start + count * patches)
-        start = run.stop
-        cut = [x[:, :, run].reshape(batch, heads * count, patches, size) for x in (q, k, v)]
-        outs.append(attention(cut[0], cut[1], cut[2], scale=size**-0.5).reshape(batch, heads, -1, size))
-    return mx.concatenate(outs, axis=2)
 
 
 def rotary_positions(prompt: Prompt, merge: int, tokens_per_second: float | None = None) -> tuple[np.ndarray, int]:

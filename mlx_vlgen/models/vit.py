@@ -11,7 +11,8 @@ import numpy as np
 
 from .._runtime import mx, nn
 from ..errors import LoadError
-from .layers import ACTIVATIONS, PositionTable, attention
+from .attention import MLP, VisionAttention
+from .layers import PositionTable
 
 
 class PatchConv(nn.Conv2d):
@@ -30,40 +31,14 @@ class PatchConv(nn.Conv2d):
         return out + self.bias if "bias" in self else out
 
 
-class Attention(nn.Module):
-    def __init__(self, hidden: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
-        self.v_proj, self.out_proj = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        batch, length, hidden = x.shape
-
-        def split(x: mx.array) -> mx.array:
-            return x.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, N, D)
-
-        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
-        out = attention(q, k, v, scale=q.shape[-1] ** -0.5)
-        return self.out_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
-
-
-class MLP(nn.Module):
-    def __init__(self, hidden: int, inner: int, activation: str):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(hidden, inner), nn.Linear(inner, hidden)
-        self._activation = ACTIVATIONS[activation]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(self._activation(self.fc1(x)))
-
-
 class EncoderLayer(nn.Module):
     def __init__(self, config: Mapping[str, Any], eps: float, activation: str):
         super().__init__()
         hidden = config["hidden_size"]
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(hidden, eps=eps), nn.LayerNorm(hidden, eps=eps)
-        self.self_attn = Attention(hidden, config["num_attention_heads"])
+        self.self_attn = VisionAttention(
+            hidden, config["num_attention_heads"], ("q_proj", "k_proj", "v_proj", "out_proj")
+        )
         self.mlp = MLP(hidden, config["intermediate_size"], activation)
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.models import layers
+from mlx_vlgen.models import attention, layers
 
 
 def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
@@ -15,20 +15,20 @@ def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -
 
 @pytest.mark.parametrize("budget", [1, 4 * 2 * 3 * 37 * 5, 128 << 20], ids=["one row", "blocks of 5", "whole"])
 def test_attention_in_blocks_is_attention(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    monkeypatch.setattr(layers, "SCORE_BYTES", budget)
+    monkeypatch.setattr(attention, "SCORE_BYTES", budget)
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 37, 12)).astype(np.float32)
-    ours = layers.attention(mx.array(q), mx.array(k), mx.array(v), scale=0.3)
+    ours = attention.attention(mx.array(q), mx.array(k), mx.array(v), scale=0.3)
     np.testing.assert_allclose(np.array(ours), naive_attention(q, k, v, 0.3), atol=1e-5)
 
 
 def test_attention_in_blocks_bounds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "FUSED_HEAD_SIZES", {"cpu": (), "gpu": ()})
-    monkeypatch.setattr(layers, "SCORE_BYTES", 1 << 20)
+    monkeypatch.setattr(attention, "FUSED_HEAD_SIZES", {"cpu": (), "gpu": ()})
+    monkeypatch.setattr(attention, "SCORE_BYTES", 1 << 20)
     q = mx.random.normal((1, 2, 3000, 8))
     mx.eval(q)
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    mx.eval(layers.attention(q, q, q, scale=1.0))
+    mx.eval(attention.attention(q, q, q, scale=1.0))
     assert mx.get_peak_memory() - before < 40 << 20  # whole scores are 72 MB, twice
 
 
