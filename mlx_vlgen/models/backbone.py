@@ -1,11 +1,8 @@
-"""mlx-lm's text decoders, driven layer by layer: rotary positions from outside, deepstack between layers, masks in
-which some tokens see each other both ways."""
+"""mlx-lm's text decoders, run layer by layer: rotary offsets from outside, deepstack between layers, masks in which
+some tokens see each other both ways."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from .._mlx_lm import (
     ArraysCache,
@@ -13,79 +10,17 @@ from .._mlx_lm import (
     RotatingKVCache,
     create_attention_mask,
     create_ssm_mask,
-    initialize_rope,
     make_prompt_cache,
 )
 from .._runtime import mx, nn
 from .base import Embedded, Full, LayerKind, Opaque, Recurrent, Sliding
 from .capture import capturing
-from .layers import rotate
-
-
-@dataclass
-class Rotary:
-    """cos and sin (B, 1, L, D / 2) for tokens whose three rotary positions differ."""
-
-    cos: mx.array
-    sin: mx.array
-
-
-class MRope(nn.Module):
-    """Stands in the place of mlx-lm's `self_attn.rope` and keeps no state: what to rotate by comes as the offset.
-
-    An offset is an int or (B,) array where all three axes run on together (text, and every decoded token: there
-    MLX's kernel does it), or a `Rotary` that the forward computed once for all layers.
-    Source: Qwen3-VL's interleaved M-RoPE (transformers' Qwen3VLTextRotaryEmbedding): frequency i turns with
-    time, except that of the first 3 * section[1] those with i % 3 == 1 turn with the row, and likewise the column.
-    dims: how many of a head's values are rotated, the first ones.
-    traditional: pairs are neighbours (GLM), as in mx.fast.rope; otherwise they are the two halves.
-    yarn: settings of YaRN, as `configuration.yarn_settings` gives them.
-    """
-
-    def __init__(
-        self,
-        dims: int,
-        base: float,
-        section: Sequence[int],
-        interleaved: bool = True,
-        traditional: bool = False,
-        yarn: Mapping[str, Any] | None = None,
-    ):
-        super().__init__()
-        self.dims, self.base, self.traditional = dims, base, traditional
-        self._yarn = None if yarn is None else initialize_rope(dims, base, traditional, dict(yarn))
-        half = np.arange(dims // 2)
-        if interleaved:
-            axes = np.where((half % 3 > 0) & (half < 3 * np.asarray(section)[half % 3]), half % 3, 0)
-        else:
-            axes = np.repeat(np.arange(3), section)
-        self._axes = mx.array(axes)
-        frequencies = mx.array(base ** -(half.astype(np.float32) * 2 / dims), dtype=mx.float32)
-        self._frequencies = frequencies if self._yarn is None else 1 / self._yarn._freqs
-        self._attention_scaling = 1.0 if self._yarn is None else self._yarn.mscale
-
-    def angles(self, positions: mx.array) -> Rotary:
-        """positions (3, B, L)."""
-        selected = positions[self._axes].transpose(1, 2, 0).astype(mx.float32)  # (B, L, D / 2)
-        angle = (selected * self._frequencies)[:, None]
-        return Rotary(mx.cos(angle) * self._attention_scaling, mx.sin(angle) * self._attention_scaling)
-
-    def __call__(self, x: mx.array, offset: "int | mx.array | Rotary" = 0) -> mx.array:
-        if isinstance(offset, Rotary):
-            if self.dims == x.shape[-1]:
-                return rotate(x, offset.cos, offset.sin, self.traditional)
-            first = rotate(x[..., : self.dims], offset.cos, offset.sin, self.traditional)
-            return mx.concatenate([first, x[..., self.dims :]], axis=-1)
-        if self._yarn is not None:
-            rotated: mx.array = self._yarn(x, offset=offset)
-            return rotated
-        return mx.fast.rope(x, self.dims, traditional=self.traditional, base=self.base, scale=1.0, offset=offset)
 
 
 class RotaryOffsetCache:
     """A layer's cache, with another offset: the one that its rotary module takes."""
 
-    def __init__(self, cache: Any, offset: "int | mx.array | Rotary"):
+    def __init__(self, cache: Any, offset: Any):
         self._cache, self.offset = cache, offset
 
     def __getattr__(self, name: str) -> Any:
@@ -96,22 +31,18 @@ def decode(
     body: nn.Module,
     inputs: Embedded,
     cache: Sequence[Any],
-    rope: MRope | None = None,
+    offset: Any = None,
     within_window: bool = True,
     extra_inputs: Sequence[Any] = (),
 ) -> mx.array:
     """Run the layers of `body`, an mlx-lm decoder with `embed_tokens` and `layers`: (B, L, d), before the last norm.
 
-    rope: the rotary module of all its attention layers; None for mlx-lm's, which runs on from the cache.
+    offset: what the rotary modules of all layers take as offset; None for that of each layer's cache.
     within_window: see `Masks`.
     extra_inputs: what its layers take between the states and the mask, the same for all.
     """
     h = body.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
     masks = Masks(h, inputs.two_way, within_window)
-    offset: Any = None
-    if rope is not None:
-        first = next(layer_cache for layer_cache in cache if not isinstance(layer_cache, ArraysCache))
-        offset = rope.angles(inputs.positions) if inputs.positions is not None else first.offset + inputs.delta
     capture = inputs.capture
     if capture is not None:
         capture.hidden_states.append(h)

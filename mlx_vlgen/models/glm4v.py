@@ -14,7 +14,7 @@ from .._runtime import mx, nn
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .configuration import with_rope
 from .layers import PatchEmbedding, PositionTable, merge_order, resample_bicubic, rotary_2d
-from .qwen_vl import QwenVL
+from .mrope import MRopeModel
 
 # What transformers assumes where config.json is silent.
 VISION: dict[str, Any] = {
@@ -137,8 +137,8 @@ class Router(nn.Module):
         return experts, weights * self._scale
 
 
-class Glm4v(QwenVL):
-    renames = (*QwenVL.renames, ("model.", "language_model.model."))  # the last as the first release had it
+class Glm4v(MRopeModel):
+    renames = (*MRopeModel.renames, ("model.", "language_model.model."))  # the last as the first release had it
 
     def __init__(self, config: dict[str, Any]):
         text = text_arguments(config)

@@ -12,8 +12,8 @@ import numpy as np
 from .._runtime import mx, nn
 from .attention import GATED, MLP, VisionAttention, Windows
 from .layers import PatchEmbedding, merge_order, rotary_2d
+from .mrope import MRopeModel
 from .qwen2_vl import PatchMerger, text_arguments
-from .qwen_vl import QwenVL
 
 # What transformers assumes where config.json is silent.
 VISION: dict[str, Any] = {
@@ -75,8 +75,8 @@ class VisionTower(nn.Module):
         return self.merger(x)[:, mx.array(np.argsort(tokens))], []
 
 
-class Qwen2_5_VL(QwenVL):
-    renames = (*QwenVL.renames, ("model.", "language_model.model."))
+class Qwen2_5_VL(MRopeModel):
+    renames = (*MRopeModel.renames, ("model.", "language_model.model."))
 
     def __init__(self, config: dict[str, Any]):
         vision = VISION | config["vision_config"]

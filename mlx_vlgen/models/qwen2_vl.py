@@ -11,7 +11,7 @@ from .._runtime import mx, nn
 from .attention import MLP, VisionAttention
 from .configuration import with_rope
 from .layers import PatchEmbedding, merge_order, rotary_2d
-from .qwen_vl import QwenVL
+from .mrope import MRopeModel
 
 # What transformers assumes where config.json is silent, as some published ones are.
 VISION: dict[str, Any] = {
@@ -73,8 +73,8 @@ class VisionTower(nn.Module):
         return self.merger(x), []
 
 
-class Qwen2VL(QwenVL):
-    renames = (*QwenVL.renames, ("model.", "language_model.model."))
+class Qwen2VL(MRopeModel):
+    renames = (*MRopeModel.renames, ("model.", "language_model.model."))
 
     def __init__(self, config: dict[str, Any]):
         tower = VisionTower(VISION | config["vision_config"])

@@ -11,8 +11,8 @@ from typing import Any
 
 from .._runtime import mx
 from .configuration import with_rope
+from .mrope import MRopeModel
 from .qwen3_vl import VisionTower, split_experts
-from .qwen_vl import QwenVL
 
 # What transformers assumes where config.json is silent.
 VISION: dict[str, Any] = {
@@ -35,8 +35,8 @@ TEXT_MOE: dict[str, Any] = LINEAR | {
 }  # fmt: skip
 
 
-class Qwen3_5(QwenVL):
-    renames = (("model.language_model.visual.", "vision_tower."), *QwenVL.renames)
+class Qwen3_5(MRopeModel):
+    renames = (("model.language_model.visual.", "vision_tower."), *MRopeModel.renames)
 
     def __init__(self, config: dict[str, Any]):
         tower = VisionTower(VISION | config["vision_config"] | {"deepstack_visual_indexes": ()})

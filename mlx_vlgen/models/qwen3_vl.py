@@ -12,7 +12,7 @@ from .._runtime import mx, nn
 from .attention import MLP, VisionAttention
 from .configuration import with_rope
 from .layers import PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
-from .qwen_vl import QwenVL
+from .mrope import MRopeModel
 
 
 class VisionBlock(nn.Module):
@@ -83,7 +83,7 @@ class VisionTower(nn.Module):
         return self.merger(x), deepstack
 
 
-class Qwen3VL(QwenVL):
+class Qwen3VL(MRopeModel):
     def __init__(self, config: dict[str, Any]):
         tower = VisionTower(config["vision_config"])
         super().__init__(config, text_arguments(config), tower, (24, 20, 20), interleaved=True)

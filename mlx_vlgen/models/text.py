@@ -7,7 +7,7 @@ from typing import Any
 from .._runtime import mx, nn
 from ..errors import PromptError, UnsupportedError
 from ..inputs.prompt import Media, Prompt
-from .backbone import MRope, decode, gather_last, layer_kinds, output_layer
+from .backbone import decode, gather_last, layer_kinds, output_layer
 from .base import Embedded, Features, LayerKind, Model
 from .decoders import DECODERS, DRIVEN, mlx_lm_decoder, text_arguments
 
@@ -35,16 +35,16 @@ class Driver:
         text: nn.Module,
         inputs: Embedded,
         cache: Sequence[Any],
-        rope: MRope | None = None,
+        offset: Any = None,
         within_window: bool = True,
     ) -> mx.array:
-        """(B, L, d), before the last norm. rope, within_window: see `backbone.decode`."""
+        """(B, L, d), before the last norm. offset, within_window: see `backbone.decode`."""
         embeds = self.embed(text, inputs.tokens) if inputs.embeds is None else inputs.embeds
         embeds = self._record.scale_inputs(embeds, self.arguments)
         extra: Sequence[Any] = ()
         if self._record.extra_inputs is not None:
             extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset)
-        return decode(text.model, replace(inputs, embeds=embeds), cache, rope, within_window, extra)
+        return decode(text.model, replace(inputs, embeds=embeds), cache, offset, within_window, extra)
 
     def logits(self, text: nn.Module, h: mx.array, at: mx.array | None) -> mx.array:
         """(B, L, V) of the last states (B, L, d); (B, V) at position `at[b]` of each row where it is given."""

@@ -18,9 +18,9 @@ from mlx_vlgen.inputs import processor, qwen_vl
 from mlx_vlgen.inputs.images import PixelSettings
 from mlx_vlgen.inputs.prompt import Media, MediaInputs, Prompt
 from mlx_vlgen.inputs.qwen2_vl import Qwen2VLProcessor
+from mlx_vlgen.models.mrope import rotary_positions
 from mlx_vlgen.models.qwen2_5_vl import window_order
 from mlx_vlgen.models.qwen2_vl import text_arguments
-from mlx_vlgen.models.qwen_vl import rotary_positions
 
 sides = st.integers(1, 30)
 

@@ -1,16 +1,87 @@
-"""What Qwen's vision-language families share: the tower's attention, M-RoPE's positions, and how a forward goes."""
+"""M-RoPE, rotary positions in time, row and column: the rotary module, the positions of a prompt, and the base class of
+the families that have it (Qwen's and GLM's)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from .._mlx_lm import ArraysCache, initialize_rope
 from .._runtime import mx, nn
 from ..inputs.prompt import Media, Prompt
-from .backbone import MRope
 from .base import Embedded, Features
 from .configuration import rope_type
+from .layers import rotate
 from .vision_language import VisionLanguageModel, scatter_features
+
+
+@dataclass
+class Rotary:
+    """cos and sin (B, 1, L, D / 2) for tokens whose three rotary positions differ."""
+
+    cos: mx.array
+    sin: mx.array
+
+
+class MRope(nn.Module):
+    """Stands in the place of mlx-lm's `self_attn.rope` and keeps no state: what to rotate by comes as the offset.
+
+    An offset is an int or (B,) array where all three axes run on together (text, and every decoded token: there
+    MLX's kernel does it), or a `Rotary` that the forward computed once for all layers.
+    Source: Qwen3-VL's interleaved M-RoPE (transformers' Qwen3VLTextRotaryEmbedding): frequency i turns with
+    time, except that of the first 3 * section[1] those with i % 3 == 1 turn with the row, and likewise the column.
+    dims: how many of a head's values are rotated, the first ones.
+    traditional: pairs are neighbours (GLM), as in mx.fast.rope; otherwise they are the two halves.
+    yarn: settings of YaRN, as `configuration.yarn_settings` gives them.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        base: float,
+        section: Sequence[int],
+        interleaved: bool = True,
+        traditional: bool = False,
+        yarn: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        self.dims, self.base, self.traditional = dims, base, traditional
+        self._yarn = None if yarn is None else initialize_rope(dims, base, traditional, dict(yarn))
+        half = np.arange(dims // 2)
+        if interleaved:
+            axes = np.where((half % 3 > 0) & (half < 3 * np.asarray(section)[half % 3]), half % 3, 0)
+        else:
+            axes = np.repeat(np.arange(3), section)
+        self._axes = mx.array(axes)
+        frequencies = mx.array(base ** -(half.astype(np.float32) * 2 / dims), dtype=mx.float32)
+        self._frequencies = frequencies if self._yarn is None else 1 / self._yarn._freqs
+        self._attention_scaling = 1.0 if self._yarn is None else self._yarn.mscale
+
+    def angles(self, positions: mx.array) -> Rotary:
+        """positions (3, B, L)."""
+        selected = positions[self._axes].transpose(1, 2, 0).astype(mx.float32)  # (B, L, D / 2)
+        angle = (selected * self._frequencies)[:, None]
+        return Rotary(mx.cos(angle) * self._attention_scaling, mx.sin(angle) * self._attention_scaling)
+
+    def offset(self, inputs: Embedded, cache: Sequence[Any]) -> "int | mx.array | Rotary":
+        """What a forward of `inputs` after `cache` is rotated by, the same in all layers."""
+        if inputs.positions is not None:
+            return self.angles(inputs.positions)
+        first = next(layer_cache for layer_cache in cache if not isinstance(layer_cache, ArraysCache))
+        offset: int | mx.array = first.offset + inputs.delta
+        return offset
+
+    def __call__(self, x: mx.array, offset: "int | mx.array | Rotary" = 0) -> mx.array:
+        if isinstance(offset, Rotary):
+            if self.dims == x.shape[-1]:
+                return rotate(x, offset.cos, offset.sin, self.traditional)
+            first = rotate(x[..., : self.dims], offset.cos, offset.sin, self.traditional)
+            return mx.concatenate([first, x[..., self.dims :]], axis=-1)
+        if self._yarn is not None:
+            rotated: mx.array = self._yarn(x, offset=offset)
+            return rotated
+        return mx.fast.rope(x, self.dims, traditional=self.traditional, base=self.base, scale=1.0, offset=offset)
 
 
 def rotary_positions(prompt: Prompt, merge: int, tokens_per_second: float | None = None) -> tuple[np.ndarray, int]:
@@ -41,7 +112,7 @@ def rotary_positions(prompt: Prompt, merge: int, tokens_per_second: float | None
     return positions, position - after
 
 
-class QwenVL(VisionLanguageModel):
+class MRopeModel(VisionLanguageModel):
     """A family gives its text decoder's arguments, its tower, and how its M-RoPE shares out the frequencies: `section`
     is what transformers assumes.
 
@@ -100,5 +171,5 @@ class QwenVL(VisionLanguageModel):
         return Embedded(plain.tokens, plain.embeds, mx.array(positions)[:, None], delta, deepstack)
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        text = self.language_model
-        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache, self._rope), at)
+        text, offset = self.language_model, self._rope.offset(inputs, cache)
+        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache, offset), at)
