@@ -1,13 +1,34 @@
-"""Text configurations of every release of transformers, under the names of its release 4, which mlx-lm reads."""
+"""Typed parts of a config.json; text configurations of every release of transformers, under the names of its release
+4, which mlx-lm reads."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 from ..errors import LoadError
 
 Config = Mapping[str, Any]
 Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """A part of a config.json, with transformers' names, and its defaults for fields that are left out."""
+
+    old_names: ClassVar[Mapping[str, str]] = {}
+    """Names of earlier releases -> fields."""
+
+    @classmethod
+    def from_dict(cls, values: Config) -> Self:
+        """Takes the fields that it has; others are ignored."""
+        renamed = {cls.old_names.get(name, name): value for name, value in values.items()}
+        return cls(**{field.name: renamed[field.name] for field in fields(cls) if field.name in renamed})
+
+    @classmethod
+    def complete(cls, values: Config) -> Arguments:
+        """All of `values`, and the defaults of the fields that they leave out: what mlx-lm's decoders take."""
+        return {field.name: field.default for field in fields(cls)} | dict(values)
 
 
 def text_config(config: Config) -> Config:

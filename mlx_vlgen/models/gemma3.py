@@ -14,18 +14,18 @@ from .base import Features
 from .gemma import Norm
 from .llava import Llava
 from .vision_language import VisionLanguageModel
-from .vit import SiglipVision, Tower, siglip_config
+from .vit import SiglipVision, SiglipVisionConfig, Tower
 
 
 class Projector(nn.Module):
     """Patches (B, N, d) -> averages of squares of them, normalised, at the text's width: (B, tokens, width)."""
 
-    def __init__(self, vision: dict[str, Any], width: int, tokens: int):
+    def __init__(self, vision: SiglipVisionConfig, width: int, tokens: int):
         super().__init__()
-        self.mm_input_projection_weight = mx.zeros((vision["hidden_size"], width))
-        self.mm_soft_emb_norm = Norm(vision["hidden_size"], vision["layer_norm_eps"])
+        self.mm_input_projection_weight = mx.zeros((vision.hidden_size, width))
+        self.mm_soft_emb_norm = Norm(vision.hidden_size, vision.layer_norm_eps)
         self._side = int(tokens**0.5)
-        self._pool = vision["image_size"] // vision["patch_size"] // self._side
+        self._pool = vision.image_size // vision.patch_size // self._side
 
     def __call__(self, x: mx.array) -> mx.array:
         side, pool = self._side, self._pool
@@ -39,7 +39,7 @@ class Gemma3(VisionLanguageModel):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
-        vision = siglip_config(config)
+        vision = SiglipVisionConfig.from_dict(config["vision_config"])
         self.vision_tower = Tower(SiglipVision(vision))
         self.multi_modal_projector = Projector(vision, self.hidden_size, config.get("mm_tokens_per_image", 256))
 

@@ -7,6 +7,7 @@ shared keys and values). Audio is left out: neither its weights are loaded nor i
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,28 @@ from ..inputs.prompt import Media
 from .attention import GATED, MLP, attention, merge_heads, split_heads
 from .backbone import Masks, gather_last
 from .base import Embedded, Features, Model
+from .configuration import BaseConfig
 from .gemma import scale_embeddings
 from .layers import rotary_2d, rotate
 from .vision_language import VisionLanguageModel, encode_tiles
 
-Config = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class Gemma4VisionConfig(BaseConfig):
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 12
+    num_key_value_heads: int = 12
+    head_dim: int = 64
+    hidden_activation: str = "gelu_pytorch_tanh"
+    rms_norm_eps: float = 1e-6
+    rope_parameters: Mapping[str, Any] | None = None
+    pooling_kernel_size: int = 3
+    patch_size: int = 16
+    position_embedding_size: int = 10240
+    use_clipped_linears: bool = False
+    standardize: bool = False
 
 
 class ClippedLinear(nn.Module):
@@ -42,14 +60,14 @@ class ClippedLinear(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
-        hidden, size, clipped = config["hidden_size"], config["head_dim"], config["use_clipped_linears"]
-        self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        hidden, size, clipped = config.hidden_size, config.head_dim, config.use_clipped_linears
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.q_proj = ClippedLinear(hidden, self.heads * size, clipped)
         self.k_proj, self.v_proj = (ClippedLinear(hidden, self.kv_heads * size, clipped) for _ in range(2))
         self.o_proj = ClippedLinear(self.heads * size, hidden, clipped)
-        self.q_norm, self.k_norm = (nn.RMSNorm(size, config["rms_norm_eps"]) for _ in range(2))
+        self.q_norm, self.k_norm = (nn.RMSNorm(size, config.rms_norm_eps) for _ in range(2))
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         """cos, sin: (N, 2, D / 4), for the half of a head that turns with the column, and that with the row."""
@@ -64,12 +82,12 @@ class VisionAttention(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
         self.self_attn = VisionAttention(config)
-        linear = partial(ClippedLinear, clipped=config["use_clipped_linears"])
-        self.mlp = MLP(config["hidden_size"], config["intermediate_size"], config["hidden_activation"], GATED, linear)
-        norms = (nn.RMSNorm(config["hidden_size"], config["rms_norm_eps"]) for _ in range(4))
+        linear = partial(ClippedLinear, clipped=config.use_clipped_linears)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_activation, GATED, linear)
+        norms = (nn.RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(4))
         self.input_layernorm, self.post_attention_layernorm, *others = norms
         self.pre_feedforward_layernorm, self.post_feedforward_layernorm = others
 
@@ -81,11 +99,11 @@ class VisionLayer(nn.Module):
 class PatchEmbedder(nn.Module):
     """position_embedding_table: (2, positions, d), of columns and of rows."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
-        self.input_proj = nn.Linear(3 * config["patch_size"] ** 2, hidden, bias=False)
-        self.position_embedding_table = mx.zeros((2, config["position_embedding_size"], hidden))
+        hidden = config.hidden_size
+        self.input_proj = nn.Linear(3 * config.patch_size**2, hidden, bias=False)
+        self.position_embedding_table = mx.zeros((2, config.position_embedding_size, hidden))
 
     def __call__(self, pixels: mx.array, column: np.ndarray, row: np.ndarray) -> mx.array:
         x = self.input_proj((2 * pixels - 1).astype(self.position_embedding_table.dtype))
@@ -94,19 +112,19 @@ class PatchEmbedder(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
-        self.layers = [VisionLayer(config) for _ in range(config["num_hidden_layers"])]
+        self.layers = [VisionLayer(config) for _ in range(config.num_hidden_layers)]
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
         self.patch_embedder, self.encoder = PatchEmbedder(config), Encoder(config)
-        if config["standardize"]:
-            self.std_bias, self.std_scale = mx.zeros(config["hidden_size"]), mx.ones(config["hidden_size"])
-        self._pool, self._head_size = config["pooling_kernel_size"], config["head_dim"]
-        self._theta = (config.get("rope_parameters") or {}).get("rope_theta", 100.0)
+        if config.standardize:
+            self.std_bias, self.std_scale = mx.zeros(config.hidden_size), mx.ones(config.hidden_size)
+        self._pool, self._head_size = config.pooling_kernel_size, config.head_dim
+        self._theta = (config.rope_parameters or {}).get("rope_theta", 100.0)
 
     def __call__(self, pixels: mx.array, rows: int, columns: int) -> mx.array:
         """pixels (B, N, 3 * patch^2), levels from 0 to 1, N = rows * columns in reading order -> (B, N / pool^2, d)."""
@@ -160,9 +178,9 @@ class Gemma4(VisionLanguageModel):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
-        vision, text = vision_config(config), self.language_model.args
+        vision, text = Gemma4VisionConfig.from_dict(config["vision_config"]), self.language_model.args
         self.vision_tower = VisionTower(vision)
-        self.embed_vision = Projector(vision["hidden_size"], text.hidden_size, vision["rms_norm_eps"])
+        self.embed_vision = Projector(vision.hidden_size, text.hidden_size, vision.rms_norm_eps)
         media = ("image", 258880), ("video", 258884), ("audio", 258881)
         ids = [config.get(f"{kind}_token_id", default) for kind, default in media]
         self._media_tokens = mx.array([token for token in ids if token is not None])
@@ -174,7 +192,8 @@ class Gemma4(VisionLanguageModel):
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Without bounds that this configuration does not use, nor a copy of the embeddings."""
-        tied, clipped = "lm_head" not in self.language_model, vision_config(self.config)["use_clipped_linears"]
+        tied = "lm_head" not in self.language_model
+        clipped = Gemma4VisionConfig.from_dict(self.config["vision_config"]).use_clipped_linears
         unused = [r"^language_model\.lm_head\."] * tied + [r"^vision_tower\..*\.(in|out)put_(min|max)$"] * (not clipped)
         return {
             name: tensor
@@ -239,22 +258,3 @@ def query_mask(mask: mx.array | str | None, at: mx.array, length: int, keys: int
     if isinstance(mask, str):
         return mx.arange(keys) <= (at + keys - length)[:, None, None, None]
     return mx.take_along_axis(mx.broadcast_to(mask, (len(at), 1, length, keys)), at[:, None, None, None], axis=2)
-
-
-def vision_config(config: Config) -> dict[str, Any]:
-    """The `vision_config` of a config.json, with what transformers' Gemma4VisionConfig assumes where it is silent."""
-    return {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 12,
-        "head_dim": 64,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "rms_norm_eps": 1e-6,
-        "pooling_kernel_size": 3,
-        "patch_size": 16,
-        "position_embedding_size": 10240,
-        "use_clipped_linears": False,
-        "standardize": False,
-    } | config["vision_config"]

@@ -5,6 +5,7 @@ Lfm2VlForConditionalGeneration and Siglip2VisionModel.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,19 @@ from ..inputs.prompt import Media
 from .base import Features
 from .layers import ACTIVATIONS, PositionTable, fold_squares
 from .vision_language import VisionLanguageModel
-from .vit import Encoder
+from .vit import Encoder, SiglipVisionConfig
 
-# transformers' Siglip2VisionConfig, for what a configuration leaves out.
-_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "num_channels": 3, "patch_size": 16, "num_patches": 256,
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Siglip2VisionConfig(SiglipVisionConfig):
+    num_patches: int = 256
 
 
 class Embeddings(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Siglip2VisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
-        self.patch_embedding = nn.Linear(config["num_channels"] * config["patch_size"] ** 2, hidden)
-        self.position_embedding = PositionTable(config["num_patches"], hidden)
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = PositionTable(config.num_patches, config.hidden_size)
 
     def __call__(self, patches: mx.array, rows: int, columns: int) -> mx.array:
         """(B, rows * columns, patch * patch * 3) -> (B, N, d)."""
@@ -56,11 +55,10 @@ def resize_weights(side: int, length: int) -> np.ndarray:
 class Siglip2Vision(nn.Module):
     """Patches of pictures of one grid -> their normalised last hidden states (B, N, d)."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Siglip2VisionConfig):
         super().__init__()
-        self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config, "gelu_pytorch_tanh", 1e-6)
-        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config.get("layer_norm_eps", 1e-6))
+        self.embeddings, self.encoder = Embeddings(config), Encoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, patches: mx.array, rows: int, columns: int) -> mx.array:
         return self.post_layernorm(self.encoder(self.embeddings(patches, rows, columns)))
@@ -103,9 +101,9 @@ class Lfm2VL(VisionLanguageModel):
         super().__init__(config, text)
         if (layer := config.get("vision_feature_layer", -1)) != -1:
             raise LoadError(f"vision_feature_layer is {layer}; expected -1: LFM2-VL takes the tower's last layer.")
-        vision = _DEFAULTS | config["vision_config"]
+        vision = Siglip2VisionConfig.from_dict(config["vision_config"])
         self.vision_tower = Siglip2Vision(vision)
-        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.hidden_size)
+        self.multi_modal_projector = Projector(config, vision.hidden_size, self.hidden_size)
 
     @classmethod
     def rename(cls, key: str) -> str | None:

@@ -39,13 +39,13 @@ class Llava(VisionLanguageModel):
 
     def __init__(self, config: dict[str, Any], text: dict[str, Any] | None = None):
         super().__init__(config, text)
-        vision = config["vision_config"]
         layer = config.get("vision_feature_layer", -2)
         self._layers = [layer] if isinstance(layer, int) else list(layer)
         self._first = int(config.get("vision_feature_select_strategy", "default") == "default")  # drops the class token
-        self.vision_tower = Tower(plain_vision(vision))
+        vision = plain_vision(config["vision_config"])
+        self.vision_tower = Tower(vision)
         self.multi_modal_projector = Projector(
-            vision["hidden_size"] * len(self._layers), self.hidden_size,
+            vision.hidden_size * len(self._layers), self.hidden_size,
             config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .base import Features
 from .layers import ACTIVATIONS
-from .pixtral import Pixtral, vision_config
+from .pixtral import Pixtral, PixtralVisionConfig
 
 
 class PatchMerger(nn.Module):
@@ -46,9 +46,9 @@ class Mistral3(Pixtral):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
-        vision, eps = vision_config(config), self.driver.arguments["rms_norm_eps"]
-        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.hidden_size, eps)
-        self._patch = vision["patch_size"]
+        vision, eps = PixtralVisionConfig.from_dict(config["vision_config"]), self.driver.arguments["rms_norm_eps"]
+        self.multi_modal_projector = Projector(config, vision.hidden_size, self.hidden_size, eps)
+        self._patch = vision.patch_size
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         _, _, height, width = media[0].pixels.shape

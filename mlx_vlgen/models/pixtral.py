@@ -5,6 +5,7 @@ which its checkpoints are published.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .base import Features
+from .configuration import BaseConfig
 from .layers import rotary_2d
 from .llava import Llava, Projector
 from .vision_language import VisionLanguageModel
@@ -21,26 +23,29 @@ from .vit import PatchConv, Tower
 EPS = 1e-5
 """Of all norms of the tower; no configuration names it."""
 
-# transformers' PixtralVisionConfig: published configurations leave out what is as it says.
-_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "num_channels": 3, "image_size": 1024, "patch_size": 16, "hidden_act": "gelu",
-}  # fmt: skip
 
-
-def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The tower's configuration, complete."""
-    return _DEFAULTS | dict(config["vision_config"])
+@dataclass(frozen=True)
+class PixtralVisionConfig(BaseConfig):
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 1024
+    patch_size: int = 16
+    hidden_act: str = "gelu"
+    rope_theta: float = 10000.0
+    rope_parameters: Mapping[str, Any] | None = None
 
 
 class Block(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: PixtralVisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
+        hidden = config.hidden_size
         self.attention_norm, self.ffn_norm = nn.RMSNorm(hidden, eps=EPS), nn.RMSNorm(hidden, eps=EPS)
         names, linear = ("q_proj", "k_proj", "v_proj", "o_proj"), linear_without_bias
-        self.attention = VisionAttention(hidden, config["num_attention_heads"], names, linear, linear)
-        self.feed_forward = MLP(hidden, config["intermediate_size"], config["hidden_act"], GATED, linear)
+        self.attention = VisionAttention(hidden, config.num_attention_heads, names, linear, linear)
+        self.feed_forward = MLP(hidden, config.intermediate_size, config.hidden_act, GATED, linear)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         x = x + self.attention(self.attention_norm(x), cos, sin)
@@ -48,21 +53,22 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: PixtralVisionConfig):
         super().__init__()
-        self.layers = [Block(config) for _ in range(config["num_hidden_layers"])]
+        self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
 
 
 class PixtralVision(nn.Module):
     """pixels (B, 3, H, W) -> hidden states (B, N, d), N patches in reading order."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: PixtralVisionConfig):
         super().__init__()
-        self.patch_conv = PatchConv(config["num_channels"], config["hidden_size"], config["patch_size"], bias=False)
-        self.ln_pre = nn.RMSNorm(config["hidden_size"], eps=EPS)
+        self.patch_conv = PatchConv(config.num_channels, config.hidden_size, config.patch_size, bias=False)
+        self.ln_pre = nn.RMSNorm(config.hidden_size, eps=EPS)
         self.transformer = Transformer(config)
-        self.head_size = config["hidden_size"] // config["num_attention_heads"]
-        self.theta = float((config.get("rope_parameters") or config).get("rope_theta", 10000.0))
+        self.head_size = config.hidden_size // config.num_attention_heads
+        rope = config.rope_parameters or {"rope_theta": config.rope_theta}
+        self.theta = float(rope.get("rope_theta", 10000.0))
 
     def __call__(self, pixels: mx.array, layers: Sequence[int]) -> list[mx.array]:
         """layers: which hidden states to return, 0 being what the first layer takes and -1 what the last one gives."""
@@ -85,12 +91,12 @@ class Pixtral(VisionLanguageModel):
     def __init__(self, config: dict[str, Any]):
         tied = config.get("tie_word_embeddings", False)  # the text configuration's comes first
         super().__init__(config, {"tie_word_embeddings": tied} | config["text_config"])
-        vision = vision_config(config)
+        vision = PixtralVisionConfig.from_dict(config["vision_config"])
         layer = config.get("vision_feature_layer", self.feature_layer)
         self._layers = [layer] if isinstance(layer, int) else list(layer)
         self.vision_tower = Tower(PixtralVision(vision))
         self.multi_modal_projector = Projector(
-            vision["hidden_size"] * len(self._layers), self.hidden_size,
+            vision.hidden_size * len(self._layers), self.hidden_size,
             config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
         )  # fmt: skip
 

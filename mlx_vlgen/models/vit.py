@@ -5,6 +5,7 @@ parameters these are.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,28 @@ import numpy as np
 from .._runtime import mx, nn
 from ..errors import LoadError
 from .attention import MLP, VisionAttention
+from .configuration import BaseConfig
 from .layers import PositionTable
+
+
+@dataclass(frozen=True)
+class SiglipVisionConfig(BaseConfig):
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class CLIPVisionConfig(SiglipVisionConfig):
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
 
 
 class PatchConv(nn.Conv2d):
@@ -32,14 +54,13 @@ class PatchConv(nn.Conv2d):
 
 
 class EncoderLayer(nn.Module):
-    def __init__(self, config: Mapping[str, Any], eps: float, activation: str):
+    def __init__(self, config: SiglipVisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
+        hidden, eps = config.hidden_size, config.layer_norm_eps
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(hidden, eps=eps), nn.LayerNorm(hidden, eps=eps)
-        self.self_attn = VisionAttention(
-            hidden, config["num_attention_heads"], ("q_proj", "k_proj", "v_proj", "out_proj")
-        )
-        self.mlp = MLP(hidden, config["intermediate_size"], activation)
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        self.self_attn = VisionAttention(hidden, config.num_attention_heads, names)
+        self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -47,12 +68,9 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers. activation: what `hidden_act` is where the configuration is silent."""
-
-    def __init__(self, config: Mapping[str, Any], activation: str, eps: float):
+    def __init__(self, config: SiglipVisionConfig):
         super().__init__()
-        eps, activation = config.get("layer_norm_eps", eps), config.get("hidden_act", activation)
-        self.layers = [EncoderLayer(config, eps, activation) for _ in range(config["num_hidden_layers"])]
+        self.layers = [EncoderLayer(config) for _ in range(config.num_hidden_layers)]
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, N, d)."""
@@ -68,12 +86,12 @@ class Encoder(nn.Module):
 
 
 class CLIPEmbeddings(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: CLIPVisionConfig):
         super().__init__()
-        hidden, patch = config["hidden_size"], config["patch_size"]
+        hidden, patch = config.hidden_size, config.patch_size
         self.class_embedding = mx.zeros(hidden)
-        self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=False)
-        self.position_embedding = PositionTable((config["image_size"] // patch) ** 2 + 1, hidden)
+        self.patch_embedding = PatchConv(config.num_channels, hidden, patch, bias=False)
+        self.position_embedding = PositionTable((config.image_size // patch) ** 2 + 1, hidden)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         patches = self.patch_embedding(pixels)
@@ -84,24 +102,25 @@ class CLIPEmbeddings(nn.Module):
 class CLIPVision(nn.Module):
     """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d) of some layers, the class token first."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: CLIPVisionConfig):
         super().__init__()
+        self.hidden_size = config.hidden_size
         self.embeddings = CLIPEmbeddings(config)
-        eps = config.get("layer_norm_eps", 1e-5)
-        self.pre_layrnorm = nn.LayerNorm(config["hidden_size"], eps=eps)
-        self.encoder = Encoder(config, "quick_gelu", 1e-5)
-        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=eps)  # of the class token; checkpoints have it
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = Encoder(config)
+        # Of the class token, which nothing here takes; checkpoints have it.
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def states(self, pixels: mx.array, layers: Sequence[int]) -> list[mx.array]:
         return self.encoder.states(self.pre_layrnorm(self.embeddings(pixels)), layers)
 
 
 class SiglipEmbeddings(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: SiglipVisionConfig):
         super().__init__()
-        hidden, patch = config["hidden_size"], config["patch_size"]
-        self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=True)
-        self.position_embedding = PositionTable((config["image_size"] // patch) ** 2, hidden)
+        hidden, patch = config.hidden_size, config.patch_size
+        self.patch_embedding = PatchConv(config.num_channels, hidden, patch, bias=True)
+        self.position_embedding = PositionTable((config.image_size // patch) ** 2, hidden)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         return self.patch_embedding(pixels) + self.position_embedding.weight
@@ -117,27 +136,15 @@ def position_buckets(count: int, side: int) -> np.ndarray:
     return np.searchsorted(borders, coordinates, side="right")
 
 
-def siglip_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The `vision_config` of a config.json, with what transformers' SiglipVisionConfig assumes where it is silent."""
-    return {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 16,
-        "layer_norm_eps": 1e-6,
-    } | config["vision_config"]
-
-
 class SiglipVision(nn.Module):
     """pixels (B, 3, H, W) -> the normalised last hidden states (B, N, d), or those of some layers as they are."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: SiglipVisionConfig):
         super().__init__()
+        self.hidden_size = config.hidden_size
         self.embeddings = SiglipEmbeddings(config)
-        self.encoder = Encoder(config, "gelu_pytorch_tanh", 1e-6)
-        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config.get("layer_norm_eps", 1e-6))
+        self.encoder = Encoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         return self.post_layernorm(self.encoder(self.embeddings(pixels)))
@@ -148,14 +155,14 @@ class SiglipVision(nn.Module):
 
 def plain_vision(config: Mapping[str, Any]) -> CLIPVision | SiglipVision:
     """The one that a `vision_config` names; LoadError for any other."""
-    towers: dict[str, type[CLIPVision | SiglipVision]] = {
-        "clip_vision_model": CLIPVision,
-        "siglip_vision_model": SiglipVision,
-    }
-    named = config.get("model_type", "clip_vision_model")
-    if named not in towers:
-        raise LoadError(f"This checkpoint's vision tower is {named!r}; expected {' or '.join(towers)}.")
-    return towers[named](config)
+    match config.get("model_type", "clip_vision_model"):
+        case "clip_vision_model":
+            return CLIPVision(CLIPVisionConfig.from_dict(config))
+        case "siglip_vision_model":
+            return SiglipVision(SiglipVisionConfig.from_dict(config))
+        case other:
+            expected = "clip_vision_model or siglip_vision_model"
+            raise LoadError(f"This checkpoint's vision tower is {other!r}; expected {expected}.")
 
 
 class Tower(nn.Module):
