@@ -64,14 +64,14 @@ def test_patch_embedding_is_the_convolution() -> None:
 @pytest.mark.timeout(1800)  # three minutes of MLX's BLAS where nothing else runs
 def test_a_12_megapixel_picture_fits_in_memory() -> None:
     """46,875 patches: whole scores would take 8.8 GB a head; in blocks the tower stays within 2 GB."""
-    from mlx_vlgen.models.qwen3_vl import VisionTower
+    from mlx_vlgen.models.qwen3_vl import Qwen3VLVisionConfig, VisionTower
 
     config = {
         "hidden_size": 64, "num_heads": 2, "depth": 1, "intermediate_size": 128, "out_hidden_size": 64,
         "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 144,
         "deepstack_visual_indexes": [],
     }  # fmt: skip
-    tower = VisionTower(config)
+    tower = VisionTower(Qwen3VLVisionConfig.from_dict(config))
     mx.eval(tower.parameters())
     rows, columns = 188, 250  # 4000 x 3008 pixels
     mx.reset_peak_memory()

@@ -13,8 +13,8 @@ from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError
 from mlx_vlgen.models.base import Full, Recurrent
 from mlx_vlgen.models.decoders import text_arguments as known_arguments
-from mlx_vlgen.models.qwen3_5 import VISION, stack_experts, text_arguments
-from mlx_vlgen.models.qwen3_vl import VisionTower
+from mlx_vlgen.models.qwen3_5 import stack_experts, text_arguments
+from mlx_vlgen.models.qwen3_vl import Qwen3VLVisionConfig, VisionTower
 
 TYPES = ("qwen3_5", "qwen3_5_moe")
 
@@ -83,11 +83,11 @@ def test_single_experts_are_stacked_by_their_numbers() -> None:
 
 def test_the_towers_rotary_base_is_the_configurations() -> None:
     sizes = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 8}
-    silent = VisionTower(VISION | sizes)
+    silent = VisionTower(Qwen3VLVisionConfig.from_dict(sizes))
     pixels = mx.random.normal((1, 16, 3 * 2 * 16 * 16), key=mx.random.key(0))
 
     def encode(theta: float) -> mx.array:
-        tower = VisionTower(VISION | sizes | {"rope_parameters": {"rope_theta": theta}})
+        tower = VisionTower(Qwen3VLVisionConfig.from_dict(sizes | {"rope_parameters": {"rope_theta": theta}}))
         tower.update(silent.parameters())
         return tower(pixels, 4, 4)[0]
 
