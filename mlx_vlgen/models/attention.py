@@ -21,6 +21,7 @@ Linear = Callable[[int, int], nn.Module]
 linear_without_bias = partial(nn.Linear, bias=False)
 
 GATED = ("gate_proj", "up_proj", "down_proj")
+PROJECTOR = ("linear_1", "linear_2")
 
 
 def is_fused(head_size: int) -> bool:
@@ -106,21 +107,27 @@ class VisionAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """x (..., d) -> (..., d). names: of its two layers, or of three for one that is gated: gate, up, down."""
+    """x (..., inputs) -> (..., outputs).
+
+    names: of its two layers; or of three where it is gated: gate, up, down.
+    linear: makes these layers.
+    outputs: default the same as inputs.
+    """
 
     def __init__(
         self,
-        hidden: int,
+        inputs: int,
         inner: int,
         activation: str,
         names: Sequence[str] = ("fc1", "fc2"),
         linear: Linear = nn.Linear,
+        outputs: int | None = None,
     ):
         super().__init__()
         self._inputs, self._output = tuple(names[:-1]), names[-1]
         for name in self._inputs:
-            self[name] = linear(hidden, inner)
-        self[self._output] = linear(inner, hidden)
+            self[name] = linear(inputs, inner)
+        self[self._output] = linear(inner, inputs if outputs is None else outputs)
         self._activation = ACTIVATIONS[activation]
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -118,58 +118,54 @@ def _query_scale(args: Arguments, h: mx.array, offset: Any) -> tuple[mx.array]:
 
 
 _LLAMA = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "rms_norm_eps": 1e-6,
+    "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
-}
-_GEMMA = {
-    "vocab_size": 256000,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "rms_norm_eps": 1e-6,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-}
+}  # fmt: skip
+_MISTRAL = _LLAMA | {
+    "intermediate_size": 14336, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096,
+}  # fmt: skip
+_QWEN2 = _LLAMA | {
+    "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768, "num_key_value_heads": 32,
+    "rope_theta": 1e4,
+}  # fmt: skip
+_QWEN3_MOE = {
+    "tie_word_embeddings": False, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False,
+}  # fmt: skip
+_GRANITE = _LLAMA | {
+    "intermediate_size": 11008, "max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False,
+    "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0,
+    "rope_theta": 1e4,
+}  # fmt: skip
+_COHERE2 = {
+    "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40, "num_attention_heads": 64,
+    "num_key_value_heads": None, "sliding_window": 4096, "rope_theta": 1e4, "logit_scale": 0.0625,
+}  # fmt: skip
+_LFM2 = {
+    "vocab_size": 65536, "max_position_embeddings": 128000, "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3,
+    "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
+}  # fmt: skip
+_GEMMA2 = {
+    "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096,
+}  # fmt: skip
+_GEMMA = _GEMMA2 | {
+    "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+}  # fmt: skip
+_GEMMA4 = _GEMMA2 | {
+    "vocab_size": 262144, "num_hidden_layers": 30, "sliding_window": 512, "final_logit_softcapping": None,
+    "num_kv_shared_layers": 0, "use_double_wide_mlp": False,
+}  # fmt: skip
 
 _QWEN3_5 = Decoder(refusals.qwen3_5, {}, configuration.read_qwen3_5)
 
 DECODERS: dict[str, Decoder] = {
     "llama": Decoder(refusals.llama, _LLAMA | {"intermediate_size": 11008, "max_position_embeddings": 2048}),
-    "mistral": Decoder(
-        refusals.mistral,
-        _LLAMA
-        | {
-            "intermediate_size": 14336,
-            "max_position_embeddings": 131072,
-            "num_key_value_heads": 8,
-            "sliding_window": 4096,
-        },
-    ),
-    "qwen2": Decoder(
-        refusals.qwen,
-        _LLAMA
-        | {
-            "vocab_size": 151936,
-            "intermediate_size": 22016,
-            "max_position_embeddings": 32768,
-            "num_key_value_heads": 32,
-            "rope_theta": 1e4,
-        },
-    ),
+    "mistral": Decoder(refusals.mistral, _MISTRAL),
+    "qwen2": Decoder(refusals.qwen, _QWEN2),
     "qwen3": Decoder(refusals.qwen, {"tie_word_embeddings": False}),
-    "qwen3_moe": Decoder(
-        refusals.qwen,
-        {"tie_word_embeddings": False, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False},
-        configuration.read_qwen3_moe,
-        _qwen3_moe_decoder,
-    ),
+    "qwen3_moe": Decoder(refusals.qwen, _QWEN3_MOE, configuration.read_qwen3_moe, _qwen3_moe_decoder),
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
     "ministral3": Decoder(
@@ -178,89 +174,27 @@ DECODERS: dict[str, Decoder] = {
         extra_inputs=_query_scale,
     ),
     "granite": Decoder(
-        refusals.granite,
-        _LLAMA
-        | {
-            "intermediate_size": 11008,
-            "max_position_embeddings": 2048,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "embedding_multiplier": 1.0,
-            "logits_scaling": 1.0,
-            "residual_multiplier": 1.0,
-            "attention_multiplier": 1.0,
-            "rope_theta": 1e4,
-        },
-        configuration.read_granite,
-        scale_inputs=_multiplied,
-        scale_logits=_divided,
+        refusals.granite, _GRANITE, configuration.read_granite, scale_inputs=_multiplied, scale_logits=_divided
     ),
-    "cohere2": Decoder(
-        refusals.cohere2,
-        {
-            "hidden_size": 8192,
-            "intermediate_size": 22528,
-            "num_hidden_layers": 40,
-            "num_attention_heads": 64,
-            "num_key_value_heads": None,
-            "sliding_window": 4096,
-            "rope_theta": 1e4,
-            "logit_scale": 0.0625,
-        },
-        configuration.read_cohere2,
-        scale_logits=_scaled_logits,
-    ),
-    "lfm2": Decoder(
-        refusals.lfm2,
-        {
-            "vocab_size": 65536,
-            "max_position_embeddings": 128000,
-            "norm_eps": 1e-5,
-            "conv_bias": False,
-            "conv_L_cache": 3,
-            "block_multiple_of": 256,
-            "block_ffn_dim_multiplier": 1.0,
-            "block_auto_adjust_ff_dim": True,
-        },
-        configuration.read_lfm2,
-    ),
-    "gemma": Decoder(
-        refusals.gemma,
-        _GEMMA
-        | {
-            "hidden_size": 3072,
-            "intermediate_size": 24576,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-        },
-        network=Gemma,
-        scale_tokens=_root_of_width,
-    ),
+    "cohere2": Decoder(refusals.cohere2, _COHERE2, configuration.read_cohere2, scale_logits=_scaled_logits),
+    "lfm2": Decoder(refusals.lfm2, _LFM2, configuration.read_lfm2),
+    "gemma": Decoder(refusals.gemma, _GEMMA, network=Gemma, scale_tokens=_root_of_width),
     "gemma2": Decoder(
         refusals.gemma,
-        _GEMMA | {"final_logit_softcapping": 30.0},
+        _GEMMA2 | {"final_logit_softcapping": 30.0},
         network=Gemma,
         scale_tokens=_root_of_width,
         scale_logits=_softcapped,
     ),
     "gemma3_text": Decoder(
         refusals.gemma3,
-        _GEMMA | {"vocab_size": 262208},
+        _GEMMA2 | {"vocab_size": 262208},
         configuration.read_gemma3,
         scale_tokens=_root_of_width,
     ),
     "gemma4_text": Decoder(
         refusals.gemma4,
-        _GEMMA
-        | {
-            "vocab_size": 262144,
-            "num_hidden_layers": 30,
-            "sliding_window": 512,
-            "final_logit_softcapping": None,
-            "num_kv_shared_layers": 0,
-            "use_double_wide_mlp": False,
-        },
+        _GEMMA4,
         configuration.read_gemma4,
         scale_tokens=_root_of_width,
         scale_logits=_softcapped,

@@ -15,22 +15,18 @@ from .._runtime import mx, nn
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .configuration import BaseConfig, with_rope
 from .layers import PatchEmbedding, PositionTable, merge_order, resample_bicubic, rotary_2d
-from .mrope import MRopeModel
+from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
 @dataclass(frozen=True)
-class Glm4vVisionConfig(BaseConfig):
+class Glm4vVisionConfig(MRopeVisionConfig):
     depth: int = 24
     hidden_size: int = 1536
     num_heads: int = 12
     intermediate_size: int = 13696
     hidden_act: str = "silu"
     out_hidden_size: int = 4096
-    in_channels: int = 3
     image_size: int = 336
-    patch_size: int = 14
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
     rms_norm_eps: float = 1e-5
     attention_bias: bool = False
     rope_parameters: Mapping[str, Any] | None = None
@@ -82,20 +78,12 @@ class VisionEmbeddings(nn.Module):
         return resample_bicubic(table, rows, columns)[mx.array(row), mx.array(column)]
 
 
-class VisionBlock(nn.Module):
+def vision_block(config: Glm4vVisionConfig) -> VisionBlock:
     """Its MLP is as wide as the text decoder's states; `intermediate_size` is the merger's."""
-
-    def __init__(self, config: Glm4vVisionConfig):
-        super().__init__()
-        hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.norm1, self.norm2 = nn.RMSNorm(hidden, eps=eps), nn.RMSNorm(hidden, eps=eps)
-        linear = partial(nn.Linear, bias=config.attention_bias)
-        self.attn = VisionAttention(hidden, config.num_heads, linear=linear, out_linear=linear_without_bias)
-        self.mlp = MLP(hidden, config.out_hidden_size, config.hidden_act, GATED, linear_without_bias)
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        x = x + self.attn(self.norm1(x), cos, sin)
-        return x + self.mlp(self.norm2(x))
+    hidden, linear = config.hidden_size, partial(nn.Linear, bias=config.attention_bias)
+    attn = VisionAttention(hidden, config.num_heads, linear=linear, out_linear=linear_without_bias)
+    mlp = MLP(hidden, config.out_hidden_size, config.hidden_act, GATED, linear_without_bias)
+    return VisionBlock(partial(nn.RMSNorm, hidden, eps=config.rms_norm_eps), attn, mlp)
 
 
 class Downsample(nn.Conv2d):
@@ -129,7 +117,7 @@ class VisionTower(nn.Module):
         self.patch_embed = PatchEmbedding(config.in_channels, config.temporal_patch_size, config.patch_size, hidden)
         self.embeddings = VisionEmbeddings(config.image_size // config.patch_size, hidden)
         self.post_conv_layernorm = nn.RMSNorm(hidden, eps=eps)
-        self.blocks = [VisionBlock(config) for _ in range(config.depth)]
+        self.blocks = [vision_block(config) for _ in range(config.depth)]
         self.post_layernorm = nn.RMSNorm(hidden, eps=eps)
         self.downsample = Downsample(hidden, out, self.merge)
         self.merger = Merger(out, config.intermediate_size, config.hidden_act)

@@ -45,8 +45,7 @@ class Connector(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         batch, count, hidden = x.shape
         side = math.isqrt(count)
-        folded = fold_squares(x.reshape(batch, side, side, hidden), self.scale)
-        return self.modality_projection(folded.reshape(batch, -1, folded.shape[-1]))
+        return self.modality_projection(fold_squares(x.reshape(batch, side, side, hidden), self.scale))
 
 
 class Projection(nn.Module):

@@ -165,7 +165,7 @@ class InternVL(VisionLanguageModel):
         rows = math.isqrt(count)
         squares = fold_squares(patches.reshape(batch, rows, rows, hidden), self._fold)
         layer_norm, first, _, second = self.mlp1
-        return second(self._activation(first(layer_norm(squares.reshape(batch, -1, squares.shape[-1])))))
+        return second(self._activation(first(layer_norm(squares))))
 
     @classmethod
     def rename(cls, key: str) -> str | None:

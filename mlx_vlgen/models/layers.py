@@ -48,11 +48,11 @@ def rotary_2d(
 
 
 def fold_squares(x: mx.array, merge: int) -> mx.array:
-    """(B, rows, columns, d) -> (B, rows / merge, columns / merge, merge^2 * d): a merge x merge square becomes one, its
+    """(B, rows, columns, d) -> (B, rows * columns / merge^2, merge^2 * d): a merge x merge square becomes one, with its
     parts in reading order."""
     batch, rows, columns, hidden = x.shape
     x = x.reshape(batch, rows // merge, merge, columns // merge, merge, hidden).swapaxes(2, 3)
-    return x.reshape(batch, rows // merge, columns // merge, merge**2 * hidden)
+    return x.reshape(batch, -1, merge**2 * hidden)
 
 
 def interpolate_table(table: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:

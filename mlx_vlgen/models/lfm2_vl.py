@@ -6,6 +6,7 @@ Lfm2VlForConditionalGeneration and Siglip2VisionModel.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ import numpy as np
 from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media
+from .attention import MLP, PROJECTOR
 from .base import Features
-from .layers import ACTIVATIONS, PositionTable, fold_squares
+from .layers import PositionTable, fold_squares
 from .vision_language import VisionLanguageModel
 from .vit import Encoder, SiglipVisionConfig
 
@@ -64,24 +66,20 @@ class Siglip2Vision(nn.Module):
         return self.post_layernorm(self.encoder(self.embeddings(patches, rows, columns)))
 
 
-class Projector(nn.Module):
+class Projector(MLP):
     def __init__(self, config: Mapping[str, Any], vision: int, text: int):
-        super().__init__()
-        self.merge = config.get("downsample_factor", 2)
-        joined, inner = vision * self.merge**2, config.get("projector_hidden_size", 2560)
-        bias = config.get("projector_bias", True)
+        merge = config.get("downsample_factor", 2)
+        joined, inner = vision * merge**2, config.get("projector_hidden_size", 2560)
+        linear = partial(nn.Linear, bias=config.get("projector_bias", True))
+        super().__init__(joined, inner, config.get("projector_hidden_act", "gelu"), PROJECTOR, linear, text)
+        self.merge = merge
         if config.get("projector_use_layernorm", True):
             self.layer_norm = nn.LayerNorm(joined, eps=1e-5)
-        self.linear_1, self.linear_2 = nn.Linear(joined, inner, bias=bias), nn.Linear(inner, text, bias=bias)
-        self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
 
-    def __call__(self, x: mx.array, rows: int, columns: int) -> mx.array:
-        """(B, rows * columns, d) -> (B, n, text d): merge x merge patches become one token."""
-        batch, _, hidden = x.shape
-        folded = fold_squares(x.reshape(batch, rows, columns, hidden), self.merge)
-        x = folded.reshape(batch, -1, folded.shape[-1])
-        x = self.layer_norm(x) if "layer_norm" in self else x
-        return self.linear_2(self._activation(self.linear_1(x)))
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, rows, columns, d) -> (B, n, text d): merge x merge patches become one token."""
+        x = fold_squares(x, self.merge)
+        return super().__call__(self.layer_norm(x) if "layer_norm" in self else x)
 
 
 class Lfm2VL(VisionLanguageModel):
@@ -123,4 +121,5 @@ class Lfm2VL(VisionLanguageModel):
         return [Features(image) for image in mx.concatenate(parts, axis=1)]
 
     def _encode_patches(self, patches: mx.array, rows: int, columns: int) -> mx.array:
-        return self.multi_modal_projector(self.vision_tower(patches, rows, columns), rows, columns)
+        states = self.vision_tower(patches, rows, columns)
+        return self.multi_modal_projector(states.reshape(len(states), rows, columns, -1))

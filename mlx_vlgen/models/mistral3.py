@@ -4,12 +4,13 @@ Source: transformers' Mistral3ForConditionalGeneration and Ministral3Model.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
+from .attention import MLP, PROJECTOR
 from .base import Features
-from .layers import ACTIVATIONS
 from .pixtral import Pixtral, PixtralVisionConfig
 
 
@@ -27,17 +28,15 @@ class PatchMerger(nn.Module):
         return self.merging_layer(squares.reshape(batch, -1, hidden * m * m))
 
 
-class Projector(nn.Module):
+class Projector(MLP):
     def __init__(self, config: dict[str, Any], vision: int, text: int, eps: float):
-        super().__init__()
-        bias = config.get("multimodal_projector_bias", False)
+        linear = partial(nn.Linear, bias=config.get("multimodal_projector_bias", False))
+        super().__init__(vision, text, config.get("projector_hidden_act", "gelu"), PROJECTOR, linear, text)
         self.norm = nn.RMSNorm(vision, eps=eps)
         self.patch_merger = PatchMerger(vision, config.get("spatial_merge_size", 2))
-        self.linear_1, self.linear_2 = nn.Linear(vision, text, bias=bias), nn.Linear(text, text, bias=bias)
-        self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_2(self._activation(self.linear_1(self.patch_merger(self.norm(x)))))
+        return super().__call__(self.patch_merger(self.norm(x)))
 
 
 class Mistral3(Pixtral):

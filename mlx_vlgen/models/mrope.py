@@ -1,7 +1,7 @@
 """M-RoPE, rotary positions in time, row and column: the rotary module, the positions of a prompt, and the base class of
 the families that have it (Qwen's and GLM's)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 from .._mlx_lm import ArraysCache, initialize_rope
 from .._runtime import mx, nn
 from ..inputs.prompt import Media, Prompt
+from .attention import MLP, VisionAttention, Windows
 from .base import Embedded, Features
-from .configuration import rope_type
+from .configuration import BaseConfig, rope_type
 from .layers import rotate
 from .vision_language import VisionLanguageModel, scatter_features
 
@@ -110,6 +111,32 @@ def rotary_positions(prompt: Prompt, merge: int, tokens_per_second: float | None
         after = end
     positions[:, after:] = position + np.arange(len(prompt.tokens) - after)
     return positions, position - after
+
+
+@dataclass(frozen=True)
+class MRopeVisionConfig(BaseConfig):
+    """What the towers of these families have in common."""
+
+    depth: int = 32
+    hidden_size: int = 3584
+    num_heads: int = 16
+    in_channels: int = 3
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+
+
+class VisionBlock(nn.Module):
+    """A layer of their towers. norm: makes a norm of states (..., d)."""
+
+    def __init__(self, norm: Callable[[], nn.Module], attn: VisionAttention, mlp: MLP):
+        super().__init__()
+        self.norm1, self.norm2 = norm(), norm()
+        self.attn, self.mlp = attn, mlp
+
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, windows: Windows = ()) -> mx.array:
+        x = x + self.attn(self.norm1(x), cos, sin, windows)
+        return x + self.mlp(self.norm2(x))
 
 
 class MRopeModel(VisionLanguageModel):

@@ -16,7 +16,7 @@ from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .base import Features
 from .configuration import BaseConfig
 from .layers import rotary_2d
-from .llava import Llava, Projector
+from .llava import Llava, projector
 from .vision_language import VisionLanguageModel
 from .vit import PatchConv, Tower
 
@@ -95,10 +95,7 @@ class Pixtral(VisionLanguageModel):
         layer = config.get("vision_feature_layer", self.feature_layer)
         self._layers = [layer] if isinstance(layer, int) else list(layer)
         self.vision_tower = Tower(PixtralVision(vision))
-        self.multi_modal_projector = Projector(
-            vision.hidden_size * len(self._layers), self.hidden_size,
-            config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
-        )  # fmt: skip
+        self.multi_modal_projector = projector(config, vision.hidden_size * len(self._layers), self.hidden_size)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         return [Features(image) for image in self.multi_modal_projector(self.encode_pixels(media))]

@@ -6,46 +6,32 @@ of checkpoints converted for MLX.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
-from .attention import GATED, MLP, VisionAttention, Windows
-from .configuration import BaseConfig
+from .attention import GATED, MLP, VisionAttention
 from .layers import PatchEmbedding, merge_order, rotary_2d
-from .mrope import MRopeModel
+from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 from .qwen2_vl import PatchMerger, text_arguments
 
 
 @dataclass(frozen=True)
-class Qwen2_5_VLVisionConfig(BaseConfig):
-    depth: int = 32
-    hidden_size: int = 3584
-    num_heads: int = 16
+class Qwen2_5_VLVisionConfig(MRopeVisionConfig):
     intermediate_size: int = 3420
     hidden_act: str = "silu"
     out_hidden_size: int = 3584
-    in_channels: int = 3
-    patch_size: int = 14
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
     window_size: int = 112
     fullatt_block_indexes: Sequence[int] = (7, 15, 23, 31)
     tokens_per_second: float = 4
 
 
-class VisionBlock(nn.Module):
-    def __init__(self, config: Qwen2_5_VLVisionConfig):
-        super().__init__()
-        hidden = config.hidden_size
-        self.norm1, self.norm2 = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
-        self.attn = VisionAttention(hidden, config.num_heads)
-        self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act, GATED)
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, windows: Windows) -> mx.array:
-        x = x + self.attn(self.norm1(x), cos, sin, windows)
-        return x + self.mlp(self.norm2(x))
+def vision_block(config: Qwen2_5_VLVisionConfig) -> VisionBlock:
+    hidden = config.hidden_size
+    mlp = MLP(hidden, config.intermediate_size, config.hidden_act, GATED)
+    return VisionBlock(partial(nn.RMSNorm, hidden, eps=1e-6), VisionAttention(hidden, config.num_heads), mlp)
 
 
 def window_order(rows: int, columns: int, side: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -71,7 +57,7 @@ class VisionTower(nn.Module):
         self.patch_embed = PatchEmbedding(
             config.in_channels, config.temporal_patch_size, config.patch_size, hidden, bias=False
         )
-        self.blocks = [VisionBlock(config) for _ in range(config.depth)]
+        self.blocks = [vision_block(config) for _ in range(config.depth)]
         self.merger = PatchMerger(nn.RMSNorm(hidden, eps=1e-6), hidden, self.merge, config.out_hidden_size)
 
     def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:

@@ -6,27 +6,21 @@ of checkpoints converted for MLX.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
 from .attention import MLP, VisionAttention
 from .configuration import BaseConfig, with_rope
 from .layers import PatchEmbedding, merge_order, rotary_2d
-from .mrope import MRopeModel
+from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
 @dataclass(frozen=True)
-class Qwen2VLVisionConfig(BaseConfig):
-    depth: int = 32
+class Qwen2VLVisionConfig(MRopeVisionConfig):
     embed_dim: int = 1280
-    num_heads: int = 16
     mlp_ratio: float = 4
     hidden_act: str = "quick_gelu"
-    hidden_size: int = 3584
-    in_channels: int = 3
-    patch_size: int = 14
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
 
 
 @dataclass(frozen=True)
@@ -42,17 +36,10 @@ class Qwen2VLTextConfig(BaseConfig):
     max_window_layers: int = 80
 
 
-class VisionBlock(nn.Module):
-    def __init__(self, config: Qwen2VLVisionConfig):
-        super().__init__()
-        hidden = config.embed_dim
-        self.norm1, self.norm2 = nn.LayerNorm(hidden, eps=1e-6), nn.LayerNorm(hidden, eps=1e-6)
-        self.attn = VisionAttention(hidden, config.num_heads)
-        self.mlp = MLP(hidden, int(hidden * config.mlp_ratio), config.hidden_act)
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        x = x + self.attn(self.norm1(x), cos, sin)
-        return x + self.mlp(self.norm2(x))
+def vision_block(config: Qwen2VLVisionConfig) -> VisionBlock:
+    hidden = config.embed_dim
+    mlp = MLP(hidden, int(hidden * config.mlp_ratio), config.hidden_act)
+    return VisionBlock(partial(nn.LayerNorm, hidden, eps=1e-6), VisionAttention(hidden, config.num_heads), mlp)
 
 
 class PatchMerger(nn.Module):
@@ -79,7 +66,7 @@ class VisionTower(nn.Module):
         self.patch_embed = PatchEmbedding(
             config.in_channels, config.temporal_patch_size, config.patch_size, hidden, bias=False
         )
-        self.blocks = [VisionBlock(config) for _ in range(config.depth)]
+        self.blocks = [vision_block(config) for _ in range(config.depth)]
         self.merger = PatchMerger(nn.LayerNorm(hidden, eps=1e-6), hidden, self.merge, config.hidden_size)
 
     def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:

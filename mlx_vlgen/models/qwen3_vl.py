@@ -7,44 +7,33 @@ Qwen3VLMoeForConditionalGeneration. Parameter names are those of checkpoints con
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
 from .attention import MLP, VisionAttention
-from .configuration import BaseConfig, with_rope
+from .configuration import with_rope
 from .layers import PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
-from .mrope import MRopeModel
+from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
 @dataclass(frozen=True)
-class Qwen3VLVisionConfig(BaseConfig):
+class Qwen3VLVisionConfig(MRopeVisionConfig):
     depth: int = 27
     hidden_size: int = 1152
-    num_heads: int = 16
     intermediate_size: int = 4304
     hidden_act: str = "gelu_pytorch_tanh"
     out_hidden_size: int = 3584
-    in_channels: int = 3
     patch_size: int = 16
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
     num_position_embeddings: int = 2304
     deepstack_visual_indexes: Sequence[int] = (8, 16, 24)
     rope_parameters: Mapping[str, Any] | None = None
 
 
-class VisionBlock(nn.Module):
-    def __init__(self, config: Qwen3VLVisionConfig):
-        super().__init__()
-        hidden = config.hidden_size
-        self.norm1 = nn.LayerNorm(hidden, eps=1e-6)
-        self.norm2 = nn.LayerNorm(hidden, eps=1e-6)
-        self.attn = VisionAttention(hidden, config.num_heads)
-        self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act, ("linear_fc1", "linear_fc2"))
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        x = x + self.attn(self.norm1(x), cos, sin)
-        return x + self.mlp(self.norm2(x))
+def vision_block(config: Qwen3VLVisionConfig) -> VisionBlock:
+    hidden = config.hidden_size
+    mlp = MLP(hidden, config.intermediate_size, config.hidden_act, ("linear_fc1", "linear_fc2"))
+    return VisionBlock(partial(nn.LayerNorm, hidden, eps=1e-6), VisionAttention(hidden, config.num_heads), mlp)
 
 
 class PatchMerger(nn.Module):
@@ -77,7 +66,7 @@ class VisionTower(nn.Module):
         self._deepstack = tuple(config.deepstack_visual_indexes)
         self.patch_embed = PatchEmbedding(config.in_channels, config.temporal_patch_size, config.patch_size, hidden)
         self.pos_embed = PositionTable(config.num_position_embeddings, hidden)
-        self.blocks = [VisionBlock(config) for _ in range(config.depth)]
+        self.blocks = [vision_block(config) for _ in range(config.depth)]
         self.merger = PatchMerger(config, norm_joined=False)
         self.deepstack_merger_list = [PatchMerger(config, norm_joined=True) for _ in self._deepstack]
 
