@@ -40,7 +40,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
 
 
 def windowed_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, windows: Windows) -> mx.array:
-    """The same within windows. The windows of a run are one call: they stand beside each other as heads do."""
+    """The same within windows. The windows of a run are one call: they lie beside each other as heads do."""
     batch, heads, _, size = q.shape
     start, outs = 0, []
     for count, patches in windows:

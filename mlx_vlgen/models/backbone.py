@@ -64,11 +64,12 @@ def decode(
 
 
 class Masks:
-    """The mask that a layer's attention wants, by the kind of its cache; those of one kind are computed once a forward.
+    """The mask of a layer's attention, by the kind of its cache; one for each kind is computed once a forward.
 
-    two_way: see `Embedded`. Such tokens lie in one chunk, so they are among the last keys of the chunk that attends.
-    within_window: whether a sliding layer's window hides those of them that lie far behind (Gemma 3), or hides other
-    tokens only (PaliGemma 2).
+    h: (B, L, d), the states that attend.
+    two_way: (B, L) int32, see `Embedded`. Such tokens lie in one chunk, so they are among its last keys.
+    within_window: whether a sliding layer's window hides such tokens that lie far behind (Gemma 3), or other tokens
+    only (PaliGemma 2).
     """
 
     def __init__(self, h: mx.array, two_way: mx.array | None = None, within_window: bool = True):
@@ -104,7 +105,7 @@ def output_layer(text: nn.Module, h: mx.array) -> mx.array:
 
 
 def layer_kinds(decoder: Any) -> list[LayerKind]:
-    """What caches an mlx-lm decoder makes for itself, as ours."""
+    """The kinds of the caches that an mlx-lm decoder makes for itself."""
     return [_layer_kind(decoder, index, cache) for index, cache in enumerate(make_prompt_cache(decoder))]
 
 

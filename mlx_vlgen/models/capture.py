@@ -1,7 +1,7 @@
-"""What a forward shows when it is asked to: attention weights, computed apart from the fused kernels.
+"""Attention weights of a forward, computed apart from the fused kernels.
 
-A layer keeps nothing of a request. Its cache's offset, which its attention hands to the rotary module, brings along the
-place where rotated queries are put down; keys are recorded as they go through the cache.
+A layer keeps nothing of a request. Its attention passes the cache's offset to the rotary module, which records the
+rotated queries there; keys are recorded as they go through the cache.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ class CapturedOffset:
 
 
 class CapturingRope(nn.Module):
-    """Stands in the place of a layer's rotary module, and does what it does."""
+    """Replaces a layer's rotary module, does the same, and records what it rotated."""
 
     def __init__(self, rope: nn.Module):
         super().__init__()
@@ -47,7 +47,7 @@ class CapturingCache:
         return self._keys, values
 
     def weights(self, attention: nn.Module, mask: mx.array | str | None) -> mx.array:
-        """(B, H, L, T) float32: what the layer's tokens gave to each position. mask: what the layer had."""
+        """(B, H, L, T) float32. mask: that of the layer."""
         q, k = self.offset.rotated[0].astype(mx.float32), self._keys.astype(mx.float32)
         batch, heads, length, size = q.shape
         grouped = (q * attention.scale).reshape(batch, k.shape[1], -1, length, size)
@@ -66,11 +66,11 @@ class CapturingCache:
 
 
 def capturing(layer: nn.Module, cache: Any, offset: Any) -> CapturingCache:
-    """The cache for a layer whose attention weights are wanted. UnsupportedError where they cannot be seen."""
+    """The cache for a layer whose attention weights are recorded. UnsupportedError for one without plain attention."""
     attention = layer.self_attn if "self_attn" in layer else None
-    # Cohere 2's layers that see everything have a rotary module and pass it by.
+    # Cohere 2's full-attention layers have a rotary module and do not use it.
     if attention is None or "rope" not in attention or not getattr(attention, "use_sliding_window", True):
         raise UnsupportedError("output_attentions: this model has layers without plain attention; leave it out")
     if not isinstance(attention.rope, CapturingRope):
-        attention.rope = CapturingRope(attention.rope)  # once and for all: it holds nothing of this request
+        attention.rope = CapturingRope(attention.rope)  # it stays: it holds nothing of this request
     return CapturingCache(cache, offset)

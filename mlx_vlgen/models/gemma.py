@@ -24,7 +24,7 @@ def scale_embeddings(embeds: mx.array) -> mx.array:
 
 
 def softcap(x: mx.array, cap: float | None) -> mx.array:
-    """Bent smoothly into (-cap, cap)."""
+    """x (...) -> the same, bent smoothly into (-cap, cap)."""
     return x if cap is None else mx.tanh(x / cap) * cap
 
 
@@ -75,8 +75,9 @@ def dequantize(parts: tuple[mx.array, mx.array, mx.array], cache: Any) -> mx.arr
 def softcapped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cap: float) -> mx.array:
     """Softmax attention over capped scores, in blocks of queries: no fused kernel caps them.
 
-    q (B, H, L, D), scaled; k and v (B, h, K, D), each for H / h heads of q; mask: None, "causal", or bool, (L, K) or
-    (B, 1, L, K).
+    q: (B, H, L, D), scaled.
+    k, v: (B, h, K, D), each for H / h heads of q.
+    mask: None, "causal", or bool, (L, K) or (B, 1, L, K).
     """
     batch, heads, length, size = q.shape
     groups, keys = k.shape[1], k.shape[2]

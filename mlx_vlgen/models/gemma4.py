@@ -70,7 +70,7 @@ class VisionAttention(nn.Module):
         self.q_norm, self.k_norm = (nn.RMSNorm(size, config.rms_norm_eps) for _ in range(2))
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        """cos, sin: (N, 2, D / 4), for the half of a head that turns with the column, and that with the row."""
+        """x (B, N, d) -> (B, N, d). cos, sin: (N, 2, D / 4), for the halves of a head: column and row."""
 
         def rotated(x: mx.array) -> mx.array:
             return rotate(x.reshape(*x.shape[:-1], 2, -1), cos, sin).reshape(x.shape)

@@ -28,8 +28,8 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array, traditional: bool = False)
 
 
 def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of each patch of a grid, in the order Qwen stores them: the merge x merge patches
-    that become one token lie together. Two arrays (rows * columns,)."""
+    """Two arrays (rows * columns,): row and column of each patch of a grid, in the order in which Qwen stores them. The
+    merge x merge patches that become one token lie together."""
     grid = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
     row, column = grid.transpose(0, 1, 3, 2, 4).reshape(2, -1)
     return row, column
@@ -38,8 +38,11 @@ def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.nda
 def rotary_2d(
     row: np.ndarray, column: np.ndarray, head_size: int, theta: float = 10000.0, column_step: float = 0.0
 ) -> tuple[mx.array, mx.array]:
-    """cos and sin (N, head_size / 2): the first half of the frequencies turns with the row, the rest with the
-    column. column_step: by what part of a step the frequencies of columns are lower than those of rows."""
+    """row, column (N,) -> cos and sin (N, head_size / 2).
+
+    The first half of the frequencies turns with the row, the rest with the column.
+    column_step: by what part of a step the frequencies of columns are lower than those of rows.
+    """
     quarter = head_size // 4
     steps = np.arange(quarter, dtype=np.float32)
     down, across = theta ** -(steps / quarter), theta ** -((steps + np.float32(column_step)) / quarter)
@@ -56,8 +59,8 @@ def fold_squares(x: mx.array, merge: int) -> mx.array:
 
 
 def interpolate_table(table: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
-    """A square table of learned positions (side * side, d), bilinearly resampled (corners aligned) at the given
-    rows and columns of a rows x columns grid: (N, d)."""
+    """table (side * side, d), row and column (N,) of a rows x columns grid -> (N, d): learned positions, bilinearly
+    resampled with corners aligned."""
     side = int(table.shape[0] ** 0.5)
 
     def taps(index: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,7 +111,7 @@ def resample_bicubic(x: mx.array, rows: int, columns: int) -> mx.array:
 
 
 def _resample(x: mx.array, rows: int, columns: int, weights: Callable[[int, int], mx.array]) -> mx.array:
-    """weights: from the old and new number of points of a side to (new, old), how much of each old one is in a new."""
+    """weights: numbers of old and new points of a side -> (new, old), the part of each old point in each new one."""
     *rest, height, width, size = x.shape
     if (rows, columns) == (height, width):
         return x

@@ -26,10 +26,10 @@ class Rotary:
 
 
 class MRope(nn.Module):
-    """Stands in the place of mlx-lm's `self_attn.rope` and keeps no state: what to rotate by comes as the offset.
+    """Replaces mlx-lm's `self_attn.rope` and keeps no state: what to rotate by comes as the offset.
 
-    An offset is an int or (B,) array where all three axes run on together (text, and every decoded token: there
-    MLX's kernel does it), or a `Rotary` that the forward computed once for all layers.
+    An offset is an int or (B,) where all three axes run on together (text, and every decoded token: there MLX's kernel
+    rotates), or a `Rotary` that the forward computed once for all layers.
     Source: Qwen3-VL's interleaved M-RoPE (transformers' Qwen3VLTextRotaryEmbedding): frequency i turns with
     time, except that of the first 3 * section[1] those with i % 3 == 1 turn with the row, and likewise the column.
     dims: how many of a head's values are rotated, the first ones.
@@ -86,7 +86,7 @@ class MRope(nn.Module):
 
 
 def rotary_positions(prompt: Prompt, merge: int, tokens_per_second: float | None = None) -> tuple[np.ndarray, int]:
-    """M-RoPE positions (3, L) and how far they are ahead of the plain ones afterwards.
+    """M-RoPE positions (3, L) int32 of a prompt, and how far they are ahead of plain ones after it.
 
     Text moves all three axes on together. A picture stands still in time and spreads over row and column, and so does
     each group of a video's frames; the text after it starts past its longer side, even where a long video's last time
@@ -140,12 +140,14 @@ class VisionBlock(nn.Module):
 
 
 class MRopeModel(VisionLanguageModel):
-    """A family gives its text decoder's arguments, its tower, and how its M-RoPE shares out the frequencies: `section`
-    is what transformers assumes.
+    """A family gives the arguments of its text decoder, its tower and its M-RoPE.
 
-    tower: takes pixels (B, N, patch) of B pictures or groups of frames of one grid, N = rows * columns in merge order,
-    and rows and columns; gives features (B, N / merge^2, d), and one of the same for each deepstack layer. Frames do
-    not see each other. traditional: see `MRope`.
+    tower: pixels (B, N, patch), rows, columns -> features (B, N / merge^2, d), and the same for each deepstack layer.
+    B counts pictures or groups of frames of one grid; N = rows * columns, in merge order. Frames do not attend to
+    each other.
+    section: how many frequencies time, rows and columns have, where the configuration is silent.
+    interleaved, traditional: see `MRope`.
+    tokens_per_second: see `rotary_positions`.
     """
 
     renames: Sequence[tuple[str, str]] = (
@@ -189,13 +191,13 @@ class MRopeModel(VisionLanguageModel):
         return [Features(embeds[i], [x[i] for x in deepstack]) for i in range(len(media))]
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
-        plain = super().embed(prompt, features)
-        assert plain.embeds is not None
+        tokens = mx.array(prompt.tokens)[None]
+        embeds = scatter_features(self.embed_tokens(tokens), prompt, [medium.embeds for medium in features])
         layers = zip(*(medium.deepstack for medium in features), strict=True)
-        deepstack = [scatter_features(mx.zeros_like(plain.embeds), prompt, layer) for layer in layers]
+        deepstack = [scatter_features(mx.zeros_like(embeds), prompt, layer) for layer in layers]
         # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
         positions, delta = rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
-        return Embedded(plain.tokens, plain.embeds, mx.array(positions)[:, None], delta, deepstack)
+        return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text, offset = self.language_model, self._rope.offset(inputs, cache)

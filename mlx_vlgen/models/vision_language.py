@@ -14,7 +14,7 @@ from .decoders import DRIVEN
 from .text import Driver, last_norm, unwrapped
 
 UNUSED = ("vision_tower.vision_model.head.", "vision_tower.head.", "vision_model.head.")
-"""What pools SigLIP's states into one; no text decoder takes it, and some checkpoints have it."""
+"""SigLIP's pooling head: no text decoder takes it, and some checkpoints have it."""
 
 
 class VisionLanguageModel(Model):
@@ -25,7 +25,7 @@ class VisionLanguageModel(Model):
 
     renames: Sequence[tuple[str, str]] = ()
     within_window: ClassVar[bool] = True
-    """See `backbone.Masks`; of no matter to a family without sliding layers or two-way spans."""
+    """See `backbone.Masks`."""
     texts: ClassVar[Sequence[str]] = DRIVEN
     """The text decoders that the family may have; see `decoders.DECODERS`."""
     scales_logits: ClassVar[bool] = False
@@ -61,7 +61,7 @@ class VisionLanguageModel(Model):
         return last_norm(self.body, h)
 
     def embed_tokens(self, tokens: mx.array) -> mx.array:
-        """Tokens (B, L) as features stand beside them: (B, L, d)."""
+        """tokens (B, L) -> (B, L, d), scaled as features of media are."""
         return self.driver.embed(self.language_model, tokens)
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
@@ -105,7 +105,11 @@ TILES_AT_ONCE = 16
 
 
 def encode_tiles(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> list[Features]:
-    """Features of media that are equally many tiles (T, 3, H, W), some at a time. encode: (B, 3, H, W) -> (B, n, d)."""
+    """Features of media of equally many tiles, some tiles at a time.
+
+    media: pixels (T, 3, H, W) each.
+    encode: (B, 3, H, W) -> (B, n, d).
+    """
     tiles = np.concatenate([medium.pixels for medium in media])
     starts = range(0, len(tiles), TILES_AT_ONCE)
     features = mx.concatenate([encode(mx.array(tiles[start : start + TILES_AT_ONCE])) for start in starts])

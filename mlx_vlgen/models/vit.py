@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         return self.states(x, [-1])[0]
 
     def states(self, x: mx.array, layers: Sequence[int]) -> list[mx.array]:
-        """(B, N, d) each. layers: which hidden states, 0 being `x` and -1 the last; those past all are not computed."""
+        """x (B, N, d) -> (B, N, d) for each of `layers`, 0 being `x` and -1 the last; later ones are not computed."""
         indices = [layer % (len(self.layers) + 1) for layer in layers]
         states = [x]
         for block in self.layers[: max(indices)]:
