@@ -23,7 +23,7 @@ from speed import SIZES, build
 
 from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate
 from mlx_vlgen._runtime import mx, tree_flatten
-from mlx_vlgen.models.layers import FUSED_HEAD_SIZES, SCORE_BYTES
+from mlx_vlgen.models.attention import SCORE_BYTES, is_fused
 
 STEP = 256
 """Positions by which mlx-lm's caches grow."""
@@ -50,7 +50,7 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
     d, inner, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     heads, kv_heads, size = text["num_attention_heads"], text["num_key_value_heads"], text["head_dim"]
     chunk = min(chunk, length)
-    fused = size in FUSED_HEAD_SIZES[mx.default_device().type.name]  # then no scores are kept
+    fused = is_fused(size)  # then no scores are kept
     layer = 2 * kv_heads * size * math.ceil(length / STEP + 1) * STEP * width  # keys and values, with room to grow
     return {
         "embeddings of the prompt": length * d * width,

@@ -28,9 +28,9 @@ class Family:
 
     def load_processor(self, folder: Path, config: Mapping[str, Any]) -> "Processor":
         """The processor of the checkpoint in `folder`, whose config.json is `config`."""
-        made: Processor = _resolve(self.processor).from_folder(folder, config)
-        made.max_positions = max_positions(config)
-        return made
+        processor: Processor = _resolve(self.processor).from_folder(folder, config)
+        processor.max_positions = max_positions(config)
+        return processor
 
 
 def _resolve(place: str) -> Any:
@@ -68,9 +68,9 @@ FAMILIES: dict[str, Family] = {
     "glm4v": _GLM4V,
     "glm4v_moe": _GLM4V,
     "internvl": _INTERNVL,
-    "internvl_chat": _INTERNVL,  # as the first releases, with code of their own, were called
+    "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "lfm2_vl": _LFM2_VL,
-    "lfm2-vl": _LFM2_VL,  # as the first release, with code of its own, was called
+    "lfm2-vl": _LFM2_VL,  # name of the first release, with remote code
 }
 
 # (model_type, that of its vision tower) -> the key of the family where the tower makes it another one.
@@ -80,7 +80,7 @@ TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:Tex
 """Every text decoder that mlx-lm has."""
 
 PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
-"""The text decoders that this package's own tests compare with transformers; others load with a notice."""
+"""The text decoders that this package's tests compare with transformers; others load with a notice."""
 
 # Vision-language types that mlx-lm loads by dropping what sees: answering without the picture is worse than refusing.
 _MLX_LM_BLIND = {
@@ -127,9 +127,9 @@ def find(config: Mapping[str, Any]) -> Family:
     text = _text_decoders()
     if model_type in text:
         return TEXT
-    near = difflib.get_close_matches(model_type, [*FAMILIES, *text], n=1)
+    nearest = difflib.get_close_matches(model_type, [*FAMILIES, *text], n=1)
     raise LoadError(
-        f"model_type {model_type!r} is not known{f'; the nearest known one is {near[0]!r}' if near else ''}. "
+        f"model_type {model_type!r} is not known{f'; the nearest known one is {nearest[0]!r}' if nearest else ''}. "
         f"Supported are {', '.join(FAMILIES)}, and text decoders: {', '.join(PROVED_TEXT)} "
         f"and {len(text - set(PROVED_TEXT))} others of mlx-lm."
     )

@@ -1,11 +1,8 @@
-"""mlx-lm's text decoders, driven layer by layer: rotary positions from outside, deepstack between layers, masks in
-which some tokens see each other both ways."""
+"""mlx-lm's text decoders, run layer by layer: rotary offsets from outside, deepstack between layers, masks in which
+some tokens see each other both ways."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from .._mlx_lm import (
     ArraysCache,
@@ -13,79 +10,17 @@ from .._mlx_lm import (
     RotatingKVCache,
     create_attention_mask,
     create_ssm_mask,
-    initialize_rope,
     make_prompt_cache,
 )
 from .._runtime import mx, nn
 from .base import Embedded, Full, LayerKind, Opaque, Recurrent, Sliding
 from .capture import capturing
-from .layers import rotate, rotate_neighbours
 
 
-@dataclass
-class Rotary:
-    """cos and sin (B, 1, L, D / 2) for tokens whose three rotary positions differ."""
+class RotaryOffsetCache:
+    """A layer's cache, with another offset: the one that its rotary module takes."""
 
-    cos: mx.array
-    sin: mx.array
-
-
-class MRope(nn.Module):
-    """Stands in the place of mlx-lm's `self_attn.rope` and keeps no state: what to rotate by comes as the offset.
-
-    An offset is an int or (B,) array where all three axes run on together (text, and every decoded token: there
-    MLX's own kernel does it), or a `Rotary` that the forward computed once for all layers.
-    Source: Qwen3-VL's interleaved M-RoPE (transformers' Qwen3VLTextRotaryEmbedding): frequency i turns with
-    time, except that of the first 3 * section[1] those with i % 3 == 1 turn with the row, and likewise the column.
-    dims: how many of a head's values turn, the first ones. neighbours: whether pairs lie side by side (GLM), and are
-    not the halves of these. yarn: settings of YaRN, as `configuration.yarn_settings` gives them.
-    """
-
-    def __init__(
-        self,
-        dims: int,
-        base: float,
-        section: Sequence[int],
-        interleaved: bool = True,
-        neighbours: bool = False,
-        yarn: Mapping[str, Any] | None = None,
-    ):
-        super().__init__()
-        self.dims, self.base, self.neighbours = dims, base, neighbours
-        self._yarn = None if yarn is None else initialize_rope(dims, base, neighbours, dict(yarn))
-        half = np.arange(dims // 2)
-        if interleaved:
-            axes = np.where((half % 3 > 0) & (half < 3 * np.asarray(section)[half % 3]), half % 3, 0)
-        else:
-            axes = np.repeat(np.arange(3), section)
-        self._axes = mx.array(axes)
-        plain = mx.array(base ** -(half.astype(np.float32) * 2 / dims), dtype=mx.float32)
-        self._frequencies = plain if self._yarn is None else 1 / self._yarn._freqs
-        self._growth = 1.0 if self._yarn is None else self._yarn.mscale
-
-    def angles(self, positions: mx.array) -> Rotary:
-        """positions (3, B, L)."""
-        chosen = positions[self._axes].transpose(1, 2, 0).astype(mx.float32)  # (B, L, D / 2)
-        angle = (chosen * self._frequencies)[:, None]
-        return Rotary(mx.cos(angle) * self._growth, mx.sin(angle) * self._growth)
-
-    def __call__(self, x: mx.array, offset: "int | mx.array | Rotary" = 0) -> mx.array:
-        if isinstance(offset, Rotary):
-            turn = rotate_neighbours if self.neighbours else rotate
-            if self.dims == x.shape[-1]:
-                return turn(x, offset.cos, offset.sin)
-            turned = turn(x[..., : self.dims], offset.cos, offset.sin)
-            return mx.concatenate([turned, x[..., self.dims :]], axis=-1)
-        if self._yarn is not None:
-            rotated: mx.array = self._yarn(x, offset=offset)
-            return rotated
-        return mx.fast.rope(x, self.dims, traditional=self.neighbours, base=self.base, scale=1.0, offset=offset)
-
-
-class PlacedCache:
-    """A layer's cache as its attention sees it: the same, but for an offset that says how to rotate."""
-
-    def __init__(self, cache: Any, offset: "int | mx.array | Rotary"):
+    def __init__(self, cache: Any, offset: Any):
         self._cache, self.offset = cache, offset
 
     def __getattr__(self, name: str) -> Any:
@@ -96,57 +31,56 @@ def decode(
     body: nn.Module,
     inputs: Embedded,
     cache: Sequence[Any],
-    rope: MRope | None = None,
+    offset: Any = None,
     within_window: bool = True,
-    before_mask: Sequence[Any] = (),
+    extra_inputs: Sequence[Any] = (),
 ) -> mx.array:
     """Run the layers of `body`, an mlx-lm decoder with `embed_tokens` and `layers`: (B, L, d), before the last norm.
 
-    rope: stands in all its attention layers; None where mlx-lm's own does, which runs on from the cache.
-    within_window: see `Masks`. before_mask: what its layers take between the states and the mask, the same for all.
+    offset: what the rotary modules of all layers take as offset; None for that of each layer's cache.
+    within_window: see `Masks`.
+    extra_inputs: what its layers take between the states and the mask, the same for all.
     """
     h = body.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
     masks = Masks(h, inputs.two_way, within_window)
-    offset: Any = None
-    if rope is not None:
-        first = next(own for own in cache if not isinstance(own, ArraysCache))
-        offset = rope.angles(inputs.positions) if inputs.positions is not None else first.offset + inputs.delta
     capture = inputs.capture
     if capture is not None:
         capture.hidden_states.append(h)
-    for index, (layer, own) in enumerate(zip(body.layers, cache, strict=True)):
-        mask = masks(own)
+    for index, (layer, layer_cache) in enumerate(zip(body.layers, cache, strict=True)):
+        mask = masks(layer_cache)
         if capture is not None and capture.attentions:
-            placed: Any = capturing(layer, own, getattr(own, "offset", None) if offset is None else offset)
-        else:
-            placed = own if offset is None or isinstance(own, ArraysCache) else PlacedCache(own, offset)
-        h = layer(h, *before_mask, mask, placed)
+            layer_offset = getattr(layer_cache, "offset", None) if offset is None else offset
+            layer_cache = capturing(layer, layer_cache, layer_offset)
+        elif offset is not None and not isinstance(layer_cache, ArraysCache):
+            layer_cache = RotaryOffsetCache(layer_cache, offset)
+        h = layer(h, *extra_inputs, mask, layer_cache)
         if capture is not None:
             capture.hidden_states.append(h)
             if capture.attentions:
-                capture.weights.append(placed.weights(layer.self_attn, mask))
+                capture.weights.append(layer_cache.weights(layer.self_attn, mask))
         if index < len(inputs.deepstack):
             h = h + inputs.deepstack[index]
     return h
 
 
 class Masks:
-    """The mask that a layer's attention wants, by the kind of its cache; those of one kind are computed once a forward.
+    """The mask of a layer's attention, by the kind of its cache; one for each kind is computed once a forward.
 
-    two_way: see `Embedded`. Such tokens lie in one chunk, so they are among the last keys of the chunk that attends.
-    within_window: whether a sliding layer's window hides those of them that lie far behind (Gemma 3), or hides other
-    tokens only (PaliGemma 2).
+    h: (B, L, d), the states that attend.
+    two_way: (B, L) int32, see `Embedded`. Such tokens lie in one chunk, so they are among its last keys.
+    within_window: whether a sliding layer's window hides such tokens that lie far behind (Gemma 3), or other tokens
+    only (PaliGemma 2).
     """
 
     def __init__(self, h: mx.array, two_way: mx.array | None = None, within_window: bool = True):
         self._h, self._two_way, self._within_window = h, two_way, within_window
-        self._known: dict[Any, Any] = {}
+        self._masks: dict[Any, Any] = {}
 
     def __call__(self, cache: Any) -> Any:
         kind = type(cache), getattr(cache, "max_size", None)
-        if kind not in self._known:
-            self._known[kind] = self._make(cache)
-        return self._known[kind]
+        if kind not in self._masks:
+            self._masks[kind] = self._make(cache)
+        return self._masks[kind]
 
     def _make(self, cache: Any) -> Any:
         if isinstance(cache, ArraysCache):
@@ -165,13 +99,13 @@ class Masks:
         return mx.concatenate([mask[..., :-length], mask[..., -length:] | same[:, None]], axis=-1)
 
 
-def output(text: nn.Module, h: mx.array) -> mx.array:
-    """The output layer of an mlx-lm decoder, its own or its embeddings, on normalised states (..., d): (..., V)."""
+def output_layer(text: nn.Module, h: mx.array) -> mx.array:
+    """Logits (..., V) of normalised states (..., d), by the `lm_head` of an mlx-lm decoder or by its embeddings."""
     return text.lm_head(h) if "lm_head" in text else text.model.embed_tokens.as_linear(h)
 
 
 def layer_kinds(decoder: Any) -> list[LayerKind]:
-    """What caches an mlx-lm decoder makes for itself, as ours."""
+    """The kinds of the caches that an mlx-lm decoder makes for itself."""
     return [_layer_kind(decoder, index, cache) for index, cache in enumerate(make_prompt_cache(decoder))]
 
 
@@ -185,6 +119,6 @@ def _layer_kind(decoder: Any, index: int, cache: Any) -> LayerKind:
     return Opaque(lambda: make_prompt_cache(decoder)[index])
 
 
-def pick(h: mx.array, at: mx.array | None) -> mx.array:
-    """Position `at[b]` of each row: (B, d); all of them when `at` is None."""
+def gather_last(h: mx.array, at: mx.array | None) -> mx.array:
+    """h (B, L, d) -> position `at[b]` of each row, (B, d); all positions when `at` is None."""
     return h if at is None else h[mx.arange(h.shape[0]), at]

@@ -37,7 +37,7 @@ class Recurrent:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A layer whose cache only its own model knows: `make` gives an empty one. Such rows run one at a time."""
+    """A layer whose cache only its model knows: `make` gives an empty one. Such rows run one at a time."""
 
     make: Callable[[], Any]
 
@@ -47,8 +47,12 @@ LayerKind = Full | Sliding | Recurrent | Opaque
 
 @dataclass
 class Capture:
-    """What one forward shows of itself. hidden_states: the embeddings (B, L, d), then each layer's output, before the
-    last norm. attentions: whether attention weights are wanted, (B, H, L, T) a layer; computed apart, and slowly."""
+    """What one forward records.
+
+    attentions: whether to compute attention weights; they are computed apart from the kernels, and slowly.
+    hidden_states: the embeddings (B, L, d), then each layer's output, before the last norm.
+    weights: attention weights (B, H, L, T) of each layer.
+    """
 
     attentions: bool = False
     hidden_states: list[mx.array] = field(default_factory=list)
@@ -59,12 +63,13 @@ class Capture:
 class Embedded:
     """All that a forward takes per token, for B rows of L positions, so that a chunk cannot forget a part.
 
-    tokens: (B, L) int32. embeds: (B, L, d), or None where the rows of the embedding table are all there is.
-    positions: (3, B, L) int32 rotary positions (time, row, column), or None where they run on from the cache.
-    delta: an int or (B,) int32, what a row's rotary position is ahead of its cache position once the prompt is over.
-    deepstack: for each of the first text layers a (B, L, d) to be added to its output. two_way: (B, L) int32, tokens of
-    one row with the same number other than 0 all see each other; None where all are causal. capture: what the forward
-    shall show of itself; it is not cut or stacked with the rest.
+    tokens: (B, L) int32.
+    embeds: (B, L, d), or None for the tokens' rows of the embedding table.
+    positions: (3, B, L) int32, rotary positions (time, row, column), or None where they run on from the cache.
+    delta: int or (B,) int32, a row's rotary position minus its cache position after the prompt.
+    deepstack: (B, L, d) for each of the first text layers, added to its output.
+    two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
+    capture: what the forward records, or None; slicing and stacking leave it out.
     """
 
     tokens: mx.array
@@ -96,47 +101,44 @@ class Embedded:
     @staticmethod
     def stack(rows: Sequence["Embedded"]) -> "Embedded":
         """Several single rows as one batch, padded on the right with zeros. All have embeds or none has."""
-        most = max(map(len, rows))
+        length = max(map(len, rows))
 
         def pad(parts: Sequence[mx.array], axis: int = 1) -> mx.array:
-            after = [[(0, most - p.shape[axis]) if i == axis else (0, 0) for i in range(p.ndim)] for p in parts]
+            after = [[(0, length - p.shape[axis]) if i == axis else (0, 0) for i in range(p.ndim)] for p in parts]
             padded = [mx.pad(p, widths) for p, widths in zip(parts, after, strict=True)]
             return mx.concatenate(padded, axis=axis - 1)
 
-        def joined(
-            part: Callable[["Embedded"], mx.array | None], absent: Callable[["Embedded"], mx.array], axis: int = 1
-        ) -> mx.array | None:
-            """That part of every row, and what stands for it where a row has none; None where no row has it."""
-            if all(part(row) is None for row in rows):
-                return None
-            return pad([absent(row) if (own := part(row)) is None else own for row in rows], axis)
-
-        def running(row: "Embedded") -> mx.array:
-            return mx.broadcast_to(mx.arange(len(row), dtype=mx.int32), (3, 1, len(row)))
-
-        def layer(row: "Embedded", index: int) -> mx.array:
-            if row.deepstack:
-                return row.deepstack[index]
-            assert row.embeds is not None
-            return mx.zeros_like(row.embeds)
-
-        def nothing(row: "Embedded") -> mx.array:
+        embeds = [row.embeds for row in rows if row.embeds is not None]
+        if embeds and len(embeds) < len(rows):
             raise ValueError("either all rows come with embeddings, or none")
-
+        positions = two_way = None
+        if any(row.positions is not None for row in rows):
+            running = [mx.broadcast_to(mx.arange(len(row), dtype=mx.int32), (3, 1, len(row))) for row in rows]
+            parts = [x if row.positions is None else row.positions for row, x in zip(rows, running, strict=True)]
+            positions = pad(parts, axis=2)
+        if any(row.two_way is not None for row in rows):
+            two_way = pad([mx.zeros_like(row.tokens) if row.two_way is None else row.two_way for row in rows])
+        deepstack = []
+        for index in range(max(len(row.deepstack) for row in rows)):
+            zeros = map(mx.zeros_like, embeds)
+            parts = [row.deepstack[index] if row.deepstack else x for row, x in zip(rows, zeros, strict=True)]
+            deepstack.append(pad(parts))
         return Embedded(
             tokens=pad([row.tokens for row in rows]),
-            embeds=joined(lambda row: row.embeds, nothing),
-            positions=joined(lambda row: row.positions, running, axis=2),
-            deepstack=[
-                pad([layer(row, index) for row in rows]) for index in range(max(len(row.deepstack) for row in rows))
-            ],
-            two_way=joined(lambda row: row.two_way, lambda row: mx.zeros_like(row.tokens)),
+            embeds=pad(embeds) if embeds else None,
+            positions=positions,
+            deepstack=deepstack,
+            two_way=two_way,
         )
 
 
 @dataclass
 class Features:
-    """What a vision tower made of one picture or video: embeds (n, d), and one (n, d) per deepstack layer."""
+    """What a vision tower gives for one picture or video.
+
+    embeds: (n, d).
+    deepstack: (n, d) for each deepstack layer.
+    """
 
     embeds: mx.array
     deepstack: Sequence[mx.array] = ()
@@ -146,7 +148,7 @@ class Model(nn.Module):
     """A family's network. It holds weights and configuration, and nothing about any request."""
 
     text_prefix: ClassVar[str] = "language_model."
-    """What the names of the text decoder's parameters begin with; `load(quantization=…)` quantizes these."""
+    """Prefix of the names of the text decoder's parameters, which `load(quantization=…)` quantizes."""
 
     duplicated_layers: ClassVar[Mapping[str, str]] = {}
     """Layers that quantized conversions for MLX hold once more, which mlx-vlm needs: the copy's name -> the layer's."""
@@ -209,15 +211,15 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def text_decoder(self) -> nn.Module:
-        """mlx-lm's decoder inside: its own rules of quantizing and of dtypes hold here too."""
+        """mlx-lm's decoder inside: its rules of quantizing and of dtypes hold here too."""
         return self.language_model
 
     def cache_layout(self) -> list[LayerKind]:
-        """What cache each text layer wants, in order; the engine makes them."""
+        """The kind of cache of each text layer, in order; the engine makes the caches."""
         raise NotImplementedError
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        """Features of media that all have one grid, computed as one batch."""
+        """Features of media of the same grid, computed as one batch."""
         raise NotImplementedError
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
@@ -225,8 +227,8 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def last_norm(self, h: mx.array) -> mx.array:
-        """Hidden states (B, L, d) after the last norm, from which logits are made; for what `Capture` shows.
-        UnsupportedError for a family whose forward shows nothing."""
+        """h (B, L, d) of the last layer -> the same after the last norm, for what `Capture` records.
+        UnsupportedError for a family whose forward records nothing."""
         raise UnsupportedError(
             f"hidden states and attention weights: {self.config['model_type']} does not show them; leave "
             "output_hidden_states and output_attentions out"
@@ -257,9 +259,10 @@ class Model(nn.Module):
         return import_module("mlx_vlgen.hf.forward").forward(self, inputs, **tensors)
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        """Run `inputs` after what `cache` (one per layer) holds, and add them to it.
+        """Logits (B, L, V) of `inputs`, which are added to `cache`; (B, V) where `at` is given.
 
-        Returns logits (B, L, V), or (B, V) at position `at[b]` of each row when `at` (B,) is given; a caller
-        that needs none drops them, and MLX never computes them.
+        cache: one per layer, with the earlier tokens.
+        at: (B,) int32, the position of each row whose logits are returned.
+        A caller that drops the logits pays nothing: MLX never computes them.
         """
         raise NotImplementedError

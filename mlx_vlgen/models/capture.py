@@ -1,7 +1,7 @@
-"""What a forward shows when it is asked to: attention weights, computed apart from the fused kernels.
+"""Attention weights of a forward, computed apart from the fused kernels.
 
-A layer keeps nothing of a request. Its cache's offset, which its attention hands to the rotary module, brings along the
-place where rotated queries are put down; keys are seen as they go through the cache.
+A layer keeps nothing of a request. Its attention passes the cache's offset to the rotary module, which records the
+rotated queries there; keys are recorded as they go through the cache.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ class CapturedOffset:
 
     def __init__(self, offset: Any):
         self.offset = offset
-        self.seen: list[mx.array] = []
+        self.rotated: list[mx.array] = []
 
 
 class CapturingRope(nn.Module):
-    """Stands in the place of a layer's rotary module, and does what it does."""
+    """Replaces a layer's rotary module, does the same, and records what it rotated."""
 
     def __init__(self, rope: nn.Module):
         super().__init__()
@@ -28,12 +28,12 @@ class CapturingRope(nn.Module):
     def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
         if not isinstance(offset, CapturedOffset):
             return self.rope(x, offset=offset)
-        offset.seen.append(self.rope(x, offset=offset.offset))
-        return offset.seen[-1]
+        offset.rotated.append(self.rope(x, offset=offset.offset))
+        return offset.rotated[-1]
 
 
 class CapturingCache:
-    """A layer's cache as its attention sees it, with an offset that brings back what was rotated."""
+    """A layer's cache, with an offset that brings back what was rotated."""
 
     def __init__(self, cache: Any, offset: Any):
         self._cache, self.offset = cache, CapturedOffset(offset)
@@ -47,12 +47,12 @@ class CapturingCache:
         return self._keys, values
 
     def weights(self, attention: nn.Module, mask: mx.array | str | None) -> mx.array:
-        """(B, H, L, T) float32: what the layer's tokens gave to each position. mask: what the layer had."""
-        q, k = self.offset.seen[0].astype(mx.float32), self._keys.astype(mx.float32)
+        """(B, H, L, T) float32. mask: that of the layer."""
+        q, k = self.offset.rotated[0].astype(mx.float32), self._keys.astype(mx.float32)
         batch, heads, length, size = q.shape
         grouped = (q * attention.scale).reshape(batch, k.shape[1], -1, length, size)
         scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).reshape(batch, heads, length, -1)
-        if (cap := getattr(attention, "cap", None)) is not None:
+        if (cap := getattr(attention, "softcap", None)) is not None:
             scores = mx.tanh(scores / cap) * cap
         if isinstance(mask, str):
             keys = scores.shape[-1]
@@ -60,17 +60,17 @@ class CapturingCache:
         if mask is not None:
             scores = mx.where(mask, scores, -mx.inf)
         weights = mx.softmax(scores, axis=-1, precise=True)
-        # mlx-lm's rotating caches write over their oldest key; turned, the newest is the last, as in every other.
-        turned = getattr(self._cache, "_idx", 0) % weights.shape[-1]
-        return mx.roll(weights, -turned, -1) if turned else weights
+        # mlx-lm's rotating caches write over their oldest key; rolled, the newest is the last, as in every other.
+        shift = getattr(self._cache, "_idx", 0) % weights.shape[-1]
+        return mx.roll(weights, -shift, -1) if shift else weights
 
 
 def capturing(layer: nn.Module, cache: Any, offset: Any) -> CapturingCache:
-    """The cache for a layer whose attention weights are wanted. UnsupportedError where they cannot be seen."""
+    """The cache for a layer whose attention weights are recorded. UnsupportedError for one without plain attention."""
     attention = layer.self_attn if "self_attn" in layer else None
-    # Cohere 2's layers that see everything have a rotary module and pass it by.
+    # Cohere 2's full-attention layers have a rotary module and do not use it.
     if attention is None or "rope" not in attention or not getattr(attention, "use_sliding_window", True):
         raise UnsupportedError("output_attentions: this model has layers without plain attention; leave it out")
     if not isinstance(attention.rope, CapturingRope):
-        attention.rope = CapturingRope(attention.rope)  # once and for all: it holds nothing of this request
+        attention.rope = CapturingRope(attention.rope)  # it stays: it holds nothing of this request
     return CapturingCache(cache, offset)

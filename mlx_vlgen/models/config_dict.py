@@ -7,7 +7,7 @@ from typing import Any
 class Config(dict[str, Any]):
     """A dict whose keys are attributes too, those of the dicts inside it as well.
 
-    Names of dict's own methods (`items`, `update`, …) stay the methods. AttributeError for a key that is not there.
+    Names of dict's methods (`items`, `update`, …) stay the methods. AttributeError for a key that is not there.
     """
 
     def __init__(self, values: Mapping[str, Any] | None = None):

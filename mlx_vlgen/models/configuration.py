@@ -1,8 +1,10 @@
-"""Text configurations of every release of transformers, under the names of its release 4, which mlx-lm reads."""
+"""Typed parts of a config.json; text configurations of every release of transformers, under the names of its release
+4, which mlx-lm reads."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 from ..errors import LoadError
 
@@ -10,8 +12,27 @@ Config = Mapping[str, Any]
 Arguments = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class BaseConfig:
+    """A part of a config.json, with transformers' names, and its defaults for fields that are left out."""
+
+    old_names: ClassVar[Mapping[str, str]] = {}
+    """Names of earlier releases -> fields."""
+
+    @classmethod
+    def from_dict(cls, values: Config) -> Self:
+        """Takes the fields that it has; others are ignored."""
+        renamed = {cls.old_names.get(name, name): value for name, value in values.items()}
+        return cls(**{field.name: renamed[field.name] for field in fields(cls) if field.name in renamed})
+
+    @classmethod
+    def complete(cls, values: Config) -> Arguments:
+        """All of `values`, and the defaults of the fields that they leave out: what mlx-lm's decoders take."""
+        return {field.name: field.default for field in fields(cls)} | dict(values)
+
+
 def text_config(config: Config) -> Config:
-    """The text decoder's part of a config.json: nested, as most have it, or among the model's own."""
+    """The text decoder's part of a config.json: nested, as most have it, or among the model's fields."""
     nested: Config | None = config.get("text_config") or config.get("llm_config")
     return config if nested is None else nested
 
@@ -50,9 +71,9 @@ def with_rope(text: Config, theta: float) -> Arguments:
     kind = rope_type(rope)
     if kind not in ("default", "mrope", "yarn"):
         raise LoadError(f"This checkpoint asks for rotary positions of the type {kind!r}, which are not computed here.")
-    plain = {key: value for key, value in text.items() if key != "rope_parameters"}
+    others = {key: value for key, value in text.items() if key != "rope_parameters"}
     rope = yarn_settings(rope, text) if kind == "yarn" else rope
-    return plain | {"rope_theta": text.get("rope_theta", rope.get("rope_theta", theta)), "rope_scaling": rope}
+    return others | {"rope_theta": text.get("rope_theta", rope.get("rope_theta", theta)), "rope_scaling": rope}
 
 
 def yarn_settings(rope: Config, text: Config) -> Arguments:
@@ -69,8 +90,8 @@ def yarn_settings(rope: Config, text: Config) -> Arguments:
         lacks = "factor" if factor is None else "original_max_position_embeddings"
         raise LoadError(f"This checkpoint asks for rotary positions of the type 'yarn' and gives no {lacks}.")
     growth = 0.1 * math.log(max(factor, 1.0))
-    one, other = rope.get("mscale"), rope.get("mscale_all_dim")
-    scale = (1 + growth * one) / (1 + growth * other) if one and other else 1 + growth
+    mscale, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    scale = (1 + growth * mscale) / (1 + growth * all_dim) if mscale and all_dim else 1 + growth
     scale = scale if rope.get("attention_factor") is None else rope["attention_factor"]
     if growth == 0 and scale != 1:
         raise LoadError(f"This checkpoint asks for a YaRN of factor {factor} with attention_factor = {scale}.")
@@ -83,7 +104,7 @@ def yarn_settings(rope: Config, text: Config) -> Arguments:
     }
 
 
-# What single decoders' configurations say in ways of their own; each changes `args` in place.
+# What single decoders' configurations say in another way; each changes `args` in place.
 
 
 def read_nothing(args: Arguments) -> None:
@@ -95,8 +116,8 @@ def read_qwen3_moe(args: Arguments) -> None:
 
 
 def read_qwen3_5(args: Arguments) -> None:
-    if "full_attention" in (kinds := args.get("layer_types") or ()):
-        args["full_attention_interval"] = kinds.index("full_attention") + 1
+    if "full_attention" in (layer_types := args.get("layer_types") or ()):
+        args["full_attention_interval"] = layer_types.index("full_attention") + 1
 
 
 def read_lfm2(args: Arguments) -> None:
@@ -111,8 +132,8 @@ def read_granite(args: Arguments) -> None:
 def read_cohere2(args: Arguments) -> None:
     read_granite(args)
     args["head_dim"] = args["hidden_size"] // args["num_attention_heads"]
-    if "full_attention" in (kinds := args.get("layer_types") or ()):
-        args["sliding_window_pattern"] = kinds.index("full_attention") + 1
+    if "full_attention" in (layer_types := args.get("layer_types") or ()):
+        args["sliding_window_pattern"] = layer_types.index("full_attention") + 1
 
 
 def read_gemma3(args: Arguments) -> None:
@@ -123,17 +144,17 @@ def read_gemma3(args: Arguments) -> None:
             args["rope_scaling"] = full
     if sliding := rope.get("sliding_attention"):
         args["rope_local_base_freq"] = sliding["rope_theta"]
-    kinds = args.get("layer_types")
-    if kinds and "full_attention" in kinds:
-        args["sliding_window_pattern"] = kinds.index("full_attention") + 1
+    layer_types = args.get("layer_types")
+    if layer_types and "full_attention" in layer_types:
+        args["sliding_window_pattern"] = layer_types.index("full_attention") + 1
     elif "_sliding_window_pattern" in args:
         args.setdefault("sliding_window_pattern", args["_sliding_window_pattern"])
 
 
 def read_gemma4(args: Arguments) -> None:
     count = args["num_hidden_layers"]
-    kinds = args.get("layer_types") or ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
-    args["layer_types"] = kinds = [*kinds[:-1], "full_attention"]
+    default = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(count)]
+    args["layer_types"] = [*(args.get("layer_types") or default)[:-1], "full_attention"]
     if layers := args.get("per_layer_config"):
         full = layers.get(str(count - 1), {})
         args["global_head_dim"] = full.get("head_dim", args["head_dim"])

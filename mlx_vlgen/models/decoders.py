@@ -10,7 +10,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
-from .gemma import Gemma, capped, scaled
+from .gemma import Gemma, scale_embeddings, softcap
 
 Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
 Scale = Callable[[mx.array, Arguments], mx.array]
@@ -19,18 +19,18 @@ Scale = Callable[[mx.array, Arguments], mx.array]
 def mlx_lm_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's `Model` with these arguments."""
     decoder, arguments = text_decoder(args)
-    made: nn.Module = decoder(arguments.from_dict(args))
-    return made
+    network: nn.Module = decoder(arguments.from_dict(args))
+    return network
 
 
 def _qwen3_moe_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's passes over `rope_scaling`."""
-    made, scaling = mlx_lm_decoder(args), args.get("rope_scaling")
+    decoder, scaling = mlx_lm_decoder(args), args.get("rope_scaling")
     if not refusals.is_plain(scaling):
         rope = initialize_rope(args["head_dim"], args["rope_theta"], False, scaling, args["max_position_embeddings"])
-        for layer in made.layers:
+        for layer in decoder.layers:
             layer.self_attn.rope = rope
-    return made
+    return decoder
 
 
 def _unscaled(x: mx.array, args: Arguments) -> mx.array:
@@ -43,12 +43,12 @@ class Decoder:
 
     refusals: what of the arguments the network would silently leave out; None where it does not.
     defaults: what transformers assumes where config.json is silent and mlx-lm assumes something else or nothing.
-    read: what its configuration says in ways of its own; see `configuration`.
+    read: what its configuration says in another way; see `configuration`.
     network: makes the decoder, with `model` (embed_tokens, layers, norm) and perhaps lm_head; default mlx-lm's.
     scale_tokens: embeddings (..., d) of tokens as they go beside features of media, which are not scaled.
     scale_inputs: tokens' embeddings and features (..., d) alike, as they go into the first layer.
     scale_logits: logits (..., V) as the output layer gives them.
-    more_inputs: what layers take between the states (B, L, d) and the mask; offset: an int or (B,), where these begin.
+    extra_inputs: what layers take between the states (B, L, d) and the mask; offset: an int or (B,), where these begin.
     """
 
     refusals: Refusals
@@ -58,7 +58,7 @@ class Decoder:
     scale_tokens: Scale = _unscaled
     scale_inputs: Scale = _unscaled
     scale_logits: Scale = _unscaled
-    more_inputs: Callable[[Arguments, mx.array, Any], tuple[Any, ...]] | None = None
+    extra_inputs: Callable[[Arguments, mx.array, Any], tuple[Any, ...]] | None = None
 
 
 def text_arguments(config: Mapping[str, Any]) -> Arguments:
@@ -67,20 +67,20 @@ def text_arguments(config: Mapping[str, Any]) -> Arguments:
     LoadError where the configuration asks for what the decoder here would silently leave out.
     """
     model_type = config["model_type"]
-    known = DECODERS.get(model_type)
-    args = dict(known.defaults if known else {}) | dict(config)
+    record = DECODERS.get(model_type)
+    args = dict(record.defaults if record else {}) | dict(config)
     flat_rope(args)
     if "num_local_experts" in args:
         args.setdefault("num_experts", args["num_local_experts"])
-    if known is None:
+    if record is None:
         return args
     match rope_type(args.get("rope_scaling") or {}):
         case "dynamic":  # changes nothing within max_position_embeddings, and mlx-lm's takes no batch
             args["rope_scaling"] = None
         case "yarn":
             args["rope_scaling"] = yarn_settings(args["rope_scaling"], args)
-    known.read(args)
-    if reason := next((reason for reason in known.refusals(args) if reason), None):
+    record.read(args)
+    if reason := next((reason for reason in record.refusals(args) if reason), None):
         raise LoadError(f"This {model_type} checkpoint has {reason}, which its decoder here does not compute.")
     return args
 
@@ -89,7 +89,7 @@ def text_arguments(config: Mapping[str, Any]) -> Arguments:
 
 
 def _root_of_width(x: mx.array, args: Arguments) -> mx.array:
-    return scaled(x)
+    return scale_embeddings(x)
 
 
 def _multiplied(x: mx.array, args: Arguments) -> mx.array:
@@ -104,166 +104,100 @@ def _scaled_logits(x: mx.array, args: Arguments) -> mx.array:
     return x * args["logit_scale"]
 
 
-def _capped(x: mx.array, args: Arguments) -> mx.array:
-    return capped(x, args["final_logit_softcapping"])
+def _softcapped(x: mx.array, args: Arguments) -> mx.array:
+    return softcap(x, args["final_logit_softcapping"])
 
 
 def _query_scale(args: Arguments, h: mx.array, offset: Any) -> tuple[mx.array]:
     """What Ministral 3 multiplies queries by, so that attention stays sharp far from the start: (B or 1, 1, L, 1)."""
     rope = args["rope_parameters"]
     position = mx.array(offset).reshape(-1, 1) + mx.arange(h.shape[1])
-    far = mx.floor(position / rope["original_max_position_embeddings"])
-    scale = 1 + rope["llama_4_scaling_beta"] * mx.log(1 + far)
+    blocks = mx.floor(position / rope["original_max_position_embeddings"])
+    scale = 1 + rope["llama_4_scaling_beta"] * mx.log(1 + blocks)
     return (scale[:, None, :, None].astype(h.dtype),)
 
 
 _LLAMA = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "rms_norm_eps": 1e-6,
+    "vocab_size": 32000, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
-}
-_GEMMA = {
-    "vocab_size": 256000,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "rms_norm_eps": 1e-6,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-}
+}  # fmt: skip
+_MISTRAL = _LLAMA | {
+    "intermediate_size": 14336, "max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096,
+}  # fmt: skip
+_QWEN2 = _LLAMA | {
+    "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768, "num_key_value_heads": 32,
+    "rope_theta": 1e4,
+}  # fmt: skip
+_QWEN3_MOE = {
+    "tie_word_embeddings": False, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False,
+}  # fmt: skip
+_GRANITE = _LLAMA | {
+    "intermediate_size": 11008, "max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False,
+    "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0,
+    "rope_theta": 1e4,
+}  # fmt: skip
+_COHERE2 = {
+    "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40, "num_attention_heads": 64,
+    "num_key_value_heads": None, "sliding_window": 4096, "rope_theta": 1e4, "logit_scale": 0.0625,
+}  # fmt: skip
+_LFM2 = {
+    "vocab_size": 65536, "max_position_embeddings": 128000, "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3,
+    "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
+}  # fmt: skip
+_GEMMA2 = {
+    "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096,
+}  # fmt: skip
+_GEMMA = _GEMMA2 | {
+    "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28, "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+}  # fmt: skip
+_GEMMA4 = _GEMMA2 | {
+    "vocab_size": 262144, "num_hidden_layers": 30, "sliding_window": 512, "final_logit_softcapping": None,
+    "num_kv_shared_layers": 0, "use_double_wide_mlp": False,
+}  # fmt: skip
 
 _QWEN3_5 = Decoder(refusals.qwen3_5, {}, configuration.read_qwen3_5)
 
 DECODERS: dict[str, Decoder] = {
     "llama": Decoder(refusals.llama, _LLAMA | {"intermediate_size": 11008, "max_position_embeddings": 2048}),
-    "mistral": Decoder(
-        refusals.mistral,
-        _LLAMA
-        | {
-            "intermediate_size": 14336,
-            "max_position_embeddings": 131072,
-            "num_key_value_heads": 8,
-            "sliding_window": 4096,
-        },
-    ),
-    "qwen2": Decoder(
-        refusals.qwen,
-        _LLAMA
-        | {
-            "vocab_size": 151936,
-            "intermediate_size": 22016,
-            "max_position_embeddings": 32768,
-            "num_key_value_heads": 32,
-            "rope_theta": 1e4,
-        },
-    ),
+    "mistral": Decoder(refusals.mistral, _MISTRAL),
+    "qwen2": Decoder(refusals.qwen, _QWEN2),
     "qwen3": Decoder(refusals.qwen, {"tie_word_embeddings": False}),
-    "qwen3_moe": Decoder(
-        refusals.qwen,
-        {"tie_word_embeddings": False, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": False},
-        configuration.read_qwen3_moe,
-        _qwen3_moe_decoder,
-    ),
+    "qwen3_moe": Decoder(refusals.qwen, _QWEN3_MOE, configuration.read_qwen3_moe, _qwen3_moe_decoder),
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
     "ministral3": Decoder(
         refusals.ministral3,
         {"head_dim": 128, "max_position_embeddings": 262144, "tie_word_embeddings": False},
-        more_inputs=_query_scale,
+        extra_inputs=_query_scale,
     ),
     "granite": Decoder(
-        refusals.granite,
-        _LLAMA
-        | {
-            "intermediate_size": 11008,
-            "max_position_embeddings": 2048,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "embedding_multiplier": 1.0,
-            "logits_scaling": 1.0,
-            "residual_multiplier": 1.0,
-            "attention_multiplier": 1.0,
-            "rope_theta": 1e4,
-        },
-        configuration.read_granite,
-        scale_inputs=_multiplied,
-        scale_logits=_divided,
+        refusals.granite, _GRANITE, configuration.read_granite, scale_inputs=_multiplied, scale_logits=_divided
     ),
-    "cohere2": Decoder(
-        refusals.cohere2,
-        {
-            "hidden_size": 8192,
-            "intermediate_size": 22528,
-            "num_hidden_layers": 40,
-            "num_attention_heads": 64,
-            "num_key_value_heads": None,
-            "sliding_window": 4096,
-            "rope_theta": 1e4,
-            "logit_scale": 0.0625,
-        },
-        configuration.read_cohere2,
-        scale_logits=_scaled_logits,
-    ),
-    "lfm2": Decoder(
-        refusals.lfm2,
-        {
-            "vocab_size": 65536,
-            "max_position_embeddings": 128000,
-            "norm_eps": 1e-5,
-            "conv_bias": False,
-            "conv_L_cache": 3,
-            "block_multiple_of": 256,
-            "block_ffn_dim_multiplier": 1.0,
-            "block_auto_adjust_ff_dim": True,
-        },
-        configuration.read_lfm2,
-    ),
-    "gemma": Decoder(
-        refusals.gemma,
-        _GEMMA
-        | {
-            "hidden_size": 3072,
-            "intermediate_size": 24576,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 16,
-        },
-        network=Gemma,
-        scale_tokens=_root_of_width,
-    ),
+    "cohere2": Decoder(refusals.cohere2, _COHERE2, configuration.read_cohere2, scale_logits=_scaled_logits),
+    "lfm2": Decoder(refusals.lfm2, _LFM2, configuration.read_lfm2),
+    "gemma": Decoder(refusals.gemma, _GEMMA, network=Gemma, scale_tokens=_root_of_width),
     "gemma2": Decoder(
         refusals.gemma,
-        _GEMMA | {"final_logit_softcapping": 30.0},
+        _GEMMA2 | {"final_logit_softcapping": 30.0},
         network=Gemma,
         scale_tokens=_root_of_width,
-        scale_logits=_capped,
+        scale_logits=_softcapped,
     ),
     "gemma3_text": Decoder(
         refusals.gemma3,
-        _GEMMA | {"vocab_size": 262208},
+        _GEMMA2 | {"vocab_size": 262208},
         configuration.read_gemma3,
         scale_tokens=_root_of_width,
     ),
     "gemma4_text": Decoder(
         refusals.gemma4,
-        _GEMMA
-        | {
-            "vocab_size": 262144,
-            "num_hidden_layers": 30,
-            "sliding_window": 512,
-            "final_logit_softcapping": None,
-            "num_kv_shared_layers": 0,
-            "use_double_wide_mlp": False,
-        },
+        _GEMMA4,
         configuration.read_gemma4,
         scale_tokens=_root_of_width,
-        scale_logits=_capped,
+        scale_logits=_softcapped,
     ),
     "glm4": Decoder(refusals.glm4, {}),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),

@@ -12,19 +12,19 @@ from typing import Any
 
 from .._mlx_lm import KVCache, RotatingKVCache, scaled_dot_product_attention
 from .._runtime import mx, nn
-from .layers import ACTIVATIONS, SCORE_BYTES
+from .attention import GATED, MLP, SCORE_BYTES, linear_without_bias, merge_heads, split_heads
 
 Config = Mapping[str, Any]
 """As `text_arguments` gives it."""
 
 
-def scaled(embeds: mx.array) -> mx.array:
-    """Embeddings (..., d) times the root of d, in their own dtype: mlx-lm rounds it to bfloat16."""
+def scale_embeddings(embeds: mx.array) -> mx.array:
+    """Embeddings (..., d) times the root of d, in their dtype: mlx-lm rounds it to bfloat16."""
     return embeds * mx.array(embeds.shape[-1] ** 0.5).astype(embeds.dtype)
 
 
-def capped(x: mx.array, cap: float | None) -> mx.array:
-    """Bent smoothly into (-cap, cap)."""
+def softcap(x: mx.array, cap: float | None) -> mx.array:
+    """x (...) -> the same, bent smoothly into (-cap, cap)."""
     return x if cap is None else mx.tanh(x / cap) * cap
 
 
@@ -46,42 +46,38 @@ class Attention(nn.Module):
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self.heads, self.kv_heads = heads, kv_heads
         self.scale = (config["query_pre_attn_scalar"] if config["model_type"] == "gemma2" else size) ** -0.5
-        self.cap = config.get("attn_logit_softcapping", 50.0) if config["model_type"] == "gemma2" else None
+        self.softcap = config.get("attn_logit_softcapping", 50.0) if config["model_type"] == "gemma2" else None
         self.q_proj = nn.Linear(hidden, heads * size, bias=bias)
         self.k_proj, self.v_proj = (nn.Linear(hidden, kv_heads * size, bias=bias) for _ in range(2))
         self.o_proj = nn.Linear(heads * size, hidden, bias=bias)
         self.rope = nn.RoPE(size, base=config.get("rope_theta", 1e4))
 
     def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
-        batch, length, _ = x.shape
-
-        def split(x: mx.array, heads: int) -> mx.array:
-            return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)  # (B, H, L, D)
-
-        q, k = split(self.q_proj(x), self.heads), split(self.k_proj(x), self.kv_heads)
-        v = split(self.v_proj(x), self.kv_heads)
+        q, k = split_heads(self.q_proj(x), self.heads), split_heads(self.k_proj(x), self.kv_heads)
+        v = split_heads(self.v_proj(x), self.kv_heads)
         q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
         k, v = cache.update_and_fetch(k, v)
-        if self.cap is None:
+        if self.softcap is None:
             out = scaled_dot_product_attention(q, k, v, cache=cache, scale=self.scale, mask=mask)
         else:
             if hasattr(cache, "bits"):
-                k, v = unpacked(k, cache), unpacked(v, cache)
-            out = capped_attention(q * self.scale, k, v, mask, self.cap)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+                k, v = dequantize(k, cache), dequantize(v, cache)
+            out = softcapped_attention(q * self.scale, k, v, mask, self.softcap)
+        return self.o_proj(merge_heads(out))
 
 
-def unpacked(parts: tuple[mx.array, mx.array, mx.array], cache: Any) -> mx.array:
-    """What a quantized cache gives."""
+def dequantize(parts: tuple[mx.array, mx.array, mx.array], cache: Any) -> mx.array:
+    """Keys or values (B, h, K, D) of the three arrays that a quantized cache gives."""
     packed, scales, biases = parts
     return mx.dequantize(packed, scales, biases, group_size=cache.group_size, bits=cache.bits)
 
 
-def capped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cap: float) -> mx.array:
+def softcapped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None, cap: float) -> mx.array:
     """Softmax attention over capped scores, in blocks of queries: no fused kernel caps them.
 
-    q (B, H, L, D), scaled; k and v (B, h, K, D), each for H / h heads of q; mask: None, "causal", or bool, (L, K) or
-    (B, 1, L, K).
+    q: (B, H, L, D), scaled.
+    k, v: (B, h, K, D), each for H / h heads of q.
+    mask: None, "causal", or bool, (L, K) or (B, 1, L, K).
     """
     batch, heads, length, size = q.shape
     groups, keys = k.shape[1], k.shape[2]
@@ -92,24 +88,12 @@ def capped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str
     rows = max(1, SCORE_BYTES // (4 * batch * heads * keys))
     blocks = []
     for start in range(0, length, rows):
-        scores = capped(q[..., start : start + rows, :] @ k, cap)  # (B, h, H / h, rows, K)
+        scores = softcap(q[..., start : start + rows, :] @ k, cap)  # (B, h, H / h, rows, K)
         if mask is not None:
-            seen = mask[..., start : start + rows, :].reshape(-1, 1, 1, scores.shape[-2], keys)
-            scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
+            visible = mask[..., start : start + rows, :].reshape(-1, 1, 1, scores.shape[-2], keys)
+            scores = mx.where(visible, scores, mx.finfo(scores.dtype).min)
         blocks.append(mx.softmax(scores, axis=-1, precise=True) @ v)
     return mx.concatenate(blocks, axis=-2).reshape(batch, heads, length, size)
-
-
-class MLP(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        hidden, inner = config["hidden_size"], config["intermediate_size"]
-        self.gate_proj, self.up_proj = (nn.Linear(hidden, inner, bias=False) for _ in range(2))
-        self.down_proj = nn.Linear(inner, hidden, bias=False)
-        self._activation = ACTIVATIONS[activation(config)]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))
 
 
 def activation(config: Config) -> str:
@@ -125,7 +109,8 @@ class Layer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
-        self.self_attn, self.mlp = Attention(config), MLP(config)
+        self.self_attn = Attention(config)
+        self.mlp = MLP(hidden, config["intermediate_size"], activation(config), GATED, linear_without_bias)
         self.input_layernorm, self.post_attention_layernorm = Norm(hidden, eps), Norm(hidden, eps)
         if config["model_type"] == "gemma2":
             self.pre_feedforward_layernorm, self.post_feedforward_layernorm = Norm(hidden, eps), Norm(hidden, eps)
@@ -156,9 +141,9 @@ class Gemma(nn.Module):
         super().__init__()
         self.model = Body(config)
         count, window = config["num_hidden_layers"], config["sliding_window"]
-        kinds = config.get("layer_types") or ["sliding_attention", "full_attention"] * count
+        layer_types = config.get("layer_types") or ["sliding_attention", "full_attention"] * count
         slides = config["model_type"] == "gemma2" and window is not None
-        self._windows = [window if slides and kind == "sliding_attention" else None for kind in kinds[:count]]
+        self._windows = [window if slides and layer == "sliding_attention" else None for layer in layer_types[:count]]
 
     @property
     def layers(self) -> list[nn.Module]:

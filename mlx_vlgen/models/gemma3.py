@@ -14,18 +14,18 @@ from .base import Features
 from .gemma import Norm
 from .llava import Llava
 from .vision_language import VisionLanguageModel
-from .vit import SiglipVision, Tower, siglip_config
+from .vit import SiglipVision, SiglipVisionConfig, Tower
 
 
 class Projector(nn.Module):
     """Patches (B, N, d) -> averages of squares of them, normalised, at the text's width: (B, tokens, width)."""
 
-    def __init__(self, vision: dict[str, Any], width: int, tokens: int):
+    def __init__(self, vision: SiglipVisionConfig, width: int, tokens: int):
         super().__init__()
-        self.mm_input_projection_weight = mx.zeros((vision["hidden_size"], width))
-        self.mm_soft_emb_norm = Norm(vision["hidden_size"], vision["layer_norm_eps"])
+        self.mm_input_projection_weight = mx.zeros((vision.hidden_size, width))
+        self.mm_soft_emb_norm = Norm(vision.hidden_size, vision.layer_norm_eps)
         self._side = int(tokens**0.5)
-        self._pool = vision["image_size"] // vision["patch_size"] // self._side
+        self._pool = vision.image_size // vision.patch_size // self._side
 
     def __call__(self, x: mx.array) -> mx.array:
         side, pool = self._side, self._pool
@@ -39,12 +39,12 @@ class Gemma3(VisionLanguageModel):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
-        vision = siglip_config(config)
+        vision = SiglipVisionConfig.from_dict(config["vision_config"])
         self.vision_tower = Tower(SiglipVision(vision))
-        self.multi_modal_projector = Projector(vision, self.width, config.get("mm_tokens_per_image", 256))
+        self.multi_modal_projector = Projector(vision, self.hidden_size, config.get("mm_tokens_per_image", 256))
 
     duplicated_layers: ClassVar[Mapping[str, str]] = {"language_model.lm_head": "language_model.model.embed_tokens"}
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        pixels = mx.array(np.concatenate([own.pixels for own in media]))
-        return [Features(own) for own in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]
+        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
+        return [Features(image) for image in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]

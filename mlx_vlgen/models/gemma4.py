@@ -2,28 +2,48 @@
 and mlx-lm's text decoder, the last layers of which may attend to keys and values of earlier ones.
 
 Source: transformers' Gemma4ForConditionalGeneration; the text decoder is that of Gemma 3n's report (per-layer inputs,
-shared keys and values). What hears is left out: neither its weights are loaded nor its placeholders known.
+shared keys and values). Audio is left out: neither its weights are loaded nor its placeholders known.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
-from .backbone import Masks, pick
+from .attention import GATED, MLP, attention, merge_heads, split_heads
+from .backbone import Masks, gather_last
 from .base import Embedded, Features, Model
-from .gemma import scaled
-from .layers import ACTIVATIONS, attention, rotary_2d, rotate
+from .configuration import BaseConfig
+from .gemma import scale_embeddings
+from .layers import rotary_2d, rotate
 from .vision_language import VisionLanguageModel, encode_tiles
 
-Config = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class Gemma4VisionConfig(BaseConfig):
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 16
+    num_attention_heads: int = 12
+    num_key_value_heads: int = 12
+    head_dim: int = 64
+    hidden_activation: str = "gelu_pytorch_tanh"
+    rms_norm_eps: float = 1e-6
+    rope_parameters: Mapping[str, Any] | None = None
+    pooling_kernel_size: int = 3
+    patch_size: int = 16
+    position_embedding_size: int = 10240
+    use_clipped_linears: bool = False
+    standardize: bool = False
 
 
 class ClippedLinear(nn.Module):
-    """Without bias; in checkpoints that say so, what goes in and what comes out is kept within bounds."""
+    """Without bias. With `clipped`, its inputs and outputs are clipped to bounds that the checkpoint has."""
 
     def __init__(self, inputs: int, outputs: int, clipped: bool):
         super().__init__()
@@ -40,48 +60,34 @@ class ClippedLinear(nn.Module):
 
 
 class VisionAttention(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
-        hidden, size, clipped = config["hidden_size"], config["head_dim"], config["use_clipped_linears"]
-        self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        hidden, size, clipped = config.hidden_size, config.head_dim, config.use_clipped_linears
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.q_proj = ClippedLinear(hidden, self.heads * size, clipped)
         self.k_proj, self.v_proj = (ClippedLinear(hidden, self.kv_heads * size, clipped) for _ in range(2))
         self.o_proj = ClippedLinear(self.heads * size, hidden, clipped)
-        self.q_norm, self.k_norm = (nn.RMSNorm(size, config["rms_norm_eps"]) for _ in range(2))
+        self.q_norm, self.k_norm = (nn.RMSNorm(size, config.rms_norm_eps) for _ in range(2))
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        """cos, sin: (N, 2, D / 4), for the half of a head that turns with the column, and that with the row."""
-        batch, length, _ = x.shape
+        """x (B, N, d) -> (B, N, d). cos, sin: (N, 2, D / 4), for the halves of a head: column and row."""
 
-        def split(x: mx.array, heads: int) -> mx.array:
-            return x.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)  # (B, H, N, D)
-
-        def turned(x: mx.array) -> mx.array:
+        def rotated(x: mx.array) -> mx.array:
             return rotate(x.reshape(*x.shape[:-1], 2, -1), cos, sin).reshape(x.shape)
 
-        q = turned(self.q_norm(split(self.q_proj(x), self.heads)))
-        k = turned(self.k_norm(split(self.k_proj(x), self.kv_heads)))
-        v = mx.fast.rms_norm(split(self.v_proj(x), self.kv_heads), None, self.q_norm.eps)
-        return self.o_proj(attention(q, k, v, scale=1.0).transpose(0, 2, 1, 3).reshape(batch, length, -1))
-
-
-class VisionMLP(nn.Module):
-    def __init__(self, config: Config):
-        super().__init__()
-        hidden, inner, clipped = config["hidden_size"], config["intermediate_size"], config["use_clipped_linears"]
-        self.gate_proj, self.up_proj = (ClippedLinear(hidden, inner, clipped) for _ in range(2))
-        self.down_proj = ClippedLinear(inner, hidden, clipped)
-        self._activation = ACTIVATIONS[config["hidden_activation"]]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))
+        q = rotated(self.q_norm(split_heads(self.q_proj(x), self.heads)))
+        k = rotated(self.k_norm(split_heads(self.k_proj(x), self.kv_heads)))
+        v = mx.fast.rms_norm(split_heads(self.v_proj(x), self.kv_heads), None, self.q_norm.eps)
+        return self.o_proj(merge_heads(attention(q, k, v, scale=1.0)))
 
 
 class VisionLayer(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
-        self.self_attn, self.mlp = VisionAttention(config), VisionMLP(config)
-        norms = (nn.RMSNorm(config["hidden_size"], config["rms_norm_eps"]) for _ in range(4))
+        self.self_attn = VisionAttention(config)
+        linear = partial(ClippedLinear, clipped=config.use_clipped_linears)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_activation, GATED, linear)
+        norms = (nn.RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(4))
         self.input_layernorm, self.post_attention_layernorm, *others = norms
         self.pre_feedforward_layernorm, self.post_feedforward_layernorm = others
 
@@ -93,11 +99,11 @@ class VisionLayer(nn.Module):
 class PatchEmbedder(nn.Module):
     """position_embedding_table: (2, positions, d), of columns and of rows."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
-        self.input_proj = nn.Linear(3 * config["patch_size"] ** 2, hidden, bias=False)
-        self.position_embedding_table = mx.zeros((2, config["position_embedding_size"], hidden))
+        hidden = config.hidden_size
+        self.input_proj = nn.Linear(3 * config.patch_size**2, hidden, bias=False)
+        self.position_embedding_table = mx.zeros((2, config.position_embedding_size, hidden))
 
     def __call__(self, pixels: mx.array, column: np.ndarray, row: np.ndarray) -> mx.array:
         x = self.input_proj((2 * pixels - 1).astype(self.position_embedding_table.dtype))
@@ -106,19 +112,19 @@ class PatchEmbedder(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
-        self.layers = [VisionLayer(config) for _ in range(config["num_hidden_layers"])]
+        self.layers = [VisionLayer(config) for _ in range(config.num_hidden_layers)]
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
         self.patch_embedder, self.encoder = PatchEmbedder(config), Encoder(config)
-        if config["standardize"]:
-            self.std_bias, self.std_scale = mx.zeros(config["hidden_size"]), mx.ones(config["hidden_size"])
-        self._pool, self._head_size = config["pooling_kernel_size"], config["head_dim"]
-        self._theta = (config.get("rope_parameters") or {}).get("rope_theta", 100.0)
+        if config.standardize:
+            self.std_bias, self.std_scale = mx.zeros(config.hidden_size), mx.ones(config.hidden_size)
+        self._pool, self._head_size = config.pooling_kernel_size, config.head_dim
+        self._theta = (config.rope_parameters or {}).get("rope_theta", 100.0)
 
     def __call__(self, pixels: mx.array, rows: int, columns: int) -> mx.array:
         """pixels (B, N, 3 * patch^2), levels from 0 to 1, N = rows * columns in reading order -> (B, N / pool^2, d)."""
@@ -147,8 +153,8 @@ class Projector(nn.Module):
         return self.embedding_projection(mx.fast.rms_norm(x, None, self._eps))
 
 
-class Held:
-    """The cache of an earlier layer for one that attends to that layer's keys and values, and adds none."""
+class SharedKVCache:
+    """The cache of an earlier layer, for a layer that attends to its keys and values and adds none."""
 
     def __init__(self, cache: Any):
         self._cache = cache
@@ -172,21 +178,22 @@ class Gemma4(VisionLanguageModel):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
-        vision, text = vision_config(config), self.language_model.args
+        vision, text = Gemma4VisionConfig.from_dict(config["vision_config"]), self.language_model.args
         self.vision_tower = VisionTower(vision)
-        self.embed_vision = Projector(vision["hidden_size"], text.hidden_size, vision["rms_norm_eps"])
+        self.embed_vision = Projector(vision.hidden_size, text.hidden_size, vision.rms_norm_eps)
         media = ("image", 258880), ("video", 258884), ("audio", 258881)
         ids = [config.get(f"{kind}_token_id", default) for kind, default in media]
-        self._media_tokens = mx.array([own for own in ids if own is not None])
+        self._media_tokens = mx.array([token for token in ids if token is not None])
 
     @classmethod
     def rename(cls, key: str) -> str | None:
-        heard = key.removeprefix("model.").startswith(("audio_tower.", "embed_audio."))
-        return None if heard else super().rename(key)
+        is_audio = key.removeprefix("model.").startswith(("audio_tower.", "embed_audio."))
+        return None if is_audio else super().rename(key)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Without bounds that this configuration does not use, nor a copy of the embeddings."""
-        tied, clipped = "lm_head" not in self.language_model, vision_config(self.config)["use_clipped_linears"]
+        tied = "lm_head" not in self.language_model
+        clipped = Gemma4VisionConfig.from_dict(self.config["vision_config"]).use_clipped_linears
         unused = [r"^language_model\.lm_head\."] * tied + [r"^vision_tower\..*\.(in|out)put_(min|max)$"] * (not clipped)
         return {
             name: tensor
@@ -194,77 +201,60 @@ class Gemma4(VisionLanguageModel):
             if not any(re.search(pattern, name) for pattern in unused)
         }
 
-    def _said(self, tokens: mx.array) -> mx.array:
+    def _pad_media_tokens(self, tokens: mx.array) -> mx.array:
         """The tokens with padding in the places of pictures and videos."""
-        seen = (tokens[..., None] == self._media_tokens).any(axis=-1)
-        return mx.where(seen, self.language_model.args.pad_token_id, tokens)
+        is_media = (tokens[..., None] == self._media_tokens).any(axis=-1)
+        return mx.where(is_media, self.language_model.args.pad_token_id, tokens)
 
     def embed_tokens(self, tokens: mx.array) -> mx.array:
-        return super().embed_tokens(self._said(tokens))
+        return super().embed_tokens(self._pad_media_tokens(tokens))
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         rows, columns = media[0].grid
         return encode_tiles(media, lambda pixels: self.embed_vision(self.vision_tower(pixels, rows, columns)))
 
-    def per_layer(self, tokens: mx.array, embeds: mx.array) -> mx.array | None:
-        """What each layer is told besides the states, of tokens and their embeddings (B, L, d): (B, L, layers, n)."""
+    def per_layer_inputs(self, tokens: mx.array, embeds: mx.array) -> mx.array | None:
+        """tokens (B, L), embeds (B, L, d) -> what each layer takes besides the states: (B, L, layers, n)."""
         text = self.body
         if not text.hidden_size_per_layer_input:
             return None
         shape = *tokens.shape, len(text.layers), text.hidden_size_per_layer_input
-        told = scaled(text.embed_tokens_per_layer(self._said(tokens)).reshape(shape))
+        of_tokens = scale_embeddings(text.embed_tokens_per_layer(self._pad_media_tokens(tokens)).reshape(shape))
         context = (text.per_layer_model_projection(embeds) * embeds.shape[-1] ** -0.5).reshape(shape)
-        return (text.per_layer_projection_norm(context) + told) * 2**-0.5
+        return (text.per_layer_projection_norm(context) + of_tokens) * 2**-0.5
 
     last_norm = Model.last_norm  # shows nothing: its last layers may compute one position only
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
-        per_layer = self.per_layer(inputs.tokens, embeds)
+        per_layer = self.per_layer_inputs(inputs.tokens, embeds)
         # Tokens of a picture see each other both ways in sliding layers only.
         masks = {"full_attention": Masks(embeds), "sliding_attention": Masks(embeds, inputs.two_way)}
-        h, known, length = embeds, dict[int, Any](), len(inputs)
+        h, shared, length = embeds, dict[int, Any](), len(inputs)
         for index, (layer, source) in enumerate(zip(self.body.layers, self.body.previous_kvs, strict=True)):
-            own, told = cache[source], None if per_layer is None else per_layer[:, :, index]
-            mask = masks[layer.layer_type](own)
+            layer_cache, layer_input = cache[source], None if per_layer is None else per_layer[:, :, index]
+            mask = masks[layer.layer_type](layer_cache)
             if source == index:
-                h, *known[index] = layer(h, mask, own, told)
+                h, *shared[index] = layer(h, mask, layer_cache, layer_input)
                 continue
-            keys_values, offset = known[source]
+            keys_values, offset = shared[source]
             if at is not None and length > 1:
                 # It and those after it write no keys: only the positions that are asked for are computed.
                 keys = keys_values[0]
-                mask = one_query(mask, at, length, (keys if isinstance(keys, mx.array) else keys[0]).shape[2])
-                h = h if h.shape[1] == 1 else pick(h, at)[:, None]
-                told, offset = None if told is None else pick(told, at)[:, None], offset + at
-            h, _, _ = layer(h, mask, Held(own), told, keys_values, offset)
-        is_picked = h.shape[1] < length
-        return self.driver.logits(self.language_model, h[:, 0] if is_picked else h, None if is_picked else at)
+                mask = query_mask(mask, at, length, (keys if isinstance(keys, mx.array) else keys[0]).shape[2])
+                h = h if h.shape[1] == 1 else gather_last(h, at)[:, None]
+                offset = offset + at
+                if layer_input is not None:
+                    layer_input = gather_last(layer_input, at)[:, None]
+            h, _, _ = layer(h, mask, SharedKVCache(layer_cache), layer_input, keys_values, offset)
+        is_gathered = h.shape[1] < length
+        return self.driver.logits(self.language_model, h[:, 0] if is_gathered else h, None if is_gathered else at)
 
 
-def one_query(mask: mx.array | str | None, at: mx.array, length: int, keys: int) -> mx.array | None:
+def query_mask(mask: mx.array | str | None, at: mx.array, length: int, keys: int) -> mx.array | None:
     """The mask (B, 1, 1, K) of query `at[b]` of each row, of that of `length` queries."""
     if mask is None:
         return None
     if isinstance(mask, str):
         return mx.arange(keys) <= (at + keys - length)[:, None, None, None]
     return mx.take_along_axis(mx.broadcast_to(mask, (len(at), 1, length, keys)), at[:, None, None, None], axis=2)
-
-
-def vision_config(config: Config) -> dict[str, Any]:
-    """The `vision_config` of a config.json, with what transformers' Gemma4VisionConfig assumes where it is silent."""
-    return {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 12,
-        "head_dim": 64,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "rms_norm_eps": 1e-6,
-        "pooling_kernel_size": 3,
-        "patch_size": 16,
-        "position_embedding_size": 10240,
-        "use_clipped_linears": False,
-        "standardize": False,
-    } | config["vision_config"]

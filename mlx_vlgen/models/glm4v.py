@@ -5,32 +5,63 @@ Glm4vMoeForConditionalGeneration. Parameter names are those of checkpoints conve
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
-from .configuration import with_rope
-from .layers import GatedMLP, PatchEmbedding, PositionTable, merge_order, resample_bicubic, rotary_2d
-from .qwen_vl import QwenVL, VisionAttention
+from .attention import GATED, MLP, VisionAttention, linear_without_bias
+from .configuration import BaseConfig, with_rope
+from .layers import PatchEmbedding, PositionTable, merge_order, resample_bicubic, rotary_2d
+from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
-# What transformers assumes where config.json is silent.
-VISION: dict[str, Any] = {
-    "depth": 24, "hidden_size": 1536, "num_heads": 12, "intermediate_size": 13696, "hidden_act": "silu",
-    "out_hidden_size": 4096, "in_channels": 3, "image_size": 336, "patch_size": 14, "spatial_merge_size": 2,
-    "temporal_patch_size": 2, "rms_norm_eps": 1e-5, "attention_bias": False,
-}  # fmt: skip
-TEXT: dict[str, Any] = {
-    "vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40,
-    "num_attention_heads": 32, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768,
-}  # fmt: skip
-TEXT_MOE: dict[str, Any] = {
-    "vocab_size": 151424, "hidden_size": 4096, "intermediate_size": 10944, "num_hidden_layers": 46,
-    "num_attention_heads": 96, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 65536,
-    "attention_bias": True, "moe_intermediate_size": 1408, "num_experts_per_tok": 8, "n_shared_experts": 1,
-    "n_routed_experts": 128, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
-    "norm_topk_prob": True,
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Glm4vVisionConfig(MRopeVisionConfig):
+    depth: int = 24
+    hidden_size: int = 1536
+    num_heads: int = 12
+    intermediate_size: int = 13696
+    hidden_act: str = "silu"
+    out_hidden_size: int = 4096
+    image_size: int = 336
+    rms_norm_eps: float = 1e-5
+    attention_bias: bool = False
+    rope_parameters: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Glm4vTextConfig(BaseConfig):
+    vocab_size: int = 151552
+    hidden_size: int = 4096
+    intermediate_size: int = 13696
+    num_hidden_layers: int = 40
+    num_attention_heads: int = 32
+    num_key_value_heads: int = 2
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 32768
+
+
+@dataclass(frozen=True)
+class Glm4vMoeTextConfig(Glm4vTextConfig):
+    vocab_size: int = 151424
+    intermediate_size: int = 10944
+    num_hidden_layers: int = 46
+    num_attention_heads: int = 96
+    num_key_value_heads: int = 8
+    max_position_embeddings: int = 65536
+    attention_bias: bool = True
+    moe_intermediate_size: int = 1408
+    num_experts_per_tok: int = 8
+    n_shared_experts: int = 1
+    n_routed_experts: int = 128
+    routed_scaling_factor: float = 1.0
+    n_group: int = 1
+    topk_group: int = 1
+    first_k_dense_replace: int = 1
+    norm_topk_prob: bool = True
 
 
 class VisionEmbeddings(nn.Module):
@@ -47,19 +78,12 @@ class VisionEmbeddings(nn.Module):
         return resample_bicubic(table, rows, columns)[mx.array(row), mx.array(column)]
 
 
-class VisionBlock(nn.Module):
+def vision_block(config: Glm4vVisionConfig) -> VisionBlock:
     """Its MLP is as wide as the text decoder's states; `intermediate_size` is the merger's."""
-
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__()
-        hidden, eps = config["hidden_size"], config["rms_norm_eps"]
-        self.norm1, self.norm2 = nn.RMSNorm(hidden, eps=eps), nn.RMSNorm(hidden, eps=eps)
-        self.attn = VisionAttention(hidden, config["num_heads"], qkv_bias=config["attention_bias"], out_bias=False)
-        self.mlp = GatedMLP(hidden, config["out_hidden_size"], config["hidden_act"], bias=False)
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        x = x + self.attn(self.norm1(x), cos, sin)
-        return x + self.mlp(self.norm2(x))
+    hidden, linear = config.hidden_size, partial(nn.Linear, bias=config.attention_bias)
+    attn = VisionAttention(hidden, config.num_heads, linear=linear, out_linear=linear_without_bias)
+    mlp = MLP(hidden, config.out_hidden_size, config.hidden_act, GATED, linear_without_bias)
+    return VisionBlock(partial(nn.RMSNorm, hidden, eps=config.rms_norm_eps), attn, mlp)
 
 
 class Downsample(nn.Conv2d):
@@ -74,9 +98,9 @@ class Downsample(nn.Conv2d):
         return x.reshape(len(x), -1, weight.shape[1]) @ weight.T + self.bias
 
 
-class Merger(GatedMLP):
+class Merger(MLP):
     def __init__(self, size: int, inner: int, activation: str):
-        super().__init__(size, inner, activation, bias=False)
+        super().__init__(size, inner, activation, GATED, linear_without_bias)
         self.proj = nn.Linear(size, size, bias=False)
         self.post_projection_norm = nn.LayerNorm(size, eps=1e-5)
 
@@ -85,20 +109,18 @@ class Merger(GatedMLP):
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Glm4vVisionConfig):
         super().__init__()
-        hidden, out, eps = config["hidden_size"], config["out_hidden_size"], config["rms_norm_eps"]
-        self.merge, self.head_size = config["spatial_merge_size"], hidden // config["num_heads"]
-        self._theta = (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
-        self.patch_embed = PatchEmbedding(
-            config["in_channels"], config["temporal_patch_size"], config["patch_size"], hidden
-        )
-        self.embeddings = VisionEmbeddings(config["image_size"] // config["patch_size"], hidden)
+        hidden, out, eps = config.hidden_size, config.out_hidden_size, config.rms_norm_eps
+        self.merge, self.head_size = config.spatial_merge_size, hidden // config.num_heads
+        self._theta = (config.rope_parameters or {}).get("rope_theta", 10000.0)
+        self.patch_embed = PatchEmbedding(config.in_channels, config.temporal_patch_size, config.patch_size, hidden)
+        self.embeddings = VisionEmbeddings(config.image_size // config.patch_size, hidden)
         self.post_conv_layernorm = nn.RMSNorm(hidden, eps=eps)
-        self.blocks = [VisionBlock(config) for _ in range(config["depth"])]
+        self.blocks = [vision_block(config) for _ in range(config.depth)]
         self.post_layernorm = nn.RMSNorm(hidden, eps=eps)
         self.downsample = Downsample(hidden, out, self.merge)
-        self.merger = Merger(out, config["intermediate_size"], config["hidden_act"])
+        self.merger = Merger(out, config.intermediate_size, config.hidden_act)
 
     def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
         row, column = merge_order(rows, columns, self.merge)
@@ -110,53 +132,54 @@ class VisionTower(nn.Module):
 
 
 class Router(nn.Module):
-    """Which experts a token goes to, and their shares. A bias, which balanced the experts' load in training, has a say
-    in the choice and none in the shares.
+    """Which experts a token goes to, and their weights. A bias, which balanced the experts' load in training, takes
+    part in the choice and not in the weights.
 
     In the place of mlx-lm's: in float32 throughout, as in transformers, lest half precision chooses other experts.
     """
 
     def __init__(self, text: Mapping[str, Any]):
         super().__init__()
-        self._chosen, self._scale = text["num_experts_per_tok"], text["routed_scaling_factor"]
-        self._normalised = text["norm_topk_prob"]
+        self._top_k, self._scale = text["num_experts_per_tok"], text["routed_scaling_factor"]
+        self._norm_topk_prob = text["norm_topk_prob"]
         self.weight = mx.zeros((text["n_routed_experts"], text["hidden_size"]))
         self.e_score_correction_bias = mx.zeros(text["n_routed_experts"])
 
     def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """(..., d) -> experts and shares, (..., chosen) each."""
+        """(..., d) -> experts and their weights, (..., top k) each."""
         scores = mx.sigmoid(x.astype(mx.float32) @ self.weight.T.astype(mx.float32))
-        order = mx.argpartition(-(scores + self.e_score_correction_bias), kth=self._chosen - 1, axis=-1)
-        experts = order[..., : self._chosen]
-        shares = mx.take_along_axis(scores, experts, axis=-1)
-        if self._normalised:
-            shares = shares / shares.sum(axis=-1, keepdims=True)
-        return experts, shares * self._scale
+        order = mx.argpartition(-(scores + self.e_score_correction_bias), kth=self._top_k - 1, axis=-1)
+        experts = order[..., : self._top_k]
+        weights = mx.take_along_axis(scores, experts, axis=-1)
+        if self._norm_topk_prob:
+            weights = weights / weights.sum(axis=-1, keepdims=True)
+        return experts, weights * self._scale
 
 
-class Glm4v(QwenVL):
-    renames = (*QwenVL.renames, ("model.", "language_model.model."))  # the last as the first release had it
+class Glm4v(MRopeModel):
+    renames = (*MRopeModel.renames, ("model.", "language_model.model."))  # the last as the first release had it
 
     def __init__(self, config: dict[str, Any]):
         text = text_arguments(config)
-        tower = VisionTower(VISION | config["vision_config"])
+        tower = VisionTower(Glm4vVisionConfig.from_dict(config["vision_config"]))
         dense = text["model_type"] == "glm4"
-        super().__init__(config, text, tower, (8, 12, 12), interleaved=False, neighbours=dense)
+        super().__init__(config, text, tower, (8, 12, 12), interleaved=False, traditional=dense)
         for layer in self.body.layers:
             if "gate" in layer.mlp:
                 layer.mlp.gate = Router(text)
 
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The text decoder's configuration: nested, or, as in the first release, among the model's own."""
+    """The text decoder's configuration: nested, or, as in the first release, among the model's fields."""
     moe = "moe" in config["model_type"]
-    text = with_rope((TEXT_MOE if moe else TEXT) | dict(config.get("text_config") or config), 10_000.0)
+    text_class = Glm4vMoeTextConfig if moe else Glm4vTextConfig
+    text = with_rope(text_class.complete(config.get("text_config") or config), 10_000.0)
     part = text["rope_scaling"].get("partial_rotary_factor", text.get("partial_rotary_factor", 0.5 if moe else 1.0))
     head_size = text["hidden_size"] // text["num_attention_heads"]
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
-    own: dict[str, Any] = {"partial_rotary_factor": part, "tie_word_embeddings": tied}
+    changes: dict[str, Any] = {"partial_rotary_factor": part, "tie_word_embeddings": tied}
     if moe:
-        own |= {"model_type": "glm4_moe", "head_dim": text.get("head_dim") or head_size, "use_qk_norm": False}
+        changes |= {"model_type": "glm4_moe", "head_dim": text.get("head_dim") or head_size, "use_qk_norm": False}
     else:
-        own |= {"model_type": "glm4", "head_dim": head_size, "attention_bias": True}
-    return text | own
+        changes |= {"model_type": "glm4", "head_dim": head_size, "attention_bias": True}
+    return text | changes

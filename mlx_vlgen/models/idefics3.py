@@ -6,6 +6,7 @@ Idefics3ForConditionalGeneration and SmolVLMForConditionalGeneration, which are 
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .._runtime import mx, nn
@@ -13,17 +14,14 @@ from ..inputs.prompt import Media
 from .base import Features
 from .layers import fold_squares
 from .vision_language import VisionLanguageModel, encode_tiles
-from .vit import SiglipEmbeddings, SiglipVision, position_buckets
+from .vit import SiglipEmbeddings, SiglipVision, SiglipVisionConfig, position_buckets
 
-# What transformers assumes of the tower where config.json is silent: SmolVLM's leaves out most of it.
-VISION = {
-    "hidden_size": 1152,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 32,
-}
+
+@dataclass(frozen=True)
+class Idefics3VisionConfig(SiglipVisionConfig):
+    hidden_size: int = 1152
+    num_attention_heads: int = 16
+    patch_size: int = 32
 
 
 class Embeddings(SiglipEmbeddings):
@@ -32,8 +30,8 @@ class Embeddings(SiglipEmbeddings):
     def __call__(self, pixels: mx.array) -> mx.array:
         patch, side = self.patch_embedding.weight.shape[1], math.isqrt(len(self.position_embedding.weight))
         row, column = (position_buckets(length // patch, side) for length in pixels.shape[2:])
-        places = mx.array((row[:, None] * side + column).reshape(-1))
-        return self.patch_embedding(pixels) + self.position_embedding.weight[places]
+        index = mx.array((row[:, None] * side + column).reshape(-1))
+        return self.patch_embedding(pixels) + self.position_embedding.weight[index]
 
 
 class Connector(nn.Module):
@@ -47,8 +45,7 @@ class Connector(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         batch, count, hidden = x.shape
         side = math.isqrt(count)
-        folded = fold_squares(x.reshape(batch, side, side, hidden), self.scale)
-        return self.modality_projection(folded.reshape(batch, -1, folded.shape[-1]))
+        return self.modality_projection(fold_squares(x.reshape(batch, side, side, hidden), self.scale))
 
 
 class Projection(nn.Module):
@@ -76,10 +73,10 @@ class Idefics3(VisionLanguageModel):
         tied = config.get("tie_word_embeddings", False)
         text = {"model_type": "llama"} | config["text_config"] | {"tie_word_embeddings": tied}
         super().__init__(config, text)
-        vision = VISION | config["vision_config"]
+        vision = Idefics3VisionConfig.from_dict(config["vision_config"])
         self.vision_model = SiglipVision(vision)
         self.vision_model.embeddings = Embeddings(vision)
-        self.connector = Connector(vision["hidden_size"], self.width, config.get("scale_factor", 2))
+        self.connector = Connector(vision.hidden_size, self.hidden_size, config.get("scale_factor", 2))
 
     def published(self, name: str) -> tuple[str, ...]:
         return (name.replace("language_model.model.", "language_model.", 1),)

@@ -7,32 +7,38 @@ keep those of the release that they are of.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media
+from .attention import MLP, VisionAttention
 from .base import Features
-from .layers import ACTIVATIONS, attention, fold_squares
+from .configuration import BaseConfig
+from .layers import ACTIVATIONS, fold_squares
 from .vision_language import VisionLanguageModel, encode_tiles
-from .vit import MLP, PatchConv
+from .vit import PatchConv
 
-# What transformers assumes of the tower where config.json is silent.
-VISION = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 448,
-    "patch_size": 14,
-    "hidden_act": "gelu",
-    "norm_type": "layer_norm",
-    "layer_norm_eps": 1e-6,
-    "attention_bias": False,
-    "use_qk_norm": False,
-}
-# The first releases' names of two of these.
-OLD_NAMES = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}
+
+@dataclass(frozen=True)
+class InternVLVisionConfig(BaseConfig):
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int | Sequence[int] = 448
+    patch_size: int | Sequence[int] = 14
+    hidden_act: str = "gelu"
+    norm_type: str = "layer_norm"
+    layer_norm_eps: float = 1e-6
+    attention_bias: bool = False
+    use_qk_norm: bool = False
+
+    old_names: ClassVar[Mapping[str, str]] = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}
+
 
 # What every published checkpoint has, and nothing else is computed here: (name, value), which is the default, too.
 ALWAYS = (
@@ -44,16 +50,10 @@ ALWAYS = (
 ALWAYS_OF_TOWER = (("use_absolute_position_embeddings", True), ("use_mean_pooling", True))
 
 
-def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The `vision_config` of a config.json of either release, whole."""
-    own = config["vision_config"]
-    return VISION | {OLD_NAMES.get(key, key): value for key, value in own.items()}
-
-
-def norm(config: Mapping[str, Any]) -> nn.Module:
-    kinds = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
-    made: nn.Module = kinds[config["norm_type"]](config["hidden_size"], eps=config["layer_norm_eps"])
-    return made
+def norm(config: InternVLVisionConfig) -> nn.Module:
+    types = {"layer_norm": nn.LayerNorm, "rms_norm": nn.RMSNorm}
+    layer: nn.Module = types[config.norm_type](config.hidden_size, eps=config.layer_norm_eps)
+    return layer
 
 
 def side(size: int | Sequence[int]) -> int:
@@ -61,35 +61,20 @@ def side(size: int | Sequence[int]) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-class Attention(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__()
-        hidden = config["hidden_size"]
-        self.heads = config["num_attention_heads"]
-        self.qkv = nn.Linear(hidden, 3 * hidden, bias=config["attention_bias"])
-        self.proj = nn.Linear(hidden, hidden)
-        if config["use_qk_norm"]:  # over all heads together
-            self.q_norm, self.k_norm = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        batch, length, hidden = x.shape
-        q, k, v = mx.split(self.qkv(x), 3, axis=-1)
-        if "q_norm" in self:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (part.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3) for part in (q, k, v))
-        out = attention(q, k, v, scale=q.shape[-1] ** -0.5)
-        return self.proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
-
-
 class Layer(nn.Module):
     """Each half's result is scaled, channel by channel, before it is added."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: InternVLVisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
+        hidden = config.hidden_size
         self.norm1, self.norm2 = norm(config), norm(config)
-        self.attn = Attention(config)
-        self.mlp = MLP(hidden, config["intermediate_size"], config["hidden_act"])
+        self.attn = VisionAttention(
+            hidden,
+            config.num_attention_heads,
+            linear=partial(nn.Linear, bias=config.attention_bias),
+            norm=partial(nn.RMSNorm, eps=1e-6) if config.use_qk_norm else None,
+        )
+        self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act)
         self.ls1, self.ls2 = mx.ones(hidden), mx.ones(hidden)
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -98,12 +83,12 @@ class Layer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: InternVLVisionConfig):
         super().__init__()
-        hidden, patch = config["hidden_size"], side(config["patch_size"])
+        hidden, patch = config.hidden_size, side(config.patch_size)
         self.class_embedding = mx.zeros((1, 1, hidden))
-        self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=True)
-        self.position_embedding = mx.zeros((1, (side(config["image_size"]) // patch) ** 2 + 1, hidden))
+        self.patch_embedding = PatchConv(config.num_channels, hidden, patch, bias=True)
+        self.position_embedding = mx.zeros((1, (side(config.image_size) // patch) ** 2 + 1, hidden))
 
     def __call__(self, pixels: mx.array) -> mx.array:
         patches = self.patch_embedding(pixels)
@@ -112,15 +97,15 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: InternVLVisionConfig):
         super().__init__()
-        self.layers = [Layer(config) for _ in range(config["num_hidden_layers"])]
+        self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
 
 
 class InternViT(nn.Module):
     """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d), the class token first."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: InternVLVisionConfig):
         super().__init__()
         self.embeddings, self.encoder = Embeddings(config), Encoder(config)
 
@@ -159,28 +144,28 @@ class InternVL(VisionLanguageModel):
     def __init__(self, config: dict[str, Any]):
         text = config.get("text_config") or config["llm_config"]
         config = config | {"text_config": text}
-        vision = vision_config(config)
+        vision = InternVLVisionConfig.from_dict(config["vision_config"])
         _check(config, ALWAYS)
-        _check(vision, ALWAYS_OF_TOWER)
+        _check(config["vision_config"], ALWAYS_OF_TOWER)
         super().__init__(config, text | {"tie_word_embeddings": False})  # see `sanitize`
         self._tied = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)
         self._fold = round(1 / config.get("downsample_ratio", 0.5))
-        inner, outer = vision["hidden_size"] * self._fold**2, self.width
+        inner, outer = vision.hidden_size * self._fold**2, self.hidden_size
         self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
         self.vision_model = InternViT(vision)
         self.mlp1 = [nn.LayerNorm(inner), nn.Linear(inner, outer), nn.Identity(), nn.Linear(outer, outer)]
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        return encode_tiles(media, self.look)
+        return encode_tiles(media, self.encode_pixels)
 
-    def look(self, tiles: mx.array) -> mx.array:
+    def encode_pixels(self, tiles: mx.array) -> mx.array:
         """(B, 3, H, W) -> (B, n, d) for the text decoder."""
         patches = self.vision_model(tiles)[:, 1:]
         batch, count, hidden = patches.shape
         rows = math.isqrt(count)
         squares = fold_squares(patches.reshape(batch, rows, rows, hidden), self._fold)
-        ahead, first, _, second = self.mlp1
-        return second(self._activation(first(ahead(squares.reshape(batch, -1, squares.shape[-1])))))
+        layer_norm, first, _, second = self.mlp1
+        return second(self._activation(first(layer_norm(squares))))
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -216,5 +201,5 @@ class InternVL(VisionLanguageModel):
 
 def _check(config: Mapping[str, Any], always: Sequence[tuple[str, Any]]) -> None:
     for name, value in always:
-        if (given := config.get(name, value)) != value:
-            raise LoadError(f"This InternVL checkpoint has {name} = {given!r}; only {value!r} is computed here.")
+        if (stated := config.get(name, value)) != value:
+            raise LoadError(f"This InternVL checkpoint has {name} = {stated!r}; only {value!r} is computed here.")

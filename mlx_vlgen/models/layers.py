@@ -1,16 +1,10 @@
-"""What vision towers share: patch embedding as a matmul, blockwise attention, rotary in two dimensions, MLPs."""
+"""What vision towers share: patch embedding as a matmul, rotary positions in two dimensions, resampling."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from .._runtime import mx, nn
-
-FUSED_HEAD_SIZES = {"gpu": (64, 80, 128), "cpu": ()}
-"""Head sizes for which MLX computes attention without writing the scores to memory (read in MLX's source)."""
-
-SCORE_BYTES = 32 << 20
-"""Memory for attention scores where they are written out: a 1024 x 1024 picture then peaks at 0.15 GB, not 1.1."""
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu": nn.gelu,
@@ -21,31 +15,21 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 """transformers' `hidden_act` names."""
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Softmax attention of (B, H, N, D) without a mask, in blocks of queries where no fused kernel applies."""
-    batch, heads, length, size = q.shape
-    rows = max(1, SCORE_BYTES // (4 * batch * heads * k.shape[2]))
-    if rows >= length or size in FUSED_HEAD_SIZES[mx.default_device().type.name]:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-    blocks = [q[:, :, start : start + rows] for start in range(0, length, rows)]
-    return mx.concatenate([mx.fast.scaled_dot_product_attention(b, k, v, scale=scale) for b in blocks], axis=2)
+def rotate(x: mx.array, cos: mx.array, sin: mx.array, traditional: bool = False) -> mx.array:
+    """Rotary embedding of x (..., D); cos and sin broadcast to (..., D / 2).
 
-
-def rotate(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """Rotary embedding with the two halves of the last axis as pairs; cos and sin broadcast to (..., D / 2)."""
+    traditional: pairs are the values 2i and 2i + 1; otherwise they are the two halves of D.
+    """
+    if traditional:
+        a, b = x[..., ::2].astype(cos.dtype), x[..., 1::2].astype(cos.dtype)
+        return mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
     a, b = mx.split(x.astype(cos.dtype), 2, axis=-1)
     return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def rotate_neighbours(x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-    """The same with values 2i and 2i + 1 of the last axis as pairs."""
-    a, b = x[..., ::2].astype(cos.dtype), x[..., 1::2].astype(cos.dtype)
-    return mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
-
-
 def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of each patch of a grid, in the order Qwen stores them: the merge x merge patches
-    that become one token lie together. Two arrays (rows * columns,)."""
+    """Two arrays (rows * columns,): row and column of each patch of a grid, in the order in which Qwen stores them. The
+    merge x merge patches that become one token lie together."""
     grid = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
     row, column = grid.transpose(0, 1, 3, 2, 4).reshape(2, -1)
     return row, column
@@ -54,8 +38,11 @@ def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.nda
 def rotary_2d(
     row: np.ndarray, column: np.ndarray, head_size: int, theta: float = 10000.0, column_step: float = 0.0
 ) -> tuple[mx.array, mx.array]:
-    """cos and sin (N, head_size / 2): the first half of the frequencies turns with the row, the rest with the
-    column. column_step: by what part of a step the frequencies of columns are lower than those of rows."""
+    """row, column (N,) -> cos and sin (N, head_size / 2).
+
+    The first half of the frequencies turns with the row, the rest with the column.
+    column_step: by what part of a step the frequencies of columns are lower than those of rows.
+    """
     quarter = head_size // 4
     steps = np.arange(quarter, dtype=np.float32)
     down, across = theta ** -(steps / quarter), theta ** -((steps + np.float32(column_step)) / quarter)
@@ -64,16 +51,16 @@ def rotary_2d(
 
 
 def fold_squares(x: mx.array, merge: int) -> mx.array:
-    """(B, rows, columns, d) -> (B, rows / merge, columns / merge, merge^2 * d): a merge x merge square becomes one, its
+    """(B, rows, columns, d) -> (B, rows * columns / merge^2, merge^2 * d): a merge x merge square becomes one, with its
     parts in reading order."""
     batch, rows, columns, hidden = x.shape
     x = x.reshape(batch, rows // merge, merge, columns // merge, merge, hidden).swapaxes(2, 3)
-    return x.reshape(batch, rows // merge, columns // merge, merge**2 * hidden)
+    return x.reshape(batch, -1, merge**2 * hidden)
 
 
 def interpolate_table(table: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
-    """A square table of learned positions (side * side, d), bilinearly resampled (corners aligned) at the given
-    rows and columns of a rows x columns grid: (N, d)."""
+    """table (side * side, d), row and column (N,) of a rows x columns grid -> (N, d): learned positions, bilinearly
+    resampled with corners aligned."""
     side = int(table.shape[0] ** 0.5)
 
     def taps(index: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,10 +85,10 @@ def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
         """(to, length); a point lies in the middle of its cell."""
         source = np.maximum((np.arange(to) + 0.5) * length / to - 0.5, 0)
         low = np.floor(source).astype(int)
-        each = np.zeros((to, length), np.float32)
-        np.add.at(each, (np.arange(to), low), 1 - (source - low))
-        np.add.at(each, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
-        return mx.array(each)
+        weight = np.zeros((to, length), np.float32)
+        np.add.at(weight, (np.arange(to), low), 1 - (source - low))
+        np.add.at(weight, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
+        return mx.array(weight)
 
     return _resample(x, rows, columns, weights)
 
@@ -113,18 +100,18 @@ def resample_bicubic(x: mx.array, rows: int, columns: int) -> mx.array:
     def weights(length: int, to: int) -> mx.array:
         source = (np.arange(to) + 0.5) * length / to - 0.5
         low = np.floor(source).astype(int)
-        each = np.zeros((to, length), np.float32)
+        weight = np.zeros((to, length), np.float32)
         for tap in range(-1, 3):
             far = np.abs(source - (low + tap))
             near, tail = (1.25 * far - 2.25) * far**2 + 1, ((-0.75 * far + 3.75) * far - 6) * far + 3
-            np.add.at(each, (np.arange(to), np.clip(low + tap, 0, length - 1)), np.where(far <= 1, near, tail))
-        return mx.array(each)
+            np.add.at(weight, (np.arange(to), np.clip(low + tap, 0, length - 1)), np.where(far <= 1, near, tail))
+        return mx.array(weight)
 
     return _resample(x, rows, columns, weights)
 
 
 def _resample(x: mx.array, rows: int, columns: int, weights: Callable[[int, int], mx.array]) -> mx.array:
-    """weights: from the old and new number of points of a side to (new, old), how much of each old one is in a new."""
+    """weights: numbers of old and new points of a side -> (new, old), the part of each old point in each new one."""
     *rest, height, width, size = x.shape
     if (rows, columns) == (height, width):
         return x
@@ -154,14 +141,3 @@ class PatchEmbedding(nn.Module):
         weight = self.proj.weight.transpose(0, 4, 1, 2, 3).reshape(self.proj.weight.shape[0], -1)
         out = patches.astype(weight.dtype) @ weight.T
         return out + self.proj.bias if "bias" in self.proj else out
-
-
-class GatedMLP(nn.Module):
-    def __init__(self, hidden: int, inner: int, activation: str, bias: bool):
-        super().__init__()
-        self.gate_proj, self.up_proj = nn.Linear(hidden, inner, bias=bias), nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
-        self._activation = ACTIVATIONS[activation]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))

@@ -5,6 +5,8 @@ Lfm2VlForConditionalGeneration and Siglip2VisionModel.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,38 +14,37 @@ import numpy as np
 from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media
+from .attention import MLP, PROJECTOR
 from .base import Features
-from .layers import ACTIVATIONS, PositionTable, fold_squares
+from .layers import PositionTable, fold_squares
 from .vision_language import VisionLanguageModel
-from .vit import Encoder
+from .vit import Encoder, SiglipVisionConfig
 
-# transformers' Siglip2VisionConfig, for what a configuration leaves out.
-_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "num_channels": 3, "patch_size": 16, "num_patches": 256,
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class Siglip2VisionConfig(SiglipVisionConfig):
+    num_patches: int = 256
 
 
 class Embeddings(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Siglip2VisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
-        self.patch_embedding = nn.Linear(config["num_channels"] * config["patch_size"] ** 2, hidden)
-        self.position_embedding = PositionTable(config["num_patches"], hidden)
+        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
+        self.position_embedding = PositionTable(config.num_patches, config.hidden_size)
 
     def __call__(self, patches: mx.array, rows: int, columns: int) -> mx.array:
         """(B, rows * columns, patch * patch * 3) -> (B, N, d)."""
         table = self.position_embedding.weight
         side = int(len(table) ** 0.5)
-        down, across = mx.array(shares(side, rows)), mx.array(shares(side, columns))
+        down, across = mx.array(resize_weights(side, rows)), mx.array(resize_weights(side, columns))
         # In float32, as transformers does it, where the table is shorter.
         square = table.astype(mx.float32).reshape(side, side, -1)
-        places = mx.einsum("rs,sd->rd", down, square.reshape(side, -1)).reshape(rows, side, -1)
-        places = (across @ places).reshape(rows * columns, -1).astype(table.dtype)
-        return self.patch_embedding(patches.astype(table.dtype)) + places
+        positions = mx.einsum("rs,sd->rd", down, square.reshape(side, -1)).reshape(rows, side, -1)
+        positions = (across @ positions).reshape(rows * columns, -1).astype(table.dtype)
+        return self.patch_embedding(patches.astype(table.dtype)) + positions
 
 
-def shares(side: int, length: int) -> np.ndarray:
+def resize_weights(side: int, length: int) -> np.ndarray:
     """(length, side): what each of `side` values in a row gives to each of `length` that they are resampled to, by
     triangles about the middle of each: as wide as one old value or one new one, whichever is wider, so that shrinking
     does not alias. Source: torch's `interpolate`, mode "bilinear" with antialias."""
@@ -56,34 +57,29 @@ def shares(side: int, length: int) -> np.ndarray:
 class Siglip2Vision(nn.Module):
     """Patches of pictures of one grid -> their normalised last hidden states (B, N, d)."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Siglip2VisionConfig):
         super().__init__()
-        self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config, "gelu_pytorch_tanh", 1e-6)
-        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config.get("layer_norm_eps", 1e-6))
+        self.embeddings, self.encoder = Embeddings(config), Encoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, patches: mx.array, rows: int, columns: int) -> mx.array:
         return self.post_layernorm(self.encoder(self.embeddings(patches, rows, columns)))
 
 
-class Projector(nn.Module):
+class Projector(MLP):
     def __init__(self, config: Mapping[str, Any], vision: int, text: int):
-        super().__init__()
-        self.merge = config.get("downsample_factor", 2)
-        joined, inner = vision * self.merge**2, config.get("projector_hidden_size", 2560)
-        bias = config.get("projector_bias", True)
+        merge = config.get("downsample_factor", 2)
+        joined, inner = vision * merge**2, config.get("projector_hidden_size", 2560)
+        linear = partial(nn.Linear, bias=config.get("projector_bias", True))
+        super().__init__(joined, inner, config.get("projector_hidden_act", "gelu"), PROJECTOR, linear, text)
+        self.merge = merge
         if config.get("projector_use_layernorm", True):
             self.layer_norm = nn.LayerNorm(joined, eps=1e-5)
-        self.linear_1, self.linear_2 = nn.Linear(joined, inner, bias=bias), nn.Linear(inner, text, bias=bias)
-        self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
 
-    def __call__(self, x: mx.array, rows: int, columns: int) -> mx.array:
-        """(B, rows * columns, d) -> (B, n, text d): merge x merge patches become one token."""
-        batch, _, hidden = x.shape
-        folded = fold_squares(x.reshape(batch, rows, columns, hidden), self.merge)
-        x = folded.reshape(batch, -1, folded.shape[-1])
-        x = self.layer_norm(x) if "layer_norm" in self else x
-        return self.linear_2(self._activation(self.linear_1(x)))
+    def __call__(self, x: mx.array) -> mx.array:
+        """(B, rows, columns, d) -> (B, n, text d): merge x merge patches become one token."""
+        x = fold_squares(x, self.merge)
+        return super().__call__(self.layer_norm(x) if "layer_norm" in self else x)
 
 
 class Lfm2VL(VisionLanguageModel):
@@ -103,9 +99,9 @@ class Lfm2VL(VisionLanguageModel):
         super().__init__(config, text)
         if (layer := config.get("vision_feature_layer", -1)) != -1:
             raise LoadError(f"vision_feature_layer is {layer}; expected -1: LFM2-VL takes the tower's last layer.")
-        vision = _DEFAULTS | config["vision_config"]
+        vision = Siglip2VisionConfig.from_dict(config["vision_config"])
         self.vision_tower = Siglip2Vision(vision)
-        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.width)
+        self.multi_modal_projector = Projector(config, vision.hidden_size, self.hidden_size)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -115,14 +111,15 @@ class Lfm2VL(VisionLanguageModel):
     def encode(self, media: Sequence[Media]) -> list[Features]:
         """Tiles of all pictures are one batch, and the whole pictures, which are of another size, are another."""
         count, side, rows, columns = media[0].grid
-        patches = mx.array(np.stack([own.pixels for own in media]))  # (B, N, P)
+        patches = mx.array(np.stack([medium.pixels for medium in media]))  # (B, N, P)
         parts = []
         if count:
             tiles = patches[:, : count * side**2].reshape(len(media) * count, side**2, -1)
-            parts.append(self._see(tiles, side, side).reshape(len(media), -1, self.width))
+            parts.append(self._encode_patches(tiles, side, side).reshape(len(media), -1, self.hidden_size))
         if rows:
-            parts.append(self._see(patches[:, count * side**2 :], rows, columns))
-        return [Features(own) for own in mx.concatenate(parts, axis=1)]
+            parts.append(self._encode_patches(patches[:, count * side**2 :], rows, columns))
+        return [Features(image) for image in mx.concatenate(parts, axis=1)]
 
-    def _see(self, patches: mx.array, rows: int, columns: int) -> mx.array:
-        return self.multi_modal_projector(self.vision_tower(patches, rows, columns), rows, columns)
+    def _encode_patches(self, patches: mx.array, rows: int, columns: int) -> mx.array:
+        states = self.vision_tower(patches, rows, columns)
+        return self.multi_modal_projector(states.reshape(len(states), rows, columns, -1))

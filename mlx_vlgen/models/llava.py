@@ -3,27 +3,24 @@
 Source: Liu et al. 2023 (arXiv 2310.03744); transformers' LlavaForConditionalGeneration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
+from .attention import MLP, PROJECTOR
 from .base import Features
-from .layers import ACTIVATIONS
 from .vision_language import VisionLanguageModel
 from .vit import Tower, plain_vision
 
 
-class Projector(nn.Module):
-    def __init__(self, vision: int, text: int, activation: str, bias: bool):
-        super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(vision, text, bias=bias), nn.Linear(text, text, bias=bias)
-        self._activation = ACTIVATIONS[activation]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_2(self._activation(self.linear_1(x)))
+def projector(config: Mapping[str, Any], vision: int, text: int) -> MLP:
+    """(..., vision) -> (..., text), the sizes of both parts' states."""
+    linear = partial(nn.Linear, bias=config.get("multimodal_projector_bias", True))
+    return MLP(vision, text, config.get("projector_hidden_act", "gelu"), PROJECTOR, linear, text)
 
 
 class Llava(VisionLanguageModel):
@@ -39,21 +36,18 @@ class Llava(VisionLanguageModel):
 
     def __init__(self, config: dict[str, Any], text: dict[str, Any] | None = None):
         super().__init__(config, text)
-        vision = config["vision_config"]
         layer = config.get("vision_feature_layer", -2)
         self._layers = [layer] if isinstance(layer, int) else list(layer)
         self._first = int(config.get("vision_feature_select_strategy", "default") == "default")  # drops the class token
-        self.vision_tower = Tower(plain_vision(vision))
-        self.multi_modal_projector = Projector(
-            vision["hidden_size"] * len(self._layers), self.width,
-            config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
-        )  # fmt: skip
+        vision = plain_vision(config["vision_config"])
+        self.vision_tower = Tower(vision)
+        self.multi_modal_projector = projector(config, vision.hidden_size * len(self._layers), self.hidden_size)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        return [Features(own) for own in self.look(media)]
+        return [Features(image) for image in self.encode_pixels(media)]
 
-    def look(self, media: Sequence[Media]) -> mx.array:
+    def encode_pixels(self, media: Sequence[Media]) -> mx.array:
         """Features (B, patches, d), for the text decoder, of all B squares that are the media's pixels."""
-        pixels = mx.array(np.concatenate([own.pixels for own in media]))
+        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
         states = self.vision_tower.vision_model.states(pixels, self._layers)
         return self.multi_modal_projector(mx.concatenate(states, axis=-1)[:, self._first :])

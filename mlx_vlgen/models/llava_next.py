@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (LLaVA 1.6): LLaVA that sees a picture whole and in tiles, row by row of patches.
+"""LLaVA-NeXT (LLaVA 1.6): LLaVA that takes a picture whole and in tiles, row by row of patches.
 
 Source: Liu et al. 2024 (llava-vl.github.io/blog/2024-01-30-llava-next); transformers'
 LlavaNextForConditionalGeneration.
@@ -23,17 +23,17 @@ class LlavaNext(Llava):
         super().__init__(config, text)
         # What leaves a square of patches.
         strategy = "default" if isinstance(self.vision_tower.vision_model, CLIPVision) else "full"
-        given = config.get("vision_feature_select_strategy", "default")
-        if given != strategy:
+        stated = config.get("vision_feature_select_strategy", "default")
+        if stated != strategy:
             raise LoadError(
-                f"vision_feature_select_strategy is {given!r}; with this checkpoint's vision tower it is {strategy!r}."
+                f"vision_feature_select_strategy is {stated!r}; with this checkpoint's vision tower it is {strategy!r}."
             )
-        self.image_newline = mx.zeros(self.width)
+        self.image_newline = mx.zeros(self.hidden_size)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        seen = self.look(media)
-        seen = seen.reshape(len(media), -1, *seen.shape[1:])  # (media, tiles, patches, d)
-        return [Features(self.pack(own, medium.grid)) for own, medium in zip(seen, media, strict=True)]
+        squares = self.encode_pixels(media)
+        squares = squares.reshape(len(media), -1, *squares.shape[1:])  # (media, tiles, patches, d)
+        return [Features(self.pack(image, medium.grid)) for image, medium in zip(squares, media, strict=True)]
 
     def pack(self, squares: mx.array, grid: tuple[int, ...]) -> mx.array:
         """(1 + tiles, patches, d) -> (n, d): the whole picture, then the lines of the tiles."""
@@ -49,7 +49,7 @@ class LlavaNext(Llava):
 def unpadded(tiles: mx.array, grid: tuple[int, ...]) -> mx.array:
     """(tiles, patches, d) -> (height, width, d): the tiles side by side, and what is no picture cut off.
 
-    grid: (rows, columns) of tiles, and the (height, width) that are kept, from the middle.
+    grid: (rows, columns) of tiles, and the (height, width) that remain, from the middle.
     """
     rows, columns, height, width = grid[:4]
     side = math.isqrt(tiles.shape[1])

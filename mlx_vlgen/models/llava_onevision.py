@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: LLaVA-NeXT on SigLIP, with at most so many patches a picture, and with videos.
+"""LLaVA-OneVision: LLaVA-NeXT on SigLIP, with a limit of patches a picture, and with videos.
 
 Source: Li et al. 2024 (arXiv 2408.03326); transformers' LlavaOnevisionForConditionalGeneration.
 """
@@ -15,7 +15,7 @@ from .llava_next import LlavaNext, unpadded
 
 
 class LlavaOnevision(LlavaNext):
-    """A single picture is seen whole and in tiles; one of several as a square; so is each frame of a video, pooled."""
+    """A single picture is taken whole and in tiles; one of several as a square; so is each frame of a video, pooled."""
 
     def __init__(self, config: dict[str, Any]):
         text = config["text_config"]
@@ -26,11 +26,11 @@ class LlavaOnevision(LlavaNext):
     def encode(self, media: Sequence[Media]) -> list[Features]:
         if media[0].kind == "image":
             return super().encode(media)
-        frames = self.look(media)  # (videos * frames, patches, d)
+        frames = self.encode_pixels(media)  # (videos * frames, patches, d)
         side = math.isqrt(frames.shape[1])
         pooled = resample_bilinear(frames.reshape(len(frames), side, side, -1), -(-side // 2), -(-side // 2))
         videos = pooled.reshape(len(media), -1, pooled.shape[-1])
-        return [Features(mx.concatenate([own, self.image_newline[None]])) for own in videos]
+        return [Features(mx.concatenate([video, self.image_newline[None]])) for video in videos]
 
     def pack(self, squares: mx.array, grid: tuple[int, ...]) -> mx.array:
         if not grid:  # one of several

@@ -4,13 +4,14 @@ Source: transformers' Mistral3ForConditionalGeneration and Ministral3Model.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
+from .attention import MLP, PROJECTOR
 from .base import Features
-from .layers import ACTIVATIONS
-from .pixtral import Pixtral, vision_config
+from .pixtral import Pixtral, PixtralVisionConfig
 
 
 class PatchMerger(nn.Module):
@@ -27,17 +28,15 @@ class PatchMerger(nn.Module):
         return self.merging_layer(squares.reshape(batch, -1, hidden * m * m))
 
 
-class Projector(nn.Module):
+class Projector(MLP):
     def __init__(self, config: dict[str, Any], vision: int, text: int, eps: float):
-        super().__init__()
-        bias = config.get("multimodal_projector_bias", False)
+        linear = partial(nn.Linear, bias=config.get("multimodal_projector_bias", False))
+        super().__init__(vision, text, config.get("projector_hidden_act", "gelu"), PROJECTOR, linear, text)
         self.norm = nn.RMSNorm(vision, eps=eps)
         self.patch_merger = PatchMerger(vision, config.get("spatial_merge_size", 2))
-        self.linear_1, self.linear_2 = nn.Linear(vision, text, bias=bias), nn.Linear(text, text, bias=bias)
-        self._activation = ACTIVATIONS[config.get("projector_hidden_act", "gelu")]
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_2(self._activation(self.linear_1(self.patch_merger(self.norm(x)))))
+        return super().__call__(self.patch_merger(self.norm(x)))
 
 
 class Mistral3(Pixtral):
@@ -46,14 +45,14 @@ class Mistral3(Pixtral):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
-        vision, eps = vision_config(config), self.driver.arguments["rms_norm_eps"]
-        self.multi_modal_projector = Projector(config, vision["hidden_size"], self.width, eps)
-        self._patch = vision["patch_size"]
+        vision, eps = PixtralVisionConfig.from_dict(config["vision_config"]), self.driver.arguments["rms_norm_eps"]
+        self.multi_modal_projector = Projector(config, vision.hidden_size, self.hidden_size, eps)
+        self._patch = vision.patch_size
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         _, _, height, width = media[0].pixels.shape
-        grid = self.see(media).reshape(len(media), height // self._patch, width // self._patch, -1)
-        return [Features(own) for own in self.multi_modal_projector(grid)]
+        grid = self.encode_pixels(media).reshape(len(media), height // self._patch, width // self._patch, -1)
+        return [Features(image) for image in self.multi_modal_projector(grid)]
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         return super().sanitize(from_fp8(weights))

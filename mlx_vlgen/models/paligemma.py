@@ -14,7 +14,7 @@ from ..inputs.prompt import Media
 from .base import Features
 from .llava import Llava
 from .vision_language import VisionLanguageModel
-from .vit import SiglipVision, Tower, siglip_config
+from .vit import SiglipVision, SiglipVisionConfig, Tower
 
 
 class Projector(nn.Module):
@@ -36,10 +36,10 @@ class PaliGemma(VisionLanguageModel):
         # That it sees both ways is said by the prompt's spans.
         text = {"model_type": "gemma"} | config["text_config"] | {"use_bidirectional_attention": None}
         super().__init__(config, text)
-        vision = siglip_config(config)
+        vision = SiglipVisionConfig.from_dict(config["vision_config"])
         self.vision_tower = Tower(SiglipVision(vision))
-        self.multi_modal_projector = Projector(vision["hidden_size"], self.width)
+        self.multi_modal_projector = Projector(vision.hidden_size, self.hidden_size)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        pixels = mx.array(np.concatenate([own.pixels for own in media]))
-        return [Features(own) for own in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]
+        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
+        return [Features(image) for image in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]

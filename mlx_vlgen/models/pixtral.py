@@ -5,58 +5,47 @@ which its checkpoints are published.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
+from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .base import Features
-from .layers import GatedMLP, attention, rotary_2d, rotate
-from .llava import Llava, Projector
+from .configuration import BaseConfig
+from .layers import rotary_2d
+from .llava import Llava, projector
 from .vision_language import VisionLanguageModel
 from .vit import PatchConv, Tower
 
 EPS = 1e-5
 """Of all norms of the tower; no configuration names it."""
 
-# transformers' PixtralVisionConfig: published configurations leave out what is as it says.
-_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "num_channels": 3, "image_size": 1024, "patch_size": 16, "hidden_act": "gelu",
-}  # fmt: skip
 
-
-def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The tower's configuration, complete."""
-    return _DEFAULTS | dict(config["vision_config"])
-
-
-class Attention(nn.Module):
-    def __init__(self, hidden: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
-        self.v_proj, self.o_proj = nn.Linear(hidden, hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        batch, length, hidden = x.shape
-
-        def split(x: mx.array) -> mx.array:
-            return x.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, N, D)
-
-        q, k = rotate(split(self.q_proj(x)), cos, sin), rotate(split(self.k_proj(x)), cos, sin)
-        out = attention(q, k, split(self.v_proj(x)), scale=q.shape[-1] ** -0.5)
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
+@dataclass(frozen=True)
+class PixtralVisionConfig(BaseConfig):
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 1024
+    patch_size: int = 16
+    hidden_act: str = "gelu"
+    rope_theta: float = 10000.0
+    rope_parameters: Mapping[str, Any] | None = None
 
 
 class Block(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: PixtralVisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
+        hidden = config.hidden_size
         self.attention_norm, self.ffn_norm = nn.RMSNorm(hidden, eps=EPS), nn.RMSNorm(hidden, eps=EPS)
-        self.attention = Attention(hidden, config["num_attention_heads"])
-        self.feed_forward = GatedMLP(hidden, config["intermediate_size"], config["hidden_act"], bias=False)
+        names, linear = ("q_proj", "k_proj", "v_proj", "o_proj"), linear_without_bias
+        self.attention = VisionAttention(hidden, config.num_attention_heads, names, linear, linear)
+        self.feed_forward = MLP(hidden, config.intermediate_size, config.hidden_act, GATED, linear)
 
     def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
         x = x + self.attention(self.attention_norm(x), cos, sin)
@@ -64,21 +53,22 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: PixtralVisionConfig):
         super().__init__()
-        self.layers = [Block(config) for _ in range(config["num_hidden_layers"])]
+        self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
 
 
 class PixtralVision(nn.Module):
     """pixels (B, 3, H, W) -> hidden states (B, N, d), N patches in reading order."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: PixtralVisionConfig):
         super().__init__()
-        self.patch_conv = PatchConv(config["num_channels"], config["hidden_size"], config["patch_size"], bias=False)
-        self.ln_pre = nn.RMSNorm(config["hidden_size"], eps=EPS)
+        self.patch_conv = PatchConv(config.num_channels, config.hidden_size, config.patch_size, bias=False)
+        self.ln_pre = nn.RMSNorm(config.hidden_size, eps=EPS)
         self.transformer = Transformer(config)
-        self.head_size = config["hidden_size"] // config["num_attention_heads"]
-        self.theta = float((config.get("rope_parameters") or config).get("rope_theta", 10000.0))
+        self.head_size = config.hidden_size // config.num_attention_heads
+        rope = config.rope_parameters or {"rope_theta": config.rope_theta}
+        self.theta = float(rope.get("rope_theta", 10000.0))
 
     def __call__(self, pixels: mx.array, layers: Sequence[int]) -> list[mx.array]:
         """layers: which hidden states to return, 0 being what the first layer takes and -1 what the last one gives."""
@@ -86,11 +76,11 @@ class PixtralVision(nn.Module):
         row, column = np.indices((pixels.shape[2] // patch, pixels.shape[3] // patch)).reshape(2, -1)
         # Frequencies go to rows and columns in turn: those of the columns lie half a step lower.
         cos, sin = rotary_2d(row, column, self.head_size, self.theta, column_step=0.5)
-        wanted = [layer % (len(self.transformer.layers) + 1) for layer in layers]
-        seen = [self.ln_pre(self.patch_conv(pixels))]
-        for block in self.transformer.layers[: max(wanted)]:
-            seen.append(block(seen[-1], cos, sin))
-        return [seen[layer] for layer in wanted]
+        indices = [layer % (len(self.transformer.layers) + 1) for layer in layers]
+        states = [self.ln_pre(self.patch_conv(pixels))]
+        for block in self.transformer.layers[: max(indices)]:
+            states.append(block(states[-1], cos, sin))
+        return [states[index] for index in indices]
 
 
 class Pixtral(VisionLanguageModel):
@@ -99,21 +89,18 @@ class Pixtral(VisionLanguageModel):
     """Whose output is used where the configuration is silent; published ones say -1, the last."""
 
     def __init__(self, config: dict[str, Any]):
-        tied = config.get("tie_word_embeddings", False)  # the text configuration's own word comes first
+        tied = config.get("tie_word_embeddings", False)  # the text configuration's comes first
         super().__init__(config, {"tie_word_embeddings": tied} | config["text_config"])
-        vision = vision_config(config)
+        vision = PixtralVisionConfig.from_dict(config["vision_config"])
         layer = config.get("vision_feature_layer", self.feature_layer)
         self._layers = [layer] if isinstance(layer, int) else list(layer)
         self.vision_tower = Tower(PixtralVision(vision))
-        self.multi_modal_projector = Projector(
-            vision["hidden_size"] * len(self._layers), self.width,
-            config.get("projector_hidden_act", "gelu"), config.get("multimodal_projector_bias", True),
-        )  # fmt: skip
+        self.multi_modal_projector = projector(config, vision.hidden_size * len(self._layers), self.hidden_size)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        return [Features(own) for own in self.multi_modal_projector(self.see(media))]
+        return [Features(image) for image in self.multi_modal_projector(self.encode_pixels(media))]
 
-    def see(self, media: Sequence[Media]) -> mx.array:
+    def encode_pixels(self, media: Sequence[Media]) -> mx.array:
         """(B, N, d) of pictures of one size: the hidden states that the projector takes."""
-        pixels = mx.array(np.concatenate([own.pixels for own in media]))
+        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
         return mx.concatenate(self.vision_tower.vision_model(pixels, self._layers), axis=-1)

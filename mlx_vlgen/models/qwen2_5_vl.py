@@ -4,35 +4,34 @@ Source: Bai et al. 2025 (arXiv 2502.13923); transformers' Qwen2_5_VLForCondition
 of checkpoints converted for MLX.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
-from .layers import GatedMLP, PatchEmbedding, merge_order, rotary_2d
+from .attention import GATED, MLP, VisionAttention
+from .layers import PatchEmbedding, merge_order, rotary_2d
+from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 from .qwen2_vl import PatchMerger, text_arguments
-from .qwen_vl import QwenVL, VisionAttention, Windows
-
-# What transformers assumes where config.json is silent.
-VISION: dict[str, Any] = {
-    "depth": 32, "hidden_size": 3584, "num_heads": 16, "intermediate_size": 3420, "hidden_act": "silu",
-    "out_hidden_size": 3584, "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
-    "window_size": 112, "fullatt_block_indexes": (7, 15, 23, 31), "tokens_per_second": 4,
-}  # fmt: skip
 
 
-class VisionBlock(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__()
-        hidden = config["hidden_size"]
-        self.norm1, self.norm2 = nn.RMSNorm(hidden, eps=1e-6), nn.RMSNorm(hidden, eps=1e-6)
-        self.attn = VisionAttention(hidden, config["num_heads"])
-        self.mlp = GatedMLP(hidden, config["intermediate_size"], config["hidden_act"], bias=True)
+@dataclass(frozen=True)
+class Qwen2_5_VLVisionConfig(MRopeVisionConfig):
+    intermediate_size: int = 3420
+    hidden_act: str = "silu"
+    out_hidden_size: int = 3584
+    window_size: int = 112
+    fullatt_block_indexes: Sequence[int] = (7, 15, 23, 31)
+    tokens_per_second: float = 4
 
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, windows: Windows) -> mx.array:
-        x = x + self.attn(self.norm1(x), cos, sin, windows)
-        return x + self.mlp(self.norm2(x))
+
+def vision_block(config: Qwen2_5_VLVisionConfig) -> VisionBlock:
+    hidden = config.hidden_size
+    mlp = MLP(hidden, config.intermediate_size, config.hidden_act, GATED)
+    return VisionBlock(partial(nn.RMSNorm, hidden, eps=1e-6), VisionAttention(hidden, config.num_heads), mlp)
 
 
 def window_order(rows: int, columns: int, side: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -49,17 +48,17 @@ def window_order(rows: int, columns: int, side: int) -> tuple[np.ndarray, list[t
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Qwen2_5_VLVisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
-        self.merge, self.head_size = config["spatial_merge_size"], hidden // config["num_heads"]
-        self._window = config["window_size"] // config["patch_size"] // self.merge  # tokens a side
-        self._full = frozenset(config["fullatt_block_indexes"])
+        hidden = config.hidden_size
+        self.merge, self.head_size = config.spatial_merge_size, hidden // config.num_heads
+        self._window = config.window_size // config.patch_size // self.merge  # tokens a side
+        self._full = frozenset(config.fullatt_block_indexes)
         self.patch_embed = PatchEmbedding(
-            config["in_channels"], config["temporal_patch_size"], config["patch_size"], hidden, bias=False
+            config.in_channels, config.temporal_patch_size, config.patch_size, hidden, bias=False
         )
-        self.blocks = [VisionBlock(config) for _ in range(config["depth"])]
-        self.merger = PatchMerger(nn.RMSNorm(hidden, eps=1e-6), hidden, self.merge, config["out_hidden_size"])
+        self.blocks = [vision_block(config) for _ in range(config.depth)]
+        self.merger = PatchMerger(nn.RMSNorm(hidden, eps=1e-6), hidden, self.merge, config.out_hidden_size)
 
     def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
         unit = self.merge**2  # the patches of a token lie together, and move together
@@ -74,12 +73,12 @@ class VisionTower(nn.Module):
         return self.merger(x)[:, mx.array(np.argsort(tokens))], []
 
 
-class Qwen2_5_VL(QwenVL):
-    renames = (*QwenVL.renames, ("model.", "language_model.model."))
+class Qwen2_5_VL(MRopeModel):
+    renames = (*MRopeModel.renames, ("model.", "language_model.model."))
 
     def __init__(self, config: dict[str, Any]):
-        vision = VISION | config["vision_config"]
+        vision = Qwen2_5_VLVisionConfig.from_dict(config["vision_config"])
         super().__init__(
             config, text_arguments(config), VisionTower(vision), (16, 24, 24), interleaved=False,
-            tokens_per_second=vision["tokens_per_second"],
+            tokens_per_second=vision.tokens_per_second,
         )  # fmt: skip

@@ -5,37 +5,41 @@ of checkpoints converted for MLX.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
-from .configuration import with_rope
+from .attention import MLP, VisionAttention
+from .configuration import BaseConfig, with_rope
 from .layers import PatchEmbedding, merge_order, rotary_2d
-from .qwen_vl import QwenVL, VisionAttention
-from .vit import MLP
-
-# What transformers assumes where config.json is silent, as some published ones are.
-VISION: dict[str, Any] = {
-    "depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_act": "quick_gelu", "hidden_size": 3584,
-    "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
-}  # fmt: skip
-TEXT: dict[str, Any] = {
-    "vocab_size": 152064, "hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80,
-    "num_attention_heads": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 32768,
-    "max_window_layers": 80,
-}  # fmt: skip
+from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
-class VisionBlock(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__()
-        hidden = config["embed_dim"]
-        self.norm1, self.norm2 = nn.LayerNorm(hidden, eps=1e-6), nn.LayerNorm(hidden, eps=1e-6)
-        self.attn = VisionAttention(hidden, config["num_heads"])
-        self.mlp = MLP(hidden, int(hidden * config["mlp_ratio"]), config["hidden_act"])
+@dataclass(frozen=True)
+class Qwen2VLVisionConfig(MRopeVisionConfig):
+    embed_dim: int = 1280
+    mlp_ratio: float = 4
+    hidden_act: str = "quick_gelu"
 
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        x = x + self.attn(self.norm1(x), cos, sin)
-        return x + self.mlp(self.norm2(x))
+
+@dataclass(frozen=True)
+class Qwen2VLTextConfig(BaseConfig):
+    vocab_size: int = 152064
+    hidden_size: int = 8192
+    intermediate_size: int = 29568
+    num_hidden_layers: int = 80
+    num_attention_heads: int = 64
+    num_key_value_heads: int = 8
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 32768
+    max_window_layers: int = 80
+
+
+def vision_block(config: Qwen2VLVisionConfig) -> VisionBlock:
+    hidden = config.embed_dim
+    mlp = MLP(hidden, int(hidden * config.mlp_ratio), config.hidden_act)
+    return VisionBlock(partial(nn.LayerNorm, hidden, eps=1e-6), VisionAttention(hidden, config.num_heads), mlp)
 
 
 class PatchMerger(nn.Module):
@@ -55,15 +59,15 @@ class PatchMerger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Qwen2VLVisionConfig):
         super().__init__()
-        hidden = config["embed_dim"]
-        self.merge, self.head_size = config["spatial_merge_size"], hidden // config["num_heads"]
+        hidden = config.embed_dim
+        self.merge, self.head_size = config.spatial_merge_size, hidden // config.num_heads
         self.patch_embed = PatchEmbedding(
-            config["in_channels"], config["temporal_patch_size"], config["patch_size"], hidden, bias=False
+            config.in_channels, config.temporal_patch_size, config.patch_size, hidden, bias=False
         )
-        self.blocks = [VisionBlock(config) for _ in range(config["depth"])]
-        self.merger = PatchMerger(nn.LayerNorm(hidden, eps=1e-6), hidden, self.merge, config["hidden_size"])
+        self.blocks = [vision_block(config) for _ in range(config.depth)]
+        self.merger = PatchMerger(nn.LayerNorm(hidden, eps=1e-6), hidden, self.merge, config.hidden_size)
 
     def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
         cos, sin = rotary_2d(*merge_order(rows, columns, self.merge), self.head_size)
@@ -73,17 +77,17 @@ class VisionTower(nn.Module):
         return self.merger(x), []
 
 
-class Qwen2VL(QwenVL):
-    renames = (*QwenVL.renames, ("model.", "language_model.model."))
+class Qwen2VL(MRopeModel):
+    renames = (*MRopeModel.renames, ("model.", "language_model.model."))
 
     def __init__(self, config: dict[str, Any]):
-        tower = VisionTower(VISION | config["vision_config"])
+        tower = VisionTower(Qwen2VLVisionConfig.from_dict(config["vision_config"]))
         super().__init__(config, text_arguments(config), tower, (16, 24, 24), interleaved=False)
 
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The text decoder's configuration: nested, or, as the Hub's originals have it, among the model's own."""
-    text = with_rope(TEXT | dict(config.get("text_config") or config), 1_000_000.0)
+    """The text decoder's configuration: nested, or, as the Hub's originals have it, among the model's fields."""
+    text = with_rope(Qwen2VLTextConfig.complete(config.get("text_config") or config), 1_000_000.0)
     # Some releases said it in one place only.
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
     head_size = text["hidden_size"] // text["num_attention_heads"]

@@ -7,40 +7,52 @@ Qwen3_5MoeForConditionalGeneration. Parameter names are those of checkpoints con
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .._runtime import mx
-from .configuration import with_rope
-from .qwen3_vl import VisionTower, split_experts
-from .qwen_vl import QwenVL
-
-# What transformers assumes where config.json is silent.
-VISION: dict[str, Any] = {
-    "depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304, "hidden_act": "gelu_pytorch_tanh",
-    "out_hidden_size": 3584, "in_channels": 3, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
-    "num_position_embeddings": 2304,
-}  # fmt: skip
-LINEAR: dict[str, Any] = {
-    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
-    "linear_num_key_heads": 16, "linear_num_value_heads": 32,
-}  # fmt: skip
-TEXT: dict[str, Any] = LINEAR | {
-    "vocab_size": 248320, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 32,
-    "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256,
-}  # fmt: skip
-TEXT_MOE: dict[str, Any] = LINEAR | {
-    "vocab_size": 248320, "hidden_size": 2048, "num_hidden_layers": 40, "num_attention_heads": 16,
-    "num_key_value_heads": 2, "head_dim": 256, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512,
-    "num_experts_per_tok": 8, "num_experts": 256,
-}  # fmt: skip
+from .configuration import BaseConfig, with_rope
+from .mrope import MRopeModel
+from .qwen3_vl import Qwen3VLVisionConfig, VisionTower, split_experts
 
 
-class Qwen3_5(QwenVL):
-    renames = (("model.language_model.visual.", "vision_tower."), *QwenVL.renames)
+@dataclass(frozen=True)
+class _TextConfig(BaseConfig):
+    vocab_size: int = 248320
+    num_attention_heads: int = 16
+    head_dim: int = 256
+    linear_conv_kernel_dim: int = 4
+    linear_key_head_dim: int = 128
+    linear_value_head_dim: int = 128
+    linear_num_key_heads: int = 16
+    linear_num_value_heads: int = 32
+
+
+@dataclass(frozen=True)
+class Qwen3_5TextConfig(_TextConfig):
+    hidden_size: int = 4096
+    intermediate_size: int = 12288
+    num_hidden_layers: int = 32
+    num_key_value_heads: int = 4
+
+
+@dataclass(frozen=True)
+class Qwen3_5MoeTextConfig(_TextConfig):
+    hidden_size: int = 2048
+    num_hidden_layers: int = 40
+    num_key_value_heads: int = 2
+    moe_intermediate_size: int = 512
+    shared_expert_intermediate_size: int = 512
+    num_experts_per_tok: int = 8
+    num_experts: int = 256
+
+
+class Qwen3_5(MRopeModel):
+    renames = (("model.language_model.visual.", "vision_tower."), *MRopeModel.renames)
 
     def __init__(self, config: dict[str, Any]):
-        tower = VisionTower(VISION | config["vision_config"] | {"deepstack_visual_indexes": ()})
-        super().__init__(config, text_arguments(config), tower, (11, 11, 10), interleaved=True)
+        vision = replace(Qwen3VLVisionConfig.from_dict(config["vision_config"]), deepstack_visual_indexes=())
+        super().__init__(config, text_arguments(config), VisionTower(vision), (11, 11, 10), interleaved=True)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -69,12 +81,13 @@ def stack_experts(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The text decoder's configuration under the names that mlx-lm reads."""
     moe = "moe" in config["model_type"]
-    text = with_rope((TEXT_MOE if moe else TEXT) | config["text_config"], 10_000.0)
+    text_class = Qwen3_5MoeTextConfig if moe else Qwen3_5TextConfig
+    text = with_rope(text_class.complete(config["text_config"]), 10_000.0)
     part = text["rope_scaling"].get("partial_rotary_factor", text.get("partial_rotary_factor", 0.25))
-    own: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "model_type": "qwen3_5_moe" if moe else "qwen3_5",
         "partial_rotary_factor": part,
         "tie_word_embeddings": config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
         "norm_topk_prob": True,  # transformers' router always does
     }
-    return text | own | ({} if moe else {"num_experts": 0})
+    return text | changes | ({} if moe else {"num_experts": 0})

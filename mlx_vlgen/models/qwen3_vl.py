@@ -5,50 +5,47 @@ Qwen3VLMoeForConditionalGeneration. Parameter names are those of checkpoints con
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
+from .attention import MLP, VisionAttention
 from .configuration import with_rope
-from .layers import ACTIVATIONS, PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
-from .qwen_vl import QwenVL, VisionAttention
+from .layers import PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
+from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
-class VisionMLP(nn.Module):
-    def __init__(self, hidden: int, inner: int, activation: str):
-        super().__init__()
-        self.linear_fc1 = nn.Linear(hidden, inner)
-        self.linear_fc2 = nn.Linear(inner, hidden)
-        self._activation = ACTIVATIONS[activation]
+@dataclass(frozen=True)
+class Qwen3VLVisionConfig(MRopeVisionConfig):
+    depth: int = 27
+    hidden_size: int = 1152
+    intermediate_size: int = 4304
+    hidden_act: str = "gelu_pytorch_tanh"
+    out_hidden_size: int = 3584
+    patch_size: int = 16
+    num_position_embeddings: int = 2304
+    deepstack_visual_indexes: Sequence[int] = (8, 16, 24)
+    rope_parameters: Mapping[str, Any] | None = None
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_fc2(self._activation(self.linear_fc1(x)))
 
-
-class VisionBlock(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__()
-        hidden = config["hidden_size"]
-        self.norm1 = nn.LayerNorm(hidden, eps=1e-6)
-        self.norm2 = nn.LayerNorm(hidden, eps=1e-6)
-        self.attn = VisionAttention(hidden, config["num_heads"])
-        self.mlp = VisionMLP(hidden, config["intermediate_size"], config.get("hidden_act", "gelu_pytorch_tanh"))
-
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        x = x + self.attn(self.norm1(x), cos, sin)
-        return x + self.mlp(self.norm2(x))
+def vision_block(config: Qwen3VLVisionConfig) -> VisionBlock:
+    hidden = config.hidden_size
+    mlp = MLP(hidden, config.intermediate_size, config.hidden_act, ("linear_fc1", "linear_fc2"))
+    return VisionBlock(partial(nn.LayerNorm, hidden, eps=1e-6), VisionAttention(hidden, config.num_heads), mlp)
 
 
 class PatchMerger(nn.Module):
     """merge x merge neighbouring patches to one token of the text model. The deepstack mergers normalise after
     the patches are joined, the last one before. Their GELU is the exact one, unlike the blocks'."""
 
-    def __init__(self, config: Mapping[str, Any], norm_joined: bool):
+    def __init__(self, config: Qwen3VLVisionConfig, norm_joined: bool):
         super().__init__()
-        self.joined = config["hidden_size"] * config["spatial_merge_size"] ** 2
-        self.norm = nn.LayerNorm(self.joined if norm_joined else config["hidden_size"], eps=1e-6)
+        self.joined = config.hidden_size * config.spatial_merge_size**2
+        self.norm = nn.LayerNorm(self.joined if norm_joined else config.hidden_size, eps=1e-6)
         self.linear_fc1 = nn.Linear(self.joined, self.joined)
-        self.linear_fc2 = nn.Linear(self.joined, config["out_hidden_size"])
+        self.linear_fc2 = nn.Linear(self.joined, config.out_hidden_size)
         self._norm_joined = norm_joined
 
     def __call__(self, x: mx.array) -> mx.array:  # (B, N, d) -> (B, N / merge^2, out)
@@ -61,17 +58,15 @@ class PatchMerger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Qwen3VLVisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
-        self.merge, self.head_size = config["spatial_merge_size"], hidden // config["num_heads"]
-        self._theta = (config.get("rope_parameters") or {}).get("rope_theta", 10000.0)
-        self._deepstack = tuple(config.get("deepstack_visual_indexes", ()))
-        self.patch_embed = PatchEmbedding(
-            config.get("in_channels", 3), config["temporal_patch_size"], config["patch_size"], hidden
-        )
-        self.pos_embed = PositionTable(config["num_position_embeddings"], hidden)
-        self.blocks = [VisionBlock(config) for _ in range(config["depth"])]
+        hidden = config.hidden_size
+        self.merge, self.head_size = config.spatial_merge_size, hidden // config.num_heads
+        self._theta = (config.rope_parameters or {}).get("rope_theta", 10000.0)
+        self._deepstack = tuple(config.deepstack_visual_indexes)
+        self.patch_embed = PatchEmbedding(config.in_channels, config.temporal_patch_size, config.patch_size, hidden)
+        self.pos_embed = PositionTable(config.num_position_embeddings, hidden)
+        self.blocks = [vision_block(config) for _ in range(config.depth)]
         self.merger = PatchMerger(config, norm_joined=False)
         self.deepstack_merger_list = [PatchMerger(config, norm_joined=True) for _ in self._deepstack]
 
@@ -84,17 +79,17 @@ class VisionTower(nn.Module):
         x = self.patch_embed(pixels)
         x = x + interpolate_table(self.pos_embed.weight, row, column, rows, columns)
         cos, sin = rotary_2d(row, column, self.head_size, self._theta)
-        between = []
+        deepstack = []
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin)
             if index in self._deepstack:
-                between.append(self.deepstack_merger_list[self._deepstack.index(index)](x))
-        return self.merger(x), between
+                deepstack.append(self.deepstack_merger_list[self._deepstack.index(index)](x))
+        return self.merger(x), deepstack
 
 
-class Qwen3VL(QwenVL):
+class Qwen3VL(MRopeModel):
     def __init__(self, config: dict[str, Any]):
-        tower = VisionTower(config["vision_config"])
+        tower = VisionTower(Qwen3VLVisionConfig.from_dict(config["vision_config"]))
         super().__init__(config, text_arguments(config), tower, (24, 20, 20), interleaved=True)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:

@@ -31,8 +31,10 @@ def mistral(args: Arguments) -> list[str | None]:
 def qwen(args: Arguments) -> list[str | None]:
     first = args.get("max_window_layers", 0)
     sliding = args.get("use_sliding_window") and args.get("sliding_window")
-    kinds = args.get("layer_types") or ["sliding_attention"] * (args["num_hidden_layers"] - first if sliding else 0)
-    return [*llama(args), "sliding-window layers" if "sliding_attention" in kinds else None]
+    layer_types = args.get("layer_types")
+    if not layer_types:
+        layer_types = ["sliding_attention"] * (args["num_hidden_layers"] - first if sliding else 0)
+    return [*llama(args), "sliding-window layers" if "sliding_attention" in layer_types else None]
 
 
 def qwen3_5(args: Arguments) -> list[str | None]:
@@ -74,8 +76,8 @@ def gemma4(args: Arguments) -> list[str | None]:
     full = {str(i) for i, kind in enumerate(args["layer_types"]) if kind == "full_attention"}
     layers = args.get("per_layer_config") or {}
     known = {"head_dim", "num_key_value_heads"} if args.get("attention_k_eq_v") else {"head_dim"}
-    own = list(layers.values())
-    regular = not layers or (layers.keys() == full and own[0].keys() <= known and own == own[:1] * len(own))
+    sizes = list(layers.values())
+    regular = not layers or (layers.keys() == full and sizes[0].keys() <= known and sizes == sizes[:1] * len(sizes))
     ropes = {rope.get("rope_type", "default") for rope in (args.get("rope_parameters") or {}).values()}
     return [
         _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),

@@ -7,14 +7,17 @@ from typing import Any
 from .._runtime import mx, nn
 from ..errors import PromptError, UnsupportedError
 from ..inputs.prompt import Media, Prompt
-from .backbone import MRope, decode, layer_kinds, output, pick
+from .backbone import decode, gather_last, layer_kinds, output_layer
 from .base import Embedded, Features, LayerKind, Model
 from .decoders import DECODERS, DRIVEN, mlx_lm_decoder, text_arguments
 
 
 class Driver:
-    """How one text decoder is run: by its record in `decoders` and its arguments. `text` is always what `decoder`
-    made: a network with `model`, which has the embeddings, layers and last norm, and perhaps an `lm_head`."""
+    """How one text decoder is run: by its record in `decoders` and its arguments.
+
+    text: the network that `decoder` gives. Its `model` has embeddings, layers and the last norm; it may have an
+    `lm_head`.
+    """
 
     def __init__(self, config: Mapping[str, Any], scales_logits: bool = True):
         self.arguments, self._record = text_arguments(config), DECODERS[config["model_type"]]
@@ -27,23 +30,25 @@ class Driver:
         """Embeddings (B, L, d) of tokens (B, L), beside which features of media may stand."""
         return self._record.scale_tokens(text.model.embed_tokens(tokens), self.arguments)
 
-    def states(
+    def hidden_states(
         self,
         text: nn.Module,
         inputs: Embedded,
         cache: Sequence[Any],
-        rope: MRope | None = None,
+        offset: Any = None,
         within_window: bool = True,
     ) -> mx.array:
-        """(B, L, d), before the last norm. rope, within_window: see `backbone.decode`."""
+        """(B, L, d), before the last norm. offset, within_window: see `backbone.decode`."""
         embeds = self.embed(text, inputs.tokens) if inputs.embeds is None else inputs.embeds
         embeds = self._record.scale_inputs(embeds, self.arguments)
-        more = self._record.more_inputs(self.arguments, embeds, cache[0].offset) if self._record.more_inputs else ()
-        return decode(text.model, replace(inputs, embeds=embeds), cache, rope, within_window, more)
+        extra: Sequence[Any] = ()
+        if self._record.extra_inputs is not None:
+            extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset)
+        return decode(text.model, replace(inputs, embeds=embeds), cache, offset, within_window, extra)
 
     def logits(self, text: nn.Module, h: mx.array, at: mx.array | None) -> mx.array:
         """(B, L, V) of the last states (B, L, d); (B, V) at position `at[b]` of each row where it is given."""
-        logits = output(text, last_norm(text.model, pick(h, at)))
+        logits = output_layer(text, last_norm(text.model, gather_last(h, at)))
         return self._record.scale_logits(logits, self.arguments) if self._scales_logits else logits
 
 
@@ -74,9 +79,9 @@ class TextModel(Model):
         object.__setattr__(
             self, "_decoder", self._driver.decoder() if self._driver else mlx_lm_decoder(text_arguments(config))
         )
-        self._adopt()
+        self._sync_from_decoder()
 
-    def _adopt(self) -> None:
+    def _sync_from_decoder(self) -> None:
         for name in [name for name in self if not name.startswith("_") and name not in self._decoder]:
             del self[name]
         for name, child in self._decoder.items():
@@ -84,13 +89,13 @@ class TextModel(Model):
 
     def update(self, parameters: dict[str, Any], strict: bool = True) -> nn.Module:
         super().update(parameters, strict)
-        return self._hand_down()
+        return self._sync_to_decoder()
 
     def update_modules(self, modules: dict[str, Any], strict: bool = True) -> nn.Module:
         super().update_modules(modules, strict)
-        return self._hand_down()
+        return self._sync_to_decoder()
 
-    def _hand_down(self) -> nn.Module:
+    def _sync_to_decoder(self) -> nn.Module:
         """What was replaced here is replaced in the decoder, lest it runs the old one, or keeps it in memory."""
         for name in self._decoder:
             self._decoder[name] = self[name]
@@ -108,7 +113,7 @@ class TextModel(Model):
         if not hasattr(self._decoder, "sanitize"):
             return renamed
         renamed = self._decoder.sanitize(renamed)
-        self._adopt()  # gemma3_text drops its lm_head there when the checkpoint has none
+        self._sync_from_decoder()  # gemma3_text drops its lm_head there when the checkpoint has none
         return renamed
 
     def cache_layout(self) -> list[LayerKind]:
@@ -129,9 +134,9 @@ class TextModel(Model):
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         if self._driver is None:
-            return pick(self._decoder(inputs.tokens, cache=cache), at)  # its head may scale or cap the logits
+            return gather_last(self._decoder(inputs.tokens, cache=cache), at)  # its head may scale or cap the logits
         text = unwrapped(self._decoder)
-        return self._driver.logits(text, self._driver.states(text, inputs, cache), at)
+        return self._driver.logits(text, self._driver.hidden_states(text, inputs, cache), at)
 
     def last_norm(self, h: mx.array) -> mx.array:
         return last_norm(unwrapped(self._decoder).model, h) if self._driver else super().last_norm(h)

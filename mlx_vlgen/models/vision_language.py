@@ -14,7 +14,7 @@ from .decoders import DRIVEN
 from .text import Driver, last_norm, unwrapped
 
 UNUSED = ("vision_tower.vision_model.head.", "vision_tower.head.", "vision_model.head.")
-"""What pools SigLIP's states into one; no text decoder takes it, and some checkpoints have it."""
+"""SigLIP's pooling head: no text decoder takes it, and some checkpoints have it."""
 
 
 class VisionLanguageModel(Model):
@@ -25,12 +25,12 @@ class VisionLanguageModel(Model):
 
     renames: Sequence[tuple[str, str]] = ()
     within_window: ClassVar[bool] = True
-    """See `backbone.Masks`; of no matter to a family without sliding layers or two-way spans."""
+    """See `backbone.Masks`."""
     texts: ClassVar[Sequence[str]] = DRIVEN
     """The text decoders that the family may have; see `decoders.DECODERS`."""
     scales_logits: ClassVar[bool] = False
-    """Whether logits are scaled or capped as in a text-only model. Of transformers' classes few do so: the others have
-    an output layer of their own. It changes no greedy answer."""
+    """Whether logits are scaled or capped as in a text-only model. Few of transformers' classes do so: the others have
+    an output layer apart from their decoder. It changes no greedy answer."""
 
     def __init__(self, config: dict[str, Any], text: Mapping[str, Any] | None = None):
         """text: the text decoder's configuration, of any release; default config["text_config"]."""
@@ -44,10 +44,10 @@ class VisionLanguageModel(Model):
         self.language_model = unwrapped(self.driver.decoder())
 
     @property
-    def width(self) -> int:
+    def hidden_size(self) -> int:
         """The size of the text decoder's states."""
-        width: int = self.driver.arguments["hidden_size"]
-        return width
+        size: int = self.driver.arguments["hidden_size"]
+        return size
 
     @property
     def body(self) -> nn.Module:
@@ -61,17 +61,18 @@ class VisionLanguageModel(Model):
         return last_norm(self.body, h)
 
     def embed_tokens(self, tokens: mx.array) -> mx.array:
-        """Tokens (B, L) as features stand beside them: (B, L, d)."""
+        """tokens (B, L) -> (B, L, d), scaled as features of media are."""
         return self.driver.embed(self.language_model, tokens)
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
-        embeds = put(self.embed_tokens(tokens), prompt, [own.embeds for own in features])
+        embeds = scatter_features(self.embed_tokens(tokens), prompt, [medium.embeds for medium in features])
         return Embedded(tokens, embeds, two_way=two_way(prompt))
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text = self.language_model
-        return self.driver.logits(text, self.driver.states(text, inputs, cache, within_window=self.within_window), at)
+        h = self.driver.hidden_states(text, inputs, cache, within_window=self.within_window)
+        return self.driver.logits(text, h, at)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -80,8 +81,8 @@ class VisionLanguageModel(Model):
         return None if name.startswith(UNUSED) or name.endswith(".position_ids") else name
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Names by `rename`; convolutions with their channels last; the text decoder's by mlx-lm's own rules."""
-        own = dict(tree_flatten(self.parameters()))
+        """Names by `rename`; convolutions with their channels last; the text decoder's by mlx-lm's rules."""
+        parameters = dict(tree_flatten(self.parameters()))
         text: dict[str, mx.array] = {}
         out: dict[str, mx.array] = {}
         for key, value in weights.items():
@@ -91,7 +92,7 @@ class VisionLanguageModel(Model):
             if name.startswith("language_model."):
                 text[name.removeprefix("language_model.")] = value
                 continue
-            if value.ndim >= 4 and name in own and value.shape[-1] != own[name].shape[-1]:
+            if value.ndim >= 4 and name in parameters and value.shape[-1] != parameters[name].shape[-1]:
                 value = value.moveaxis(1, -1)  # torch's (O, C, ...)
             out[name] = value
         if hasattr(self.language_model, "sanitize"):
@@ -103,28 +104,32 @@ TILES_AT_ONCE = 16
 """A clip may have hundreds of frames: the tower's widest states then take 0.2 GB in float32, and not gigabytes."""
 
 
-def encode_tiles(media: Sequence[Media], look: Callable[[mx.array], mx.array]) -> list[Features]:
-    """Features of media that are equally many tiles (T, 3, H, W), some at a time. look: (B, 3, H, W) -> (B, n, d)."""
-    tiles = np.concatenate([own.pixels for own in media])
+def encode_tiles(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> list[Features]:
+    """Features of media of equally many tiles, some tiles at a time.
+
+    media: pixels (T, 3, H, W) each.
+    encode: (B, 3, H, W) -> (B, n, d).
+    """
+    tiles = np.concatenate([medium.pixels for medium in media])
     starts = range(0, len(tiles), TILES_AT_ONCE)
-    seen = mx.concatenate([look(mx.array(tiles[start : start + TILES_AT_ONCE])) for start in starts])
-    return [Features(own) for own in seen.reshape(len(media), -1, seen.shape[-1])]
+    features = mx.concatenate([encode(mx.array(tiles[start : start + TILES_AT_ONCE])) for start in starts])
+    return [Features(medium) for medium in features.reshape(len(media), -1, features.shape[-1])]
 
 
-def put(embeds: mx.array, prompt: Prompt, features: Sequence[mx.array]) -> mx.array:
+def scatter_features(embeds: mx.array, prompt: Prompt, features: Sequence[mx.array]) -> mx.array:
     """embeds (1, L, d) with each medium's features (n, d) at its spans."""
-    for media, own in zip(prompt.media, features, strict=True):
-        taken = 0
-        for start, end in media.spans:
-            embeds[0, start:end] = own[taken : taken + end - start].astype(embeds.dtype)
-            taken += end - start
-        if taken != len(own):
-            raise ValueError(f"{len(own)} features for {taken} placeholders")
+    for medium, rows in zip(prompt.media, features, strict=True):
+        first = 0
+        for start, end in medium.spans:
+            embeds[0, start:end] = rows[first : first + end - start].astype(embeds.dtype)
+            first += end - start
+        if first != len(rows):
+            raise ValueError(f"{len(rows)} features for {first} placeholders")
     return embeds
 
 
 def two_way(prompt: Prompt) -> mx.array | None:
-    """(1, L) for `Embedded.two_way`: each span of the prompt's has a number of its own."""
+    """(1, L) for `Embedded.two_way`: a number for each span of the prompt's."""
     if not prompt.two_way:
         return None
     groups = np.zeros((1, len(prompt.tokens)), dtype=np.int32)

@@ -1,17 +1,40 @@
-"""The plain vision transformer (CLIP, SigLIP) that most families look with.
+"""The plain vision transformer (CLIP, SigLIP) that most families have.
 
 Source: Dosovitskiy et al. 2020 (arXiv 2010.11929); transformers' CLIPVisionModel and SiglipVisionModel, whose names of
 parameters these are.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
 from ..errors import LoadError
-from .layers import ACTIVATIONS, PositionTable, attention
+from .attention import MLP, VisionAttention
+from .configuration import BaseConfig
+from .layers import PositionTable
+
+
+@dataclass(frozen=True)
+class SiglipVisionConfig(BaseConfig):
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 16
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True)
+class CLIPVisionConfig(SiglipVisionConfig):
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
 
 
 class PatchConv(nn.Conv2d):
@@ -30,41 +53,14 @@ class PatchConv(nn.Conv2d):
         return out + self.bias if "bias" in self else out
 
 
-class Attention(nn.Module):
-    def __init__(self, hidden: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q_proj, self.k_proj = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
-        self.v_proj, self.out_proj = nn.Linear(hidden, hidden), nn.Linear(hidden, hidden)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        batch, length, hidden = x.shape
-
-        def split(x: mx.array) -> mx.array:
-            return x.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3)  # (B, H, N, D)
-
-        q, k, v = split(self.q_proj(x)), split(self.k_proj(x)), split(self.v_proj(x))
-        out = attention(q, k, v, scale=q.shape[-1] ** -0.5)
-        return self.out_proj(out.transpose(0, 2, 1, 3).reshape(batch, length, hidden))
-
-
-class MLP(nn.Module):
-    def __init__(self, hidden: int, inner: int, activation: str):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(hidden, inner), nn.Linear(inner, hidden)
-        self._activation = ACTIVATIONS[activation]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(self._activation(self.fc1(x)))
-
-
 class EncoderLayer(nn.Module):
-    def __init__(self, config: Mapping[str, Any], eps: float, activation: str):
+    def __init__(self, config: SiglipVisionConfig):
         super().__init__()
-        hidden = config["hidden_size"]
+        hidden, eps = config.hidden_size, config.layer_norm_eps
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(hidden, eps=eps), nn.LayerNorm(hidden, eps=eps)
-        self.self_attn = Attention(hidden, config["num_attention_heads"])
-        self.mlp = MLP(hidden, config["intermediate_size"], activation)
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        self.self_attn = VisionAttention(hidden, config.num_attention_heads, names)
+        self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = x + self.self_attn(self.layer_norm1(x))
@@ -72,33 +68,30 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The layers. activation: what `hidden_act` is where the configuration is silent."""
-
-    def __init__(self, config: Mapping[str, Any], activation: str, eps: float):
+    def __init__(self, config: SiglipVisionConfig):
         super().__init__()
-        eps, activation = config.get("layer_norm_eps", eps), config.get("hidden_act", activation)
-        self.layers = [EncoderLayer(config, eps, activation) for _ in range(config["num_hidden_layers"])]
+        self.layers = [EncoderLayer(config) for _ in range(config.num_hidden_layers)]
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, N, d)."""
         return self.states(x, [-1])[0]
 
     def states(self, x: mx.array, layers: Sequence[int]) -> list[mx.array]:
-        """(B, N, d) each. layers: which hidden states, 0 being `x` and -1 the last; those past all are not computed."""
-        wanted = [layer % (len(self.layers) + 1) for layer in layers]
+        """x (B, N, d) -> (B, N, d) for each of `layers`, 0 being `x` and -1 the last; later ones are not computed."""
+        indices = [layer % (len(self.layers) + 1) for layer in layers]
         states = [x]
-        for block in self.layers[: max(wanted)]:
+        for block in self.layers[: max(indices)]:
             states.append(block(states[-1]))
-        return [states[layer] for layer in wanted]
+        return [states[index] for index in indices]
 
 
 class CLIPEmbeddings(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: CLIPVisionConfig):
         super().__init__()
-        hidden, patch = config["hidden_size"], config["patch_size"]
+        hidden, patch = config.hidden_size, config.patch_size
         self.class_embedding = mx.zeros(hidden)
-        self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=False)
-        self.position_embedding = PositionTable((config["image_size"] // patch) ** 2 + 1, hidden)
+        self.patch_embedding = PatchConv(config.num_channels, hidden, patch, bias=False)
+        self.position_embedding = PositionTable((config.image_size // patch) ** 2 + 1, hidden)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         patches = self.patch_embedding(pixels)
@@ -109,24 +102,25 @@ class CLIPEmbeddings(nn.Module):
 class CLIPVision(nn.Module):
     """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d) of some layers, the class token first."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: CLIPVisionConfig):
         super().__init__()
+        self.hidden_size = config.hidden_size
         self.embeddings = CLIPEmbeddings(config)
-        eps = config.get("layer_norm_eps", 1e-5)
-        self.pre_layrnorm = nn.LayerNorm(config["hidden_size"], eps=eps)
-        self.encoder = Encoder(config, "quick_gelu", 1e-5)
-        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=eps)  # of the class token; checkpoints have it
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = Encoder(config)
+        # Of the class token, which nothing here takes; checkpoints have it.
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def states(self, pixels: mx.array, layers: Sequence[int]) -> list[mx.array]:
         return self.encoder.states(self.pre_layrnorm(self.embeddings(pixels)), layers)
 
 
 class SiglipEmbeddings(nn.Module):
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: SiglipVisionConfig):
         super().__init__()
-        hidden, patch = config["hidden_size"], config["patch_size"]
-        self.patch_embedding = PatchConv(config.get("num_channels", 3), hidden, patch, bias=True)
-        self.position_embedding = PositionTable((config["image_size"] // patch) ** 2, hidden)
+        hidden, patch = config.hidden_size, config.patch_size
+        self.patch_embedding = PatchConv(config.num_channels, hidden, patch, bias=True)
+        self.position_embedding = PositionTable((config.image_size // patch) ** 2, hidden)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         return self.patch_embedding(pixels) + self.position_embedding.weight
@@ -138,31 +132,19 @@ def position_buckets(count: int, side: int) -> np.ndarray:
     Source: the fractional coordinates of Patch n' Pack (arXiv 2307.06304), in transformers' Idefics2VisionEmbeddings.
     """
     borders = np.arange(1 / side, 1, 1 / side).astype(np.float32)
-    places = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count))
-    return np.searchsorted(borders, places, side="right")
-
-
-def siglip_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The `vision_config` of a config.json, with what transformers' SiglipVisionConfig assumes where it is silent."""
-    return {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 16,
-        "layer_norm_eps": 1e-6,
-    } | config["vision_config"]
+    coordinates = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count))
+    return np.searchsorted(borders, coordinates, side="right")
 
 
 class SiglipVision(nn.Module):
     """pixels (B, 3, H, W) -> the normalised last hidden states (B, N, d), or those of some layers as they are."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: SiglipVisionConfig):
         super().__init__()
+        self.hidden_size = config.hidden_size
         self.embeddings = SiglipEmbeddings(config)
-        self.encoder = Encoder(config, "gelu_pytorch_tanh", 1e-6)
-        self.post_layernorm = nn.LayerNorm(config["hidden_size"], eps=config.get("layer_norm_eps", 1e-6))
+        self.encoder = Encoder(config)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def __call__(self, pixels: mx.array) -> mx.array:
         return self.post_layernorm(self.encoder(self.embeddings(pixels)))
@@ -173,14 +155,14 @@ class SiglipVision(nn.Module):
 
 def plain_vision(config: Mapping[str, Any]) -> CLIPVision | SiglipVision:
     """The one that a `vision_config` names; LoadError for any other."""
-    towers: dict[str, type[CLIPVision | SiglipVision]] = {
-        "clip_vision_model": CLIPVision,
-        "siglip_vision_model": SiglipVision,
-    }
-    named = config.get("model_type", "clip_vision_model")
-    if named not in towers:
-        raise LoadError(f"This checkpoint's vision tower is {named!r}; expected {' or '.join(towers)}.")
-    return towers[named](config)
+    match config.get("model_type", "clip_vision_model"):
+        case "clip_vision_model":
+            return CLIPVision(CLIPVisionConfig.from_dict(config))
+        case "siglip_vision_model":
+            return SiglipVision(SiglipVisionConfig.from_dict(config))
+        case other:
+            expected = "clip_vision_model or siglip_vision_model"
+            raise LoadError(f"This checkpoint's vision tower is {other!r}; expected {expected}.")
 
 
 class Tower(nn.Module):

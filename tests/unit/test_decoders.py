@@ -32,7 +32,7 @@ def test_a_text_decoder_without_a_record_is_refused_by_name(family: str, text: s
 
 
 @pytest.mark.parametrize(
-    ("text", "change", "words"),
+    ("text", "change", "message"),
     [
         (GRANITE, {"hidden_act": "gelu"}, "'gelu'"),
         (GRANITE, {"head_dim": 8}, "heads of a size of their own"),
@@ -46,9 +46,9 @@ def test_a_text_decoder_without_a_record_is_refused_by_name(family: str, text: s
         (GEMMA, {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "scaled rotary"),
     ],
 )
-def test_what_a_decoder_would_leave_out_is_refused(text: dict[str, Any], change: dict[str, Any], words: str) -> None:
+def test_what_a_decoder_would_leave_out_is_refused(text: dict[str, Any], change: dict[str, Any], message: str) -> None:
     text_arguments(text)
-    with pytest.raises(LoadError, match=words):
+    with pytest.raises(LoadError, match=message):
         text_arguments(text | change)
 
 

@@ -74,7 +74,7 @@ def test_published_paligemmas_are_read_with_the_defaults_of_transformers() -> No
     assert shapes(second) == ((2048, 2304), (1024, 2304), (257216, 2304), (256, 1152))
     assert first.cache_layout() == [Full()] * 18
     assert second.cache_layout() == [Sliding(4096), Full()] * 13
-    assert (first.body.layers[0].self_attn.cap, second.body.layers[0].self_attn.cap) == (None, 50.0)
+    assert (first.body.layers[0].self_attn.softcap, second.body.layers[0].self_attn.softcap) == (None, 50.0)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_gemma3_without_a_filter_resizes_bilinearly_and_crops_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("given", "images", "laid"),
+    ("segments", "images", "text"),
     [
         ([Segment("caption en")], 0, "<bos>caption en\n"),
         ([Segment("caption en")], 2, "<image><image><bos>caption en\n"),
@@ -112,9 +112,9 @@ def test_gemma3_without_a_filter_resizes_bilinearly_and_crops_are_refused(
     ],
 )
 def test_paligemma_lays_out_as_transformers(
-    load_family: LoadFamily, given: list[Segment], images: int, laid: str
+    load_family: LoadFamily, segments: list[Segment], images: int, text: str
 ) -> None:
-    assert load_family("paligemma").processor.lay_out(given, images) == [Segment(laid)]
+    assert load_family("paligemma").processor.lay_out(segments, images) == [Segment(text)]
 
 
 def test_words_that_look_like_a_picture_stay_words(load_family: LoadFamily) -> None:
@@ -123,7 +123,7 @@ def test_words_that_look_like_a_picture_stay_words(load_family: LoadFamily) -> N
     content = ["what is <image>?", {"type": "image", "image": picture}]
     prompt = processor.prepare([{"role": "user", "content": content}])
     assert prompt.text == "<image><bos>what is <image>?\n"
-    assert [own.spans for own in prompt.media] == [((0, 16),)]
+    assert [medium.spans for medium in prompt.media] == [((0, 16),)]
     token = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert (prompt.tokens == token).sum() == 16
     assert prompt.two_way == ((0, len(prompt.tokens)),)
@@ -140,18 +140,18 @@ def test_a_bound_that_would_cut_a_two_way_span_is_refused(load_family: LoadFamil
     family = load_family(name)
     ask = family.asks["img1"]
     spans = family.processor.prepare(ask.text, ask.media).two_way
-    least = max(end - start for start, end in spans) + 4
+    smallest = max(end - start for start, end in spans) + 4
     picture = media.picture("plain")
-    with pytest.raises(UnsupportedError, match=f"at least {least}"):
-        generate(family.model, family.processor, ask.text, picture, max_tokens=1, max_kv_size=least - 1)
-    assert generate(family.model, family.processor, ask.text, picture, max_tokens=1, max_kv_size=least).tokens
+    with pytest.raises(UnsupportedError, match=f"at least {smallest}"):
+        generate(family.model, family.processor, ask.text, picture, max_tokens=1, max_kv_size=smallest - 1)
+    assert generate(family.model, family.processor, ask.text, picture, max_tokens=1, max_kv_size=smallest).tokens
 
 
 def test_capped_scores_are_of_quantized_keys_too(load_family: LoadFamily) -> None:
     family = load_family("paligemma2")
     ask, picture = family.asks["img1"], media.picture("plain")
-    made = generate(family.model, family.processor, ask.text, picture, max_tokens=6, kv_bits=8, kv_group_size=32)
-    assert made.tokens == family.answer(ask).tokens[:6]
+    result = generate(family.model, family.processor, ask.text, picture, max_tokens=6, kv_bits=8, kv_group_size=32)
+    assert result.tokens == family.answer(ask).tokens[:6]
 
 
 def test_pictures_of_one_group_are_encoded_as_alone(load_family: LoadFamily) -> None:
@@ -159,15 +159,15 @@ def test_pictures_of_one_group_are_encoded_as_alone(load_family: LoadFamily) -> 
     images = MediaInputs(images=[media.picture("large"), media.picture("small")])
     prompt = family.processor.prepare("<start_of_image><start_of_image>", images)
     together = family.model.encode(prompt.media)
-    for own, medium in zip(together, prompt.media, strict=True):
-        assert np.abs(np.array(own.embeds - family.model.encode([medium])[0].embeds)).max() < 1e-5
+    for features, medium in zip(together, prompt.media, strict=True):
+        assert np.abs(np.array(features.embeds - family.model.encode([medium])[0].embeds)).max() < 1e-5
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     mx.random.seed(0)
     q, (k, v) = mx.random.normal((2, 4, 7, 8)), mx.random.normal((2, 2, 2, 9, 8))
     masks = [None, "causal", mx.random.uniform(shape=(2, 1, 7, 9)) < 0.8]
-    whole = [gemma.capped_attention(q, k, v, mask, 2.0) for mask in masks]
+    whole = [gemma.softcapped_attention(q, k, v, mask, 2.0) for mask in masks]
     monkeypatch.setattr(gemma, "SCORE_BYTES", 4 * 2 * 4 * 9 * 3)  # three queries a block
-    for mask, own in zip(masks, whole, strict=True):
-        assert np.abs(np.array(gemma.capped_attention(q, k, v, mask, 2.0) - own)).max() < 1e-6
+    for mask, expected in zip(masks, whole, strict=True):
+        assert np.abs(np.array(gemma.softcapped_attention(q, k, v, mask, 2.0) - expected)).max() < 1e-6

@@ -57,7 +57,7 @@ def test_a_silent_text_configuration_has_the_defaults_of_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("change", "message"),
     [
         ({"hidden_activation": "gelu"}, "'gelu'"),
         ({"attention_bias": True}, "biases"),
@@ -68,25 +68,25 @@ def test_a_silent_text_configuration_has_the_defaults_of_transformers() -> None:
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e6}}}, "rotary"),
     ],
 )
-def test_what_the_decoder_would_leave_out_is_refused(asked: dict[str, Any], words: str) -> None:
+def test_what_the_decoder_would_leave_out_is_refused(change: dict[str, Any], message: str) -> None:
     config = {"model_type": "gemma4_text", "num_hidden_layers": 12}
     text_arguments(config | {"per_layer_config": {"5": {"head_dim": 64}, "11": {"head_dim": 64}}})
-    with pytest.raises(LoadError, match=words):
-        text_arguments(config | asked)
+    with pytest.raises(LoadError, match=message):
+        text_arguments(config | change)
 
 
 def test_what_hears_and_bounds_that_are_not_used_are_left_in_the_file() -> None:
     assert Gemma4.rename("model.audio_tower.layers.0.norm_out.weight") is None
     assert Gemma4.rename("embed_audio.embedding_projection.weight") is None
     bound = "vision_tower.encoder.layers.0.mlp.up_proj.input_max"
-    given = {f"model.{bound}": mx.array(1.0), "lm_head.weight": mx.zeros((2, 2))}
-    assert list(Gemma4(E2B).sanitize(given)) == [bound]
-    assert list(Gemma4(E2B | {"vision_config": VISION}).sanitize(given)) == []
+    weights = {f"model.{bound}": mx.array(1.0), "lm_head.weight": mx.zeros((2, 2))}
+    assert list(Gemma4(E2B).sanitize(weights)) == [bound]
+    assert list(Gemma4(E2B | {"vision_config": VISION}).sanitize(weights)) == []
 
 
 # (height, width), tokens, and what transformers' get_aspect_ratio_preserving_size makes of it.
 @pytest.mark.parametrize(
-    ("given", "tokens", "size"),
+    ("original", "tokens", "size"),
     [
         ((480, 640), 280, (672, 912)),
         ((10, 10), 280, (768, 768)),
@@ -96,13 +96,13 @@ def test_what_hears_and_bounds_that_are_not_used_are_left_in_the_file() -> None:
         ((1080, 1920), 70, (288, 528)),
     ],
 )
-def test_a_pictures_size(given: tuple[int, int], tokens: int, size: tuple[int, int]) -> None:
-    assert fitted(*given, 48, tokens) == size
+def test_a_pictures_size(original: tuple[int, int], tokens: int, size: tuple[int, int]) -> None:
+    assert fitted(*original, 48, tokens) == size
 
 
 def test_frames_are_kept_as_transformers_keeps_them() -> None:
-    kept = spread(300, 32).tolist()
-    assert (kept[:4], kept[-2:]) == ([0, 9, 18, 28], [281, 290])
+    frames = spread(300, 32).tolist()
+    assert (frames[:4], frames[-2:]) == ([0, 9, 18, 28], [281, 290])
     assert spread(2, 4).tolist() == [0, 0, 1, 1]
 
 

@@ -1,4 +1,4 @@
-"""GLM-4.1V to GLM-4.6V: which frames of a video are kept, sizes, templates, routing, and what is refused."""
+"""GLM-4.1V to GLM-4.6V: which frames of a video are used, sizes, templates, routing, and what is refused."""
 
 import copy
 import io
@@ -41,19 +41,19 @@ KEPT = [
 def test_frames_are_kept_as_transformers_keeps_them(
     total: int, rate: float, count: int, ends: list[int], paced_count: int, paced_ends: list[int]
 ) -> None:
-    kept, paced = frames_at(total, rate, 2, 300).tolist(), paced_frames(total, rate, 2).tolist()
-    assert (len(kept), kept[:3] + kept[-3:]) == (count, ends)
+    frames, paced = frames_at(total, rate, 2, 300).tolist(), paced_frames(total, rate, 2).tolist()
+    assert (len(frames), frames[:3] + frames[-3:]) == (count, ends)
     assert (len(paced), paced[:3] + paced[-3:]) == (paced_count, paced_ends)
 
 
 @pytest.mark.parametrize(("family", "paced"), [("glm4v", False), ("glm4v_moe", True)])
 def test_the_release_is_told_by_what_conversions_leave_alone(tmp_path: Path, family: str, paced: bool) -> None:
-    """mlx-vlm writes the name of a class of its own into one of the three files."""
+    """mlx-vlm writes the name of its class into one of the three files."""
     folder = write_checkpoint(family, "hub", tmp_path)
     config, settings = read_json(folder / "config.json"), read_json(folder / "preprocessor_config.json")
-    own = {"glm4v": "Glm46VProcessor", "glm4v_moe": "Glm46VMoEProcessor"}[family]
+    name = {"glm4v": "Glm46VProcessor", "glm4v_moe": "Glm46VMoEProcessor"}[family]
     picture = {key: value for key, value in settings.items() if key != "processor_class"}
-    write_json(folder / "processor_config.json", {"image_processor": picture, "processor_class": own})
+    write_json(folder / "processor_config.json", {"image_processor": picture, "processor_class": name})
     assert Glm4vProcessor.from_folder(folder, config).paced is paced
 
 
@@ -62,12 +62,12 @@ def test_a_video_of_one_frame_has_one() -> None:
 
 
 def test_a_request_says_how_many_frames_of_a_file_are_kept(glm: Family) -> None:
-    def kept(**settings: float) -> list[int]:
+    def frames(**settings: float) -> list[int]:
         return glm.processor.sampler(MediaInputs(**settings))(300, 30.0).tolist()
 
-    assert kept() == list(range(0, 300, 15))
-    assert kept(video_fps=0.5) == [0, 60, 120, 180, 240, 240]
-    assert kept(max_frames=3) == [0, 150, 285]
+    assert frames() == list(range(0, 300, 15))
+    assert frames(video_fps=0.5) == [0, 60, 120, 180, 240, 240]
+    assert frames(max_frames=3) == [0, 150, 285]
 
 
 def test_the_whole_seconds_of_an_animation_are_told_whole(glm: Family) -> None:
@@ -80,13 +80,13 @@ def test_the_whole_seconds_of_an_animation_are_told_whole(glm: Family) -> None:
 
 # As transformers' smart_resize has it with the published bounds, in pixels of both frames that a picture stands in.
 @pytest.mark.parametrize(
-    ("given", "processed"),
+    ("original", "processed"),
     [((10, 100), (28, 280)), ((30, 40), (84, 112)), ((640, 480), (644, 476)), ((3000, 4000), (1876, 2520))],
 )
-def test_a_pictures_size(glm: Family, given: tuple[int, int], processed: tuple[int, int]) -> None:
+def test_a_pictures_size(glm: Family, original: tuple[int, int], processed: tuple[int, int]) -> None:
     processor = copy.copy(glm.processor)
     processor.pictures = PixelSettings(12544, 9633792, 14)
-    assert processor.picture_size(*given, MediaInputs()) == processed
+    assert processor.picture_size(*original, MediaInputs()) == processed
     assert processor.picture_size(640, 480, MediaInputs(max_pixels=100 * 28 * 28)) == (308, 224)
     assert processor.picture_size(50, 60, MediaInputs(min_pixels=100 * 28 * 28)) == (280, 308)
 
@@ -112,7 +112,7 @@ def test_half_precision_chooses_the_experts_that_float32_chooses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "asked", "words"),
+    ("model_type", "change", "message"),
     [
         ("glm4v", {"tie_word_embeddings": True}, "its embeddings"),
         ("glm4v", {"hidden_act": "gelu"}, "'gelu'"),
@@ -120,10 +120,10 @@ def test_half_precision_chooses_the_experts_that_float32_chooses() -> None:
         ("glm4v", {"rope_scaling": {"type": "yarn"}}, "'yarn'"),
     ],
 )
-def test_what_the_decoder_would_leave_out_is_refused(model_type: str, asked: dict, words: str) -> None:
+def test_what_the_decoder_would_leave_out_is_refused(model_type: str, change: dict, message: str) -> None:
     known_arguments(text_arguments({"model_type": model_type, "text_config": {}}))
-    with pytest.raises(LoadError, match=words):
-        known_arguments(text_arguments({"model_type": model_type, "text_config": asked}))
+    with pytest.raises(LoadError, match=message):
+        known_arguments(text_arguments({"model_type": model_type, "text_config": change}))
 
 
 def test_what_turns_of_a_head_where_the_configuration_is_silent() -> None:

@@ -76,8 +76,8 @@ def processor(folder: Path) -> InternVLProcessor:
 def test_pictures_are_cut_as_transformers_cuts_them(
     size: tuple[int, int], twelve: tuple[int, int], some: tuple[int, int], four: tuple[int, int]
 ) -> None:
-    def cut(least: int, most: int) -> tuple[int, int]:
-        return tiling(*size, TileSettings.read(FILE | {"min_patches": least, "max_patches": most}, CONFIG))
+    def cut(fewest: int, largest: int) -> tuple[int, int]:
+        return tiling(*size, TileSettings.read(FILE | {"min_patches": fewest, "max_patches": largest}, CONFIG))
 
     assert tiling(*size, TileSettings.read(FILE, CONFIG)) == twelve
     assert (cut(2, 6), cut(4, 4)) == (some, four)
@@ -85,14 +85,16 @@ def test_pictures_are_cut_as_transformers_cuts_them(
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 4), st.integers(4, 14))
-def test_no_allowed_grid_is_nearer(height: int, width: int, least: int, most: int) -> None:
-    rows, columns = tiling(height, width, TileSettings.read(FILE | {"min_patches": least, "max_patches": most}, CONFIG))
-    assert least <= rows * columns <= most
+def test_no_allowed_grid_is_nearer(height: int, width: int, fewest: int, largest: int) -> None:
+    rows, columns = tiling(
+        height, width, TileSettings.read(FILE | {"min_patches": fewest, "max_patches": largest}, CONFIG)
+    )
+    assert fewest <= rows * columns <= largest
     assert all(
         abs(width / height - columns / rows) <= abs(width / height - c / r)
-        for r in range(1, most + 1)
-        for c in range(1, most + 1)
-        if least <= r * c <= most
+        for r in range(1, largest + 1)
+        for c in range(1, largest + 1)
+        if fewest <= r * c <= largest
     )
 
 
@@ -110,15 +112,15 @@ def test_tiles_of_another_size_than_the_towers_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "count", "kept"),
+    ("total", "count", "frames"),
     [(90, 8, [5, 16, 28, 39, 50, 61, 73, 84]), (7, 3, [1, 3, 5]), (14, 3, [2, 7, 11]), (5, 5, [0, 1, 2, 3, 4])],
 )
-def test_frames_are_kept_as_transformers_keeps_them(total: int, count: int, kept: list[int]) -> None:
-    assert middles(total, count).tolist() == kept
+def test_frames_are_chosen_as_transformers_chooses_them(total: int, count: int, frames: list[int]) -> None:
+    assert middles(total, count).tolist() == frames
 
 
 def film(frames: int) -> bytes:
-    """An animation at 10 frames a second, each frame of a grey of its own."""
+    """An animation at 10 frames a second, each frame of another grey."""
     file = io.BytesIO()
     pictures = [Image.new("L", (40, 30), 2 * number) for number in range(frames)]
     pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=100)
@@ -126,7 +128,7 @@ def film(frames: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("settings", "frames"),
     [
         ({}, middles(90, 32)),
         ({"num_frames": 8}, middles(90, 8)),
@@ -137,13 +139,13 @@ def film(frames: int) -> bytes:
     ],
 )
 def test_a_file_is_sampled_in_the_middles_of_equal_parts(
-    processor: InternVLProcessor, given: dict[str, Any], kept: np.ndarray
+    processor: InternVLProcessor, settings: dict[str, Any], frames: np.ndarray
 ) -> None:
-    prompt = processor.prepare("<video>", MediaInputs(videos=[film(90)], **given))
+    prompt = processor.prepare("<video>", MediaInputs(videos=[film(90)], **settings))
     grey = prompt.media[0].pixels[:, 0, 0, 0] * 0.229 + 0.485
-    assert np.allclose(grey * 255 / 2, kept, atol=0.01)
-    assert len(prompt.media[0].spans) == len(kept)
-    assert f"Frame{len(kept)}: " in processor.tokenizer.decode(prompt.tokens)
+    assert np.allclose(grey * 255 / 2, frames, atol=0.01)
+    assert len(prompt.media[0].spans) == len(frames)
+    assert f"Frame{len(frames)}: " in processor.tokenizer.decode(prompt.tokens)
 
 
 def test_more_frames_than_there_are_repeat(processor: InternVLProcessor) -> None:
@@ -164,16 +166,16 @@ def test_a_template_of_words_gets_pictures_as_words(processor: InternVLProcessor
         "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert [medium.kind for medium in prompt.media] == ["image", "video"]
-    words = processor.tokenizer.decode(prompt.words)
-    assert "user\n<img></img>\nFrame1: <img></img>\nFrame2: " in words
-    assert "Frame6: <img></img>\nIs it <video>?" in words
+    text = processor.tokenizer.decode(prompt.text_tokens)
+    assert "user\n<img></img>\nFrame1: <img></img>\nFrame2: " in text
+    assert "Frame6: <img></img>\nIs it <video>?" in text
 
 
 def test_a_template_of_words_may_begin_with_any_character(processor: InternVLProcessor) -> None:
-    own = InternVLProcessor(
+    plain = InternVLProcessor(
         processor.tokenizer, "\n  {{ messages[0].content }}", processor.pictures, processor.videos, processor.count
     )
-    assert own.format([{"role": "user", "content": [{"type": "text", "text": "Why?"}]}])[0].text == "\n  Why?"
+    assert plain.format([{"role": "user", "content": [{"type": "text", "text": "Why?"}]}])[0].text == "\n  Why?"
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_what_no_published_checkpoint_has_is_refused(wrong: dict[str, Any], said
 def test_the_checkpoint_decides_whether_there_is_an_output_layer(
     tmp_path: Path, called_tied: bool, has_layer: bool
 ) -> None:
-    """transformers 5 calls one tied that an older release saved untied, and keeps its own layer."""
+    """transformers 5 calls one tied that an older release saved untied, and keeps its layer."""
     write_checkpoint("internvl", "v5", tmp_path)
     config = read_json(tmp_path / "config.json") | {"tie_word_embeddings": called_tied}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.models import layers
+from mlx_vlgen.models import attention, layers
 
 
 def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> np.ndarray:
@@ -15,20 +15,20 @@ def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -
 
 @pytest.mark.parametrize("budget", [1, 4 * 2 * 3 * 37 * 5, 128 << 20], ids=["one row", "blocks of 5", "whole"])
 def test_attention_in_blocks_is_attention(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    monkeypatch.setattr(layers, "SCORE_BYTES", budget)
+    monkeypatch.setattr(attention, "SCORE_BYTES", budget)
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 37, 12)).astype(np.float32)
-    ours = layers.attention(mx.array(q), mx.array(k), mx.array(v), scale=0.3)
+    ours = attention.attention(mx.array(q), mx.array(k), mx.array(v), scale=0.3)
     np.testing.assert_allclose(np.array(ours), naive_attention(q, k, v, 0.3), atol=1e-5)
 
 
 def test_attention_in_blocks_bounds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "FUSED_HEAD_SIZES", {"cpu": (), "gpu": ()})
-    monkeypatch.setattr(layers, "SCORE_BYTES", 1 << 20)
+    monkeypatch.setattr(attention, "FUSED_HEAD_SIZES", {"cpu": (), "gpu": ()})
+    monkeypatch.setattr(attention, "SCORE_BYTES", 1 << 20)
     q = mx.random.normal((1, 2, 3000, 8))
     mx.eval(q)
     mx.reset_peak_memory()
     before = mx.get_active_memory()
-    mx.eval(layers.attention(q, q, q, scale=1.0))
+    mx.eval(attention.attention(q, q, q, scale=1.0))
     assert mx.get_peak_memory() - before < 40 << 20  # whole scores are 72 MB, twice
 
 
@@ -44,13 +44,13 @@ def test_interpolated_table_is_bilinear_with_aligned_corners(rows: int, columns:
     table = np.random.default_rng(1).normal(size=(side, side, width)).astype(np.float32)
     row, column = layers.merge_order(rows, columns, 2)
     ours = np.array(layers.interpolate_table(mx.array(table.reshape(-1, width)), row, column, rows, columns))
-    for r, c, own in zip(row, column, ours, strict=True):
+    for r, c, value in zip(row, column, ours, strict=True):
         y, x = r * (side - 1) / (rows - 1), c * (side - 1) / (columns - 1)
         y0, x0 = int(y), int(x)
         y1, x1 = min(y0 + 1, side - 1), min(x0 + 1, side - 1)
         top = table[y0, x0] * (1 - x + x0) + table[y0, x1] * (x - x0)
         bottom = table[y1, x0] * (1 - x + x0) + table[y1, x1] * (x - x0)
-        np.testing.assert_allclose(own, top * (1 - y + y0) + bottom * (y - y0), atol=2e-5)
+        np.testing.assert_allclose(value, top * (1 - y + y0) + bottom * (y - y0), atol=2e-5)
 
 
 def test_patch_embedding_is_the_convolution() -> None:
@@ -61,17 +61,17 @@ def test_patch_embedding_is_the_convolution() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # three minutes of MLX's own BLAS where nothing else runs
+@pytest.mark.timeout(1800)  # three minutes of MLX's BLAS where nothing else runs
 def test_a_12_megapixel_picture_fits_in_memory() -> None:
     """46,875 patches: whole scores would take 8.8 GB a head; in blocks the tower stays within 2 GB."""
-    from mlx_vlgen.models.qwen3_vl import VisionTower
+    from mlx_vlgen.models.qwen3_vl import Qwen3VLVisionConfig, VisionTower
 
     config = {
         "hidden_size": 64, "num_heads": 2, "depth": 1, "intermediate_size": 128, "out_hidden_size": 64,
         "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 144,
         "deepstack_visual_indexes": [],
     }  # fmt: skip
-    tower = VisionTower(config)
+    tower = VisionTower(Qwen3VLVisionConfig.from_dict(config))
     mx.eval(tower.parameters())
     rows, columns = 188, 250  # 4000 x 3008 pixels
     mx.reset_peak_memory()

@@ -100,27 +100,27 @@ def test_pixtral_loads_as_published() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"sliding_window": 1024}, "sliding window"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0}}, "scale"),
     ],
 )
-def test_ministral3_is_refused_what_its_decoder_leaves_out(change: dict[str, Any], words: str) -> None:
+def test_ministral3_is_refused_what_its_decoder_leaves_out(change: dict[str, Any], message: str) -> None:
     scaled = {"rope_theta": 1e6, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16384}
     config = {"model_type": "ministral3", "rope_parameters": scaled, "sliding_window": None}
     assert text_arguments(config)["head_dim"] == 128
-    with pytest.raises(LoadError, match=words):
+    with pytest.raises(LoadError, match=message):
         text_arguments(config | change)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [({"tie_word_embeddings": False}, "output layer"), ({"vision_feature_layer": -2}, "vision_feature_layer")],
 )
-def test_lfm2_vl_is_refused_what_it_leaves_out(change: dict[str, Any], words: str) -> None:
+def test_lfm2_vl_is_refused_what_it_leaves_out(change: dict[str, Any], message: str) -> None:
     config = read_json(REFERENCE / "lfm2_vl" / "config.json")
-    with pytest.raises(LoadError, match=words):
+    with pytest.raises(LoadError, match=message):
         find(config).model_class()(config | change)
 
 
@@ -146,7 +146,7 @@ def test_pictures_of_one_size_are_encoded_together_as_alone(family: str, tmp_pat
     model, processor = load(str(write_checkpoint(family, "mlx", tmp_path)), dtype="float32")
     large = media.picture("large")  # LFM2-VL cuts it into tiles
     prompt = processor.prepare(processor.placeholders["image"] * 2, MediaInputs(images=[large, large[::-1].copy()]))
-    together, alone = model.encode(prompt.media), [model.encode([own])[0] for own in prompt.media]
+    together, alone = model.encode(prompt.media), [model.encode([medium])[0] for medium in prompt.media]
     assert mx.abs(together[0].embeds - together[1].embeds).max() > 0.1
     for one, other in zip(together, alone, strict=True):
         assert mx.abs(one.embeds - other.embeds).max() < 1e-4

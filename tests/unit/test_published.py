@@ -62,8 +62,8 @@ def test_a_published_configuration_makes_a_network_of_its_size(name: str) -> Non
 def test_granite_visions_pictures_are_cut_as_its_configuration_says() -> None:
     config = CONFIGS["granite-vision-3.2-2b"]
     assert build("granite-vision-3.2-2b").multi_modal_projector.linear_1.weight.shape == (2048, 4 * 1152)
-    own = {"size": {"height": 384, "width": 384}, "crop_size": {"height": 384, "width": 384}}
-    pictures = AnyRes.read(own, config, [], CLIP_MEAN, CLIP_STD)
+    settings = {"size": {"height": 384, "width": 384}, "crop_size": {"height": 384, "width": 384}}
+    pictures = AnyRes.read(settings, config, [], CLIP_MEAN, CLIP_STD)
     assert (len(pictures.canvases), pictures.patches) == (26, 27)
     assert pictures.layout((384, 3840))[:2] == (1, 10)
     assert pictures.layout((1100, 1100)) == (3, 3, 81, 81)

@@ -18,9 +18,9 @@ from mlx_vlgen.inputs import processor, qwen_vl
 from mlx_vlgen.inputs.images import PixelSettings
 from mlx_vlgen.inputs.prompt import Media, MediaInputs, Prompt
 from mlx_vlgen.inputs.qwen2_vl import Qwen2VLProcessor
+from mlx_vlgen.models.mrope import rotary_positions
 from mlx_vlgen.models.qwen2_5_vl import window_order
 from mlx_vlgen.models.qwen2_vl import text_arguments
-from mlx_vlgen.models.qwen_vl import rotary_positions
 
 sides = st.integers(1, 30)
 
@@ -30,15 +30,15 @@ def test_windows_are_squares_of_the_grid_cut_at_its_edges(rows: int, columns: in
     order, runs = window_order(rows, columns, side)
     assert sorted(order) == list(range(rows * columns))
     assert len(runs) <= 4
-    found, done = [], 0
+    windows, start = [], 0
     for count, size in runs:
         for _ in range(count):
-            found.append(order[done : done + size].tolist())
-            done += size
+            windows.append(order[start : start + size].tolist())
+            start += size
     grid = np.arange(rows * columns).reshape(rows, columns)
     corners = [(top, left) for top in range(0, rows, side) for left in range(0, columns, side)]
     squares = [grid[top : top + side, left : left + side].ravel().tolist() for top, left in corners]
-    assert sorted(found) == sorted(squares)
+    assert sorted(windows) == sorted(squares)
 
 
 # Times that transformers gives to a video of so many groups of frames, one token high and two wide.
@@ -91,7 +91,7 @@ SIZES = [
 
 
 def test_settings_for_pictures_serve_for_videos(qwen: Family, tmp_path: Path) -> None:
-    """As in the originals on the Hub; a file of its own comes before, and may bound all frames together."""
+    """As in the originals on the Hub; a file for videos comes before, and may bound all frames together."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(qwen.folder / name, tmp_path)
     published = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "merge_size": 2}
@@ -100,10 +100,10 @@ def test_settings_for_pictures_serve_for_videos(qwen: Family, tmp_path: Path) ->
     assert shared.videos == shared.pictures
     capped = {"size": {"shortest_edge": 3136, "longest_edge": 12845056}, "cap_pixels_per_frame": True}
     (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(capped | {"max_video_tokens": 1000}))
-    own = Qwen2VLProcessor.from_folder(tmp_path, {"vision_config": {}})
+    processor = Qwen2VLProcessor.from_folder(tmp_path, {"vision_config": {}})
     for frames, plain, bounded in SIZES:
         assert shared.frame_size(*frames, MediaInputs()) == plain
-        assert own.frame_size(*frames, MediaInputs()) == bounded
+        assert processor.frame_size(*frames, MediaInputs()) == bounded
     (tmp_path / "video_preprocessor_config.json").write_text("{}")
     (tmp_path / "preprocessor_config.json").write_text("{}")
     silent = Qwen2VLProcessor.from_folder(tmp_path, {"vision_config": {}})
@@ -129,9 +129,9 @@ def test_a_video_of_many_tokens_is_told_and_one_of_too_many_refused_before_pixel
     clip = np.zeros((12, 280, 560, 3), np.uint8)
     monkeypatch.setattr(processor, "MANY_VIDEO_TOKENS", 1199)
     limited.prepare("<|video_pad|>", MediaInputs(videos=[clip]))
-    told = capsys.readouterr().err
-    assert "a video of 560 x 280 pixels becomes 1,200 tokens; max_pixels (--max-pixels)" in told
-    assert "video_fps (--video-fps) or max_frames (--max-frames)" in told
+    notice = capsys.readouterr().err
+    assert "a video of 560 x 280 pixels becomes 1,200 tokens; max_pixels (--max-pixels)" in notice
+    assert "video_fps (--video-fps) or max_frames (--max-frames)" in notice
     monkeypatch.setattr(qwen_vl, "_resized", None)
     limited.max_positions = 1199
     with pytest.raises(PromptError, match=r"becomes 1,200 tokens and the model has 1,199 positions: max_pixels"):
@@ -149,8 +149,8 @@ def test_pictures_of_too_many_tokens_are_refused_before_the_rest_is_read(qwen: F
         prompt_of(limited, picture)
 
 
-def prompt_of(own: Qwen2VLProcessor, *pictures: Any) -> Prompt:
-    return own.prepare("<|image_pad|>" * len(pictures), MediaInputs(images=pictures))
+def prompt_of(processor: Qwen2VLProcessor, *pictures: Any) -> Prompt:
+    return processor.prepare("<|image_pad|>" * len(pictures), MediaInputs(images=pictures))
 
 
 # Configurations
@@ -171,13 +171,13 @@ def test_a_text_decoder_is_described_in_two_ways() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scaling", "words"),
+    ("scaling", "message"),
     [
         ({"type": "linear", "factor": 4.0}, "rotary positions of the type 'linear'"),
         ({"type": "yarn"}, "rotary positions of the type 'yarn' and gives no factor"),
         ({"type": "yarn", "factor": 4.0, "truncate": False}, "truncate = false"),
     ],
 )
-def test_stretched_positions_that_are_not_computed_are_refused(scaling: dict[str, Any], words: str) -> None:
-    with pytest.raises(LoadError, match=words):
+def test_stretched_positions_that_are_not_computed_are_refused(scaling: dict[str, Any], message: str) -> None:
+    with pytest.raises(LoadError, match=message):
         text_arguments(FLAT | {"rope_scaling": {"mrope_section": [2, 3, 3]} | scaling})

@@ -13,8 +13,8 @@ from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError
 from mlx_vlgen.models.base import Full, Recurrent
 from mlx_vlgen.models.decoders import text_arguments as known_arguments
-from mlx_vlgen.models.qwen3_5 import VISION, stack_experts, text_arguments
-from mlx_vlgen.models.qwen3_vl import VisionTower
+from mlx_vlgen.models.qwen3_5 import stack_experts, text_arguments
+from mlx_vlgen.models.qwen3_vl import Qwen3VLVisionConfig, VisionTower
 
 TYPES = ("qwen3_5", "qwen3_5_moe")
 
@@ -25,7 +25,7 @@ def arguments(model_type: str, text: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("change", "message"),
     [
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"]}, "irregular"),
@@ -34,10 +34,10 @@ def arguments(model_type: str, text: dict[str, Any]) -> dict[str, Any]:
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e7}}, "'yarn'"),
     ],
 )
-def test_what_the_decoder_would_leave_out_is_refused(model_type: str, asked: dict[str, Any], words: str) -> None:
+def test_what_the_decoder_would_leave_out_is_refused(model_type: str, change: dict[str, Any], message: str) -> None:
     arguments(model_type, {})
-    with pytest.raises(LoadError, match=words):
-        arguments(model_type, asked)
+    with pytest.raises(LoadError, match=message):
+        arguments(model_type, change)
 
 
 def test_a_silent_configuration_means_what_transformers_assumes() -> None:
@@ -48,7 +48,7 @@ def test_a_silent_configuration_means_what_transformers_assumes() -> None:
 
 
 def test_the_configuration_stays_as_it_was(load_family: Callable[[str], Family]) -> None:
-    """mlx-lm's arguments rename what they are given in its place."""
+    """mlx-lm's arguments rename their input in its place."""
     rotary = load_family("qwen3_5").model.config["text_config"]["rope_parameters"]
     assert rotary["rope_type"] == "default" and "type" not in rotary
 
@@ -62,15 +62,15 @@ def test_the_hubs_half_precision_norms_are_added_to_in_float32(tmp_path: Path) -
     folder = write_checkpoint("qwen3_5", "hub", tmp_path)
     halves: dict[str, mx.array] = {}
     for file in folder.glob("*.safetensors"):
-        own = {name: tensor.astype(mx.bfloat16) for name, tensor in mx.load(str(file)).items()}
-        mx.eval(own)
-        mx.save_safetensors(str(file), own, {"format": "pt"})
-        halves |= own
+        tensors = {name: tensor.astype(mx.bfloat16) for name, tensor in mx.load(str(file)).items()}
+        mx.eval(tensors)
+        mx.save_safetensors(str(file), tensors, {"format": "pt"})
+        halves |= tensors
     text = mlx_vlgen.load(folder, dtype="float32")[0].language_model.model
-    for name, made in [("norm", text.norm), ("layers.1.self_attn.k_norm", text.layers[1].self_attn.k_norm)]:
+    for name, norm in [("norm", text.norm), ("layers.1.self_attn.k_norm", text.layers[1].self_attn.k_norm)]:
         stored = halves[f"model.language_model.{name}.weight"].astype(mx.float32)
-        assert mx.array_equal(made.weight, stored + 1)
-        assert not mx.array_equal(made.weight, (stored + 1).astype(mx.bfloat16))
+        assert mx.array_equal(norm.weight, stored + 1)
+        assert not mx.array_equal(norm.weight, (stored + 1).astype(mx.bfloat16))
 
 
 def test_single_experts_are_stacked_by_their_numbers() -> None:
@@ -83,13 +83,13 @@ def test_single_experts_are_stacked_by_their_numbers() -> None:
 
 def test_the_towers_rotary_base_is_the_configurations() -> None:
     sizes = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 8}
-    silent = VisionTower(VISION | sizes)
+    silent = VisionTower(Qwen3VLVisionConfig.from_dict(sizes))
     pixels = mx.random.normal((1, 16, 3 * 2 * 16 * 16), key=mx.random.key(0))
 
-    def seen(theta: float) -> mx.array:
-        tower = VisionTower(VISION | sizes | {"rope_parameters": {"rope_theta": theta}})
+    def encode(theta: float) -> mx.array:
+        tower = VisionTower(Qwen3VLVisionConfig.from_dict(sizes | {"rope_parameters": {"rope_theta": theta}}))
         tower.update(silent.parameters())
         return tower(pixels, 4, 4)[0]
 
-    assert mx.array_equal(seen(10_000.0), silent(pixels, 4, 4)[0])
-    assert not mx.allclose(seen(100.0), silent(pixels, 4, 4)[0])
+    assert mx.array_equal(encode(10_000.0), silent(pixels, 4, 4)[0])
+    assert not mx.allclose(encode(100.0), silent(pixels, 4, 4)[0])

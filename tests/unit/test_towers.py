@@ -20,17 +20,17 @@ def test_a_quantized_table_of_positions_is_made_of_floats(tmp_path: Path, family
     config = read_json(REFERENCE / family / "config.json")
     config["vision_config"]["hidden_size"] = 64  # rows divide into groups
     write_json(tmp_path / "config.json", config)
-    made = find(config).model_class()(config)
-    (table,) = (f"{path}.weight" for path, module in made.named_modules() if isinstance(module, PositionTable))
-    tensors = {name: mx.zeros(value.shape) for name, value in tree_flatten(made.parameters())}
+    model = find(config).model_class()(config)
+    (table,) = (f"{path}.weight" for path, module in model.named_modules() if isinstance(module, PositionTable))
+    tensors = {name: mx.zeros(value.shape) for name, value in tree_flatten(model.parameters())}
     random = np.random.default_rng(0).normal(size=tensors[table].shape)
     parts = mx.quantize(mx.array(random, mx.float32), group_size=32, bits=8)
     names = (table, table.replace(".weight", ".scales"), table.replace(".weight", ".biases"))
     mx.save_safetensors(
         str(tmp_path / "model.safetensors"), tensors | dict(zip(names, parts, strict=True)), {"format": "mlx"}
     )
-    fill(made, tmp_path, mx.float32)
-    loaded = dict(tree_flatten(made.parameters()))[table]
+    fill(model, tmp_path, mx.float32)
+    loaded = dict(tree_flatten(model.parameters()))[table]
     assert mx.array_equal(loaded, mx.dequantize(*parts, group_size=32, bits=8))
 
 
