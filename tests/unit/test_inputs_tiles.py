@@ -14,9 +14,9 @@ from PIL import Image
 import mlx_vlgen
 from mlx_vlgen._runtime import tree_flatten
 from mlx_vlgen.errors import LoadError
-from mlx_vlgen.inputs.idefics3 import TileSettings, cut, longest
+from mlx_vlgen.inputs.idefics3 import Idefics3ImageSettings, longest
 from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
-from mlx_vlgen.inputs.smolvlm import SmolVLMProcessor, in_words, kept_frames
+from mlx_vlgen.inputs.smolvlm import SmolVLMProcessor, sample_frames, spell_number
 from mlx_vlgen.models.idefics3 import Idefics3
 from mlx_vlgen.models.vit import position_buckets
 
@@ -77,7 +77,7 @@ def test_a_picture_has_as_many_tiles_as_transformers_makes(
     size: tuple[int, int], edge: int, tile: int, rows: int, columns: int
 ) -> None:
     own = {"size": {"longest_edge": edge}, "max_image_size": {"longest_edge": tile}}
-    tiles, found = cut(Image.new("RGB", size[::-1]), TileSettings.read(own))
+    tiles, found = Idefics3ImageSettings.read(own).cut(Image.new("RGB", size[::-1]))
     assert found == (rows, columns)
     assert tiles.shape == (rows * columns + 1, tile, tile, 3)
 
@@ -90,13 +90,13 @@ def test_the_shorter_side_is_even_or_one() -> None:
 
 
 def test_a_picture_that_is_not_to_be_split_is_one_tile() -> None:
-    tiles, found = cut(Image.new("RGB", (90, 40)), TileSettings.read({**PICTURES, "do_image_splitting": False}))
+    tiles, found = Idefics3ImageSettings.read({**PICTURES, "do_image_splitting": False}).cut(Image.new("RGB", (90, 40)))
     assert (len(tiles), found) == (1, (0, 0))
 
 
 def test_a_size_that_is_no_longest_edge_is_refused() -> None:
     with pytest.raises(LoadError, match=r"size .*'height': 9.* expected a longest_edge"):
-        TileSettings.read({"size": {"height": 9, "width": 9}})
+        Idefics3ImageSettings.read({"size": {"height": 9, "width": 9}})
 
 
 @pytest.mark.parametrize("side", [24, 26, 27, 32])
@@ -119,18 +119,18 @@ def test_a_smaller_tile_spreads_over_all_positions() -> None:
     ],
 )
 def test_frames_are_kept_as_transformers_keeps_them(total: int, rate: float, count: int, ends: list[int]) -> None:
-    found = kept_frames(total, rate, 1, 64).tolist()
+    found = sample_frames(total, rate, 1, 64).tolist()
     assert len(found) == count
     assert (found if count <= 3 else found[:2] + found[-2:]) == ends
 
 
-def test_numbers_in_words() -> None:
-    assert [in_words(number) for number in (1, 12, 20, 64, 100, 101, 768)] == [
+def test_numbers_spell_number() -> None:
+    assert [spell_number(number) for number in (1, 12, 20, 64, 100, 101, 768)] == [
         "one", "twelve", "twenty", "sixty-four", "one hundred", "one hundred and one",
         "seven hundred and sixty-eight",
     ]  # fmt: skip
-    assert in_words(1001) == "one thousand and one"
-    assert in_words(2345) == "two thousand, three hundred and forty-five"
+    assert spell_number(1001) == "one thousand and one"
+    assert spell_number(2345) == "two thousand, three hundred and forty-five"
 
 
 def test_a_file_is_sampled_at_the_rate_of_the_checkpoint(processor: SmolVLMProcessor) -> None:
