@@ -18,7 +18,8 @@ VIDEO = PixelSettings(min_pixels=4096, max_pixels=25165824, patch=16)
 
 sides = st.integers(1, 5000)
 patches = st.sampled_from([14, 16])
-areas = st.integers(14 * 14 * 4, 1 << 20).flatmap(
+areas = st.integers(14 * 14 * 4, 1 << 24)
+bounds = st.integers(14 * 14 * 4, 1 << 20).flatmap(
     lambda least: st.tuples(st.just(least), st.integers(16 * least, 1 << 24))
 )
 
