@@ -175,7 +175,7 @@ def render(
 
     The template is run twice: on messages whose control strings are masked, and on messages whose whole text is masked,
     which shows what of the prompt the template wrote. Where the two differ, the template depends on the text; then it
-    is run with less of it masked. If it depends on that, too, its own control strings must be the same both times.
+    is run with less of it masked. If it depends on that, too, it must have written the same control strings both times.
     """
     template = _checked(template, kwargs)
     bare: list[dict[str, Any]] = [

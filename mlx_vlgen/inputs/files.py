@@ -1,4 +1,4 @@
-"""A checkpoint's small files, whoever wrote them: what is wrong in one is a LoadError that names it."""
+"""A checkpoint's small files. A fault in one is a LoadError that names it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ MAX_BYTES = 256 << 20
 def reading(path: Path, trouble: str) -> Iterator[None]:
     """Turns whatever is raised while a file is read, or while what it describes is built, into a LoadError.
 
-    trouble: what it then is, which follows the path in the message. A LoadError that names no file of that folder gets
+    trouble: what the message says after the path. A LoadError that names no file of that folder gets
     the path before it. The error raised is the cause of the new one, so that a fault of this package's can be traced.
     Other VlgenErrors, interrupts and MemoryError pass as they are.
     """
@@ -75,7 +75,7 @@ def _constant(name: Any) -> float:
 
 
 MAX_SIDE = 1 << 13
-"""Pixels of a side of what a picture is resized to: three floats a pixel are 0.8 GB then."""
+"""Pixels of a side of an image after resizing: three floats a pixel are 0.8 GB then."""
 _SIDE, _AREA, _TOKENS, _TILES = (1, MAX_SIDE), (1, 1 << 28), (1, 1 << 16), (0, 256)
 _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("patch_size", "encoder_patch_size"), (1, 256)),

@@ -31,6 +31,12 @@ class Video:
     fps: float
 
 
+def check_counts(num_frames: int | None, max_frames: int | None) -> None:
+    for name, number in (("num_frames", num_frames), ("max_frames", max_frames)):
+        if not isinstance(number, int | np.integer | None):
+            raise TypeError(f"{name} is {number!r:.80}; expected a whole number")
+
+
 def sample_indices(
     total: int,
     source_fps: float,
@@ -50,9 +56,7 @@ def sample_indices(
     """
     if (fps is None) == (num_frames is None):
         raise ValueError("give either fps or num_frames: each says how many frames of the video are kept")
-    for name, number in (("num_frames", num_frames), ("max_frames", max_frames)):
-        if not isinstance(number, int | np.integer | None):
-            raise TypeError(f"{name} is {number!r:.80}; expected a whole number")
+    check_counts(num_frames, max_frames)
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"max_frames is {max_frames}; expected 1 or more, or None")
     if fps is not None:

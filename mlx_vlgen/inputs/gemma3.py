@@ -10,8 +10,7 @@ from PIL import Image
 from ..errors import LoadError
 from .fixed_size import FixedSizeSettings
 from .images import SIGLIP_MEAN, SIGLIP_STD
-from .processor import Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import Media, MediaInputs, Span
 
 

@@ -12,8 +12,7 @@ from ..errors import UnsupportedError
 from .chat_template import Message, parts_to_string
 from .images import ImageSettings, Size, read_colors
 from .literal import Segment
-from .processor import Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import Media, MediaInputs, Span
 from .tiles import cut_tiles
 from .video import load_clip

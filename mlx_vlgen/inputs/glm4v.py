@@ -9,8 +9,7 @@ import numpy as np
 from .chat_template import Message, parts_to_string
 from .images import CLIP_MEAN, CLIP_STD, Size, pixel_bounds, video_size
 from .literal import Segment
-from .processor import Kind
-from .processor_files import ProcessorSettings
+from .processor import Kind, ProcessorSettings
 from .prompt import MediaInputs
 from .qwen_vl import QwenVLProcessor, bounded
 from .video import Sampler, Video

@@ -12,8 +12,7 @@ from ..errors import LoadError
 from .chat_template import Message, string_to_parts
 from .images import ImageSettings, Size, read_colors, refuse_pixel_bounds
 from .literal import Segment
-from .processor import Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 from .tiles import cut_tiles
 

@@ -10,8 +10,7 @@ from PIL import Image
 from ..errors import LoadError
 from .fixed_size import FixedSizeSettings
 from .images import CLIP_MEAN, CLIP_STD, Size, refuse_pixel_bounds
-from .processor import FEWER_FRAMES, Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import FEWER_FRAMES, Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 from .tiles import best_grid, cut_tiles
 from .video import load_clip

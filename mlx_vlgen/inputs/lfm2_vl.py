@@ -9,8 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .images import ImageSettings, Size, grow, pixel_bounds, read_colors, shrink
-from .processor import Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 from .tiles import best_grid, cut_tiles
 

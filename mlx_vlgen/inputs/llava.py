@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 from .fixed_size import FixedSizeSettings
 from .images import CLIP_MEAN, CLIP_STD
-from .processor import Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 
 

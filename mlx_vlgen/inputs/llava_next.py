@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 from .anyres import AnyRes
 from .images import CLIP_MEAN, CLIP_STD, refuse_pixel_bounds
-from .processor import Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 
 CANVASES = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]

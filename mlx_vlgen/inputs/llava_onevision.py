@@ -12,8 +12,7 @@ from ..errors import LoadError
 from .anyres import AnyRes
 from .fixed_size import FixedSizeSettings
 from .images import CLIP_MEAN, CLIP_STD, Color, Size, refuse_pixel_bounds
-from .processor import FEWER_FRAMES, Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import FEWER_FRAMES, Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 from .video import has_raw_frames, load_clip
 

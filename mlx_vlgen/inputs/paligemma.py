@@ -9,8 +9,7 @@ import numpy as np
 from .fixed_size import FixedSizeSettings
 from .images import SIGLIP_MEAN, SIGLIP_STD
 from .literal import Segment, join_equal
-from .processor import Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import Media, MediaInputs, Span
 
 # Published checkpoints have none: they were trained on a task and its answer, without turns.

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from .images import CLIP_MEAN, CLIP_STD, ImageSettings, Size, grow, pixel_bounds, read_colors, shrink
-from .processor import MANY_TOKENS, Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import MANY_TOKENS, Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 
 

@@ -59,7 +59,7 @@ class _HfMethod:
 class Processor:
     """A checkpoint's tokenizer, chat template and image settings. Holds nothing about any request.
 
-    tokenizer: transformers' own, which also takes and returns MLX's arrays. chat_template: Jinja source, or None.
+    tokenizer: transformers', which also takes and returns MLX's arrays. chat_template: Jinja source, or None.
     min_pixels, max_pixels: bounds of an image's area where a request has none; None: the family's.
     max_positions: how many tokens the model was made for; None where that is not known.
 
@@ -145,7 +145,7 @@ class Processor:
         else:
             messages = templates.normalize(prompt)
             messages = templates.insert_media_parts(messages, len(sources["image"]), len(sources["video"]))
-            sources = _collect_sources(messages, sources)
+            sources = _collect_sources(messages, beside=sources)
             segments = self.format(messages, **kwargs)
         segments = self.lay_out(segments, len(sources["image"]))
         text = "".join(segment.text for segment in segments)
@@ -178,7 +178,7 @@ class Processor:
 
     def unsupported(self, kind: str) -> UnsupportedError:
         """The error for media of a kind that this model does not take."""
-        supported = ["text", *(_noun(taken) + "s" for taken in self.placeholders)]
+        supported = ["text", *(_noun(other) + "s" for other in self.placeholders)]
         listed = ", ".join(supported[:-1]) + " and " * (len(supported) > 1) + supported[-1]
         return UnsupportedError(f"{_with_article(kind)} was given, and this model takes only {listed}")
 
@@ -191,17 +191,17 @@ class Processor:
         return frozenset((token.content, token.special) for token in self.tokenizer.added_tokens_decoder.values())
 
     def _check_placeholders(self, segments: Sequence[Segment], sources: Mapping[Kind, Sequence[Any]]) -> None:
-        for kind, given in sources.items():
+        for kind, items in sources.items():
             token = self.placeholders.get(kind)
             if token is None:
-                if given:
+                if items:
                     raise self.unsupported(kind)
                 continue
             count = sum(segment.text.count(token) for segment in segments if not segment.literal)
-            if count != len(given):
+            if count != len(items):
                 raise PromptError(
-                    f"the prompt has {count} placeholder{'s' * (count != 1)} {token} and {len(given)} "
-                    f"{_noun(kind)}{'s' * (len(given) != 1)} {'were' if len(given) != 1 else 'was'} given: "
+                    f"the prompt has {count} placeholder{'s' * (count != 1)} {token} and {len(items)} "
+                    f"{_noun(kind)}{'s' * (len(items) != 1)} {'were' if len(items) != 1 else 'was'} given: "
                     "give as many of one as of the other. `apply_chat_template(processor, config, text, "
                     "num_images=…)` writes the placeholders, and so do messages instead of a string"
                 )
@@ -263,9 +263,9 @@ class TextProcessor(Processor):
     """Of a text decoder: takes no media."""
 
 
-def _collect_sources(messages: Sequence[Message], given: Mapping[Kind, Sequence[Any]]) -> Sources:
-    """The sources of all media in messages, in order; bare parts take theirs from `given`."""
-    unused: Sources = {kind: list(sources) for kind, sources in given.items()}
+def _collect_sources(messages: Sequence[Message], beside: Mapping[Kind, Sequence[Any]]) -> Sources:
+    """The sources of all media in messages, in order; bare parts take theirs from those given `beside` them."""
+    unused: Sources = {kind: list(sources) for kind, sources in beside.items()}
     collected: Sources = {"image": [], "video": []}
     for part in templates.media_parts(messages):
         if part.kind == "audio":

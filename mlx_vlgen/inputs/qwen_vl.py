@@ -22,8 +22,7 @@ from .images import (
     video_size,
 )
 from .media import describe_source
-from .processor import FEWER_FRAMES, MANY_TOKENS, Expansion, Kind, Processor
-from .processor_files import ProcessorSettings
+from .processor import FEWER_FRAMES, MANY_TOKENS, Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 from .video import Sampler, Video, load_clip
 
@@ -129,8 +128,8 @@ class Qwen3VLProcessor(QwenVLProcessor):
         return video_size(frames, height, width, bounded(self.video_settings, media, frames))
 
     def video_text(self, video: Video, groups: int, count: int) -> tuple[str, tuple[int, ...]]:
-        # Each pair of frames has its time before it. That the pairs' own start and end tokens stand inside those
-        # of the chat template is how transformers 5 writes it.
+        # Each pair of frames has its time before it, and start and end tokens inside those of the chat template, as
+        # transformers 5 writes it.
         text = "".join(
             f"<{seconds:.1f} seconds><|vision_start|>{self.placeholders['video'] * count}<|vision_end|>"
             for seconds in pair_times(video, self.video_settings.frames)

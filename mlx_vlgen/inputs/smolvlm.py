@@ -14,8 +14,7 @@ from .chat_template import Message
 from .idefics3 import IMAGE, MAX_EDGE, Idefics3ImageSettings, Idefics3Processor, longest, whole_text
 from .images import refuse_pixel_bounds
 from .literal import Segment
-from .processor import FEWER_FRAMES, Expansion, Kind
-from .processor_files import ProcessorSettings
+from .processor import FEWER_FRAMES, Expansion, Kind, ProcessorSettings
 from .prompt import MediaInputs
 from .video import Video, load_clip
 

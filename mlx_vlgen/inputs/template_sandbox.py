@@ -232,7 +232,7 @@ def compiled(source: str) -> Any:
         tree = _Metering().visit(environment.parse(source))
         tree.set_environment(environment)
         return environment.from_string(tree)
-    except Exception as error:  # anything may be wrong with it, and Python's own compiler has errors of its own
+    except Exception as error:  # of Jinja or of Python's compiler
         reason = f"{type(error).__name__}: {error}"
         raise PromptError(f"this checkpoint's chat template is broken: {reason:.300}") from None
 
@@ -255,9 +255,8 @@ def _to_json(
 ) -> str:
     """Without the escapes for web pages of Jinja's filter."""
     budget, pieces, size = _budget.get(), [], 0
-    if (indent if isinstance(indent, int) else len(indent or "")) > MAX_PADDING or any(
-        len(separator) > MAX_PADDING for separator in separators or ()
-    ):
+    padding = (indent if isinstance(indent, int) else len(indent or ""), *map(len, separators or ()))
+    if max(padding) > MAX_PADDING:
         raise BudgetError(
             f"this checkpoint's chat template asks tojson for more than {MAX_PADDING} characters of space"
         )

@@ -134,7 +134,7 @@ def _indices(shapes: np.ndarray) -> Iterator[tuple[slice, ...]]:
 
 def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
     """Tensors -> a prompt a row, without its padding on the left. The inverse of `pack`, and for the families of Qwen
-    and GLM of what transformers' own processors return.
+    and GLM of what transformers' processors return.
 
     tensors: numpy or MLX arrays, or nested lists, by the names above; None stands for one that is absent. They do not
     hold all of a prompt: `Media.size` is (0, 0), `Prompt.text` empty.

@@ -13,8 +13,8 @@ from ..errors import MediaError
 from .budget import check_frames
 from .decode import EncodedPicture, iso_kind, picture_kind
 from .fetch import Limits
-from .frames import Sampler, Video, sample_indices, stack_frames
-from .media import describe_source, has, is_local, load_image, local_path, read_to_end
+from .frames import Sampler, Video, check_counts, sample_indices, stack_frames
+from .media import describe_source, has_attribute, is_local, load_image, local_path, read_to_end
 from .prompt import MediaInputs
 from .video_file import open_video, read_container
 
@@ -56,8 +56,8 @@ def load_video(
     """Read a video and keep some of its frames, evenly spread.
 
     Files and animations are sampled as `sample_indices` says, at `fps` frames a second unless `num_frames` is given.
-    A file's timestamps are frame index / average frame rate, an animation's are its own. Raw frames (a folder, a list,
-    an array) have no rate of their own: `fps` states it, and all frames are kept unless `num_frames` or `max_frames`
+    A file's timestamps are frame index / average frame rate, an animation's are in it. Raw frames (a folder, a list,
+    an array) have no rate: `fps` states it, and all frames are kept unless `num_frames` or `max_frames`
     says otherwise.
 
     Args:
@@ -67,7 +67,7 @@ def load_video(
         num_frames: keep exactly so many frames, repeating some of a shorter video.
         min_frames, max_frames: bounds for the number that follows from a rate; `max_frames` also bounds raw frames.
             None: no upper bound.
-        sampler: a family's own rule for files and animations, where `num_frames` is not given.
+        sampler: a family's rule for files and animations, where `num_frames` is not given.
         evenly: the same where it is: (total frames, `num_frames`) -> indices of the frames to keep.
         limits: caps on pixels, bytes, time and addresses. A file on disk may have any size.
 
@@ -75,6 +75,7 @@ def load_video(
         MediaError: the source cannot be read, is not a video, or exceeds a limit.
         ValueError: `fps` and `num_frames` for a file or animation, or a number out of its range.
     """
+    check_counts(num_frames, max_frames)
     name = describe_source(source)
     images: list[Any] | np.ndarray | None = None
     if isinstance(source, list | tuple):
@@ -117,7 +118,9 @@ def has_raw_frames(source: Any) -> bool:
     """Whether a video is a list of pictures, a folder of them, or an array: frames that somebody chose."""
     if is_local(source):
         return os.path.isdir(local_path(source))  # noqa: PTH112  Path's raises for long names
-    return isinstance(source, list | tuple) or (has(source, "__array__") and not isinstance(source, Image.Image))
+    return isinstance(source, list | tuple) or (
+        has_attribute(source, "__array__") and not isinstance(source, Image.Image)
+    )
 
 
 def _frames_in(folder: str, name: str) -> list[Any]:
@@ -182,10 +185,10 @@ def _from_animation(data: bytes, name: str, sample: Sampler, limits: Limits) -> 
     numbers = picture.frames
     if len(numbers) < 2:
         raise _still(name)
-    # Rounded, lest sums of tenths fall short of whole seconds, which prompts tell. The last one is the end.
+    # Rounded, lest sums of tenths fall short of whole seconds, which prompts hold. The last one is the end.
     starts = np.concatenate([[0.0], np.cumsum(durations).round(6)])
     indices = sample(len(numbers), len(numbers) / starts[-1])
-    picture.check_kept(len(indices))
+    picture.check_kept_frames(len(indices))
     images = ((f"frame {at}", picture.frame(numbers[at])) for at in indices)
     frames = stack_frames(images, len(indices), name, limits)
     return Video(frames, tuple(starts[indices].tolist()), len(indices) / float(starts[-1]))

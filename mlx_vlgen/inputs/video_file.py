@@ -107,14 +107,14 @@ def _av_stream(av: Any, file: BinaryIO, name: str) -> Iterator[Any]:
 
 
 def _threads(size: tuple[int, int], limits: Limits) -> int:
-    """As many as there are processors and memory for: each decodes a frame of its own."""
+    """As many as there are processors and memory for: each decodes another frame."""
     pixels = math.prod(size)
     room = (limits.max_decoded_bytes - pixels * _FRAME_BYTES) // (pixels * _THREAD_BYTES)
     return max(1, min(os.cpu_count() or 1, room))
 
 
 class _Counted:
-    """An iterator that knows how many items it has given."""
+    """An iterator that counts its items."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self._items = iter(items)

@@ -55,8 +55,8 @@ def side(prompt: Prompt) -> tuple[int, int]:
 
 def test_each_feature_has_one_token_in_the_spans(qwen: Any) -> None:
     string = apply_chat_template(qwen, {}, "Hi", num_images=2, video=[CLIP])
-    given = MediaInputs(images=[media.picture("large"), media.picture("small")], videos=[CLIP])
-    prompt = qwen.prepare(string, given)
+    inputs = MediaInputs(images=[media.picture("large"), media.picture("small")], videos=[CLIP])
+    prompt = qwen.prepare(string, inputs)
     ids = {kind: qwen.tokenizer.convert_tokens_to_ids(token) for kind, token in qwen.placeholders.items()}
     covered = np.zeros(len(prompt.tokens), dtype=bool)
     for one in prompt.media:

@@ -109,6 +109,16 @@ def test_numbers_that_are_refused(numbers: dict[str, Any]) -> None:
         sample_indices(10, 10.0, **numbers)
 
 
+@pytest.mark.parametrize("name", ["num_frames", "max_frames"])
+@pytest.mark.parametrize("number", [1.0, "3", np.float64(4)])
+def test_counts_that_are_no_whole_numbers_are_refused(name: str, number: Any) -> None:
+    fps = None if name == "num_frames" else 1.0
+    with pytest.raises(TypeError, match=f"{name} is .*; expected a whole number"):
+        sample_indices(10, 10.0, **{"fps": fps, "num_frames": None, name: number})
+    with pytest.raises(TypeError, match=f"{name} is"):
+        load_video(greys(10), **{name: number})
+
+
 # Raw frames
 
 
