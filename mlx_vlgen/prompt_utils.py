@@ -51,7 +51,7 @@ def apply_chat_template(
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     videos = len(as_videos(video))
-    messages = chat_template.place(messages, num_images, videos)
+    messages = chat_template.insert_media_parts(messages, num_images, videos)
     parts = [part.kind for part in chat_template.media_parts(messages)]
     for name, kind, count in (("num_images", "image", num_images), ("video", "video", videos)):
         if count and parts.count(kind) != count:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._runtime import mx
 from ..errors import LoadError, UnsupportedError
-from ..inputs.processor import load_tokenizer
+from ..inputs.processor_files import load_tokenizer
 from ..loading import load
 from ..loading.checkpoint import read_config, read_processor
 from ..loading.hub import locate

@@ -79,7 +79,7 @@ def check_animation(size: tuple[int, int], count: int, name: str, limits: Limits
         )
 
 
-def check_kept(size: tuple[int, int], count: int, name: str, limits: Limits) -> None:
+def check_kept_frames(size: tuple[int, int], count: int, name: str, limits: Limits) -> None:
     """Refuse an animation of whose frames `count` are kept, when that takes too much memory."""
     check_frames(size, count, name, limits)
     check_memory(math.prod(size) * (_ANIMATION_BYTES + 3 * count), name, limits)
@@ -99,7 +99,7 @@ def _decoding_bytes(image: Image.Image, name: str, limits: Limits, data: bytes) 
         codec = _tiff_part_bytes(image, name, limits)
     elif image.format == "BMP" and pixels > _RUN_LENGTH_PIXELS and _is_run_length(image):
         raise MediaError(f"{name}: a BMP of more than {_RUN_LENGTH_PIXELS:,} pixels in run lengths; save it as PNG")
-    # The RGB picture is made when decoders have let go of what was theirs (WebP's has not, but of as much).
+    # The RGB picture is made after decoders have freed their memory (WebP's has not, but of as much).
     return _SMALL_MODES.get(image.mode, RGB_BYTES) * pixels + max(codec, RGB_BYTES * pixels) + len(data)
 
 

@@ -1,15 +1,15 @@
-"""Messages to prompt text, without letting a person's own words become a picture."""
+"""Messages to prompt text, in which a user's text never becomes a placeholder or control token."""
 
 import functools
 import re
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import PromptError
 from . import template_sandbox
-from .literal import Change, Hiding, Segment, Strings, check_text, mapped, texts
+from .literal import Mask, Masker, Segment, check_text, iter_text, map_text, split_at
 from .template_budget import Budget, BudgetError
 
 Message = Mapping[str, Any]
@@ -18,26 +18,26 @@ _KINDS = {"image": "image", "image_url": "image", "video": "video", "video_url":
 """Content part types of the two conventions (transformers', OpenAI's) -> what they hold."""
 
 _SOURCES = ("image", "video", "audio", "url", "path", "image_url", "video_url", "base64")
-_NO_MATTER = ("type", "text", "detail", "cache_control")
+_IGNORED = ("type", "text", "detail", "cache_control")
 """Keys of a media part that change nothing here: OpenAI's level of detail, Anthropic's caching."""
 
 _TEMPLATE_CALL = ("add_generation_prompt", "continue_final_message", "tools", "documents", "enable_thinking")
 """Keywords of transformers' `apply_chat_template` that a template need not mention."""
 
-_THOUGHT = ("reasoning_content", "thinking", "reasoning")
-"""Names of what an assistant thought; the first is what most templates read."""
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys of an assistant's reasoning; most templates read the first."""
 
 
 @dataclass(frozen=True)
 class MediaPart:
-    """A picture or video in messages; source is None where it was given beside them."""
+    """An image or video in messages; source is None where it is not in them."""
 
     kind: str
     source: Any = None
 
 
 def media_parts(messages: Sequence[Message]) -> Iterator[MediaPart]:
-    """The pictures and videos in messages, in order."""
+    """The images and videos in messages, in order."""
     for message in messages:
         content = message.get("content")
         for part in content if isinstance(content, list | tuple) else ():
@@ -50,8 +50,8 @@ def normalize(messages: Message | Sequence[Message]) -> list[dict[str, Any]]:
     if isinstance(messages, Mapping):
         messages = [messages]
     if not isinstance(messages, list | tuple) or not messages:
-        given = "an empty one" if isinstance(messages, list | tuple) else f"a {type(messages).__name__}"
-        raise PromptError(f"a prompt is a string, a message or a list of messages; this is {given}")
+        kind = "an empty one" if isinstance(messages, list | tuple) else f"a {type(messages).__name__}"
+        raise PromptError(f"a prompt is a string, a message or a list of messages; this is {kind}")
     return [_normal_message(message) for message in messages]
 
 
@@ -86,7 +86,7 @@ def _normal_part(part: Any) -> dict[str, Any]:
             f"a content part's type is a name like 'text' or 'image'; this is {reprlib.repr(part['type'])}"
         )
     if kind := _kind(part):
-        if unread := [key for key in part if key not in _SOURCES + _NO_MATTER and part[key] is not None]:
+        if unread := [key for key in part if key not in _SOURCES + _IGNORED and part[key] is not None]:
             raise PromptError(
                 f"{unread[0]!r} in a content part of type {kind!r} is not read: settings like max_pixels and video_fps "
                 "are keywords of the call"
@@ -100,14 +100,14 @@ def _normal_part(part: Any) -> dict[str, Any]:
     )
 
 
-def _check_keys(given: Mapping[Any, Any]) -> None:
-    for key in given:
+def _check_keys(mapping: Mapping[Any, Any]) -> None:
+    for key in mapping:
         if not isinstance(key, str):
             raise PromptError(f"the keys of messages and their parts are strings; this is {reprlib.repr(key)}")
 
 
 def _kind(part: Mapping[str, Any]) -> str | None:
-    """What a part holds by its type, or else by its keys; data sets fill the keys that a part lacks with None."""
+    """The kind of media of a part by its type, or else by its keys; data sets fill keys that a part lacks with None."""
     if (kind := _KINDS.get(part.get("type") or "")) or part.get("text") is not None:
         return kind
     return next((kind for key, kind in _KINDS.items() if part.get(key) is not None), None)
@@ -126,68 +126,95 @@ def _source(part: Mapping[str, Any]) -> Any:
     return None
 
 
-def place(messages: list[dict[str, Any]], images: int, videos: int) -> list[dict[str, Any]]:
-    """Messages with parts for media that were given beside them, before the text of the last message of a user;
-    unchanged when they have parts of their own for them."""
-    parts = [part.kind for part in media_parts(messages)]
-    new = [{"type": "image"}] * (images if "image" not in parts else 0)
-    new += [{"type": "video"}] * (videos if "video" not in parts else 0)
-    if not new:
+def insert_media_parts(messages: list[dict[str, Any]], images: int, videos: int) -> list[dict[str, Any]]:
+    """Messages with parts for so many images and videos before the text of the last message of a user; for a kind that
+    they have parts of already, unchanged."""
+    kinds = [part.kind for part in media_parts(messages)]
+    parts = [{"type": "image"}] * (images if "image" not in kinds else 0)
+    parts += [{"type": "video"}] * (videos if "video" not in kinds else 0)
+    if not parts:
         return messages
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
     if last is None:
         raise PromptError("pictures or video were given, and no message of role 'user' that could hold them")
     content = messages[last].get("content") or []
-    old = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return [*messages[:last], {**messages[last], "content": new + old}, *messages[last + 1 :]]
+    text_parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return [*messages[:last], {**messages[last], "content": parts + text_parts}, *messages[last + 1 :]]
 
 
-def joined(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages whose contents are strings: templates of text models are often made for nothing else."""
-    return [
-        {**message, "content": "".join(part["text"] for part in message["content"])}
-        if isinstance(message.get("content"), list)
-        else dict(message)
-        for message in messages
-    ]
-
-
-def words_joined(message: Message) -> Message:
-    """The same for one message, if it holds words only."""
+def parts_to_string(message: Message) -> dict[str, Any]:
+    """A message with its text parts as one string: templates of text models are often made for nothing else. One with
+    media stays as it is."""
     content = message.get("content")
-    words = isinstance(content, list) and all("text" in part for part in content)
-    return joined([message])[0] if words else message
+    if isinstance(content, list) and all("text" in part for part in content):
+        return {**message, "content": "".join(part["text"] for part in content)}
+    return dict(message)
 
 
-def in_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages whose contents are lists of parts: some templates go through them without a look, and a string has no
-    parts to them."""
-    return [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        if isinstance(message.get("content"), str)
-        else dict(message)
-        for message in messages
-    ]
+def string_to_parts(message: Message) -> dict[str, Any]:
+    """A message with a list of parts as its content: some templates loop over it, and find no part in a string."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    return dict(message)
 
 
 def render(
     tokenizer: Any,
     template: str | None,
     messages: Sequence[Message],
-    steering: frozenset[str],
+    control: frozenset[str],
     media: frozenset[str],
     **kwargs: Any,
 ) -> list[Segment]:
     """Messages through the chat template. kwargs: `add_generation_prompt`, `enable_thinking`, …
 
-    steering: strings that steer the conversation. Where one of them is a person's or a tool's words, it is a literal
-    segment, wherever it comes from: whole, in several parts that the template joins, or half the template's own. What
-    an assistant said goes through as it is, but for `media`, placeholders that no medium was given for.
+    control: strings that control a conversation. Where one of them is text of a user or tool, it is a literal segment,
+    however it comes about: in one part, in several that the template joins, or half of it the template's. An
+    assistant's text goes through as it is, but for `media`, placeholders without an image or video.
 
-    The template is run twice: on messages whose steering strings are hidden from it, and on messages of which every
-    word is hidden, which shows what of the text is the template's own. Where the texts differ, the template reads what
-    it is given; then it is run with less hidden. If it reads that, too, its own strings must be the same both times.
+    The template is run twice: on messages whose control strings are masked, and on messages whose whole text is masked,
+    which shows what of the prompt the template wrote. Where the two differ, the template depends on the text; then it
+    is run with less of it masked. If it depends on that, too, it must have written the same control strings both times.
     """
+    template = _checked(template, kwargs)
+    bare: list[dict[str, Any]] = [
+        template_sandbox.to_plain({**message, "content": _without_sources(message.get("content"))})
+        for message in messages
+    ]
+    variables = _variables(tokenizer, kwargs)
+    texts = list(iter_text([bare, variables]))
+    for text in texts:
+        check_text(text)
+    for message in bare:
+        if len(split_at(control, message["role"])) > 1:
+            raise PromptError(f"a message's role is a name like 'user' or 'system'; this is {message['role']!r:.80}")
+    masker = Masker(control, texts)
+    renderer = _Template(template, Budget(texts), variables, variables.pop("continue_final_message", False))
+    if any(isinstance(message["content"], str) for message in bare) and renderer.reads_only_parts():
+        bare = [string_to_parts(message) for message in bare]
+
+    def render_masked(mask: Mask) -> str | PromptError:
+        return renderer.render_any_shape([_masked(message, mask, masker, media) for message in bare])
+
+    least_masked = render_masked(masker.mask_control)
+    if isinstance(least_masked, PromptError):
+        raise least_masked
+    _check_complete(messages, masker.unmask(least_masked))
+    text = ""
+    for mask in (masker.mask_all, masker.mask_edges):
+        masked = render_masked(mask)
+        if isinstance(masked, PromptError):  # a template may refuse what it cannot read
+            continue
+        text = masked
+        if masker.unmask(text) == masker.unmask(least_masked):
+            return masker.segments(text)
+    same = not text or masker.unmasked_control(text) == masker.unmasked_control(least_masked)
+    return masker.segments(least_masked if same else text)
+
+
+def _checked(template: str | None, kwargs: Mapping[str, Any]) -> str:
+    """The template; PromptError where there is none, TypeError for a variable that it does not use."""
     if template is None:
         raise PromptError(
             "this checkpoint has no chat template, so it takes no messages: give the prompt as a string that is "
@@ -201,75 +228,106 @@ def render(
     for name in kwargs:
         if name not in _TEMPLATE_CALL and not re.search(rf"\b{re.escape(name)}\b", template):
             raise TypeError(f"unknown keyword {name!r}: this checkpoint's chat template does not use it")
-    bare: list[dict[str, Any]] = [
-        template_sandbox.plain({**message, "content": _without_sources(message.get("content"))}) for message in messages
-    ]
-    variables = _variables(tokenizer, kwargs)
-    given = list(texts([bare, variables]))
-    for text in given:
-        check_text(text)
-    for message in bare:
-        if len(Strings.of(steering).split(message["role"])) > 1:
-            raise PromptError(f"a message's role is a name like 'user' or 'system'; this is {message['role']!r:.80}")
-    hiding, budget = Hiding(steering, given), Budget(given)
-    continued = variables.pop("continue_final_message", False)
+    return template
 
-    def write(messages: list[dict[str, Any]]) -> str:
-        messages = [_named_as_read(message) for message in messages]
-        if continued:
-            return _continue(template, budget, messages, continued, variables)
-        return template_sandbox.render(template, budget, messages=messages, **variables)
 
-    def written(change: Change) -> str:
-        return _written(write, [_changed(message, change, hiding, media) for message in bare])
+@dataclass(frozen=True)
+class _Template:
+    """A chat template with everything that it is rendered with but the messages. continued: the key of the last
+    message that the model goes on with, True for "content"."""
 
-    if any(isinstance(message["content"], str) for message in bare) and _reads_parts_only(write):
-        bare = in_parts(bare)
-    least = written(hiding.matches)
-    _check_kept(messages, hiding.show(least))
-    text = ""
-    for change in (hiding.all, hiding.edges):
+    source: str
+    budget: Budget
+    variables: Mapping[str, Any]
+    continued: bool | str
+
+    def render(self, messages: Sequence[Message]) -> str | PromptError:
+        """The text, or why the template refuses the messages. BudgetError is raised."""
+        named = [_with_all_names(message) for message in messages]
         try:
-            text = written(change)
+            if self.continued:
+                return self._continue(named)
+            return template_sandbox.render(self.source, self.budget, messages=named, **self.variables)
         except BudgetError:
             raise
-        except PromptError:  # a template may refuse what it cannot read
-            continue
-        if hiding.show(text) == hiding.show(least):
-            return hiding.cut(text)
-    same = not text or hiding.steering_in(text) == hiding.steering_in(least)
-    return hiding.cut(least if same else text)
+        except PromptError as refusal:
+            return refusal
+
+    def render_any_shape(self, messages: list[dict[str, Any]]) -> str | PromptError:
+        """The text. Where a template refuses lists of text parts, or writes them down as lists, they become strings."""
+        text = self.render(messages)
+        strings = [parts_to_string(message) for message in messages]
+        if strings == messages:
+            return text
+        unreadable = isinstance(text, PromptError) or "[{'type': 'text', 'text': " in text
+        return self.render(strings) if unreadable else text
+
+    def reads_only_parts(self) -> bool:
+        """Whether the template reads contents that are lists of parts and ignores strings, as LLaVA's do."""
+        probe = {"role": "user", "content": "\ue0fd"}
+        return not self._reads(probe) and self._reads(string_to_parts(probe))
+
+    def _reads(self, probe: Message) -> bool:
+        text = self.render([probe])
+        return isinstance(text, str) and "\ue0fd" in text
+
+    def _continue(self, messages: list[dict[str, Any]]) -> str:
+        """The text up to the end of the last message."""
+        if self.variables.get("add_generation_prompt"):
+            raise PromptError(
+                "continue_final_message and add_generation_prompt do not go together: one goes on with the last "
+                "message, the other begins a new one; set add_generation_prompt=False"
+            )
+        key = self.continued if isinstance(self.continued, str) else "content"
+        last, mark = dict(messages[-1]), "\ue0fc\ue0fd\ue0fc"
+        match last.get(key):
+            case str(text):
+                last |= {name: text + mark + " " for name in (key, *_REASONING) if last.get(name) == text}
+            case [*parts] if indices := [i for i, part in enumerate(parts) if "text" in part]:
+                parts[indices[-1]] = {**parts[indices[-1]], "text": parts[indices[-1]]["text"] + mark + " "}
+                last[key] = parts
+            case _:
+                raise PromptError(f"continue_final_message: the last message has no text under {key!r} to go on with")
+        messages = [*messages[:-1], last]
+        text = template_sandbox.render(self.source, self.budget, messages=messages, **self.variables)
+        before, found_mark, after = text.rpartition(mark)
+        if not found_mark:
+            raise PromptError(
+                "continue_final_message: this checkpoint's chat template leaves out the last message's text"
+            )
+        return before if after.startswith(" ") else before.rstrip()  # a template that trims, trims the end, too
 
 
-def _changed(message: Message, change: Change, hiding: Hiding, media: frozenset[str]) -> dict[str, Any]:
+def _masked(message: Message, mask: Mask, masker: Masker, media: frozenset[str]) -> dict[str, Any]:
     if message["role"] != "assistant":
-        return dict(mapped(message, change, but=("role", "type")))
-    changed = dict(mapped(message, functools.partial(hiding.matches, strings=Strings.of(media)), but=("role", "type")))
-    if isinstance(content := changed["content"], list):
-        places = [i for i, part in enumerate(content) if "text" in part]
-        for i, text in zip(places, hiding.across([content[i]["text"] for i in places], Strings.of(media)), strict=True):
+        return dict(map_text(message, mask, skip=("role", "type")))
+    masked = dict(map_text(message, functools.partial(masker.mask_strings, strings=media), skip=("role", "type")))
+    if isinstance(content := masked["content"], list):
+        indices = [i for i, part in enumerate(content) if "text" in part]
+        texts = masker.mask_across([content[i]["text"] for i in indices], media)
+        for i, text in zip(indices, texts, strict=True):
             content[i] = {"type": "text", "text": text}
-    return changed
+    return masked
 
 
-def _named_as_read(message: Message) -> dict[str, Any]:
-    """As transformers hands it to a template: without keys that say nothing, and what was thought under each of the
-    names that templates have for it."""
-    kept = {key: value for key, value in message.items() if value is not None}
-    thought = next((kept[name] for name in _THOUGHT if name in kept), None)
-    return kept if thought is None else {"thinking": thought, **kept, "reasoning_content": thought}
+def _with_all_names(message: Message) -> dict[str, Any]:
+    """A message as transformers hands it to a template: without keys that are None, and with its reasoning under each
+    of the names that templates have for it."""
+    named = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((named[name] for name in _REASONING if name in named), None)
+    return named if reasoning is None else {"thinking": reasoning, **named, "reasoning_content": reasoning}
 
 
 def _variables(tokenizer: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a template can name but the messages."""
-    given = {"tools": None, "documents": None, **kwargs}
-    if given["tools"] is not None:
-        given["tools"] = _schemas(given["tools"])
-    return dict(template_sandbox.plain({**tokenizer.special_tokens_map, **given}))
+    """All variables of a template but the messages."""
+    variables = {"tools": None, "documents": None, **kwargs}
+    if variables["tools"] is not None:
+        variables["tools"] = _schemas(variables["tools"])
+    return dict(template_sandbox.to_plain({**tokenizer.special_tokens_map, **variables}))
 
 
 def _schemas(tools: Any) -> list[Any] | None:
-    """Of functions, which describe themselves by their docstrings, and of schemas."""
+    """JSON schemas of tools: of functions, which describe themselves by their docstrings; schemas as they are."""
     from transformers.utils import get_json_schema
 
     if not isinstance(tools, list | tuple):
@@ -281,74 +339,18 @@ def _schemas(tools: Any) -> list[Any] | None:
             continue
         try:
             schemas.append(get_json_schema(tool))
-        except Exception as error:  # it has errors of its own for what a docstring lacks
+        except Exception as error:  # it has its errors for what a docstring lacks
             raise TypeError(f"tools: {tool!r:.80} does not describe itself as a function: {error}") from None
     return schemas or None
 
 
-def _continue(
-    template: str,
-    budget: Budget,
-    messages: list[dict[str, Any]],
-    field: bool | str,
-    variables: Mapping[str, Any],
-) -> str:
-    """The text up to the end of the last message, which the model goes on with. field: its key; True is "content"."""
-    if variables.get("add_generation_prompt"):
-        raise PromptError(
-            "continue_final_message and add_generation_prompt do not go together: one goes on with the last message, "
-            "the other begins a new one; set add_generation_prompt=False"
-        )
-    key = field if isinstance(field, str) else "content"
-    last, mark = dict(messages[-1]), "\ue0fc\ue0fd\ue0fc"
-    match last.get(key):
-        case str(text):
-            last |= {name: text + mark + " " for name in (key, *_THOUGHT) if last.get(name) == text}
-        case [*parts] if places := [i for i, part in enumerate(parts) if "text" in part]:
-            parts[places[-1]] = {**parts[places[-1]], "text": parts[places[-1]]["text"] + mark + " "}
-            last[key] = parts
-        case _:
-            raise PromptError(f"continue_final_message: the last message has no text under {key!r} to go on with")
-    text = template_sandbox.render(template, budget, messages=[*messages[:-1], last], **variables)
-    begun, found, rest = text.rpartition(mark)
-    if not found:
-        raise PromptError("continue_final_message: this checkpoint's chat template leaves out the last message's text")
-    return begun if rest.startswith(" ") else begun.rstrip()  # a template that trims, trims the end, too
-
-
-def _reads_parts_only(write: Callable[[list[dict[str, Any]]], str]) -> bool:
-    """Whether a template looks for parts in every content and finds nothing in one that is a string, as LLaVA's do."""
-
-    words = [{"role": "user", "content": "\ue0fd"}]
-
-    def reads(messages: list[dict[str, Any]]) -> bool:
-        try:
-            return "\ue0fd" in write(messages)
-        except PromptError:
-            return False
-
-    return not reads(words) and reads(in_parts(words))
-
-
-def _written(write: Callable[[list[dict[str, Any]]], str], messages: list[dict[str, Any]]) -> str:
-    """The text. Where a template refuses a list of words, or writes the list down as it is, they go as a string."""
-    strings = [dict(words_joined(message)) for message in messages]
-    try:
-        text = write(messages)
-    except PromptError:
-        if strings == messages:
-            raise
-        return write(strings)
-    return write(strings) if "[{'type': 'text', 'text': " in text and strings != messages else text
-
-
-def _check_kept(messages: Sequence[Message], text: str) -> None:
+def _check_complete(messages: Sequence[Message], text: str) -> None:
     """PromptError when the template left a message out, as some do with a role they do not know, or a second system
-    message. What an assistant thought and what tools returned may be left out or rewritten."""
+    message. An assistant's reasoning and what tools returned may be left out or rewritten."""
     for number, message in enumerate(messages, 1):
         role, content = message["role"], message.get("content") or ()
-        words = [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
-        if role not in ("assistant", "tool") and any(word.strip() not in text for word in words):
+        texts = [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
+        if role not in ("assistant", "tool") and any(part.strip() not in text for part in texts):
             raise PromptError(
                 f"this checkpoint's chat template leaves out message {number}, of role {role!r}: it takes one system "
                 "message, at the start, and then roles that it knows (user, assistant)"
@@ -356,7 +358,7 @@ def _check_kept(messages: Sequence[Message], text: str) -> None:
 
 
 def _without_sources(content: Any) -> Any:
-    """A template sees that there is a picture, and never its bytes."""
+    """A template learns that there is an image, and never its bytes."""
     if not isinstance(content, list):
         return content
     return [{"type": part["type"]} if _kind(part) else part for part in content]

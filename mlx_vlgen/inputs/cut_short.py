@@ -1,17 +1,17 @@
-"""Video files that end before their own sizes say they do."""
+"""Video files that are shorter than the sizes in them say."""
 
 import os
 import struct
 from typing import BinaryIO
 
 BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"moof", b"wide", b"free", b"skip", b"uuid", b"sidx", b"styp", b"mfra"))
-"""What may stand first in an MP4 or MOV file."""
+"""Boxes that may be first in an MP4 or MOV file."""
 
 
 def is_cut_short(file: BinaryIO) -> bool:
-    """Whether an MP4, MOV, AVI, WebM or MKV file ends before its own sizes say it does.
+    """Whether an MP4, MOV, AVI, WebM or MKV file is shorter than the sizes in it say.
 
-    libav plays what there is of such a file and says nothing. Other formats have no size, or are not judged.
+    libav plays the rest of such a file without an error. Other formats have no size, or are not judged.
     """
     end = file.seek(0, os.SEEK_END)
     file.seek(0)

@@ -3,8 +3,8 @@
 Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, and HEIC/HEIF with the extra `heic`. No other decoder of Pillow is ever
 tried. AVIF is refused by name: its decoder is one more large C library in the way of files from strangers.
 
-A decoder's own words never reach a message (they have leaked addresses and contents): what a person reads names the
-source and says what to do.
+The text of a decoder's error never reaches a message (it has leaked addresses and contents): ours names the source and
+says what to do.
 """
 
 import io
@@ -28,7 +28,7 @@ from PIL import (
 from ..errors import MediaError
 from ..notices import notice
 from .animation import frame_seconds
-from .budget import check_animation, check_kept, check_memory, check_picture, check_size
+from .budget import check_animation, check_kept_frames, check_memory, check_picture, check_size
 from .fetch import Limits
 
 Box: TypeAlias = tuple[int, int, int, int]
@@ -59,7 +59,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_OURS = {
+_MAGIC = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"GIF8": "GIF",
@@ -67,7 +67,7 @@ _OURS = {
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
 }
-_FOREIGN = {
+_FOREIGN_MAGIC = {
     b"%pdf": "a PDF",
     b"%!ps": "PostScript",
     b"\xc5\xd0\xd3\xc6": "EPS",
@@ -159,19 +159,19 @@ class EncodedPicture:
             raise self._damaged()
         return seconds
 
-    def check_kept(self, count: int) -> None:
+    def check_kept_frames(self, count: int) -> None:
         """Refuse to keep so many frames when that takes too much memory."""
-        check_kept(self._image.size, count, self.name, self._limits)
+        check_kept_frames(self._image.size, count, self.name, self._limits)
 
     def still(self) -> Image.Image:
         """Decode the first frame, once."""
         self._load(0)
         if self._image.format == "WEBP":
-            self._image.fp = None  # a copy of the pixels, from which Pillow has drawn its own
+            self._image.fp = None  # a copy of the pixels, from which Pillow has copied
         return upright_rgb(self._image, self.name)
 
     def frame(self, index: int) -> Image.Image:
-        """Decode one frame: RGB, upright, of its own."""
+        """Decode one frame: RGB, upright, a copy."""
         self._load(index)
         return upright_rgb(self._image, self.name)
 
@@ -342,13 +342,13 @@ def picture_kind(data: bytes) -> str | None:
     """JPEG, PNG, WebP, GIF, BMP or TIFF, by the first bytes."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
-    return next((kind for magic, kind in _OURS.items() if data.startswith(magic)), None)
+    return next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
 
 
 def foreign_kind(data: bytes) -> str:
     """What a file looks like, as a phrase."""
     start = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    kind = iso_kind(data) or next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)
+    kind = iso_kind(data) or next((kind for magic, kind in _FOREIGN_MAGIC.items() if start.startswith(magic)), None)
     if kind:
         return f"it looks like {kind}"
     return "it looks like text" if start.isascii() and b"\0" not in start else "its format is unknown"

@@ -1,4 +1,4 @@
-"""Download one picture or video without becoming a way into the machine's own network.
+"""Download one picture or video without giving access to the machine's network.
 
 A host name is resolved once. Every address it gives must be public, and the connection goes to a checked address, so
 that no second answer of the resolver is ever used (DNS rebinding). Each redirect is checked again. One deadline covers
@@ -39,7 +39,7 @@ class Limits:
 
     Args:
         max_image_pixels: width x height of one picture or frame, read from its header before anything is decoded.
-            Pillow has a cap of its own, 2 x `PIL.Image.MAX_IMAGE_PIXELS`, with this same value; raising one does not
+            Pillow has its cap, 2 x `PIL.Image.MAX_IMAGE_PIXELS`, with this same value; raising one does not
             raise the other.
         max_decoded_bytes: memory that decoding a picture, an animation or one frame of a video takes at its peak,
             estimated from the header before anything is decoded.
@@ -110,7 +110,7 @@ class _Refused(Exception):
 
 
 class _Download:
-    """One call of `fetch`: where it stands (`url`) and what it has left."""
+    """One call of `fetch`. url: the last one that it was redirected to."""
 
     def __init__(self, url: str, limits: Limits) -> None:
         self.url = url
@@ -126,7 +126,7 @@ class _Download:
             with self._connect(host, port) as plain:
                 sock = plain
                 if parts.scheme == "https":
-                    plain.settimeout(self.left())
+                    plain.settimeout(self.time_left())
                     sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host)
                 with sock:
                     response = self._request(sock, parts, host, port)
@@ -136,11 +136,11 @@ class _Download:
                     return self._body(response)
         raise _Refused(f"more than {self.limits.max_redirects} redirects (Limits.max_redirects)")
 
-    def left(self) -> float:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
+    def time_left(self) -> float:
+        seconds = self.deadline - time.monotonic()
+        if seconds <= 0:
             raise TimeoutError
-        return left
+        return seconds
 
     def count(self, received: int) -> None:
         """Bound everything that arrives, so that no trick of framing makes http.client read without end."""
@@ -156,15 +156,15 @@ class _Download:
         allowed = self.limits.allow_private
         if allowed is None:
             allowed = os.environ.get(ALLOW_PRIVATE_VARIABLE) == "1"
-        for *_, where in addresses:
-            if not allowed and not is_public(str(where[0])):
+        for *_, address in addresses:
+            if not allowed and not is_public(str(address[0])):
                 raise _Refused(
-                    f"leads to {where[0]}, which is not a public address; if you trust it, set "
+                    f"leads to {address[0]}, which is not a public address; if you trust it, set "
                     f"{ALLOW_PRIVATE_VARIABLE}=1 or pass Limits(allow_private=True)"
                 )
         failure = OSError()
-        for tried, (family, kind, protocol, _, where) in enumerate(addresses):
-            share = self.left() / (len(addresses) - tried)  # so that one dead address leaves time for the others
+        for index, (family, kind, protocol, _, address) in enumerate(addresses):
+            share = self.time_left() / (len(addresses) - index)  # so that one dead address leaves time for the others
             try:
                 sock = socket.socket(family, kind, protocol)
             except OSError as error:  # a family that this machine does not speak
@@ -172,7 +172,7 @@ class _Download:
                 continue
             try:
                 sock.settimeout(share)
-                sock.connect(where)
+                sock.connect(address)
                 return sock
             except OSError as error:
                 sock.close()
@@ -181,23 +181,23 @@ class _Download:
 
     def _resolve(self, host: str, port: int) -> list[tuple[Any, ...]]:
         """Ask the resolver once. It takes no timeout, so a thread waits for it and is left behind if it must be."""
-        answer: list[tuple[Any, ...]] = []
-        failed: list[Exception] = []
+        addresses: list[tuple[Any, ...]] = []
+        errors: list[Exception] = []
 
         def ask() -> None:
             try:
-                answer.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+                addresses.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
             except Exception as error:  # UnicodeError too: whatever the resolver dislikes about a name
-                failed.append(error)
+                errors.append(error)
 
         thread = threading.Thread(target=ask, daemon=True, name="mlx-vlgen-resolve")
         thread.start()
-        thread.join(self.left())
+        thread.join(self.time_left())
         if thread.is_alive():
             raise TimeoutError
-        if failed or not answer:
+        if errors or not addresses:
             raise _Refused("the host was not found; check the name and the network")
-        return answer
+        return addresses
 
     def _request(self, sock: socket.socket, parts: SplitResult, host: str, port: int) -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection(host, port)
@@ -245,7 +245,7 @@ class _TimedSocket:
         self._sock, self._download = sock, download
 
     def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(self._download.left())
+        self._sock.settimeout(self._download.time_left())
         self._sock.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -263,7 +263,7 @@ class _TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(self._download.left())
+        self._sock.settimeout(self._download.time_left())
         received = self._sock.recv_into(buffer)
         self._download.count(received)
         return received

@@ -1,4 +1,4 @@
-"""A checkpoint's small files, whoever wrote them: what is wrong in one is a LoadError that names it."""
+"""A checkpoint's small files. A fault in one is a LoadError that names it."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import LoadError, VlgenError
 
-MOST_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 """No file but weights may be larger: the largest that are published, tokenizers and indexes, have 40 MB."""
 
 
@@ -16,7 +16,7 @@ MOST_BYTES = 256 << 20
 def reading(path: Path, trouble: str) -> Iterator[None]:
     """Turns whatever is raised while a file is read, or while what it describes is built, into a LoadError.
 
-    trouble: what it then is, which follows the path in the message. A LoadError that names no file of that folder gets
+    trouble: what the message says after the path. A LoadError that names no file of that folder gets
     the path before it. The error raised is the cause of the new one, so that a fault of this package's can be traced.
     Other VlgenErrors, interrupts and MemoryError pass as they are.
     """
@@ -36,8 +36,8 @@ def reading(path: Path, trouble: str) -> Iterator[None]:
 
 def check_bytes(path: Path) -> None:
     """LoadError for a file that is too large to be what its name says."""
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise LoadError(f"{path} has {size:,} bytes; expected at most {MOST_BYTES:,}. Download it again.")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise LoadError(f"{path} has {size:,} bytes; expected at most {MAX_BYTES:,}. Download it again.")
 
 
 def read_text(path: Path) -> str:
@@ -74,9 +74,9 @@ def _constant(name: Any) -> float:
     return float(name)
 
 
-MOST_SIDE = 1 << 13
-"""Pixels of a side of what a picture is resized to: three floats a pixel are 0.8 GB then."""
-_SIDE, _AREA, _TOKENS, _TILES = (1, MOST_SIDE), (1, 1 << 28), (1, 1 << 16), (0, 256)
+MAX_SIDE = 1 << 13
+"""Pixels of a side of an image after resizing: three floats a pixel are 0.8 GB then."""
+_SIDE, _AREA, _TOKENS, _TILES = (1, MAX_SIDE), (1, 1 << 28), (1, 1 << 16), (0, 256)
 _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("patch_size", "encoder_patch_size"), (1, 256)),
     **dict.fromkeys(("merge_size", "spatial_merge_size", "temporal_patch_size", "pooling_kernel_size"), (1, 16)),
@@ -113,9 +113,9 @@ def check_settings(path: Path, settings: Any, key: str = "") -> None:
         for value in settings:
             check_settings(path, value, key)
     elif key in _BOUNDS and settings is not None:
-        least, most = _BOUNDS[key]
-        whole = isinstance(least, int)
+        minimum, maximum = _BOUNDS[key]
+        whole = isinstance(minimum, int)
         number = isinstance(settings, int if whole else int | float) and not isinstance(settings, bool)
-        if not number or not least <= settings <= most:
+        if not number or not minimum <= settings <= maximum:
             kind = "a whole number" if whole else "a number"
-            raise LoadError(f"{path} says {key} = {settings!r:.80}; expected {kind} from {least} to {most}.")
+            raise LoadError(f"{path} says {key} = {settings!r:.80}; expected {kind} from {minimum} to {maximum}.")

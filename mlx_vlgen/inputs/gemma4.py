@@ -1,51 +1,45 @@
-"""Gemma 4's processor: pictures as large as a number of tokens allows, and videos as timed frames, each like one."""
+"""Gemma 4's processor: images as large as a number of tokens allows, and videos as timed frames, each like one."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UnsupportedError
-from .chat_template import Message, words_joined
-from .images import normalize, resize
+from .chat_template import Message, parts_to_string
+from .images import ImageSettings, Size, read_colors
 from .literal import Segment
-from .plain import open_picture
-from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import Media, MediaInputs, Span
-from .video import load_video
+from .tiles import cut_tiles
+from .video import load_clip
 
 BUDGETS = (70, 140, 280, 560, 1120)
-"""The most tokens of a picture that the published models know."""
+"""The numbers of tokens of an image that the published models know."""
 
 
 @dataclass(frozen=True)
-class PatchSettings:
-    """tokens: the most of a picture or frame; patch: a patch's side in pixels; pool: patches a side that become one
-    token."""
+class Gemma4ImageSettings(ImageSettings):
+    """max_tokens: of an image or frame; patch: a patch's side in pixels; pool: patches a side that become one token."""
 
-    tokens: int
+    max_tokens: int
     patch: int
     pool: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resample: Image.Resampling
 
     @classmethod
-    def read(cls, own: Mapping[str, Any], vision: Mapping[str, Any], tokens: int, normal: bool) -> "PatchSettings":
-        """What the file leaves out: `tokens`, sizes of the vision tower, and whether levels from 0 to 1 are
-        normalised (`normal`), which no published file does in effect."""
-        normal = own.get("do_normalize", normal)
+    def read(cls, settings: Mapping[str, Any], vision: Mapping[str, Any], max_tokens: int, normalize: bool) -> Self:
+        """Where the file leaves them out: `max_tokens`, sizes of the vision tower, and whether levels from 0 to 1 are
+        normalised (`normalize`), which no published file does in effect."""
+        normalized = settings.get("do_normalize", normalize)
+        colors = settings if normalized else {**settings, "image_mean": None, "image_std": None}
         return cls(
-            tokens=own.get("max_soft_tokens") or tokens,
-            patch=own.get("patch_size") or vision.get("patch_size", 16),
-            pool=own.get("pooling_kernel_size") or vision.get("pooling_kernel_size", 3),
-            mean=tuple(own.get("image_mean") or (0.0,) * 3) if normal else (0.0,) * 3,
-            std=tuple(own.get("image_std") or (1.0,) * 3) if normal else (1.0,) * 3,
-            resample=Image.Resampling(own.get("resample", Image.Resampling.BICUBIC)),
+            max_tokens=settings.get("max_soft_tokens") or max_tokens,
+            patch=settings.get("patch_size") or vision.get("patch_size", 16),
+            pool=settings.get("pooling_kernel_size") or vision.get("pooling_kernel_size", 3),
+            **read_colors(colors, mean=(0.0,) * 3, std=(1.0,) * 3),
         )
 
     @property
@@ -53,100 +47,97 @@ class PatchSettings:
         """Of the square that becomes one token, in pixels."""
         return self.patch * self.pool
 
+    def patches(self, images: Sequence[Image.Image], media: MediaInputs) -> tuple[np.ndarray, Size, int]:
+        """Images of one size -> (T, N, patch * patch * 3), their grid (rows, columns) in reading order, and the number
+        of tokens of each."""
+        size = fitted(images[0].height, images[0].width, self.side, self._token_budget(media))
+        levels = np.stack([np.asarray(self.resize(image, size)) for image in images])
+        patches = np.stack([cut_tiles(image, self.patch) for image in self.normalize(levels)])
+        grid = size[0] // self.patch, size[1] // self.patch
+        return patches.reshape(*patches.shape[:2], -1), grid, math.prod(grid) // self.pool**2
 
+    def _token_budget(self, media: MediaInputs) -> int:
+        """How many tokens an image may become."""
+        if media.min_pixels is not None:
+            raise UnsupportedError(
+                "min_pixels: this model makes every picture as large as max_pixels (--max-pixels) allows; give that"
+            )
+        if media.max_pixels is None:
+            return self.max_tokens
+        fitting = [tokens for tokens in BUDGETS if tokens * self.side**2 <= media.max_pixels]
+        if not fitting:
+            smallest = BUDGETS[0] * self.side**2
+            raise ValueError(
+                f"max_pixels={media.max_pixels}: this model's pictures have up to {smallest} at least; give that"
+            )
+        return fitting[-1]
+
+
+@dataclass(eq=False, repr=False)
 class Gemma4Processor(Processor):
     """Source: transformers' Gemma4Processor, Gemma4ImageProcessor and Gemma4VideoProcessor.
 
-    `max_pixels` chooses the number of tokens: the largest of `BUDGETS` whose pictures are not larger. clips: how frames
-    are made, and how many of a file are kept. both_ways: whether the tokens of a picture see each other.
+    `max_pixels` chooses the number of tokens: the largest of `BUDGETS` whose images are not larger. video_settings: of
+    a frame; num_frames: how many of a file are kept; bidirectional: whether the tokens of an image attend to each
+    other.
     """
 
-    placeholders: Mapping[Kind, str] = {"image": "<|image|>", "video": "<|video|>"}
+    image_settings: Gemma4ImageSettings
+    video_settings: Gemma4ImageSettings
+    num_frames: int
+    bidirectional: bool
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        chat_template: str | None,
-        pictures: PatchSettings,
-        clips: tuple[PatchSettings, int],
-        both_ways: bool,
-    ):
-        super().__init__(tokenizer, chat_template)
-        self.pictures, (self.frames, self.count), self.both_ways = pictures, clips, both_ways
+    placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<|image|>", "video": "<|video|>"}
 
     @classmethod
-    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> "Gemma4Processor":
-        tokenizer, settings, vision = load_tokenizer(folder), read_settings(folder), config["vision_config"]
-        # Where a file says nothing of videos, what it says of pictures does not hold for them.
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+        vision = config["vision_config"]
+        # Where a file says nothing of videos, what it says of images does not hold for them.
         video = {} if settings.video is settings.image else settings.video
-        return cls(
-            tokenizer,
-            load_template(folder, tokenizer),
-            PatchSettings.read(settings.image, vision, tokens=280, normal=False),
-            (PatchSettings.read(video, vision, tokens=70, normal=True), video.get("num_frames") or 32),
-            config["text_config"].get("use_bidirectional_attention") == "vision",
-        )
+        return {
+            "image_settings": Gemma4ImageSettings.read(settings.image, vision, max_tokens=280, normalize=False),
+            "video_settings": Gemma4ImageSettings.read(video, vision, max_tokens=70, normalize=True),
+            "num_frames": video.get("num_frames") or 32,
+            "bidirectional": config["text_config"].get("use_bidirectional_attention") == "vision",
+        }
 
     def format(self, messages: Sequence[Message], **kwargs: Any) -> list[Segment]:
-        """The published template writes a system's list of parts down as it is."""
-        texts = [words_joined(own) if own["role"] in ("system", "developer") else own for own in messages]
-        return super().format(texts, **kwargs)
+        """The published template writes the list of parts of a system message down as it is."""
+        system = ("system", "developer")
+        messages = [parts_to_string(message) if message["role"] in system else message for message in messages]
+        return super().format(messages, **kwargs)
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
-        return self._picture(source, media) if kind == "image" else self._video(source, media)
+        return self._expand_image(source, media) if kind == "image" else self._expand_video(source, media)
 
-    def _picture(self, source: Any, media: MediaInputs) -> Expansion:
-        settings = self.pictures
-        image, original = open_picture(source, media, settings.resample)
-        pixels, grid = patches([image], settings, budget(settings, media))
-        count = math.prod(grid) // settings.pool**2
-        return Expansion(self._marked("image", count), (count,), pixels, grid, original)
+    def _expand_image(self, source: Any, media: MediaInputs) -> Expansion:
+        image, original = self.image_settings.load(source, media)
+        pixels, grid, count = self.image_settings.patches([image], media)
+        return Expansion(self._delimited("image", count), (count,), pixels, grid, original)
 
-    def _video(self, source: Any, media: MediaInputs) -> Expansion:
+    def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
         def sampler(total: int, rate: float) -> np.ndarray:
             fps = media.video_fps
-            count = self.count if fps is None else max(1, int(total / rate * fps))
+            count = self.num_frames if fps is None else max(1, int(total / rate * fps))
             return spread(total, min(count, total, media.max_frames or total))
 
-        video = load_video(
-            source, fps=media.video_fps, num_frames=media.num_frames, max_frames=media.max_frames, sampler=sampler,
-            evenly=spread,
-        )  # fmt: skip
-        settings = self.frames
-        images = [Image.fromarray(frame) for frame in video.frames]
-        if media.resize_shape:
-            images = [resize(image, media.resize_shape, settings.resample) for image in images]
-        pixels, grid = patches(images, settings, budget(settings, media))
-        count = math.prod(grid) // settings.pool**2
-        frame = self._marked("video", count)
+        video = load_clip(source, media, sampler=sampler, evenly=spread)
+        images = list(self.video_settings.frame_images(video.frames, media))
+        pixels, grid, count = self.video_settings.patches(images, media)
+        frame = self._delimited("video", count)
         text = " ".join(f"{int(at // 60):02d}:{int(at % 60):02d} {frame}" for at in video.timestamps)
         return Expansion(text, (count,) * len(images), pixels, grid, video.frames.shape[1:3])
 
-    def _marked(self, kind: Kind, count: int) -> str:
-        """A picture's or frame's tokens, and those that say where it begins and ends."""
+    def _delimited(self, kind: Kind, count: int) -> str:
+        """The tokens of an image or frame, between those that say where it begins and ends."""
         return f"<|image>{self.placeholders[kind] * count}<image|>"
 
     def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
-        return tuple(span for own in media for span in own.spans) if self.both_ways else ()
+        return tuple(span for image in media for span in image.spans) if self.bidirectional else ()
 
 
-def budget(settings: PatchSettings, media: MediaInputs) -> int:
-    """How many tokens a picture may become."""
-    if media.min_pixels is not None:
-        raise UnsupportedError(
-            "min_pixels: this model makes every picture as large as max_pixels (--max-pixels) allows; give that"
-        )
-    if media.max_pixels is None:
-        return settings.tokens
-    fitting = [tokens for tokens in BUDGETS if tokens * settings.side**2 <= media.max_pixels]
-    if not fitting:
-        least = BUDGETS[0] * settings.side**2
-        raise ValueError(f"max_pixels={media.max_pixels}: this model's pictures have up to {least} at least; give that")
-    return fitting[-1]
-
-
-def fitted(height: int, width: int, side: int, tokens: int) -> tuple[int, int]:
-    """The (height, width) that a picture is resized to: whole squares of `side` pixels, at most `tokens` of them, as
+def fitted(height: int, width: int, side: int, tokens: int) -> Size:
+    """The (height, width) that an image is resized to: whole squares of `side` pixels, at most `tokens` of them, as
     many as its aspect allows; one row or column of them where it is too thin for more.
     Source: `get_aspect_ratio_preserving_size` of transformers' Gemma4ImageProcessor."""
     scale = math.sqrt(tokens * side**2 / (height * width))
@@ -158,15 +149,6 @@ def fitted(height: int, width: int, side: int, tokens: int) -> tuple[int, int]:
     return rows * side, columns * side
 
 
-def patches(images: Sequence[Image.Image], settings: PatchSettings, tokens: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Pictures of one size -> (T, N, patch * patch * 3) and their grid (rows, columns), in reading order."""
-    height, width = fitted(images[0].height, images[0].width, settings.side, tokens)
-    size, rows, columns = settings.patch, height // settings.patch, width // settings.patch
-    levels = np.stack([np.asarray(resize(image, (height, width), settings.resample)) for image in images])
-    pixels = normalize(levels, settings.mean, settings.std).reshape(len(levels), rows, size, columns, size, 3)
-    return pixels.swapaxes(2, 3).reshape(len(levels), rows * columns, -1), (rows, columns)
-
-
 def spread(total: int, count: int) -> np.ndarray:
-    """Which `count` of `total` frames to keep, evenly from the first one on; some twice where there are fewer."""
+    """Indices of `count` of `total` frames, evenly from the first one on; some twice where there are fewer."""
     return np.arange(count) * total // count

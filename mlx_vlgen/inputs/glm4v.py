@@ -1,109 +1,110 @@
 """The processor of GLM-4.1V, GLM-4.5V and GLM-4.6V."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
-from . import chat_template
-from .chat_template import Message
-from .images import CLIP_MEAN, CLIP_STD, pixel_bounds, video_size
+from .chat_template import Message, parts_to_string
+from .images import CLIP_MEAN, CLIP_STD, Size, pixel_bounds, video_size
 from .literal import Segment
-from .processor import Kind, read_settings
+from .processor import Kind, ProcessorSettings
 from .prompt import MediaInputs
 from .qwen_vl import QwenVLProcessor, bounded
 from .video import Sampler, Video
 
 
+@dataclass(eq=False, repr=False)
 class Glm4vProcessor(QwenVLProcessor):
-    """All bounds are of a volume: a picture's of the frames that it stands in. Each group of a video's frames stands
-    between the tokens of a picture, and is made of a picture's.
+    """All bounds are of a volume: an image's of the frames that it stands in. Each group of a video's frames stands
+    between the tokens of an image, and is made of an image's.
 
-    fps: frames of a video kept a second; longest: seconds past which fewer are. paced: whether, as GLM-4.6V, it keeps
-    the fewer the longer the video is, and tells tenths of seconds.
+    fps: frames of a video kept a second; max_duration: seconds past which fewer are. paced: whether, as GLM-4.6V, it
+    keeps the fewer the longer the video is, and writes tenths of seconds.
     Source: transformers' Glm4vProcessor, Glm4vImageProcessor and Glm4vVideoProcessor; Glm46VProcessor.
     """
 
-    placeholders: Mapping[Kind, str] = {"image": "<|image|>", "video": "<|video|>"}
-    feature_tokens: Mapping[Kind, str] = {"video": "<|image|>"}
+    fps: float = field(default=2, kw_only=True)
+    max_duration: float = field(default=300, kw_only=True)
+    paced: bool = field(default=False, kw_only=True)
+
+    placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<|image|>", "video": "<|video|>"}
+    feature_tokens: ClassVar[Mapping[Kind, str]] = {"video": "<|image|>"}
     prompt_tokens = r"<\|(begin|end)_of_box\|>"
-    picture_bounds = (112 * 112, 28 * 28 * 15000)
+    image_bounds = (112 * 112, 28 * 28 * 15000)
     video_bounds = (112 * 112, 28 * 28 * 2 * 30000)
     mean, std = CLIP_MEAN, CLIP_STD
-    fps: float = 2
-    longest: float = 300
-    paced: bool = False
 
     @classmethod
-    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        processor, settings = super().from_folder(folder, config), read_settings(folder)
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
         # mlx-vlm names every processor that it saves after GLM-4.6V's, and leaves the files beside it as they were.
-        parts = (settings.video, settings.image, settings.own)
-        named = next((part["processor_class"] for part in parts if "processor_class" in part), "")
-        processor.paced = named == "Glm46VProcessor"
-        processor.fps = settings.video.get("fps") or cls.fps
-        processor.longest = settings.video.get("max_duration") or cls.longest
-        return processor
+        parts = (settings.video, settings.image, settings.processor)
+        name = next((part["processor_class"] for part in parts if "processor_class" in part), "")
+        return super().read_fields(settings, config) | {
+            "paced": name == "Glm46VProcessor",
+            "fps": settings.video.get("fps") or 2,
+            "max_duration": settings.video.get("max_duration") or 300,
+        }
 
     def format(self, messages: Sequence[Message], **kwargs: Any) -> list[Segment]:
         """The templates write a list of parts down as it is, but for a user's."""
-        texts = [message if message["role"] == "user" else chat_template.words_joined(message) for message in messages]
-        return super().format(texts, **kwargs)
+        messages = [message if message["role"] == "user" else parts_to_string(message) for message in messages]
+        return super().format(messages, **kwargs)
 
-    def picture_size(self, height: int, width: int, media: MediaInputs) -> tuple[int, int]:
-        settings = self.pictures
-        least, most = pixel_bounds(media, settings.min_pixels, settings.max_pixels, settings.frames)
-        return video_size(settings.frames, height, width, replace(settings, min_pixels=least, max_pixels=most))
+    def image_size(self, height: int, width: int, media: MediaInputs) -> Size:
+        settings = self.image_settings
+        bounds = pixel_bounds(media, settings.min_pixels, settings.max_pixels, settings.frames)
+        settings = replace(settings, min_pixels=bounds[0], max_pixels=bounds[1])
+        return video_size(settings.frames, height, width, settings)
 
-    def frame_size(self, frames: int, height: int, width: int, media: MediaInputs) -> tuple[int, int]:
-        return video_size(frames, height, width, bounded(self.videos, media, frames))
+    def frame_size(self, frames: int, height: int, width: int, media: MediaInputs) -> Size:
+        return video_size(frames, height, width, bounded(self.video_settings, media, frames))
 
     def sampler(self, media: MediaInputs) -> Sampler:
         def sample(total: int, rate: float) -> np.ndarray:
             if self.paced and media.video_fps is None:
-                kept = paced_frames(total, rate, self.videos.frames)
+                indices = paced_frames(total, rate, self.video_settings.frames)
             else:
-                kept = frames_at(total, rate, media.video_fps or self.fps, self.longest)
-            if media.max_frames is not None and len(kept) > media.max_frames:
-                kept = kept[np.linspace(0, len(kept) - 1, media.max_frames).round().astype(np.int64)]
-            return kept
+                indices = frames_at(total, rate, media.video_fps or self.fps, self.max_duration)
+            if media.max_frames is not None and len(indices) > media.max_frames:
+                indices = indices[np.linspace(0, len(indices) - 1, media.max_frames).round().astype(np.int64)]
+            return indices
 
         return sample
 
     def video_text(self, video: Video, groups: int, count: int) -> tuple[str, tuple[int, ...]]:
         frame = f"<|begin_of_image|>{self.placeholders['image'] * count}<|end_of_image|>"
-        starts = video.timestamps[:: self.videos.frames]
+        starts = video.timestamps[:: self.video_settings.frames]
         times = [f"{start:.1f} seconds" if self.paced else str(int(start)) for start in starts]
         return "".join(frame + time for time in times), (count,) * groups
 
 
-def frames_at(total: int, rate: float, fps: float, longest: float) -> np.ndarray:
-    """`fps` frames a second; of a video of more than `longest` seconds, as many as of one that long, evenly. An even
-    number of them. Source: transformers' Glm4vVideoProcessor.sample_frames."""
+def frames_at(total: int, rate: float, fps: float, max_duration: float) -> np.ndarray:
+    """`fps` frames a second; of a video of more than `max_duration` seconds, as many as of one that long, evenly. Their
+    number is even. Source: transformers' Glm4vVideoProcessor.sample_frames."""
     seconds = total / rate
-    if seconds <= longest:
+    if seconds <= max_duration:
         indices = np.ceil(np.arange(max(1, int(seconds * fps))) * rate / fps)
-    elif int(longest * fps) >= total:
+    elif int(max_duration * fps) >= total:
         indices = np.arange(total)
     else:
-        indices = np.ceil(np.linspace(0, seconds, int(longest * fps)) * rate)
+        indices = np.ceil(np.linspace(0, seconds, int(max_duration * fps)) * rate)
     return _even(indices, total)
 
 
 PACES = ((30, 3.0), (300, 1.0), (2400, 0.5))
 """Groups of frames a second, of videos up to so many seconds."""
-MOST_FRAMES = 640
+MAX_FRAMES = 640
 
 
 def paced_frames(total: int, rate: float, group: int) -> np.ndarray:
     """The longer the video, the fewer groups of `group` frames a second. An even number of frames.
     Source: transformers' Glm46VVideoProcessor.sample_frames."""
     seconds = total / rate
-    lasting = min(seconds, PACES[-1][0])
-    pace = next(pace for most, pace in PACES if lasting <= most)
-    count = max(1, min(int(lasting * pace * group), MOST_FRAMES))
+    duration = min(seconds, PACES[-1][0])
+    pace = next(pace for max_duration, pace in PACES if duration <= max_duration)
+    count = max(1, min(int(duration * pace * group), MAX_FRAMES))
     indices: list[int] = []
     due, frame = 0.0, 1 / rate
     for index in range(total):
@@ -118,6 +119,6 @@ def paced_frames(total: int, rate: float, group: int) -> np.ndarray:
 
 
 def _even(indices: np.ndarray, total: int) -> np.ndarray:
-    """Each once, in order; the last one again where they are odd in number."""
-    kept = np.unique(np.minimum(indices.astype(np.int64), total - 1))
-    return np.append(kept, kept[-1:]) if len(kept) % 2 else kept
+    """Each index once, in order; the last one again where their number is odd."""
+    unique = np.unique(np.minimum(indices.astype(np.int64), total - 1))
+    return np.append(unique, unique[-1:]) if len(unique) % 2 else unique

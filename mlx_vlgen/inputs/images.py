@@ -1,33 +1,93 @@
-"""Pictures to pixels: sizes, resizing, normalising, patches. numpy and Pillow."""
+"""Images to pixels: loading, sizes, resizing, normalising, patches. numpy and Pillow."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..errors import MediaError
+from ..errors import MediaError, UnsupportedError
+from .media import load_image
 from .prompt import MediaInputs
 
+Size = tuple[int, int]
+"""(height, width)."""
+
+Color = tuple[float, ...]
+"""Red, green and blue, from 0 to 1."""
+
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 MAX_ASPECT = 200
 """Qwen's bound on the longer side over the shorter one."""
 
-MOST_PIXELS = 1 << 27
-"""Of a picture as a model takes it: 1.6 GB as floats."""
+MAX_PIXELS = 1 << 27
+"""Of an image as a model takes it: 1.6 GB as floats."""
 
-MANY_TOKENS, MANY_VIDEO_TOKENS = 4096, 16384
-"""A picture, or a video, that becomes more tokens than this is worth a word; published settings bound most below."""
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """What the settings of every image processor have in common."""
+
+    mean: Color = SIGLIP_MEAN
+    std: Color = SIGLIP_STD
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+
+    def resize(self, image: Image.Image, size: Size) -> Image.Image:
+        return resize(image, size, self.resample)
+
+    def normalize(self, levels: np.ndarray) -> np.ndarray:
+        """levels: uint8 (..., 3) -> float32, of the same shape."""
+        return normalize(levels, self.mean, self.std)
+
+    def channels_first(self, levels: np.ndarray) -> np.ndarray:
+        """levels: uint8 (N, height, width, 3) -> (N, 3, height, width) float32, normalised."""
+        return np.ascontiguousarray(self.normalize(levels).transpose(0, 3, 1, 2))
+
+    def load(self, source: Any, media: MediaInputs) -> tuple[Image.Image, Size]:
+        """An image, resized to `media.resize_shape` where that is given, and its original size."""
+        image = load_image(source)
+        original = image.height, image.width
+        return (self.resize(image, media.resize_shape) if media.resize_shape else image), original
+
+    def frame_images(self, frames: Iterable[np.ndarray], media: MediaInputs) -> Iterator[Image.Image]:
+        """The frames of a video as images, resized to `media.resize_shape` where that is given."""
+        for frame in frames:
+            image = Image.fromarray(frame)
+            yield self.resize(image, media.resize_shape) if media.resize_shape else image
+
+
+def read_colors(
+    settings: Mapping[str, Any],
+    mean: Color = SIGLIP_MEAN,
+    std: Color = SIGLIP_STD,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> dict[str, Any]:
+    """The fields of `ImageSettings` in a preprocessor_config.json. mean, std, resample: the family's, where it leaves
+    them out."""
+    return {
+        "mean": tuple(settings.get("image_mean") or mean),
+        "std": tuple(settings.get("image_std") or std),
+        "resample": Image.Resampling(settings.get("resample", resample)),
+    }
+
+
+def refuse_pixel_bounds(media: MediaInputs) -> None:
+    """UnsupportedError for a family that resizes all images to its sizes."""
+    for name in ("min_pixels", "max_pixels"):
+        if getattr(media, name) is not None:
+            raise UnsupportedError(f"{name}: this model resizes every picture to a size of its own; leave it out")
 
 
 @dataclass(frozen=True)
-class PixelSettings:
-    """How a family makes pixels, as its preprocessor_config.json has it.
+class PixelSettings(ImageSettings):
+    """How Qwen's and GLM's processors make patches, as a preprocessor_config.json has it.
 
-    min_pixels, max_pixels: bounds of a picture's area, or of a whole video's volume. patch: size of a patch in
-    pixels; merge: patches a side that become one token; frames: frames that make one patch in time.
+    min_pixels, max_pixels: bounds of an image's area, or of a whole video's volume. patch: side of a patch in pixels.
+    merge: patches a side that become one token. frames: frames that make one patch in time.
     """
 
     min_pixels: int
@@ -35,9 +95,6 @@ class PixelSettings:
     patch: int
     merge: int = 2
     frames: int = 2
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    resample: Image.Resampling = Image.Resampling.BICUBIC
 
     @property
     def factor(self) -> int:
@@ -45,56 +102,58 @@ class PixelSettings:
         return self.patch * self.merge
 
 
-def picture_size(height: int, width: int, settings: PixelSettings) -> tuple[int, int]:
-    """The (height, width) a picture is resized to: multiples of a token, area within bounds, aspect kept nearly.
+def image_size(height: int, width: int, settings: PixelSettings) -> Size:
+    """The (height, width) an image is resized to: multiples of a token, area within bounds, aspect kept nearly.
 
     Source: transformers' Qwen2VLImageProcessor.smart_resize.
     """
     check_aspect(height, width)
-    factor, most, least = settings.factor, settings.max_pixels, settings.min_pixels
+    factor, max_pixels, min_pixels = settings.factor, settings.max_pixels, settings.min_pixels
     to_height, to_width = round(height / factor) * factor, round(width / factor) * factor
-    if to_height * to_width > most:
-        return shrink(height, width, math.sqrt(height * width / most), factor)
-    if to_height * to_width < least:
-        return grow(height, width, math.sqrt(least / (height * width)), factor)
+    if to_height * to_width > max_pixels:
+        return shrink(height, width, math.sqrt(height * width / max_pixels), factor)
+    if to_height * to_width < min_pixels:
+        return grow(height, width, math.sqrt(min_pixels / (height * width)), factor)
     return to_height, to_width
 
 
-def video_size(frames: int, height: int, width: int, settings: PixelSettings) -> tuple[int, int]:
-    """The (height, width) of a video's frames: as a picture's, but the bounds are of frames * height * width.
+def video_size(frames: int, height: int, width: int, settings: PixelSettings) -> Size:
+    """The (height, width) of a video's frames: as an image's, but the bounds are of frames * height * width.
 
     Source: transformers' Qwen3VLVideoProcessor.smart_resize, which refuses a video of less frames than one patch in
     time has; here they are repeated until they fill it.
     """
     frames = max(frames, settings.frames)
-    factor, most, least = settings.factor, settings.max_pixels, settings.min_pixels
+    factor, max_pixels, min_pixels = settings.factor, settings.max_pixels, settings.min_pixels
     if min(height, width) < factor:
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
     check_aspect(height, width)
     to_height, to_width = round(height / factor) * factor, round(width / factor) * factor
     volume = round(frames / settings.frames) * settings.frames * to_height * to_width
-    if volume > most:
-        return shrink(height, width, math.sqrt(frames * height * width / most), factor)
-    if volume < least:
-        return grow(height, width, math.sqrt(least / (frames * height * width)), factor)
+    if volume > max_pixels:
+        return shrink(height, width, math.sqrt(frames * height * width / max_pixels), factor)
+    if volume < min_pixels:
+        return grow(height, width, math.sqrt(min_pixels / (frames * height * width)), factor)
     return to_height, to_width
 
 
-def pixel_bounds(media: MediaInputs, least: int, most: int, frames: int = 1) -> tuple[int, int]:
-    """The request's own bounds, which are of one picture or frame, in the place of a processor's `least` and `most`,
-    which for a video are of all its frames. One that was not given yields to the other."""
-    least = least if media.min_pixels is None else media.min_pixels * frames
-    most = most if media.max_pixels is None else media.max_pixels * frames
+def pixel_bounds(media: MediaInputs, min_pixels: int, max_pixels: int, frames: int = 1) -> tuple[int, int]:
+    """min_pixels and max_pixels of a request, which are of one image or frame, in the place of a processor's, which for
+    a video are of all its frames. One that was not given yields to the other."""
+    if media.min_pixels is not None:
+        min_pixels = media.min_pixels * frames
+    if media.max_pixels is not None:
+        max_pixels = media.max_pixels * frames
     if media.min_pixels is None:
-        least = min(least, most)
+        min_pixels = min(min_pixels, max_pixels)
     if media.max_pixels is None:
-        most = max(least, most)
-    if not 0 < least <= most:
+        max_pixels = max(min_pixels, max_pixels)
+    if not 0 < min_pixels <= max_pixels:
         raise ValueError(
             f"min_pixels={media.min_pixels}, max_pixels={media.max_pixels}: expected 0 < min_pixels <= max_pixels"
         )
-    return least, most
+    return min_pixels, max_pixels
 
 
 def check_aspect(height: int, width: int) -> None:
@@ -105,20 +164,20 @@ def check_aspect(height: int, width: int) -> None:
         )
 
 
-def shrink(height: int, width: int, by: float, factor: int) -> tuple[int, int]:
+def shrink(height: int, width: int, by: float, factor: int) -> Size:
     return max(factor, math.floor(height / by / factor) * factor), max(factor, math.floor(width / by / factor) * factor)
 
 
-def grow(height: int, width: int, by: float, factor: int) -> tuple[int, int]:
+def grow(height: int, width: int, by: float, factor: int) -> Size:
     return math.ceil(height * by / factor) * factor, math.ceil(width * by / factor) * factor
 
 
-def resize(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+def resize(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
     """size: (height, width). MediaError for more pixels than any model takes: Pillow would ask for memory in blocks
     until there is none."""
-    if math.prod(size) > MOST_PIXELS:
+    if math.prod(size) > MAX_PIXELS:
         raise MediaError(
-            f"a picture would become {size[1]} x {size[0]} pixels; expected at most {MOST_PIXELS:,} in all. Give a "
+            f"a picture would become {size[1]} x {size[0]} pixels; expected at most {MAX_PIXELS:,} in all. Give a "
             "smaller resize_shape or min_pixels, or correct the checkpoint's preprocessor_config.json"
         )
     return image if image.size == size[::-1] else image.resize(size[::-1], resample)

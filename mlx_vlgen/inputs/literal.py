@@ -1,8 +1,8 @@
-"""A person's words in a formatted prompt: kept apart from what the template wrote, and tokenized as words.
+"""User text in a formatted prompt: kept apart from what the chat template wrote, so that it is read as text only.
 
-Words are hidden from the template by other characters, one for one, of a range that the prompt does not use: so a
-template trims, joins and cuts them as ever, whatever it lets through is known to be a person's, and `show` gives the
-text back.
+User text is masked before the template sees it: each character is replaced by another one, of a Unicode plane that the
+prompt does not use. So a template trims, joins and cuts it as ever, whatever it lets through is known to be a user's,
+and `unmask` gives the text back.
 """
 
 import functools
@@ -20,25 +20,24 @@ from ..errors import PromptError
 
 @dataclass(frozen=True)
 class Segment:
-    """Part of a formatted prompt. literal: a person's words that look like what steers a conversation, and do not.
-    said: how many characters of it come before the end of a person's last words: only what follows them may open a
-    thinking block."""
+    """Part of a formatted prompt. literal: user text that looks like a control token, and is none. tail_start: where
+    in it the last user text ends: only what follows may open a thinking block."""
 
     text: str
     literal: bool = False
-    said: int = 0
+    tail_start: int = 0
 
 
-Change = Callable[[str], str]
+Mask = Callable[[str], str]
 BRACKETS = "<>[]{}()|"
 SPACES = np.array([code for code in range(0x10000) if chr(code).isspace()], np.uint32)
 
 
-class Hiding:
-    """Hides words of a prompt that holds `texts`. steering: the strings that steer a conversation."""
+class Masker:
+    """Masks text of a prompt that holds `texts`. control: the strings that control a conversation."""
 
-    def __init__(self, steering: frozenset[str], texts: Iterable[str]):
-        self.steering = Strings.of(steering)
+    def __init__(self, control: frozenset[str], texts: Iterable[str]):
+        self.control = control
         used = {ord(character) >> 16 for text in texts for character in set(re.findall("[^\0-\uffff]", text))}
         plane = next((plane for plane in range(16, 3, -1) if plane not in used), None)
         if plane is None:
@@ -46,63 +45,79 @@ class Hiding:
                 "the prompt has characters of every range that Unicode has not given a meaning: remove them"
             )
         self._plane = plane
-        ends = {text[end] for text in steering for end in (0, -1)}
-        self._edges = np.array([ord(character) for character in ends | set(BRACKETS)], np.uint32)
+        edges = {text[end] for text in control for end in (0, -1)}
+        self._edges = np.array([ord(character) for character in edges | set(BRACKETS)], np.uint32)
 
-    def all(self, text: str) -> str:
-        """Every character but spaces."""
+    def mask_all(self, text: str) -> str:
+        """Masks every character but spaces."""
         codes = _codes(text)
-        return self._moved(codes, ~np.isin(codes, SPACES))
+        return self._masked(codes, ~np.isin(codes, SPACES))
 
-    def edges(self, text: str) -> str:
-        """The characters that steering strings begin or end with, and brackets."""
+    def mask_edges(self, text: str) -> str:
+        """Masks brackets, and the characters that control strings begin or end with."""
         codes = _codes(text)
-        return self._moved(codes, np.isin(codes, self._edges))
+        return self._masked(codes, np.isin(codes, self._edges))
 
-    def matches(self, text: str, strings: "Strings | None" = None) -> str:
-        """The steering strings, or others."""
-        parts = (strings or self.steering).split(text)
-        return "".join(self.all(part) if i % 2 else part for i, part in enumerate(parts))
+    def mask_control(self, text: str) -> str:
+        """Masks the control strings."""
+        return self.mask_strings(text, self.control)
 
-    def across(self, texts: Sequence[str], strings: "Strings") -> list[str]:
-        """`matches`, in texts that a template may join."""
-        whole, ends = self.matches("".join(texts), strings), [0, *itertools.accumulate(map(len, texts))]
-        return [whole[begin:end] for begin, end in itertools.pairwise(ends)]
+    def mask_strings(self, text: str, strings: frozenset[str]) -> str:
+        parts = split_at(strings, text)
+        return "".join(self.mask_all(part) if i % 2 else part for i, part in enumerate(parts))
 
-    def steering_in(self, text: str) -> list[str]:
-        """The steering strings that stand there and are not hidden."""
-        return self.steering.split(text)[1::2]
+    def mask_across(self, texts: Sequence[str], strings: frozenset[str]) -> list[str]:
+        """`mask_strings` in texts that a template may join."""
+        joined, ends = self.mask_strings("".join(texts), strings), [0, *itertools.accumulate(map(len, texts))]
+        return [joined[begin:end] for begin, end in itertools.pairwise(ends)]
 
-    def show(self, text: str) -> str:
+    def unmasked_control(self, text: str) -> list[str]:
+        """The control strings in a text that are not masked."""
+        return split_at(self.control, text)[1::2]
+
+    def unmask(self, text: str) -> str:
         codes = _codes(text)
         return _text(np.where(codes >> 16 == self._plane, codes & 0xFFFF, codes))
 
-    def cut(self, text: str) -> list[Segment]:
-        """A rendered text, shown: what of it is no more than a person's words, though it steers. What the template
-        itself wrote has nothing hidden in it."""
-        hidden = np.flatnonzero(_codes(text) >> 16 == self._plane)
-        end = int(hidden[-1]) + 1 if len(hidden) else 0
+    def segments(self, text: str) -> list[Segment]:
+        """A rendered text, unmasked, and which control strings in it are user text. Those that the template itself
+        wrote have no masked character."""
+        masked = np.flatnonzero(_codes(text) >> 16 == self._plane)
+        user_end = int(masked[-1]) + 1 if len(masked) else 0
         segments: list[Segment] = []
-        place = 0
-        for number, part in enumerate(self.steering.split(text)):
-            for i, own in enumerate([part] if number % 2 else self.steering.split(self.show(part))):
-                said = len(own) if i % 2 else min(max(0, end - place), len(own))  # a literal may end in the template's
-                segments.append(Segment(own, i % 2 == 1, said))
-                place += len(own)
-        runs = groupby((segment for segment in segments if segment.text), key=lambda segment: segment.literal)
-        return [join(list(run)) for _, run in runs]
+        position = 0
+        for number, part in enumerate(split_at(self.control, text)):
+            pieces = [part] if number % 2 else split_at(self.control, self.unmask(part))
+            for i, piece in enumerate(pieces):
+                literal = i % 2 == 1  # whole, though its end may be the template's
+                tail_start = len(piece) if literal else min(max(0, user_end - position), len(piece))
+                segments.append(Segment(piece, literal, tail_start))
+                position += len(piece)
+        return join_equal([segment for segment in segments if segment.text])
 
-    def _moved(self, codes: np.ndarray, which: np.ndarray) -> str:
+    def _masked(self, codes: np.ndarray, which: np.ndarray) -> str:
         return _text(np.where(which & (codes < 0x10000), codes | self._plane << 16, codes))
 
 
-def mapped(value: Any, change: Change, but: Collection[str] = ()) -> Any:
-    """A message with every text in it changed, but those of some keys."""
+def map_text(value: Any, function: Mask, skip: Collection[str] = ()) -> Any:
+    """A message with every text in it changed, but those under the keys in `skip`."""
     if isinstance(value, str):
-        return change(value)
+        return function(value)
     if isinstance(value, Mapping):
-        return {key: item if key in but else mapped(item, change, but) for key, item in value.items()}
-    return [mapped(item, change, but) for item in value] if isinstance(value, list | tuple) else value
+        return {key: item if key in skip else map_text(item, function, skip) for key, item in value.items()}
+    return [map_text(item, function, skip) for item in value] if isinstance(value, list | tuple) else value
+
+
+def iter_text(value: Any) -> Iterator[str]:
+    """Every text in a message."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.items():
+            yield from iter_text(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from iter_text(item)
 
 
 def check_text(text: str) -> None:
@@ -111,60 +126,46 @@ def check_text(text: str) -> None:
         raise PromptError("the prompt holds bytes that are not text in UTF-8: convert it, or remove them")
 
 
-def texts(value: Any) -> Iterator[str]:
-    """Every text in a message."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.items():
-            yield from texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from texts(item)
+def split_at(strings: frozenset[str], text: str) -> list[str]:
+    """A text cut at `strings`, which are the odd items; at each position the longest one counts. There may be
+    thousands of strings: a regular expression would try each of them at each position."""
+    lengths, first = _by_first_character(strings)
+    parts, end, position = [], 0, 0
+    while match := first.search(text, position):
+        position = match.start()
+        for length in lengths[match.group()]:
+            if (string := text[position : position + length]) in strings:
+                parts += [text[end:position], string]
+                end = position = position + length
+                break
+        else:
+            position += 1
+    return [*parts, text[end:]]
 
 
-class Strings:
-    """Finds strings in a text, at each place the longest that stands there. There may be thousands of them, of which
-    a regular expression would try each at each place."""
-
-    def __init__(self, strings: frozenset[str]):
-        self._strings = strings
-        self._lengths = {
-            first: sorted({len(string) for string in strings if string[0] == first}, reverse=True)
-            for first in {string[0] for string in strings}
-        }
-        self._first = re.compile(f"[{re.escape(''.join(self._lengths))}]" if strings else "(?!)")
-
-    @staticmethod
-    @functools.lru_cache(maxsize=64)
-    def of(strings: frozenset[str]) -> "Strings":
-        return Strings(strings)
-
-    def split(self, text: str) -> list[str]:
-        """What is between those that stand there, and at odd places they."""
-        parts, done, place = [], 0, 0
-        while match := self._first.search(text, place):
-            place = match.start()
-            for length in self._lengths[match.group()]:
-                if (string := text[place : place + length]) in self._strings:
-                    parts += [text[done:place], string]
-                    done = place = place + length
-                    break
-            else:
-                place += 1
-        return [*parts, text[done:]]
+@functools.lru_cache(maxsize=64)
+def _by_first_character(strings: frozenset[str]) -> tuple[dict[str, list[int]], re.Pattern[str]]:
+    """The lengths of the strings that begin with each character, longest first, and a pattern of those characters."""
+    lengths = {
+        first: sorted({len(string) for string in strings if string[0] == first}, reverse=True)
+        for first in {string[0] for string in strings}
+    }
+    return lengths, re.compile(f"[{re.escape(''.join(lengths))}]" if strings else "(?!)")
 
 
 def join(segments: Sequence[Segment]) -> Segment:
-    """Several, all literal or none, as one."""
-    said = max(
-        (place + own.said for own, place in zip(segments, _places(segments), strict=True) if own.said), default=0
-    )
-    return Segment("".join(own.text for own in segments), segments[0].literal, said)
+    """Several segments, all literal or none, as one."""
+    text, tail_start = "", 0
+    for segment in segments:
+        if segment.tail_start:
+            tail_start = len(text) + segment.tail_start
+        text += segment.text
+    return Segment(text, segments[0].literal, tail_start)
 
 
-def _places(segments: Sequence[Segment]) -> list[int]:
-    return [0, *itertools.accumulate(len(own.text) for own in segments)][:-1]
+def join_equal(segments: Iterable[Segment]) -> list[Segment]:
+    """Neighbours that are literal, or that are not, joined."""
+    return [join(list(group)) for _, group in groupby(segments, key=lambda segment: segment.literal)]
 
 
 def _codes(text: str) -> np.ndarray:
@@ -173,43 +174,3 @@ def _codes(text: str) -> np.ndarray:
 
 def _text(codes: np.ndarray) -> str:
     return codes.astype(np.uint32).tobytes().decode("utf-32-le")
-
-
-# -- tokenizing
-
-
-def runs(segments: Sequence[Segment], tokens: frozenset[str]) -> list[Segment]:
-    """The prompt cut where its tokenizer cuts it, too: at `tokens`, its added ones. A run with literal words in it is
-    literal as a whole, for words that stand side by side become tokens together."""
-    if not any(segment.literal for segment in segments):
-        return [join(segments)]
-    strings = Strings.of(tokens)
-    pieces: list[tuple[bool, Segment]] = []  # with whether it is an added token
-    for segment in (join(list(run)) for _, run in groupby(segments, key=lambda segment: segment.literal)):
-        parts = [segment.text] if segment.literal else strings.split(segment.text)
-        pieces += [(i % 2 == 1, Segment(part, segment.literal)) for i, part in enumerate(parts) if part]
-    cut: list[Segment] = []
-    for token, run in groupby(pieces, key=lambda piece: piece[0]):
-        own = [segment for _, segment in run]
-        literal = not token and any(segment.literal for segment in own)
-        cut.append(Segment("".join(segment.text for segment in own), literal))
-    return [join(list(group)) for _, group in groupby(cut, key=lambda segment: segment.literal)]
-
-
-def encode_words(tokenizer: Any, text: str, first: bool, special: bool) -> list[int]:
-    """Token ids of a text in which no added token is read. first: whether it begins the prompt, which some tokenizers
-    put a blank before. special: whether the tokenizer's own first token goes before it."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # a tokenizer in Python, which cuts no text then
-        ids = tokenizer.encode(text, add_special_tokens=special, split_special_tokens=True, verbose=False)
-        return [int(token) for token in ids]
-    from tokenizers import Tokenizer, models
-
-    bare = Tokenizer(models.BPE())  # the model is put in last: it is large, and shared
-    for part in ("normalizer", "pre_tokenizer", "post_processor"):
-        if (own := getattr(backend, part)) is not None:
-            setattr(bare, part, own)
-    if not first:
-        bare = Tokenizer.from_str(bare.to_str().replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'))
-    bare.model = backend.model
-    return [int(token) for token in bare.encode(text, add_special_tokens=special).ids]

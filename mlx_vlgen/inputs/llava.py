@@ -1,33 +1,33 @@
-"""LLaVA's processor: one square picture, one token a patch."""
+"""LLaVA's processor: one square image, one token a patch."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from .fixed_size import FixedSizeSettings
 from .images import CLIP_MEAN, CLIP_STD
-from .plain import PlainSettings, fixed_picture
-from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 
 
+@dataclass(eq=False, repr=False)
 class LlavaProcessor(Processor):
-    """Source: transformers' LlavaProcessor and CLIPImageProcessor. count: features of a picture."""
+    """Source: transformers' LlavaProcessor and CLIPImageProcessor. image_tokens: tokens of an image."""
 
-    def __init__(self, tokenizer: Any, chat_template: str | None, pictures: PlainSettings, count: int):
-        super().__init__(tokenizer, chat_template)
-        self.placeholders: Mapping[Kind, str] = {"image": "<image>"}
-        self.pictures, self.count = pictures, count
+    image_settings: FixedSizeSettings
+    image_tokens: int
+
+    placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<image>"}
 
     @classmethod
-    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> "LlavaProcessor":
-        tokenizer, vision = load_tokenizer(folder), config["vision_config"]
-        settings = read_settings(folder)
-        pictures = PlainSettings.read(settings.image, vision["image_size"], CLIP_MEAN, CLIP_STD)
-        rows, columns = (side // vision["patch_size"] for side in pictures.crop or pictures.size or (0, 0))
-        whole = config.get("vision_feature_select_strategy", "default") == "full"
-        first = vision.get("model_type") != "siglip_vision_model"  # CLIP's class token
-        return cls(tokenizer, load_template(folder, tokenizer), pictures, rows * columns + (whole and first))
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+        vision = config["vision_config"]
+        image = FixedSizeSettings.read(settings.image, vision["image_size"], CLIP_MEAN, CLIP_STD)
+        rows, columns = (side // vision["patch_size"] for side in image.crop or image.size or (0, 0))
+        full = config.get("vision_feature_select_strategy", "default") == "full"
+        class_token = vision.get("model_type") != "siglip_vision_model"  # which CLIP has, and SigLIP has not
+        return {"image_settings": image, "image_tokens": rows * columns + (full and class_token)}
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
-        pixels, original = fixed_picture(source, media, self.pictures)
-        return Expansion(self.placeholders[kind] * self.count, (self.count,), pixels, (), original)
+        pixels, original = self.image_settings.load_pixels(source, media)
+        return Expansion(self.placeholders[kind] * self.image_tokens, (self.image_tokens,), pixels, (), original)

@@ -1,36 +1,34 @@
-"""LLaVA-NeXT's processor: a picture whole and in tiles, a token for each patch that shows it and each end of line."""
+"""LLaVA-NeXT's processor: an image whole and in tiles, a token for each patch that shows it and each end of line."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .anyres import AnyRes
-from .images import CLIP_MEAN, CLIP_STD
-from .plain import open_picture, refuse_pixel_bounds
-from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
+from .images import CLIP_MEAN, CLIP_STD, refuse_pixel_bounds
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 
 CANVASES = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
 
 
+@dataclass(eq=False, repr=False)
 class LlavaNextProcessor(Processor):
     """Source: transformers' LlavaNextProcessor."""
 
-    placeholders: Mapping[Kind, str] = {"image": "<image>"}
+    image_settings: AnyRes
 
-    def __init__(self, tokenizer: Any, chat_template: str | None, pictures: AnyRes):
-        super().__init__(tokenizer, chat_template)
-        self.pictures = pictures
+    placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<image>"}
 
     @classmethod
-    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> "LlavaNextProcessor":
-        tokenizer, own = load_tokenizer(folder), read_settings(folder).image
-        return cls(tokenizer, load_template(folder, tokenizer), AnyRes.read(own, config, CANVASES, CLIP_MEAN, CLIP_STD))
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"image_settings": AnyRes.read(settings.image, config, CANVASES, CLIP_MEAN, CLIP_STD)}
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         refuse_pixel_bounds(media)
-        image, original = open_picture(source, media, self.pictures.square.resample)
-        grid = self.pictures.layout((image.height, image.width))
-        count = self.pictures.patches**2 + grid[2] * (grid[3] + 1)
+        image, original = self.image_settings.square.load(source, media)
+        grid = self.image_settings.layout((image.height, image.width))
+        count = self.image_settings.patches**2 + grid[2] * (grid[3] + 1)
         self.check_count(kind, original, count, "resize_shape (--resize-shape) makes it smaller")
-        return Expansion(self.placeholders[kind] * count, (count,), self.pictures.pixels(image), grid, original)
+        pixels = self.image_settings.pixels(image)
+        return Expansion(self.placeholders[kind] * count, (count,), pixels, grid, original)

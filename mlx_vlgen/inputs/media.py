@@ -1,4 +1,4 @@
-"""Pictures from wherever a person has them, as upright 8-bit RGB, within limits (formats: see decode.py)."""
+"""Images from any source, as upright 8-bit RGB, within limits (formats: see decode.py)."""
 
 import base64
 import binascii
@@ -31,7 +31,7 @@ def load_image(source: Picture, *, limits: Limits = Limits()) -> Image.Image:
 
     EXIF orientation is applied to every kind of source that carries one. Transparency is composed on white. 16-bit
     values are divided by 257 and rounded. 32-bit ones (Pillow's modes I and F) are taken as the narrowest usual range
-    that holds them, 0..1 (F only), 0..255 or 0..65535, or else stretched from their least to their greatest value.
+    that holds them, 0..1 (F only), 0..255 or 0..65535, or else stretched from their smallest to their largest value.
     Colour profiles are not applied (nor are they in transformers).
 
     Args:
@@ -54,7 +54,7 @@ def load_image(source: Picture, *, limits: Limits = Limits()) -> Image.Image:
         except Exception:
             raise MediaError(f"{name}: its pixels cannot be read; is its file closed or truncated?") from None
         return upright_rgb(source, name)
-    if has(source, "__array__"):
+    if has_attribute(source, "__array__"):
         return _from_array(source, name, limits)
     return decode_picture(read_source(source, limits), name, limits)
 
@@ -96,7 +96,7 @@ def _describe(source: object) -> str:
     return f"object of type {type(source).__name__}"
 
 
-def has(source: object, attribute: str) -> bool:
+def has_attribute(source: object, attribute: str) -> bool:
     """`hasattr`, also of objects whose attributes raise what they like."""
     try:
         return hasattr(source, attribute)
@@ -117,7 +117,7 @@ def read_source(source: object, limits: Limits) -> bytes:
         with open_path(source) as file:
             _check_file_bytes(os.fstat(file.fileno()).st_size, name, limits)
             data = read_to_end(file, name, limits)
-    elif has(source, "read"):
+    elif has_attribute(source, "read"):
         data = read_to_end(source, name, limits)
     else:
         raise MediaError(f"{name}: not a source of media; expected a path, URL, bytes, binary file or array")
@@ -214,9 +214,9 @@ def _checked_bytes(source: bytes | bytearray | memoryview, name: str, limits: Li
 
 
 def _scheme(text: str) -> str | None:
-    """The scheme of what is meant as a URL, in small letters; None for a path."""
-    found = re.match(r"\s*(?:(data|file):|([a-z][a-z0-9+.-]+)://)", text[:64], re.IGNORECASE)
-    return (found[1] or found[2]).lower() if found else None
+    """The scheme of a URL, in small letters; None for a path."""
+    match = re.match(r"\s*(?:(data|file):|([a-z][a-z0-9+.-]+)://)", text[:64], re.IGNORECASE)
+    return (match[1] or match[2]).lower() if match else None
 
 
 def _from_data_uri(uri: str, name: str, limits: Limits) -> bytes:
@@ -265,7 +265,7 @@ def _from_array(source: Any, name: str, limits: Limits) -> Image.Image:
 
 
 def _checked_array(source: Any, name: str, limits: Limits) -> np.ndarray:
-    """uint8, or float from 0 to 1, of shape (H, W), (H, W, 3) or (H, W, 4); a view where it can be one."""
+    """uint8, or float from 0 to 1, of shape (H, W), (H, W, 3) or (H, W, 4); a view where possible."""
     if isinstance(source, np.ma.MaskedArray):
         raise MediaError(f"{name}: parts of it are masked; give array.filled(255)")
     try:

@@ -1,15 +1,15 @@
-"""PaliGemma's processor: pictures, the first token, one task in words, and a line feed."""
+"""PaliGemma's processor: images, the first token, the text of one task, and a line feed."""
 
-import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from .literal import Segment, join
-from .plain import SIGLIP_MEAN, SIGLIP_STD, PlainSettings, fixed_picture
-from .processor import Expansion, Kind, Processor, load_template, load_tokenizer, read_settings
+from .fixed_size import FixedSizeSettings
+from .images import SIGLIP_MEAN, SIGLIP_STD
+from .literal import Segment, join_equal
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import Media, MediaInputs, Span
 
 # Published checkpoints have none: they were trained on a task and its answer, without turns.
@@ -25,40 +25,43 @@ TEMPLATE = """\
 {%- endif -%}"""
 
 
+@dataclass(eq=False, repr=False)
 class PaliGemmaProcessor(Processor):
-    """Source: transformers' PaliGemmaProcessor and SiglipImageProcessor; it takes no words without a picture, which are
-    laid out here as those with one. count: features of a picture."""
+    """Source: transformers' PaliGemmaProcessor and SiglipImageProcessor; it takes no text without an image, which is
+    laid out here as one with an image. image_tokens: tokens of an image."""
 
-    placeholders: Mapping[Kind, str] = {"image": "<image>"}
+    image_settings: FixedSizeSettings
+    image_tokens: int
+
+    placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<image>"}
     prompt_tokens = r"<loc\d{4}>|<seg\d{3}>"
     adds_first_token = False
 
-    def __init__(self, tokenizer: Any, chat_template: str | None, pictures: PlainSettings, count: int):
-        super().__init__(tokenizer, chat_template or TEMPLATE)
-        self.pictures, self.count = pictures, count
+    def __post_init__(self) -> None:
+        self.chat_template = self.chat_template or TEMPLATE
 
     @classmethod
-    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> "PaliGemmaProcessor":
-        tokenizer, vision = load_tokenizer(folder), config["vision_config"]
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+        vision = config["vision_config"]
         side, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
-        pictures = PlainSettings.read(read_settings(folder).image, side, SIGLIP_MEAN, SIGLIP_STD)
-        return cls(tokenizer, load_template(folder, tokenizer), pictures, (side // patch) ** 2)
+        image = FixedSizeSettings.read(settings.image, side, SIGLIP_MEAN, SIGLIP_STD)
+        return {"image_settings": image, "image_tokens": (side // patch) ** 2}
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
-        pixels, original = fixed_picture(source, media, self.pictures)
-        return Expansion(self.placeholders[kind] * self.count, (self.count,), pixels, (), original)
+        pixels, original = self.image_settings.load_pixels(source, media)
+        return Expansion(self.placeholders[kind] * self.image_tokens, (self.image_tokens,), pixels, (), original)
 
     def lay_out(self, segments: list[Segment], images: int) -> list[Segment]:
-        """The first token after the last picture, and a line feed at the end. Text that names no picture gets all of
-        them before it."""
+        """The first token after the last image, and a line feed at the end. Text that names no image gets all of them
+        before it."""
         token, bos = self.placeholders["image"], self.tokenizer.bos_token
         naming = [i for i, segment in enumerate(segments) if token in segment.text and not segment.literal]
         if not naming:
             segments, naming = [Segment(token * images), *segments], [0]
         last = naming[-1]
-        head, found, tail = segments[last].text.rpartition(token)
-        segments = [*segments[:last], Segment(head + found + bos + tail), *segments[last + 1 :], Segment("\n")]
-        return [join(list(run)) for _, run in itertools.groupby(segments, key=lambda segment: segment.literal)]
+        head, separator, tail = segments[last].text.rpartition(token)
+        segments = [*segments[:last], Segment(head + separator + bos + tail), *segments[last + 1 :], Segment("\n")]
+        return join_equal(segments)
 
     def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
         return ((0, len(tokens)),)

@@ -14,11 +14,11 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class MediaInputs:
-    """The media of one request as a person gave them, and how to read them.
+    """The media of one request as they were given, and how to read them.
 
     images: pictures, each anything `load_image` takes; videos: each anything `load_video` takes.
     resize_shape: (height, width) to resize every picture to before processing; default None, no resize.
-    min_pixels, max_pixels: bounds of a processed picture's area in pixels; default None, the processor's own.
+    min_pixels, max_pixels: bounds of a processed picture's area in pixels; default None, the processor's.
     video_fps: rate to sample a video file at, or the rate of raw frames (default 2.0). num_frames: exactly so many
     frames instead. max_frames: at most so many.
     """
@@ -37,9 +37,9 @@ class MediaInputs:
 class Media:
     """One processed picture or video.
 
-    pixels: what the family's tower takes, float32; for Qwen (patches, channels * frames * size * size), for families
-    that cut a picture into tiles (tiles, 3, height, width); empty once it is encoded. grid: what the family says of
-    its shape; for Qwen (frames, rows, columns) in patches. Media of equal shapes and grids can be encoded as one batch.
+    pixels: input of the family's tower, float32; for Qwen (patches, channels * frames * size * size), for families
+    that cut a picture into tiles (tiles, 3, height, width); empty once it is encoded. grid: its shape as the
+    family counts it; for Qwen (frames, rows, columns) in patches. Equal shapes and grids can be encoded as one batch.
     spans: where its features go, in order, in `Prompt.tokens`; a Qwen3-VL video has one span per pair of frames. size:
     the original (height, width) in pixels. seconds: how long one step of a video's grid in time takes, which some
     families' positions tell; 0 for a picture, and in other families.
@@ -65,9 +65,9 @@ class Prompt:
     """One request's input.
 
     tokens: (L,) int32, placeholders expanded to one id per feature. media: in order of appearance.
-    two_way: spans whose tokens all see each other; a prefill chunk never cuts one. text: the formatted prompt.
-    tail: what of it may open a thinking block: all of a formatted string, of messages what the template wrote after a
-    person's last words; None where there are token ids only.
+    two_way: spans whose tokens all attend to each other; a prefill chunk never cuts one. text: the formatted prompt.
+    tail: the part of it that may open a thinking block: all of a formatted string, of messages what the template wrote
+    after the last user text; None where there are token ids only.
     """
 
     tokens: np.ndarray

@@ -1,41 +1,43 @@
 """The processor of Qwen2-VL and Qwen2.5-VL."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from .images import CLIP_MEAN, CLIP_STD, picture_size
-from .processor import read_settings
+from .images import CLIP_MEAN, CLIP_STD, Size, image_size
+from .processor_files import ProcessorSettings
 from .prompt import MediaInputs
 from .qwen_vl import QwenVLProcessor, bounded
 from .video import Video
 
 
+@dataclass(eq=False, repr=False)
 class Qwen2VLProcessor(QwenVLProcessor):
     """A video's bounds are of each frame. Source: transformers' Qwen2_5_VLProcessor and Qwen2VLVideoProcessor.
 
-    all_frames: in checkpoints that say so, the most pixels of a video's groups of frames together.
+    max_volume: in checkpoints that have it, the most pixels of a video's groups of frames together.
     """
+
+    max_volume: int | None = field(default=None, kw_only=True)
 
     video_bounds = (128 * 28 * 28, 28 * 28 * 768)
     mean, std = CLIP_MEAN, CLIP_STD
-    all_frames: int | None = None
 
     @classmethod
-    def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Self:
-        processor, own = super().from_folder(folder, config), read_settings(folder).video
-        processor.timed = config.get("model_type") == "qwen2_5_vl"
-        if own.get("cap_pixels_per_frame"):
-            processor.all_frames = int(own.get("max_video_tokens", 128_000) * processor.videos.factor**2 * 0.9)
-        return processor
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+        fields, video = super().read_fields(settings, config), settings.video
+        fields["timed"] = config.get("model_type") == "qwen2_5_vl"
+        if video.get("cap_pixels_per_frame"):
+            token_area = fields["video_settings"].factor ** 2
+            fields["max_volume"] = int(video.get("max_video_tokens", 128_000) * token_area * 0.9)
+        return fields
 
-    def frame_size(self, frames: int, height: int, width: int, media: MediaInputs) -> tuple[int, int]:
-        settings = bounded(self.videos, media)
-        if self.all_frames is not None:
-            share = min(settings.max_pixels, self.all_frames * settings.frames // frames)
+    def frame_size(self, frames: int, height: int, width: int, media: MediaInputs) -> Size:
+        settings = bounded(self.video_settings, media)
+        if self.max_volume is not None:
+            share = min(settings.max_pixels, self.max_volume * settings.frames // frames)
             settings = replace(settings, max_pixels=max(share, int(settings.min_pixels * 1.05)))
-        return picture_size(height, width, settings)
+        return image_size(height, width, settings)
 
     def video_text(self, video: Video, groups: int, count: int) -> tuple[str, tuple[int, ...]]:
         return self.placeholders["video"] * (groups * count), (groups * count,)

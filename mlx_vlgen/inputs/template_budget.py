@@ -1,4 +1,4 @@
-"""How much time and memory a chat template may take, and what is looked at before Python makes something large."""
+"""How much time and memory a chat template may take, and checks before Python makes something large."""
 
 import re
 import time
@@ -12,19 +12,19 @@ from jinja2.utils import Namespace
 from ..errors import PromptError
 
 SECONDS = 1.0
-"""What a prompt's renderings may take together, of this thread's own time; and as much again for each million
+"""What a prompt's renderings may take together, in time of this thread; and as much again for each million
 characters and items of their input."""
-LARGEST, ALL = 1_000_000, 128_000_000
-"""Characters and items of one value that a template makes, and of all of them, beside its input's own."""
-ITEM = 8
+MAX_VALUE, MAX_TOTAL = 1_000_000, 128_000_000
+"""Characters and items of one value that a template makes, and of all of them, beside those of its input."""
+ITEM_SIZE = 8
 """Characters that an item counts for."""
-BITS = 4096
+MAX_BITS = 4096
 """Of a whole number."""
 
-_TRYING = {"rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip"}
+_QUADRATIC = {"rfind", "rindex", "rsplit", "rpartition", "strip", "lstrip", "rstrip"}
 """Methods that may try every character of one text with every one of another."""
-_WIDE = {"%": re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)"), "{": re.compile(r"\{[^{}]*(\d{5}|\{)")}
-"""Places in formats of both kinds, by what they begin with, that may be wide."""
+_WIDE_FIELDS = {"%": re.compile(r"%[^a-zA-Z%]*(\d{5}|\*)"), "{": re.compile(r"\{[^{}]*(\d{5}|\{)")}
+"""Fields of a format that may be wide, for both kinds of format, by what a field begins with."""
 
 
 class BudgetError(PromptError):
@@ -36,11 +36,11 @@ class Budget:
 
     def __init__(self, texts: Collection[str] = ()):
         size = sum(len(text) + 100 for text in texts)
-        self.largest, self.left = LARGEST + 16 * size, ALL + 128 * size
+        self.max_value, self.total_left = MAX_VALUE + 16 * size, MAX_TOTAL + 128 * size
         self.seconds, self.now = SECONDS * (1 + size / 1e6), datetime.now()
         self._end = time.thread_time() + self.seconds
 
-    def tick(self) -> None:
+    def check_time(self) -> None:
         if time.thread_time() > self._end:
             raise BudgetError(
                 f"this checkpoint's chat template takes more than {self.seconds:.1f} seconds for this prompt: give the "
@@ -49,26 +49,26 @@ class Budget:
 
     def allow(self, size: float) -> None:
         """Before something of this size is made."""
-        if size > self.largest:
+        if size > self.max_value:
             raise BudgetError(
-                f"this checkpoint's chat template makes a value of more than {self.largest:,} characters: give the "
+                f"this checkpoint's chat template makes a value of more than {self.max_value:,} characters: give the "
                 "prompt as a string that is formatted already, or a checkpoint with another template"
             )
 
-    def take(self, value: Any) -> Any:
-        """The value, which is new."""
-        self.tick()
-        size = self.weigh(value)
-        self.left -= size
-        self.allow(size if self.left >= 0 else float("inf"))
+    def charge(self, value: Any) -> Any:
+        """A new value, counted."""
+        self.check_time()
+        size = self.measure(value)
+        self.total_left -= size
+        self.allow(size if self.total_left >= 0 else float("inf"))
         return value
 
-    def weigh(self, value: Any) -> int:
-        """Characters and items; as many times as they would be written."""
+    def measure(self, value: Any) -> int:
+        """Characters and items of a value; as many times as they would be written."""
         size, stack = 0, [value]
         while stack:
             item = stack.pop()
-            size += ITEM
+            size += ITEM_SIZE
             if isinstance(item, str):
                 size += len(item)
             elif isinstance(item, Mapping):
@@ -77,20 +77,20 @@ class Budget:
                 stack += item
             elif isinstance(item, Namespace):
                 stack.append(object.__getattribute__(item, "_Namespace__attrs"))
-            elif isinstance(item, int) and item.bit_length() > BITS:
+            elif isinstance(item, int) and item.bit_length() > MAX_BITS:
                 self.allow(float("inf"))
-            self.allow(size + ITEM * len(stack))
+            self.allow(size + ITEM_SIZE * len(stack))
         return size
 
-    def turns(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items of a loop."""
+    def iterate(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items of a loop, counted."""
         for item in items:
-            self.left -= 1
-            self.tick()
+            self.total_left -= 1
+            self.check_time()
             yield item
 
 
-# -- before something is made
+# -- checks before something is made
 
 
 def check_filter(budget: Budget, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -106,7 +106,7 @@ def check_filter(budget: Budget, name: str, value: Any, *args: Any, **kwargs: An
             budget.allow(lines * (len(width) if isinstance(width, str) else width))
         case "round":
             precision = kwargs.get("precision", args[0] if args else 0)
-            budget.allow(float("inf") if abs(precision) > BITS else 0)
+            budget.allow(float("inf") if abs(precision) > MAX_BITS else 0)
         case "trim":
             budget.allow(len(str(value)) * len(kwargs.get("chars", args[0] if args else None) or "") / 100)
         case "format":
@@ -114,16 +114,16 @@ def check_filter(budget: Budget, name: str, value: Any, *args: Any, **kwargs: An
 
 
 def check_method(budget: Budget, owner: Any, name: str, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, ...]:
-    """Of Python's own; gives the arguments."""
+    """For a method of Python's types; returns its arguments."""
     if name == "replace" and isinstance(owner, str):
         _check_replace(budget, owner, *args[:2])
     elif name == "join" and isinstance(owner, str) and args:
-        return (listed(budget, args[0], owner), *args[1:])
-    for given in (*args, *kwargs.values()):
-        if isinstance(given, int):
-            budget.allow(given)
-        elif isinstance(given, str) and name in _TRYING:
-            budget.allow(len(owner) * len(given) / 100)
+        return (list_to_join(budget, args[0], owner), *args[1:])
+    for argument in (*args, *kwargs.values()):
+        if isinstance(argument, int):
+            budget.allow(argument)
+        elif isinstance(argument, str) and name in _QUADRATIC:
+            budget.allow(len(owner) * len(argument) / 100)
     return args
 
 
@@ -131,33 +131,33 @@ def _check_replace(budget: Budget, text: str, old: Any = "", new: Any = "") -> N
     budget.allow(len(text) + text.count(str(old)) * len(str(new)))
 
 
-def listed(budget: Budget, items: Iterable[Any], separator: str) -> list[Any]:
-    """What is about to be joined."""
-    made, size = [], 0
-    for item in budget.turns(items):
-        size += budget.weigh(item) + len(separator)
+def list_to_join(budget: Budget, items: Iterable[Any], separator: str) -> list[Any]:
+    """The items, which will be joined."""
+    listed, size = [], 0
+    for item in budget.iterate(items):
+        size += budget.measure(item) + len(separator)
         budget.allow(size)
-        made.append(item)
-    return made
+        listed.append(item)
+    return listed
 
 
 def check_operation(budget: Budget, operation: str, left: Any, right: Any) -> None:
     numbers = isinstance(left, int) and isinstance(right, int)
     if operation == "*":
         if numbers:
-            budget.allow(0 if left.bit_length() + right.bit_length() <= BITS else float("inf"))
+            budget.allow(0 if left.bit_length() + right.bit_length() <= MAX_BITS else float("inf"))
         else:
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
-                    budget.allow(budget.weigh(value) * max(0, times))
+                    budget.allow(budget.measure(value) * max(0, times))
     elif operation == "**" and numbers:
-        budget.allow(0 if left.bit_length() * max(0, right) <= BITS else float("inf"))
+        budget.allow(0 if left.bit_length() * max(0, right) <= MAX_BITS else float("inf"))
     elif operation == "%" and isinstance(left, str):
         check_format(budget, left, "%", right)
 
 
-def check_format(budget: Budget, text: str, sign: str, given: Any) -> None:
-    """A text with places for others, which may be there more than once, and be wide."""
-    if _WIDE[sign].search(text.replace("{{", "")):
+def check_format(budget: Budget, text: str, sign: str, arguments: Any) -> None:
+    """For a format, whose fields may repeat an argument, and be wide."""
+    if _WIDE_FIELDS[sign].search(text.replace("{{", "")):
         raise SecurityError("a format has widths of four digits at most, written as digits")
-    budget.allow(len(text) + text.count(sign) * (budget.weigh(given) + 10_000))
+    budget.allow(len(text) + text.count(sign) * (budget.measure(arguments) + 10_000))

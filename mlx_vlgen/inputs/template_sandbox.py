@@ -1,8 +1,8 @@
 """A checkpoint's chat template is a program from elsewhere: what it may do, and how much of it.
 
 It has all that transformers gives to templates but the filters made for web pages, and a `Budget`. Every value that a
-template makes is weighed as it is made, so that no later step of it, of which each takes time and memory in proportion
-to what it is given, can be a large one; and every turn of a loop, call and filter looks at the clock.
+template makes is measured as it is made. Each step takes time and memory in proportion to its input, so that no step
+after it can be a large one. Every turn of a loop, every call and every filter checks the time.
 """
 
 import functools
@@ -22,28 +22,36 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from ..errors import PromptError
-from .template_budget import Budget, BudgetError, check_filter, check_format, check_method, check_operation, listed
+from .template_budget import (
+    Budget,
+    BudgetError,
+    check_filter,
+    check_format,
+    check_method,
+    check_operation,
+    list_to_join,
+)
 
-LONGEST_TEMPLATE = 60_000
+MAX_TEMPLATE = 60_000
 """Characters, several times as many as published ones have: compiling takes time and memory, too."""
-DEEPEST = 100
+MAX_DEPTH = 100
 """Levels of lists and mappings in messages."""
-PADDING = 16
+MAX_PADDING = 16
 """Characters of an indentation or separator in JSON."""
 
-_GONE = ("urlize", "xmlattr", "wordwrap", "pprint", "striptags")
-"""Filters that no chat template needs, and whose time does not follow the size of what they are given."""
-_UNSAFE = {"encode", "expandtabs", "format_map", "from_bytes", "maketrans", "to_bytes", "translate"}
+_REMOVED_FILTERS = ("urlize", "xmlattr", "wordwrap", "pprint", "striptags")
+"""Filters that no chat template needs, and whose time is not in proportion to the size of their input."""
+_REMOVED_METHODS = {"encode", "expandtabs", "format_map", "from_bytes", "maketrans", "to_bytes", "translate"}
 """Methods likewise."""
-_CHOOSING = ("first", "last", "default", "d", "attr", "min", "max", "random")
-"""Filters that give what they were given, or a part of it."""
+_SELECTING = ("first", "last", "default", "d", "attr", "min", "max", "random")
+"""Filters that return their input, or a part of it."""
 
 
 _budget: ContextVar[Budget] = ContextVar("budget")
 
 
 def render(source: str, budget: Budget, **variables: Any) -> str:
-    """A template's text. variables: plain data, as `plain` gives it.
+    """A template's text. variables: plain data, as `to_plain` gives it.
 
     Raises BudgetError for one that takes too much, PromptError for one that is broken, or that refuses its input.
     """
@@ -53,26 +61,28 @@ def render(source: str, budget: Budget, **variables: Any) -> str:
         return str(template.render(**variables))
     except BudgetError:
         raise
-    except Exception as error:  # a template is the checkpoint's program, and says no in its own words
-        said = str(error) or type(error).__name__
-        raise PromptError(f"the chat template refuses these messages: {said:.1000}") from None
+    except Exception as error:  # a template raises what it likes
+        reason = str(error) or type(error).__name__
+        raise PromptError(f"the chat template refuses these messages: {reason:.1000}") from None
     finally:
         _budget.reset(token)
 
 
 def literals(source: str) -> str:
-    """Every text that a template itself may write, with characters between them that are no text."""
+    """Every text that a template itself may write, separated by zero bytes."""
     compiled(source)
     tree = _environment().parse(source)
     constants = [str(node.value) for node in tree.find_all(nodes.Const)]
     return "\0".join([*(node.data for node in tree.find_all(nodes.TemplateData)), *constants])
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Data without anything that has methods of its own: mappings, lists, strings and numbers; a thing of another kind
-    as its kind's name. PromptError for what is nested too deeply."""
-    if depth > DEEPEST:
-        raise PromptError(f"messages, or what was given beside them, are nested more than {DEEPEST} deep: flatten them")
+def to_plain(value: Any, depth: int = 0) -> Any:
+    """A value made of Python's mappings, lists, strings and numbers only; an object of another type becomes its type's
+    name. PromptError for what is nested too deeply."""
+    if depth > MAX_DEPTH:
+        raise PromptError(
+            f"messages, or what was given beside them, are nested more than {MAX_DEPTH} deep: flatten them"
+        )
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):
@@ -82,14 +92,14 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, float):
         return float.__float__(value)
     if isinstance(value, Mapping):
-        return {plain(key, depth + 1): plain(item, depth + 1) for key, item in value.items()}
+        return {to_plain(key, depth + 1): to_plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [plain(item, depth + 1) for item in value]
+        items = [to_plain(item, depth + 1) for item in value]
         return items if isinstance(value, list) else tuple(items)
     if isinstance(value, np.generic):
-        return plain(value.item(), depth)
+        return to_plain(value.item(), depth)
     if callable(dump := getattr(type(value), "model_dump", None)):
-        return plain(dump(value), depth + 1)
+        return to_plain(dump(value), depth + 1)
     return f"<{type(value).__name__}>"
 
 
@@ -104,14 +114,14 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_whole"), [], [], body).set_lineno(line)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
-    def _whole(self, caller: Callable[[], str]) -> str:
+    def _body(self, caller: Callable[[], str]) -> str:
         return caller()
 
 
 class _Namespace(Namespace):
-    """Without names that are Python's own."""
+    """Without names like `__class__`."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
@@ -140,21 +150,21 @@ class _Dict:
         return dict.fromkeys(*args)
 
 
-class _Weighing(NodeTransformer):
-    """Puts what counts around the parts of a template that the environment is not asked about: loops, what is written
-    down as a list or mapping, comparisons, slices, and texts that are joined by `~`."""
+class _Metering(NodeTransformer):
+    """Puts filters that count around the parts of a template that the environment does not see: loops, lists and
+    mappings, comparisons, slices, and texts that are joined by `~`."""
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         node = super().generic_visit(node, *args, **kwargs)
         if isinstance(node, nodes.For):
-            node.iter = _filtered("_turns", cast(nodes.Expr, node.iter))
+            node.iter = _filtered("_iterate", cast(nodes.Expr, node.iter))
         elif isinstance(node, nodes.Concat):
             return _filtered("join", nodes.List(node.nodes, lineno=node.lineno))
         elif isinstance(node, nodes.List | nodes.Dict | nodes.Compare | nodes.Test) or (
             (isinstance(node, nodes.Tuple) and node.ctx == "load")
             or (isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice))
         ):
-            return _filtered("_taken", cast(nodes.Expr, node))
+            return _filtered("_charge", cast(nodes.Expr, node))
         return node
 
 
@@ -167,38 +177,40 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self.filters |= {"tojson": _to_json, "_turns": lambda items: items, "_taken": lambda value: value}
-        self.filters = {name: _guarded(name, made) for name, made in self.filters.items() if name not in _GONE}
+        self.filters |= {"tojson": _to_json, "_iterate": lambda items: items, "_charge": lambda value: value}
+        self.filters = {
+            name: _metered(name, function) for name, function in self.filters.items() if name not in _REMOVED_FILTERS
+        }
         self.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
         del self.globals["lipsum"]
 
     def concat(self, parts: Iterable[str]) -> str:
-        """Of everything that is written, also into a variable."""
+        """Joins everything that is written, also into a variable."""
         budget, pieces, size = _budget.get(), [], 0
         for part in parts:
-            pieces.append(budget.take(part))
+            pieces.append(budget.charge(part))
             size += len(part)
             budget.allow(size)
         return "".join(pieces)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = _budget.get()
-        budget.tick()
+        budget.check_time()
         if isinstance(owner := getattr(__obj, "__self__", None), str | int | float | list | tuple | dict):
             args = check_method(budget, owner, __obj.__name__, args, kwargs)
-        return budget.take(super().call(__context, __obj, *args, **kwargs))
+        return budget.charge(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         budget = _budget.get()
         check_operation(budget, operator, left, right)
-        return budget.take(super().call_binop(context, operator, left, right))
+        return budget.charge(super().call_binop(context, operator, left, right))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        return attr not in _UNSAFE and super().is_safe_attribute(obj, attr, value)
+        return attr not in _REMOVED_METHODS and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
-        if wrapped is None or value.__name__ in _UNSAFE:
+        if wrapped is None or value.__name__ in _REMOVED_METHODS:
             return None
 
         def formatted(*args: Any, **kwargs: Any) -> str:
@@ -211,18 +223,18 @@ class _Environment(ImmutableSandboxedEnvironment):
 @functools.lru_cache(maxsize=32)
 def compiled(source: str) -> Any:
     """The template. PromptError for one that is broken."""
-    if len(source) > LONGEST_TEMPLATE:
+    if len(source) > MAX_TEMPLATE:
         raise PromptError(
-            f"this checkpoint's chat template has {len(source):,} characters; expected {LONGEST_TEMPLATE:,} at most"
+            f"this checkpoint's chat template has {len(source):,} characters; expected {MAX_TEMPLATE:,} at most"
         )
     environment = _environment()
     try:
-        tree = _Weighing().visit(environment.parse(source))
+        tree = _Metering().visit(environment.parse(source))
         tree.set_environment(environment)
         return environment.from_string(tree)
-    except Exception as error:  # anything may be wrong with it, and Python's own compiler has errors of its own
-        said = f"{type(error).__name__}: {error}"
-        raise PromptError(f"this checkpoint's chat template is broken: {said:.300}") from None
+    except Exception as error:  # of Jinja or of Python's compiler
+        reason = f"{type(error).__name__}: {error}"
+        raise PromptError(f"this checkpoint's chat template is broken: {reason:.300}") from None
 
 
 @functools.cache
@@ -241,40 +253,44 @@ def _now(format: str) -> str:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Without the escapes for web pages that Jinja's own has."""
+    """Without the escapes for web pages of Jinja's filter."""
     budget, pieces, size = _budget.get(), [], 0
-    if (indent if isinstance(indent, int) else len(indent or "")) > PADDING or any(
-        len(own) > PADDING for own in separators or ()
-    ):
-        raise BudgetError(f"this checkpoint's chat template asks tojson for more than {PADDING} characters of space")
+    padding = (indent if isinstance(indent, int) else len(indent or ""), *map(len, separators or ()))
+    if max(padding) > MAX_PADDING:
+        raise BudgetError(
+            f"this checkpoint's chat template asks tojson for more than {MAX_PADDING} characters of space"
+        )
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    for piece in budget.turns(encoder.iterencode(value)):
+    for piece in budget.iterate(encoder.iterencode(value)):
         pieces.append(piece)
         size += len(piece)
         budget.allow(size / 6)  # a character's escape is six long
     return "".join(pieces)
 
 
-def _guarded(name: str, made: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter of the environment's."""
-    first = int(hasattr(made, "jinja_pass_arg"))  # Jinja itself gives the first argument to some
+def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter of the environment, with its input checked and its result counted."""
+    first = int(hasattr(function, "jinja_pass_arg"))  # Jinja itself gives the first argument to some
 
-    @functools.wraps(made)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(function)
+    def metered(*args: Any, **kwargs: Any) -> Any:
         budget = _budget.get()  # LookupError where Jinja tries to compute it while it compiles; it then leaves it
-        budget.tick()
-        given = args[first:]
-        if name == "_turns":
-            return budget.turns(given[0])
+        budget.check_time()
+        inputs = args[first:]
+        if name == "_iterate":
+            return budget.iterate(inputs[0])
         if name == "join":
-            given = (listed(budget, given[0], str(kwargs.get("d", given[1] if given[1:] else ""))), *given[1:])
-        elif name == "sum" and not isinstance(kwargs.get("start", given[2] if given[2:] else 0), int | float):
+            inputs = (
+                list_to_join(budget, inputs[0], str(kwargs.get("d", inputs[1] if inputs[1:] else ""))),
+                *inputs[1:],
+            )
+        elif name == "sum" and not isinstance(kwargs.get("start", inputs[2] if inputs[2:] else 0), int | float):
             raise SecurityError("sum adds numbers")
         else:
-            check_filter(budget, name, *given, **kwargs)
-        result = made(*args[:first], *given, **kwargs)
+            check_filter(budget, name, *inputs, **kwargs)
+        result = function(*args[:first], *inputs, **kwargs)
         if isinstance(result, Iterator):
-            return budget.turns(result)
-        return result if name in _CHOOSING else budget.take(result)
+            return budget.iterate(result)
+        return result if name in _SELECTING else budget.charge(result)
 
-    return guarded
+    return metered

@@ -2,12 +2,12 @@
 
 For the families of Qwen and GLM names, shapes and values are those of transformers 5:
 
-    input_ids, attention_mask, mm_token_type_ids   (B, L) int64; the last is 0 for words, 1 for pictures, 2 for videos
-    pixel_values, pixel_values_videos              (N, patch) float32, all pictures' (videos') patches, row by row
+    input_ids, attention_mask, mm_token_type_ids   (B, L) int64; the last is 0 for text, 1 for images, 2 for videos
+    pixel_values, pixel_values_videos              (N, patch) float32, all images' (videos') patches, row by row
     image_grid_thw, video_grid_thw                 (n, 3) int64, frames, rows and columns in patches
     second_per_grid_ts                             (n,) float64, `Media.seconds` of videos, where positions tell them
 
-Families without such grids have the first two lines, pixels padded with zeros where pictures differ in shape, and
+Families without such grids have the first two lines, pixels padded with zeros where images differ in shape, and
 
     num_image_tokens, num_video_tokens   (n,) int64, features of each
     image_shapes, video_shapes           (n, d) int64, the shape of each one's `Media.pixels`
@@ -60,11 +60,11 @@ def pack(
     if pad_token is None and any(len(prompt.tokens) < length for prompt in prompts):
         raise PromptError("rows are to be padded and the tokenizer has no pad_token: set tokenizer.pad_token")
 
-    def rows(each: Iterable[np.ndarray], filler: int) -> np.ndarray:
-        made = np.full((len(prompts), length), filler, np.int64)
-        for row, own in zip(made, each, strict=True):
-            row[slice(length - len(own), None) if side == "left" else slice(len(own))] = own
-        return made
+    def rows(arrays: Iterable[np.ndarray], filler: int) -> np.ndarray:
+        padded = np.full((len(prompts), length), filler, np.int64)
+        for row, array in zip(padded, arrays, strict=True):
+            row[slice(length - len(array), None) if side == "left" else slice(len(array))] = array
+        return padded
 
     tensors = {
         "input_ids": rows((prompt.tokens for prompt in prompts), pad_token or 0),
@@ -72,16 +72,16 @@ def pack(
         "mm_token_type_ids": rows(map(_types, prompts), 0),
     }
     for kind in KINDS:
-        if media := [own for prompt in prompts for own in prompt.media if own.kind == kind]:
+        if media := [item for prompt in prompts for item in prompt.media if item.kind == kind]:
             tensors |= _pack_media(kind, media)
     return tensors
 
 
-def _length(lengths: Sequence[int], padding: bool | str, most: int | None, multiple: int | None) -> int:
+def _length(lengths: Sequence[int], padding: bool | str, max_length: int | None, multiple: int | None) -> int:
     """Tokens of a padded row."""
     longest = max(lengths, default=0)
     if padding == "max_length":
-        longest = max(longest, most or 0)
+        longest = max(longest, max_length or 0)
     elif padding in (False, "do_not_pad"):
         if len(set(lengths)) > 1:
             raise PromptError("the prompts differ in length, so that they are no tensor: give padding=True")
@@ -100,33 +100,33 @@ def _types(prompt: Prompt) -> np.ndarray:
 
 
 def _pack_media(kind: Kind, media: Sequence[Media]) -> dict[str, np.ndarray]:
-    grids = [own.grid for own in media]
+    grids = [item.grid for item in media]
     if all(len(grid) == 3 for grid in grids):
-        tensors = {PIXELS[kind]: np.concatenate([own.pixels for own in media]), f"{kind}_grid_thw": np.array(grids)}
-        if any(own.seconds for own in media):
-            tensors["second_per_grid_ts"] = np.array([own.seconds for own in media])
+        tensors = {PIXELS[kind]: np.concatenate([item.pixels for item in media]), f"{kind}_grid_thw": np.array(grids)}
+        if any(item.seconds for item in media):
+            tensors["second_per_grid_ts"] = np.array([item.seconds for item in media])
         return tensors
-    shapes = np.array([own.pixels.shape for own in media])
+    shapes = np.array([item.pixels.shape for item in media])
     largest = shapes.max(axis=0)[1:]
     padded = np.zeros((shapes[:, 0].sum(), *largest), np.float32)
-    for own, place in zip(media, _places(shapes), strict=True):
-        padded[place] = own.pixels
+    for item, index in zip(media, _indices(shapes), strict=True):
+        padded[index] = item.pixels
     tensors = {
         PIXELS[kind]: padded,
-        f"num_{kind}_tokens": np.array([sum(end - start for start, end in own.spans) for own in media]),
+        f"num_{kind}_tokens": np.array([sum(end - start for start, end in item.spans) for item in media]),
         f"{kind}_shapes": shapes,
     }
-    if most := max(map(len, grids)):
-        tensors[f"{kind}_grids"] = np.array([(*grid, *[-1] * (most - len(grid))) for grid in grids])
+    if longest := max(map(len, grids)):
+        tensors[f"{kind}_grids"] = np.array([(*grid, *[-1] * (longest - len(grid))) for grid in grids])
     return tensors
 
 
-def _places(shapes: np.ndarray) -> Iterator[tuple[slice, ...]]:
-    """Where arrays of these shapes lie in one that holds them one after the other, each padded to the largest."""
-    begun = 0
+def _indices(shapes: np.ndarray) -> Iterator[tuple[slice, ...]]:
+    """The index of each array of these shapes in one that holds them one after the other, padded to the largest."""
+    start = 0
     for rows, *rest in shapes.tolist():
-        yield slice(begun, begun + rows), *(slice(side) for side in rest)
-        begun += rows
+        yield slice(start, start + rows), *(slice(side) for side in rest)
+        start += rows
 
 
 # -- tensors to prompts
@@ -134,10 +134,10 @@ def _places(shapes: np.ndarray) -> Iterator[tuple[slice, ...]]:
 
 def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
     """Tensors -> a prompt a row, without its padding on the left. The inverse of `pack`, and for the families of Qwen
-    and GLM of what transformers' own processors return.
+    and GLM of what transformers' processors return.
 
-    tensors: numpy or MLX arrays, or nested lists, by the names above; None stands for one that is absent. What is not
-    in them is not in the prompts: `Media.size` is (0, 0), `Prompt.text` empty.
+    tensors: numpy or MLX arrays, or nested lists, by the names above; None stands for one that is absent. They do not
+    hold all of a prompt: `Media.size` is (0, 0), `Prompt.text` empty.
 
     PromptError for what does not fit together, or is padded on the right; TypeError for an unknown name, with the
     nearest one; UnsupportedError for media that the model does not take, and for torch's tensors.
@@ -157,20 +157,20 @@ def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
     prompts = []
     for number, ids in enumerate(rows):
         begin = 0 if masks is None else _padding(masks[number])
-        own_types = None if types is None else types[number][begin:]
-        prompts.append(_row(processor, ids[begin:].astype(np.int32), own_types, media))
-    for kind, left in media.items():
-        if left:
+        row_types = None if types is None else types[number][begin:]
+        prompts.append(_row(processor, ids[begin:].astype(np.int32), row_types, media))
+    for kind, unused in media.items():
+        if unused:
             raise PromptError(
-                f"{PIXELS[kind]} holds {len(left)} more {kind}{'s' * (len(left) != 1)} than input_ids has placeholders "
-                "for: give all tensors as the processor returned them"
+                f"{PIXELS[kind]} holds {len(unused)} more {kind}{'s' * (len(unused) != 1)} than input_ids has "
+                "placeholders for: give all tensors as the processor returned them"
             )
     return prompts
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One picture or video of a batch, and how many tokens stand for it."""
+    """One image or video of a batch. count: how many tokens stand for it."""
 
     pixels: np.ndarray
     grid: tuple[int, ...]
@@ -192,8 +192,8 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 def _refuse_torch(name: str, value: Any) -> None:
     first = value[0] if isinstance(value, list | tuple) and value else value
-    for one in (value, first):
-        package = type(one).__module__.partition(".")[0]
+    for item in (value, first):
+        package = type(item).__module__.partition(".")[0]
         if package in ("torch", "tensorflow", "jax", "jaxlib"):
             raise UnsupportedError(
                 f'{name} is a tensor of {package}: make inputs with return_tensors="mlx" or return_tensors="np"'
@@ -227,42 +227,42 @@ def _like(rows: Sequence[np.ndarray], name: str, arrays: Mapping[str, Any]) -> l
     """The rows of `name`, as many and as long as those of input_ids; None where it is absent."""
     if name not in arrays:
         return None
-    own = _rows(name, arrays[name])
-    if list(map(len, own)) != list(map(len, rows)):
+    aligned = _rows(name, arrays[name])
+    if list(map(len, aligned)) != list(map(len, rows)):
         raise PromptError(
             f"{name} has rows of other lengths than input_ids: give all tensors as the processor made them"
         )
-    return own
+    return aligned
 
 
 def _padding(mask: np.ndarray) -> int:
     """How many tokens on the left are padding."""
-    kept = np.flatnonzero(mask)
-    if not len(kept):
+    attended = np.flatnonzero(mask)
+    if not len(attended):
         raise PromptError("a row's attention_mask is 0 throughout: the prompt is empty")
-    if len(kept) != len(mask) - kept[0]:
+    if len(attended) != len(mask) - attended[0]:
         raise PromptError(
             "a row's attention_mask has zeros after its first token: an answer must follow the prompt itself. "
             'Set processor.tokenizer.padding_side = "left" before making the inputs'
         )
-    return int(kept[0])
+    return int(attended[0])
 
 
 def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -> list[_Source]:
-    """The pictures, or videos, of all rows, in order."""
-    given = [name for name in NAMES if name in arrays and (name == PIXELS[kind] or kind in name.split("_"))]
-    if not given:
+    """The images, or videos, of all rows, in order."""
+    names = [name for name in NAMES if name in arrays and (name == PIXELS[kind] or kind in name.split("_"))]
+    if not names:
         return []
     if kind not in processor.placeholders:
-        raise processor.takes_no(kind)
+        raise processor.unsupported(kind)
     gridded = isinstance(processor, QwenVLProcessor)
     needed = [PIXELS[kind], *([f"{kind}_grid_thw"] if gridded else [f"num_{kind}_tokens", f"{kind}_shapes"])]
     if missing := [name for name in needed if name not in arrays]:
-        raise PromptError(f"{given[0]} is given without {' and '.join(missing)}: give all tensors of the processor")
+        raise PromptError(f"{names[0]} is given without {' and '.join(missing)}: give all tensors of the processor")
     pixels = _array(PIXELS[kind], arrays[PIXELS[kind]]).astype(np.float32, copy=False)
     if isinstance(processor, QwenVLProcessor):
         thw = _integers(f"{kind}_grid_thw", arrays[f"{kind}_grid_thw"], 2)
-        settings = processor.pictures if kind == "image" else processor.videos
+        settings = processor.image_settings if kind == "image" else processor.video_settings
         merge, width = settings.merge, 3 * settings.frames * settings.patch**2
         if pixels.shape[1:] != (width,):
             raise PromptError(f"{PIXELS[kind]} has the shape {pixels.shape}; expected (patches, {width})")
@@ -279,8 +279,8 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
         shapes = _integers(f"{kind}_shapes", arrays[f"{kind}_shapes"], 2)
         ends = _integers(name, arrays[name], 2).tolist() if (name := f"{kind}_grids") in arrays else [()] * len(counts)
         grids = [tuple(side for side in grid if side >= 0) for grid in ends]
-    paced = kind == "video" and "second_per_grid_ts" in arrays
-    seconds = _array("second_per_grid_ts", arrays["second_per_grid_ts"]).tolist() if paced else [0.0] * len(counts)
+    timed = kind == "video" and "second_per_grid_ts" in arrays
+    seconds = _array("second_per_grid_ts", arrays["second_per_grid_ts"]).tolist() if timed else [0.0] * len(counts)
     fit = (
         {len(counts), len(shapes), len(grids), len(seconds)} == {len(counts)}
         and shapes.shape[1] == pixels.ndim
@@ -294,34 +294,34 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
             f"{PIXELS[kind]} of shape {pixels.shape} is not what {', '.join(needed[1:])} describe: give all tensors as "
             "the processor returned them"
         )
-    cut = [np.ascontiguousarray(pixels[place]) for place in _places(shapes)]
-    return [_Source(*own) for own in zip(cut, grids, counts, seconds, strict=True)]
+    cut = [np.ascontiguousarray(pixels[index]) for index in _indices(shapes)]
+    return [_Source(*fields) for fields in zip(cut, grids, counts, seconds, strict=True)]
 
 
 def _row(
     processor: Processor, tokens: np.ndarray, types: np.ndarray | None, media: Mapping[Kind, list[_Source]]
 ) -> Prompt:
-    """One prompt; takes its media out of `media`."""
-    names = {kind: processor.feature_tokens.get(kind, token) for kind, token in processor.placeholders.items()}
-    found = []
-    for kind, name in names.items():
-        held = tokens == processor.tokenizer.convert_tokens_to_ids(name)
-        if list(names.values()).count(name) > 1:
-            held &= _of_kind(kind, types, media)
-        places = np.flatnonzero(held)
-        while len(places):
-            if not media[kind] or media[kind][0].count > len(places):
-                given = f"one {kind} of {media[kind][0].count}" if media[kind] else f"no {kind} left"
+    """One prompt; removes its media from `media`."""
+    feature_tokens = {kind: processor.feature_tokens.get(kind, token) for kind, token in processor.placeholders.items()}
+    row_media = []
+    for kind, name in feature_tokens.items():
+        features = tokens == processor.tokenizer.convert_tokens_to_ids(name)
+        if list(feature_tokens.values()).count(name) > 1:
+            features &= _of_kind(kind, types, media)
+        positions = np.flatnonzero(features)
+        while len(positions):
+            if not media[kind] or media[kind][0].count > len(positions):
+                rest = f"one {kind} of {media[kind][0].count}" if media[kind] else f"no {kind} left"
                 raise PromptError(
-                    f"a row has {len(places)} placeholders {name} and {given} to fill them: give all tensors as the "
+                    f"a row has {len(positions)} placeholders {name} and {rest} to fill them: give all tensors as the "
                     "processor returned them, without cutting rows"
                 )
             source = media[kind].pop(0)
-            spans = _runs(places[: source.count])
-            found.append(Media(kind, source.pixels, source.grid, spans, (0, 0), source.seconds))
-            places = places[source.count :]
-    found.sort(key=lambda own: own.spans)
-    return Prompt(tokens, tuple(found), processor.two_way(tokens, found))
+            spans = _runs(positions[: source.count])
+            row_media.append(Media(kind, source.pixels, source.grid, spans, (0, 0), source.seconds))
+            positions = positions[source.count :]
+    row_media.sort(key=lambda item: item.spans)
+    return Prompt(tokens, tuple(row_media), processor.two_way(tokens, row_media))
 
 
 def _of_kind(kind: Kind, types: np.ndarray | None, media: Mapping[Kind, list[_Source]]) -> np.ndarray | bool:
@@ -333,7 +333,7 @@ def _of_kind(kind: Kind, types: np.ndarray | None, media: Mapping[Kind, list[_So
     return bool(media[kind])
 
 
-def _runs(places: np.ndarray) -> tuple[Span, ...]:
+def _runs(positions: np.ndarray) -> tuple[Span, ...]:
     """Positions in order -> their unbroken runs."""
-    cuts = np.flatnonzero(np.diff(places) > 1) + 1
-    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(places, cuts))
+    cuts = np.flatnonzero(np.diff(positions) > 1) + 1
+    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(positions, cuts))

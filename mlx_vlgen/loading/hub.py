@@ -26,7 +26,7 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
 from ..demo import MODEL as DEMO
 from ..errors import LoadError, UnreachableError, UnsupportedError
-from ..inputs.processor import check_tokenizer
+from ..inputs.processor_files import check_tokenizer
 from ..notices import format_size, notice
 from .checkpoint import NEEDED, broken_links, first_names, read_config, weight_files
 

@@ -9,7 +9,7 @@ from .._mlx_lm import unpack_awq
 from .._runtime import blas_hint, memory_available, mx, tree_flatten
 from ..errors import LoadError, UnsupportedError
 from ..inputs.files import reading
-from ..inputs.processor import check_tokenizer
+from ..inputs.processor_files import check_tokenizer
 from ..models import PROVED_TEXT, TEXT, find
 from ..models.base import Model
 from ..notices import notice

@@ -36,22 +36,22 @@ def processor(family: str) -> Processor:
         if family != "demo":
             config = read_json(REFERENCE / family / "config.json")
             folder = assemble(recipes()[family], config, {}, "v5", Path(place) / family)
-        made: Processor = find(read_config(folder)).load_processor(folder, read_config(folder))
-    return made
+        loaded: Processor = find(read_config(folder)).load_processor(folder, read_config(folder))
+    return loaded
 
 
 @cache
 def prompts(family: str) -> dict[str, Prompt]:
     """The prompts of a family's cases."""
-    made = {}
+    prepared = {}
     for name, case in expected.record(family)["cases"].items():
         inputs = MediaInputs(
-            images=[media.picture(own) for own in case["images"]],
-            videos=[media.clip(own) for own in case["videos"]],
+            images=[media.picture(item) for item in case["images"]],
+            videos=[media.clip(item) for item in case["videos"]],
             video_fps=media.CLIP_FPS if case["videos"] else None,
         )
-        made[name] = processor(family).prepare(case["text"], inputs)
-    return made
+        prepared[name] = processor(family).prepare(case["text"], inputs)
+    return prepared
 
 
 def pad_token(family: str) -> int:
@@ -59,16 +59,16 @@ def pad_token(family: str) -> int:
     return token
 
 
-def told(prompt: Prompt) -> tuple[Any, ...]:
+def summary(prompt: Prompt) -> tuple[Any, ...]:
     """All of a prompt that a model takes, but for pixels' values."""
-    parts = [(own.kind, own.pixels.shape, own.grid, own.spans, own.seconds) for own in prompt.media]
+    parts = [(item.kind, item.pixels.shape, item.grid, item.spans, item.seconds) for item in prompt.media]
     return prompt.tokens.tolist(), prompt.tokens.dtype, prompt.two_way, parts
 
 
 def same(one: Prompt, other: Prompt) -> bool:
     """Whether they are the same to a model."""
     pixels = zip(one.media, other.media, strict=True)
-    return told(one) == told(other) and all((own.pixels == back.pixels).all() for own, back in pixels)
+    return summary(one) == summary(other) and all((item.pixels == back.pixels).all() for item, back in pixels)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -83,13 +83,13 @@ def test_a_batch_of_every_case_comes_back_as_it_was(family: str) -> None:
 def test_any_mix_of_rows_comes_back_as_it_was(family: str, data: st.DataObject) -> None:
     names = data.draw(st.lists(st.sampled_from(sorted(prompts(family))), min_size=1, max_size=4))
     rows = [prompts(family)[name] for name in names]
-    most = data.draw(st.none() | st.integers(0, 600))
-    how = {"padding": True if most is None else "max_length", "max_length": most}
+    max_length = data.draw(st.none() | st.integers(0, 600))
+    how = {"padding": True if max_length is None else "max_length", "max_length": max_length}
     multiple = data.draw(st.none() | st.integers(1, 64))
     tensors = pack(rows, pad_token(family), pad_to_multiple_of=multiple, **how)
-    longest = max(len(own.tokens) for own in rows)
-    assert longest <= tensors["input_ids"].shape[1] < max(longest, most or 0) + (multiple or 1)
-    assert (tensors["attention_mask"].sum(axis=1) == [len(own.tokens) for own in rows]).all()
+    longest = max(len(item.tokens) for item in rows)
+    assert longest <= tensors["input_ids"].shape[1] < max(longest, max_length or 0) + (multiple or 1)
+    assert (tensors["attention_mask"].sum(axis=1) == [len(item.tokens) for item in rows]).all()
     mixed = {name: mx.array(value) if data.draw(st.booleans()) else value for name, value in tensors.items()}
     back = unpack(processor(family), mixed)
     assert len(rows) == len(back) and all(map(same, rows, back))
@@ -103,24 +103,24 @@ def of_transformers(family: str, names: list[str]) -> dict[str, np.ndarray]:
     pads = [longest - len(case.ids) for case in cases]
     ids = [np.concatenate([np.full(pad, pad_token(family)), case.ids]) for pad, case in zip(pads, cases, strict=True)]
     mask = [np.repeat([0, 1], [pad, len(case.ids)]) for pad, case in zip(pads, cases, strict=True)]
-    made = {"input_ids": np.stack(ids), "attention_mask": np.stack(mask)}
+    tensors = {"input_ids": np.stack(ids), "attention_mask": np.stack(mask)}
     image, video = (
         tokenizer.convert_tokens_to_ids(processor(family).placeholders[kind]) for kind in ("image", "video")
     )
-    types = (made["input_ids"] == image) * 1 + (made["input_ids"] == video) * 2
+    types = (tensors["input_ids"] == image) * 1 + (tensors["input_ids"] == video) * 2
     if family == "glm4v":  # features of a clip are called pictures' and told apart by what stands around all of them
         begin, end = tokenizer.convert_tokens_to_ids(["<|begin_of_video|>", "<|end_of_video|>"])
-        inside = (made["input_ids"] == begin).cumsum(axis=1) > (made["input_ids"] == end).cumsum(axis=1)
+        inside = (tensors["input_ids"] == begin).cumsum(axis=1) > (tensors["input_ids"] == end).cumsum(axis=1)
         types *= 1 + inside
-    made["mm_token_type_ids"] = types
+    tensors["mm_token_type_ids"] = types
     for key, grids, kind in (("", "image", "images"), ("_videos", "video", "videos")):
-        seen = [expected.pixels(family, own) for case in cases for own in getattr(case, kind)]
-        if seen:
-            made[f"pixel_values{key}"] = np.concatenate([own.normalised for own in seen])
-            made[f"{grids}_grid_thw"] = np.array([own.grid for own in seen])
-    if family == "qwen2_5_vl" and "pixel_values_videos" in made:
-        made["second_per_grid_ts"] = np.full(len(made["video_grid_thw"]), 2 / media.CLIP_FPS)
-    return made
+        expected_media = [expected.pixels(family, item) for case in cases for item in getattr(case, kind)]
+        if expected_media:
+            tensors[f"pixel_values{key}"] = np.concatenate([item.normalised for item in expected_media])
+            tensors[f"{grids}_grid_thw"] = np.array([item.grid for item in expected_media])
+    if family == "qwen2_5_vl" and "pixel_values_videos" in tensors:
+        tensors["second_per_grid_ts"] = np.full(len(tensors["video_grid_thw"]), 2 / media.CLIP_FPS)
+    return tensors
 
 
 ROWS_TOGETHER = (["text"], ["img1", "text", "img2"], ["video", "img1"], ["img_video", "video_img"])
@@ -139,8 +139,8 @@ def test_qwens_and_glms_tensors_are_those_of_transformers(family: str, names: li
         near = 0.03 if name.startswith("pixel") else 0  # a level of a clip's, see test_parity
         assert np.abs(ours[name] - value).max() <= near, name
     back = unpack(processor(family), theirs)
-    assert [told(own) for own in back] == [told(prompts(family)[name]) for name in names]
-    assert [own.size for prompt in back for own in prompt.media] == [(0, 0)] * sum(len(p.media) for p in back)
+    assert [summary(item) for item in back] == [summary(prompts(family)[name]) for name in names]
+    assert [item.size for prompt in back for item in prompt.media] == [(0, 0)] * sum(len(p.media) for p in back)
 
 
 def test_padding_goes_where_it_is_asked_for() -> None:
@@ -174,44 +174,44 @@ def test_lists_are_taken_too_and_rows_may_differ_in_length() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask", "words"),
+    ("mask", "message"),
     [([1, 1, 0], 'padding_side = "left"'), ([0, 1, 0, 1], 'padding_side = "left"'), ([0, 0], "the prompt is empty")],
 )
-def test_a_mask_that_is_not_padding_on_the_left_is_refused(mask: list[int], words: str) -> None:
-    with pytest.raises(PromptError, match=words):
+def test_a_mask_that_is_not_padding_on_the_left_is_refused(mask: list[int], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
         unpack(processor("demo"), {"input_ids": [[5] * len(mask)], "attention_mask": [mask]})
 
 
 Tensors = dict[str, Any]
 
 MISFITS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
-    "no ids": (lambda own: {"input_ids": None}, "input_ids are missing"),
+    "no ids": (lambda item: {"input_ids": None}, "input_ids are missing"),
     "placeholders alone": (
-        lambda own: {"pixel_values": None, "image_grid_thw": None},
+        lambda item: {"pixel_values": None, "image_grid_thw": None},
         "48 placeholders .* no image left",
     ),
-    "pictures alone": (lambda own: {name: own[name][:1] for name in ROWS}, "1 more image than"),
-    "pixels without their grid": (lambda own: {"image_grid_thw": None}, "without image_grid_thw"),
-    "a grid without pixels": (lambda own: {"pixel_values": None}, "without pixel_values"),
-    "a grid of another size": (lambda own: {"image_grid_thw": [[1, 4, 4]]}, "is not what image_grid_thw"),
-    "a grid that is none": (lambda own: {"image_grid_thw": [1, 16, 16]}, "image_grid_thw: .* expected whole numbers"),
-    "an empty grid": (lambda own: {"image_grid_thw": [[0, 4, 4]], "pixel_values": np.zeros((0, 8))}, "expected"),
-    "one tensor cut short": (lambda own: {"input_ids": own["input_ids"][:, :-1]}, "rows of other lengths"),
-    "rows cut short": (lambda own: {name: own[name][1:, :40] for name in ROWS}, "a row has .* without cutting rows"),
-    "one row as it is": (lambda own: {"input_ids": np.arange(4)}, "a single row needs a list around it"),
-    "fractions": (lambda own: {"input_ids": [[0.5]]}, "whole numbers"),
-    "words": (lambda own: {"input_ids": [["a"]]}, "expected numbers"),
-    "what is left out of a loss": (lambda own: {"input_ids": [[-100, 5]]}, "negative"),
-    "a ragged list": (lambda own: {"image_grid_thw": [[1, 2], [1]]}, "numpy cannot read it"),
-    "half precision": (lambda own: {"pixel_values": mx.zeros((4, 4), mx.bfloat16)}, "pixels in float32"),
+    "pictures alone": (lambda item: {name: item[name][:1] for name in ROWS}, "1 more image than"),
+    "pixels without their grid": (lambda item: {"image_grid_thw": None}, "without image_grid_thw"),
+    "a grid without pixels": (lambda item: {"pixel_values": None}, "without pixel_values"),
+    "a grid of another size": (lambda item: {"image_grid_thw": [[1, 4, 4]]}, "is not what image_grid_thw"),
+    "a grid that is none": (lambda item: {"image_grid_thw": [1, 16, 16]}, "image_grid_thw: .* expected whole numbers"),
+    "an empty grid": (lambda item: {"image_grid_thw": [[0, 4, 4]], "pixel_values": np.zeros((0, 8))}, "expected"),
+    "one tensor cut short": (lambda item: {"input_ids": item["input_ids"][:, :-1]}, "rows of other lengths"),
+    "rows cut short": (lambda item: {name: item[name][1:, :40] for name in ROWS}, "a row has .* without cutting rows"),
+    "one row as it is": (lambda item: {"input_ids": np.arange(4)}, "a single row needs a list around it"),
+    "fractions": (lambda item: {"input_ids": [[0.5]]}, "whole numbers"),
+    "words": (lambda item: {"input_ids": [["a"]]}, "expected numbers"),
+    "what is left out of a loss": (lambda item: {"input_ids": [[-100, 5]]}, "negative"),
+    "a ragged list": (lambda item: {"image_grid_thw": [[1, 2], [1]]}, "numpy cannot read it"),
+    "half precision": (lambda item: {"pixel_values": mx.zeros((4, 4), mx.bfloat16)}, "pixels in float32"),
 }
 ROWS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 @pytest.mark.parametrize("name", MISFITS)
 def test_what_does_not_fit_together_is_refused(name: str) -> None:
-    change, words = MISFITS[name]
-    with pytest.raises(PromptError, match=words):
+    change, message = MISFITS[name]
+    with pytest.raises(PromptError, match=message):
         unpack(processor("demo"), batch() | change(batch()))
 
 
@@ -251,6 +251,6 @@ def test_torchs_tensors_are_refused_by_name() -> None:
 
 
 def test_media_are_named_in_the_order_of_their_places() -> None:
-    kinds = [own.kind for own in unpack(processor("qwen3_vl"), of_transformers("qwen3_vl", ["video_img"]))[0].media]
+    kinds = [item.kind for item in unpack(processor("qwen3_vl"), of_transformers("qwen3_vl", ["video_img"]))[0].media]
     assert kinds == ["video", "image"]
-    assert all(isinstance(own, Media) for own in prompts("qwen3_vl")["video_img"].media)
+    assert all(isinstance(item, Media) for item in prompts("qwen3_vl")["video_img"].media)

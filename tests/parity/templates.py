@@ -94,8 +94,8 @@ def theirs(processor: Processor, messages: Sequence[Mapping[str, Any]], keywords
 def expected_text(processor: Processor, conversation: Conversation) -> str:
     """transformers' rendering, or "" where there is none. Where it leaves a person's words out without a word, writes
     parts down as a list, or refuses them, that of the same messages in the shape that the template reads."""
-    for shape in (list, chat_template.in_parts, strings):
-        messages = shape(conversation.messages)
+    for shape in (dict, chat_template.string_to_parts, chat_template.parts_to_string):
+        messages = [shape(message) for message in conversation.messages]
         try:
             rendered = theirs(processor, messages, conversation.keywords)
         except Exception:  # a template's own refusal has no class of its own
@@ -122,11 +122,6 @@ def texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     said = [message["content"] for message in messages if message["role"] != "assistant"]
     parts = [[content] if isinstance(content, str) else [p["text"] for p in content if "text" in p] for content in said]
     return [text.strip() for own in parts for text in own]
-
-
-def strings(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Contents that are words alone as strings."""
-    return [chat_template.words_joined(message) for message in messages]
 
 
 def ids_difference(processor: Processor, conversation: Conversation) -> str | None:

@@ -56,19 +56,19 @@ def reply(body: bytes = b"", status: int = 200, **headers: str) -> Answer:
 
 
 def test_a_body_comes_whole_and_the_request_says_who_asks() -> None:
-    seen: dict[str, str] = {}
+    headers: dict[str, str] = {}
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> None:
-        seen.update(handler.headers.items(), path=handler.path)
+        headers.update(handler.headers.items(), path=handler.path)
         reply(b"x" * 300_000)(handler)
 
     with serving(answer) as url:
         assert fetch(f"{url}/a b/é%20?q=ü&r=1#part", LOCAL) == b"x" * 300_000
-    assert seen["path"] == "/a%20b/%C3%A9%20?q=%C3%BC&r=1"
-    assert seen["Host"] == url.removeprefix("http://")
-    assert seen["Accept"].startswith("image/*")
-    assert seen["Accept-Encoding"] == "identity"
-    assert seen["User-Agent"].startswith("mlx-vlgen")
+    assert headers["path"] == "/a%20b/%C3%A9%20?q=%C3%BC&r=1"
+    assert headers["Host"] == url.removeprefix("http://")
+    assert headers["Accept"].startswith("image/*")
+    assert headers["Accept-Encoding"] == "identity"
+    assert headers["User-Agent"].startswith("mlx-vlgen")
 
 
 def test_a_chunked_body() -> None:
@@ -297,12 +297,12 @@ class Network:
     """A resolver with fixed answers, and a connect that goes to local servers and remembers where it was sent."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str]], port: int = 0) -> None:
-        self.asked: list[str] = []
+        self.hosts: list[str] = []
         self.connected: list[tuple[str, int]] = []
         real = socket.socket.connect
 
         def getaddrinfo(host: str, at: int, *args: object, **kwargs: object) -> list[Any]:
-            self.asked.append(host)
+            self.hosts.append(host)
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answers[host].pop(0), at))]
 
         class Recording(socket.socket):
@@ -330,7 +330,7 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_the_one_that_is_used
     with serving(reply(b"outside")) as url:
         network = Network(monkeypatch, {"rebind.example": ["93.184.216.34", "127.0.0.1"]}, int(url.split(":")[2]))
         assert fetch("http://rebind.example/", Limits(download_seconds=5)) == b"outside"
-    assert network.asked == ["rebind.example"]
+    assert network.hosts == ["rebind.example"]
     assert network.connected == [("93.184.216.34", 80)]
 
 
@@ -478,16 +478,16 @@ def test_urls_that_are_refused(url: str, says: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_unicode_host_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    hosts: list[str] = []
 
     def getaddrinfo(host: str, *args: object, **kwargs: object) -> list[Any]:
-        asked.append(host)
+        hosts.append(host)
         raise socket.gaierror
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(MediaError, match="host was not found"):
         fetch("http://bücher.example/", LOCAL)
-    assert asked == ["xn--bcher-kva.example"]
+    assert hosts == ["xn--bcher-kva.example"]
 
 
 def test_urls_are_shown_without_secrets() -> None:

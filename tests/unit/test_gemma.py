@@ -96,7 +96,7 @@ def test_gemma3_without_a_filter_resizes_bilinearly_and_crops_are_refused(
     settings = json.loads((folder / "processor_config.json").read_text())
     del settings["image_processor"]["resample"]
     (folder / "processor_config.json").write_text(json.dumps(settings))
-    assert load(folder)[1].pictures.resample == Image.Resampling.BILINEAR
+    assert load(folder)[1].image_settings.resample == Image.Resampling.BILINEAR
     settings["image_processor"]["do_pan_and_scan"] = True
     (folder / "processor_config.json").write_text(json.dumps(settings))
     with pytest.raises(LoadError, match="do_pan_and_scan"):

@@ -85,10 +85,10 @@ def test_the_whole_seconds_of_an_animation_are_told_whole(glm: Family) -> None:
 )
 def test_a_pictures_size(glm: Family, original: tuple[int, int], processed: tuple[int, int]) -> None:
     processor = copy.copy(glm.processor)
-    processor.pictures = PixelSettings(12544, 9633792, 14)
-    assert processor.picture_size(*original, MediaInputs()) == processed
-    assert processor.picture_size(640, 480, MediaInputs(max_pixels=100 * 28 * 28)) == (308, 224)
-    assert processor.picture_size(50, 60, MediaInputs(min_pixels=100 * 28 * 28)) == (280, 308)
+    processor.image_settings = PixelSettings(12544, 9633792, 14)
+    assert processor.image_size(*original, MediaInputs()) == processed
+    assert processor.image_size(640, 480, MediaInputs(max_pixels=100 * 28 * 28)) == (308, 224)
+    assert processor.image_size(50, 60, MediaInputs(min_pixels=100 * 28 * 28)) == (280, 308)
 
 
 def test_the_template_gets_a_systems_parts_as_words(glm: Family) -> None:

@@ -54,8 +54,8 @@ def test_a_white_picture_is_white_exactly_where_its_layout_says(height: int, wid
     assert whole.min() == 1 and len(tiles) == rows * columns
     laid = np.stack(tiles).reshape(rows, columns, 3, 28, 28).transpose(2, 0, 3, 1, 4).reshape(3, rows * 28, -1)
     lines, across = (np.flatnonzero((laid[0] > 0.5).any(axis=axis)) for axis in (1, 0))
-    for lit, kept, tile in ((lines, high, rows), (across, wide, columns)):
-        assert abs(len(lit) / 7 - kept) < 2 and (tile * 4 - kept) % 2 == 0
+    for lit, size, tile in ((lines, high, rows), (across, wide, columns)):
+        assert abs(len(lit) / 7 - size) < 2 and (tile * 4 - size) % 2 == 0
         assert abs(lit[0] + lit[-1] + 1 - tile * 28) <= 1  # in the middle
 
 
@@ -63,10 +63,10 @@ def test_a_white_picture_is_white_exactly_where_its_layout_says(height: int, wid
 def test_resampling_reads_a_slope_where_a_point_lies(rows: int, columns: int, to_rows: int, to_columns: int) -> None:
     """A slope stays one, but for the half cell at each border where there is nothing to read beyond."""
     x = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).astype(np.float32)
-    made = np.array(resample_bilinear(mx.array(x), to_rows, to_columns))
+    resampled = np.array(resample_bilinear(mx.array(x), to_rows, to_columns))
     down = np.clip((np.arange(to_rows) + 0.5) * rows / to_rows - 0.5, 0, rows - 1)
     across = np.clip((np.arange(to_columns) + 0.5) * columns / to_columns - 0.5, 0, columns - 1)
-    assert np.allclose(made, np.stack(np.meshgrid(down, across, indexing="ij"), axis=-1), atol=1e-5)
+    assert np.allclose(resampled, np.stack(np.meshgrid(down, across, indexing="ij"), axis=-1), atol=1e-5)
 
 
 def test_a_picture_beside_others_is_one_square_wherever_it_was_given(onevision: LlavaOnevisionProcessor) -> None:
@@ -82,9 +82,9 @@ def test_a_picture_beside_others_is_one_square_wherever_it_was_given(onevision: 
 def test_words_reach_a_template_that_reads_parts_only(onevision: LlavaOnevisionProcessor) -> None:
     strings = [{"role": "user", "content": "What <image>?"}, {"role": "assistant", "content": "It."}]
     parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in strings]
-    made = onevision.prepare(strings)
-    assert "What <image>?" in made.text and "It." in made.text
-    assert made.tokens.tolist() == onevision.prepare(parts).tokens.tolist()
+    prompt = onevision.prepare(strings)
+    assert "What <image>?" in prompt.text and "It." in prompt.text
+    assert prompt.tokens.tolist() == onevision.prepare(parts).tokens.tolist()
 
 
 def test_frames_that_were_chosen_are_kept_and_a_file_is_sampled(
@@ -94,14 +94,14 @@ def test_frames_that_were_chosen_are_kept_and_a_file_is_sampled(
     file = tmp_path / "long.gif"
     frames[0].save(file, save_all=True, append_images=frames[1:], duration=1000)
 
-    def kept(source: object, **how: int) -> int:
+    def count(source: object, **how: int) -> int:
         prompt = onevision.prepare(ASK, MediaInputs(videos=[source], **how))
         (medium,) = prompt.media
         assert medium.spans[0][1] - medium.spans[0][0] == 4 * len(medium.pixels) + 1
         return len(medium.pixels)
 
-    assert [kept(frames), kept(file)] == [40, 32]
-    assert [kept(frames, max_frames=7), kept(file, max_frames=39), kept(file, num_frames=3)] == [7, 39, 3]
+    assert [count(frames), count(file)] == [40, 32]
+    assert [count(frames, max_frames=7), count(file, max_frames=39), count(file, num_frames=3)] == [7, 39, 3]
 
 
 def test_bounds_in_pixels_are_refused(onevision: LlavaOnevisionProcessor) -> None:
@@ -131,9 +131,9 @@ def test_a_picture_thinner_than_a_patch_has_features_for_its_tokens(
 ) -> None:
     """Of its tiles, next to nothing but ends of lines, or nothing."""
     family = load_family(name)
-    for size, kept in (((1, 30), 3), ((30, 1), 2)):
+    for size, side in (((1, 30), 3), ((30, 1), 2)):
         prompt = family.processor.prepare(ASK, MediaInputs(images=[blank(*size)]))
-        assert prompt.media[0].grid[kept] <= 1  # of an odd number of patches there is one in the middle
+        assert prompt.media[0].grid[side] <= 1  # of an odd number of patches there is one in the middle
         family.model.embed(prompt, family.model.encode(prompt.media))  # raises when they differ in number
 
 
@@ -149,8 +149,9 @@ def test_what_published_text_configurations_leave_out_is_as_transformers_has_it(
     vicuna = text_arguments({"model_type": "llama", "rms_norm_eps": 1e-5, "vocab_size": 32064})
     assert (vicuna["hidden_size"], vicuna["intermediate_size"], vicuna["num_hidden_layers"]) == (4096, 11008, 32)
     mistral = {"model_type": "mistral", "rope_theta": 1e6, "sliding_window": None, "vocab_size": 32064}
-    made = text_arguments(mistral)
-    assert (made["num_key_value_heads"], made["num_attention_heads"], made["rms_norm_eps"]) == (8, 32, 1e-6)
+    arguments = text_arguments(mistral)
+    assert (arguments["num_key_value_heads"], arguments["num_attention_heads"]) == (8, 32)
+    assert arguments["rms_norm_eps"] == 1e-6
     assert math.isclose(text_arguments({"model_type": "qwen2"})["rope_theta"], 1e4)
     for window in ({"sliding_window": 4096}, {}):
         unwindowed = {key: value for key, value in mistral.items() if key != "sliding_window"}

@@ -9,7 +9,7 @@ from mlx_vlgen.inputs.files import check_settings, read_json
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ('{"a": NaN}', "'NaN' is not a number"),
         ('{"a": {"__float__": "NaN"}}', "'NaN' is not a number"),
@@ -22,10 +22,10 @@ from mlx_vlgen.inputs.files import check_settings, read_json
         ("", "Expecting value"),
     ],
 )
-def test_json_that_is_none(tmp_path, text, told):
+def test_json_that_is_none(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(LoadError, match=told) as caught:
+    with pytest.raises(LoadError, match=message) as caught:
         read_json(path)
     assert str(path) in str(caught.value)
 
@@ -35,8 +35,8 @@ def test_json_that_is_no_text_a_folder_or_too_large(tmp_path):
     (tmp_path / "b").mkdir()
     with (tmp_path / "c").open("wb") as file:
         file.truncate(1 << 40)
-    for name, told in (("a", "utf-8"), ("b", "directory"), ("c", "bytes; expected at most"), ("d", "No such file")):
-        with pytest.raises(LoadError, match=told) as caught:
+    for name, message in (("a", "utf-8"), ("b", "directory"), ("c", "bytes; expected at most"), ("d", "No such file")):
+        with pytest.raises(LoadError, match=message) as caught:
             read_json(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
 

@@ -29,8 +29,8 @@ def qwen(load_family: Callable[[str], Family]) -> Any:
 @pytest.fixture(scope="module")
 def roomy(qwen: Any) -> Qwen3VLProcessor:
     """With the bounds that Qwen3-VL is published with."""
-    pictures = dataclasses.replace(qwen.pictures, min_pixels=65536, max_pixels=16777216)
-    videos = dataclasses.replace(qwen.videos, min_pixels=4096, max_pixels=25165824)
+    pictures = dataclasses.replace(qwen.image_settings, min_pixels=65536, max_pixels=16777216)
+    videos = dataclasses.replace(qwen.video_settings, min_pixels=4096, max_pixels=25165824)
     return Qwen3VLProcessor(qwen.tokenizer, qwen.chat_template, pictures, videos)
 
 
@@ -55,8 +55,8 @@ def side(prompt: Prompt) -> tuple[int, int]:
 
 def test_each_feature_has_one_token_in_the_spans(qwen: Any) -> None:
     string = apply_chat_template(qwen, {}, "Hi", num_images=2, video=[CLIP])
-    given = MediaInputs(images=[media.picture("large"), media.picture("small")], videos=[CLIP])
-    prompt = qwen.prepare(string, given)
+    inputs = MediaInputs(images=[media.picture("large"), media.picture("small")], videos=[CLIP])
+    prompt = qwen.prepare(string, inputs)
     ids = {kind: qwen.tokenizer.convert_tokens_to_ids(token) for kind, token in qwen.placeholders.items()}
     covered = np.zeros(len(prompt.tokens), dtype=bool)
     for one in prompt.media:
@@ -149,7 +149,7 @@ def test_a_videos_frames_are_bounded_one_by_one_and_together(roomy: Any) -> None
     assert side(video(roomy, frames, min_pixels=1_000_000)) == (832, 1248)
     assert side(video(roomy, frames, resize_shape=(300, 500))) == (288, 512)
     tight = Qwen3VLProcessor(
-        roomy.tokenizer, None, roomy.pictures, dataclasses.replace(roomy.videos, max_pixels=8 * 100_000)
+        roomy.tokenizer, None, roomy.image_settings, dataclasses.replace(roomy.video_settings, max_pixels=8 * 100_000)
     )
     prompt = tight.prepare(roomy.placeholders["video"], MediaInputs(videos=[frames], max_pixels=1 << 24))
     assert side(prompt) == (256, 384)

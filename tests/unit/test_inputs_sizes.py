@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mlx_vlgen.errors import MediaError
-from mlx_vlgen.inputs.images import PixelSettings, normalize, patchify, picture_size, video_size
+from mlx_vlgen.inputs.images import PixelSettings, image_size, normalize, patchify, video_size
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.inputs.qwen_vl import bounded
 
@@ -19,24 +19,28 @@ VIDEO = PixelSettings(min_pixels=4096, max_pixels=25165824, patch=16)
 sides = st.integers(1, 5000)
 patches = st.sampled_from([14, 16])
 areas = st.integers(14 * 14 * 4, 1 << 24)
+bounds = st.integers(14 * 14 * 4, 1 << 20).flatmap(
+    lambda min_area: st.tuples(st.just(min_area), st.integers(16 * min_area, 1 << 24))
+)
 
 
-def settings_of(least: int, most: int, patch: int) -> PixelSettings:
-    return PixelSettings(min_pixels=least, max_pixels=most, patch=patch)
+def settings_of(min_area: int, max_area: int, patch: int) -> PixelSettings:
+    return PixelSettings(min_pixels=min_area, max_pixels=max_area, patch=patch)
 
 
-@given(sides, sides, areas, areas, patches)
+@given(sides, sides, bounds, patches)
 def test_a_picture_has_whole_tokens_within_the_bounds_and_nearly_its_aspect(
-    height: int, width: int, least: int, most: int, patch: int
+    height: int, width: int, area_bounds: tuple[int, int], patch: int
 ) -> None:
-    assume(max(height, width) <= 200 * min(height, width) and 16 * least <= most)
-    settings = settings_of(least, most, patch)
+    assume(max(height, width) <= 200 * min(height, width))
+    min_area, max_area = area_bounds
+    settings = settings_of(min_area, max_area, patch)
     factor = settings.factor
-    rows, columns = picture_size(height, width, settings)
+    rows, columns = image_size(height, width, settings)
     assert rows % factor == columns % factor == 0 and min(rows, columns) >= factor
     thin = factor in (rows, columns)  # one token wide: it cannot be made narrower, or lost half of itself in rounding
-    assert rows * columns <= most or thin
-    assert rows * columns >= least
+    assert rows * columns <= max_area or thin
+    assert rows * columns >= min_area
     # Each side is within one token of a scale that both have in common: nearly the same picture.
     if not thin:
         low = max((rows - factor) / height, (columns - factor) / width)
@@ -47,9 +51,9 @@ def test_a_picture_has_whole_tokens_within_the_bounds_and_nearly_its_aspect(
 @given(sides, sides)
 def test_a_picture_within_the_bounds_keeps_its_size_but_for_rounding(height: int, width: int) -> None:
     assume(1 << 18 <= height * width <= 1 << 23 and max(height, width) <= 200 * min(height, width))
-    rows, columns = picture_size(height, width, PUBLISHED)
+    rows, columns = image_size(height, width, PUBLISHED)
     assert abs(rows - height) <= 16 and abs(columns - width) <= 16
-    assert picture_size(rows, columns, PUBLISHED) == (rows, columns)
+    assert image_size(rows, columns, PUBLISHED) == (rows, columns)
 
 
 @given(st.integers(1, 64), st.integers(16, 2000), st.integers(16, 2000))
@@ -80,34 +84,34 @@ def test_one_frame_counts_as_the_two_that_it_becomes() -> None:
     ],
 )
 def test_sizes_at_the_edges(height: int, width: int, expected: tuple[int, int]) -> None:
-    rows, columns = picture_size(height, width, PUBLISHED)
+    rows, columns = image_size(height, width, PUBLISHED)
     assert (rows, columns) == expected
 
 
 @pytest.mark.parametrize("size", [(1, 201), (201, 1), (10, 2001)])
 def test_very_thin_pictures_are_refused(size: tuple[int, int]) -> None:
     with pytest.raises(MediaError, match=rf"{size[1]} x {size[0]} pixels is too thin: one side may be at most 200"):
-        picture_size(*size, PUBLISHED)
+        image_size(*size, PUBLISHED)
 
 
-# The request's own bounds
+# The request's bounds
 
 
 @given(st.none() | areas, st.none() | areas, st.integers(1, 40))
-def test_the_requests_bounds_hold_or_are_refused(least: int | None, most: int | None, frames: int) -> None:
-    media = MediaInputs(min_pixels=least, max_pixels=most)
-    if least is not None and most is not None and least > most:
-        with pytest.raises(ValueError, match=f"min_pixels={least}, max_pixels={most}: expected"):
+def test_the_requests_bounds_hold_or_are_refused(min_area: int | None, max_area: int | None, frames: int) -> None:
+    media = MediaInputs(min_pixels=min_area, max_pixels=max_area)
+    if min_area is not None and max_area is not None and min_area > max_area:
+        with pytest.raises(ValueError, match=f"min_pixels={min_area}, max_pixels={max_area}: expected"):
             bounded(VIDEO, media, frames)
         return
-    found = bounded(VIDEO, media, frames)
-    assert 0 < found.min_pixels <= found.max_pixels
-    assert least is None or found.min_pixels == least * frames
-    assert most is None or found.max_pixels <= most * frames
-    assert frames == 1 or found.max_pixels <= max(VIDEO.max_pixels, found.min_pixels)
-    if frames == 1 and most is not None:
-        assert found.max_pixels == most
-    same = dataclasses.replace(found, min_pixels=VIDEO.min_pixels, max_pixels=VIDEO.max_pixels)
+    settings = bounded(VIDEO, media, frames)
+    assert 0 < settings.min_pixels <= settings.max_pixels
+    assert min_area is None or settings.min_pixels == min_area * frames
+    assert max_area is None or settings.max_pixels <= max_area * frames
+    assert frames == 1 or settings.max_pixels <= max(VIDEO.max_pixels, settings.min_pixels)
+    if frames == 1 and max_area is not None:
+        assert settings.max_pixels == max_area
+    same = dataclasses.replace(settings, min_pixels=VIDEO.min_pixels, max_pixels=VIDEO.max_pixels)
     assert same == VIDEO
 
 
@@ -163,6 +167,6 @@ def test_normalize_is_level_over_255_less_mean_by_deviation() -> None:
     levels = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     expected = (levels / 255 - np.array(mean)) / np.array(std)
-    found = normalize(levels, mean, std)
-    assert found.dtype == np.float32
-    assert np.abs(found - expected).max() < 1e-6
+    normalized = normalize(levels, mean, std)
+    assert normalized.dtype == np.float32
+    assert np.abs(normalized - expected).max() < 1e-6

@@ -33,8 +33,8 @@ def user(*parts: Any) -> dict[str, Any]:
     return {"role": "user", "content": list(parts)}
 
 
-def text(words: str) -> dict[str, str]:
-    return {"type": "text", "text": words}
+def text(string: str) -> dict[str, str]:
+    return {"type": "text", "text": string}
 
 
 def theirs(processor: Processor, messages: Sequence[Mapping[str, Any]], **keywords: Any) -> str:
@@ -46,8 +46,8 @@ def theirs(processor: Processor, messages: Sequence[Mapping[str, Any]], **keywor
     return str(rendered)
 
 
-def ids(processor: Processor, prompt: Any, **given: Any) -> list[int]:
-    tokens: list[int] = processor.prepare(prompt, MediaInputs(**given)).tokens.tolist()
+def ids(processor: Processor, prompt: Any, **inputs: Any) -> list[int]:
+    tokens: list[int] = processor.prepare(prompt, MediaInputs(**inputs)).tokens.tolist()
     return tokens
 
 
@@ -152,7 +152,7 @@ def test_settings_inside_a_media_part_are_refused(qwen: Any) -> None:
 
 @pytest.mark.parametrize("face", [lambda qwen, prompt: ids(qwen, prompt), lambda q, p: apply_chat_template(q, {}, p)])
 @pytest.mark.parametrize(
-    ("prompt", "words"),
+    ("prompt", "message"),
     [
         ([], "this is an empty one"),
         (7, "this is a int"),
@@ -166,21 +166,21 @@ def test_settings_inside_a_media_part_are_refused(qwen: Any) -> None:
         ([user({})], "of type None with nothing is not known"),
     ],
 )
-def test_what_is_no_message_is_told_so(qwen: Any, face: Callable[..., Any], prompt: Any, words: str) -> None:
-    with pytest.raises(PromptError, match=re.escape(words)):
+def test_what_is_no_message_is_told_so(qwen: Any, face: Callable[..., Any], prompt: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=re.escape(message)):
         face(qwen, prompt)
 
 
 def nested(depth: int) -> Any:
-    made: Any = "x"
+    nested: Any = "x"
     for _ in range(depth):
-        made = [made]
-    return made
+        nested = [nested]
+    return nested
 
 
 @pytest.mark.parametrize("face", [lambda qwen, prompt: ids(qwen, prompt), lambda q, p: apply_chat_template(q, {}, p)])
 @pytest.mark.parametrize(
-    ("prompt", "words"),
+    ("prompt", "message"),
     [
         ([user({"type": "image", "base64": 5})], "'base64' of a content part is a string; this is 5"),
         (
@@ -210,8 +210,8 @@ def nested(depth: int) -> Any:
         ([{**SAY_HI[0], "more": nested(50_000)}], "are nested more than 100 deep: flatten them"),
     ],
 )
-def test_odd_messages_are_told_so(qwen: Any, face: Callable[..., Any], prompt: Any, words: str) -> None:
-    with pytest.raises(PromptError, match=re.escape(words)):
+def test_odd_messages_are_told_so(qwen: Any, face: Callable[..., Any], prompt: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=re.escape(message)):
         face(qwen, prompt)
 
 
@@ -277,13 +277,13 @@ def test_bare_parts_take_what_was_given_beside_them(qwen: Any) -> None:
 
 
 def test_too_many_and_too_few_are_counted(qwen: Any) -> None:
-    bare, own = {"type": "image"}, {"type": "image", "image": PICTURE}
+    bare, filled = {"type": "image"}, {"type": "image", "image": PICTURE}
     with pytest.raises(PromptError, match="the messages have more picture parts than pictures were given"):
         ids(qwen, [user(bare, bare, text("Hi"))], images=[PICTURE])
     with pytest.raises(PromptError, match="2 more pictures given than the messages have parts for"):
         ids(qwen, [user(bare, text("Hi"))], images=[PICTURE] * 3)
     with pytest.raises(PromptError, match="1 more picture given than the messages have parts for"):
-        ids(qwen, [user(own, text("Hi"))], images=[PICTURE])
+        ids(qwen, [user(filled, text("Hi"))], images=[PICTURE])
     with pytest.raises(PromptError, match="the messages have more video parts than videos were given"):
         ids(qwen, [user({"type": "video"}, text("Hi"))], images=[PICTURE])
     with pytest.raises(PromptError, match="num_images: 2 given, and the messages have 1 image parts of their own"):
@@ -291,7 +291,7 @@ def test_too_many_and_too_few_are_counted(qwen: Any) -> None:
     with pytest.raises(PromptError, match="no message of role 'user' that could hold them"):
         apply_chat_template(qwen, {}, [{"role": "system", "content": "Hi"}], num_images=1)
     with pytest.raises(PromptError, match=re.escape("has 0 placeholders <|image_pad|> and 1 picture was given")):
-        ids(qwen, [{"role": "system", "content": [own, text("Look.")]}, *SAY_HI])  # this template shows none there
+        ids(qwen, [{"role": "system", "content": [filled, text("Look.")]}, *SAY_HI])  # this template shows none there
 
 
 def test_the_given_messages_are_left_as_they_were(qwen: Any) -> None:
@@ -301,16 +301,16 @@ def test_the_given_messages_are_left_as_they_were(qwen: Any) -> None:
     assert messages == [{"role": "user", "content": [{"type": "image", "image": "a.png"}, "Hi <|image_pad|>"]}]
 
 
-# A person's own words are no placeholders
+# User text is no placeholder
 
 
 @pytest.mark.parametrize(
-    "words",
+    "string",
     ["a<|image_pad|>b", "<|video_pad|>", "<|image_pad|><|image_pad|> <|video_pad|>", "\ue0ff\ue0fe0\ue0fe\ue0ff"],
 )
 @pytest.mark.parametrize("role", ["system", "user"])
-def test_a_placeholder_in_a_persons_words_is_text(qwen: Any, words: str, role: str) -> None:
-    for content in (words, [text(words)]):
+def test_a_placeholder_in_a_persons_words_is_text(qwen: Any, string: str, role: str) -> None:
+    for content in (string, [text(string)]):
         messages = [{"role": role, "content": content}, *SAY_HI]
         tokens = ids(qwen, messages)
         assert not {qwen.tokenizer.convert_tokens_to_ids(pad) for pad in PADS} & set(tokens)
@@ -318,13 +318,13 @@ def test_a_placeholder_in_a_persons_words_is_text(qwen: Any, words: str, role: s
 
 
 def test_real_pictures_stand_beside_words_that_look_like_them(qwen: Any) -> None:
-    words = "<|image_pad|> is what a picture looks like: "
-    prompt = qwen.prepare([user(text(words), {"type": "image", "image": PICTURE}, text("<|video_pad|>?"))])
+    string = "<|image_pad|> is what a picture looks like: "
+    prompt = qwen.prepare([user(text(string), {"type": "image", "image": PICTURE}, text("<|video_pad|>?"))])
     pad = qwen.tokenizer.convert_tokens_to_ids(PADS[0])
     places = np.flatnonzero(prompt.tokens == pad)
     [(start, end)] = prompt.media[0].spans
     assert places.tolist() == list(range(start, end)) and len(places) == 6
-    assert prompt.text.count(words) == 1
+    assert prompt.text.count(string) == 1
 
 
 def test_in_a_formatted_string_a_placeholder_counts(qwen: Any) -> None:

@@ -14,9 +14,9 @@ from PIL import Image
 import mlx_vlgen
 from mlx_vlgen._runtime import tree_flatten
 from mlx_vlgen.errors import LoadError
-from mlx_vlgen.inputs.idefics3 import TileSettings, cut, longest
+from mlx_vlgen.inputs.idefics3 import Idefics3ImageSettings, longest
 from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
-from mlx_vlgen.inputs.smolvlm import SmolVLMProcessor, in_words, kept_frames
+from mlx_vlgen.inputs.smolvlm import SmolVLMProcessor, sample_frames, spell_number
 from mlx_vlgen.models.idefics3 import Idefics3
 from mlx_vlgen.models.vit import position_buckets
 
@@ -53,9 +53,9 @@ def animation(frames: int, milliseconds: int) -> bytes:
     return file.getvalue()
 
 
-def shown(processor: SmolVLMProcessor, **given: Any) -> tuple[Prompt, str]:
+def shown(processor: SmolVLMProcessor, **settings: Any) -> tuple[Prompt, str]:
     """The prompt of an animation of 12 frames in 3 seconds, and its words."""
-    prompt = processor.prepare("<video>", MediaInputs(videos=[animation(12, 250)], **given))
+    prompt = processor.prepare("<video>", MediaInputs(videos=[animation(12, 250)], **settings))
     return prompt, str(processor.tokenizer.decode(prompt.text_tokens, skip_special_tokens=True))
 
 
@@ -76,9 +76,9 @@ def shown(processor: SmolVLMProcessor, **given: Any) -> tuple[Prompt, str]:
 def test_a_picture_has_as_many_tiles_as_transformers_makes(
     size: tuple[int, int], edge: int, tile: int, rows: int, columns: int
 ) -> None:
-    own = {"size": {"longest_edge": edge}, "max_image_size": {"longest_edge": tile}}
-    tiles, found = cut(Image.new("RGB", size[::-1]), TileSettings.read(own))
-    assert found == (rows, columns)
+    settings = {"size": {"longest_edge": edge}, "max_image_size": {"longest_edge": tile}}
+    tiles, grid = Idefics3ImageSettings.read(settings).cut(Image.new("RGB", size[::-1]))
+    assert grid == (rows, columns)
     assert tiles.shape == (rows * columns + 1, tile, tile, 3)
 
 
@@ -90,13 +90,13 @@ def test_the_shorter_side_is_even_or_one() -> None:
 
 
 def test_a_picture_that_is_not_to_be_split_is_one_tile() -> None:
-    tiles, found = cut(Image.new("RGB", (90, 40)), TileSettings.read({**PICTURES, "do_image_splitting": False}))
-    assert (len(tiles), found) == (1, (0, 0))
+    tiles, grid = Idefics3ImageSettings.read({**PICTURES, "do_image_splitting": False}).cut(Image.new("RGB", (90, 40)))
+    assert (len(tiles), grid) == (1, (0, 0))
 
 
 def test_a_size_that_is_no_longest_edge_is_refused() -> None:
     with pytest.raises(LoadError, match=r"size .*'height': 9.* expected a longest_edge"):
-        TileSettings.read({"size": {"height": 9, "width": 9}})
+        Idefics3ImageSettings.read({"size": {"height": 9, "width": 9}})
 
 
 @pytest.mark.parametrize("side", [24, 26, 27, 32])
@@ -119,41 +119,41 @@ def test_a_smaller_tile_spreads_over_all_positions() -> None:
     ],
 )
 def test_frames_are_kept_as_transformers_keeps_them(total: int, rate: float, count: int, ends: list[int]) -> None:
-    found = kept_frames(total, rate, 1, 64).tolist()
-    assert len(found) == count
-    assert (found if count <= 3 else found[:2] + found[-2:]) == ends
+    indices = sample_frames(total, rate, 1, 64).tolist()
+    assert len(indices) == count
+    assert (indices if count <= 3 else indices[:2] + indices[-2:]) == ends
 
 
-def test_numbers_in_words() -> None:
-    assert [in_words(number) for number in (1, 12, 20, 64, 100, 101, 768)] == [
+def test_numbers_spell_number() -> None:
+    assert [spell_number(number) for number in (1, 12, 20, 64, 100, 101, 768)] == [
         "one", "twelve", "twenty", "sixty-four", "one hundred", "one hundred and one",
         "seven hundred and sixty-eight",
     ]  # fmt: skip
-    assert in_words(1001) == "one thousand and one"
-    assert in_words(2345) == "two thousand, three hundred and forty-five"
+    assert spell_number(1001) == "one thousand and one"
+    assert spell_number(2345) == "two thousand, three hundred and forty-five"
 
 
 def test_a_file_is_sampled_at_the_rate_of_the_checkpoint(processor: SmolVLMProcessor) -> None:
-    prompt, words = shown(processor)
+    prompt, text = shown(processor)
     assert prompt.media[0].pixels.shape == (3, 3, 32, 32)
-    assert "series of three frames from a 0:00:03 [H:MM:SS] video.\n\nFrame from 00:00:\nFrame from 00:01:" in words
+    assert "series of three frames from a 0:00:03 [H:MM:SS] video.\n\nFrame from 00:00:\nFrame from 00:01:" in text
 
 
 @pytest.mark.parametrize(
-    ("given", "count"),
+    ("settings", "count"),
     [({"video_fps": 2.0}, 6), ({"max_frames": 2}, 2), ({"num_frames": 5}, 5), ({"video_fps": 9.0}, 12)],
 )
-def test_a_request_samples_otherwise(processor: SmolVLMProcessor, given: dict[str, Any], count: int) -> None:
-    assert len(shown(processor, **given)[0].media[0].pixels) == count
+def test_a_request_samples_otherwise(processor: SmolVLMProcessor, settings: dict[str, Any], count: int) -> None:
+    assert len(shown(processor, **settings)[0].media[0].pixels) == count
 
 
 def test_raw_frames_are_all_kept_and_timed(processor: SmolVLMProcessor) -> None:
     clip = np.repeat(media.clip("odd_clip"), 14, axis=0)
     prompt = processor.prepare("<video>", MediaInputs(videos=[clip], video_fps=1.0))
     assert len(prompt.media[0].pixels) == 70
-    words = processor.tokenizer.decode(prompt.text_tokens, skip_special_tokens=True)
-    assert words.startswith("You are provided the following series of seventy frames from a 0:01:10 [H:MM:SS] video.")
-    assert words.endswith("\nFrame from 01:08:\nFrame from 01:09:\n\n")
+    text = processor.tokenizer.decode(prompt.text_tokens, skip_special_tokens=True)
+    assert text.startswith("You are provided the following series of seventy frames from a 0:01:10 [H:MM:SS] video.")
+    assert text.endswith("\nFrame from 01:08:\nFrame from 01:09:\n\n")
 
 
 def test_words_that_are_a_string_reach_the_template(processor: SmolVLMProcessor) -> None:
@@ -162,11 +162,11 @@ def test_words_that_are_a_string_reach_the_template(processor: SmolVLMProcessor)
 
 
 def test_a_template_that_knows_video_writes_it(processor: SmolVLMProcessor, folder: Path) -> None:
-    own = SmolVLMProcessor.from_folder(folder, json.loads((folder / "config.json").read_text()))
+    custom = SmolVLMProcessor.from_folder(folder, json.loads((folder / "config.json").read_text()))
     messages = [{"role": "user", "content": [{"type": "video"}]}]
-    assert own.format(messages)[0].text == "<|im_start|>User: <video><end_of_utterance>\nAssistant:"
-    own.chat_template = "{% for m in messages %}{% for c in m['content'] %}[<video>]{% endfor %}{% endfor %}"
-    assert own.format(messages)[0].text == "[<video>]"
+    assert custom.format(messages)[0].text == "<|im_start|>User: <video><end_of_utterance>\nAssistant:"
+    custom.chat_template = "{% for m in messages %}{% for c in m['content'] %}[<video>]{% endfor %}{% endfor %}"
+    assert custom.format(messages)[0].text == "[<video>]"
 
 
 def test_a_tower_has_the_sizes_that_the_published_configuration_leaves_out() -> None:

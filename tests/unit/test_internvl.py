@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import mlx_vlgen
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError
-from mlx_vlgen.inputs.internvl import InternVLProcessor, TileSettings, middles, tiling
+from mlx_vlgen.inputs.internvl import InternVLImageSettings, InternVLProcessor, middles
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.models.internvl import InternVL
 
@@ -77,18 +77,17 @@ def test_pictures_are_cut_as_transformers_cuts_them(
     size: tuple[int, int], twelve: tuple[int, int], some: tuple[int, int], four: tuple[int, int]
 ) -> None:
     def cut(fewest: int, largest: int) -> tuple[int, int]:
-        return tiling(*size, TileSettings.read(FILE | {"min_patches": fewest, "max_patches": largest}, CONFIG))
+        return InternVLImageSettings.read(FILE | {"min_patches": fewest, "max_patches": largest}, CONFIG).grid(*size)
 
-    assert tiling(*size, TileSettings.read(FILE, CONFIG)) == twelve
+    assert InternVLImageSettings.read(FILE, CONFIG).grid(*size) == twelve
     assert (cut(2, 6), cut(4, 4)) == (some, four)
     assert cut(1, 1) == (1, 1)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 4), st.integers(4, 14))
 def test_no_allowed_grid_is_nearer(height: int, width: int, fewest: int, largest: int) -> None:
-    rows, columns = tiling(
-        height, width, TileSettings.read(FILE | {"min_patches": fewest, "max_patches": largest}, CONFIG)
-    )
+    settings = InternVLImageSettings.read(FILE | {"min_patches": fewest, "max_patches": largest}, CONFIG)
+    rows, columns = settings.grid(height, width)
     assert fewest <= rows * columns <= largest
     assert all(
         abs(width / height - columns / rows) <= abs(width / height - c / r)
@@ -99,16 +98,16 @@ def test_no_allowed_grid_is_nearer(height: int, width: int, fewest: int, largest
 
 
 def test_the_first_releases_say_in_config_json_how_pictures_are_cut() -> None:
-    settings = TileSettings.read(FIRST_FILE, FIRST)
-    assert (settings.least, settings.most, settings.whole) == (2, 6, True)
+    settings = InternVLImageSettings.read(FIRST_FILE, FIRST)
+    assert (settings.min_tiles, settings.max_tiles, settings.thumbnail) == (2, 6, True)
     assert (settings.square.size, settings.square.crop) == ((448, 448), None)
-    whole = TileSettings.read(FIRST_FILE, FIRST | {"dynamic_image_size": False, "use_thumbnail": False})
-    assert (whole.least, whole.most, whole.whole) == (1, 1, False)
+    whole = InternVLImageSettings.read(FIRST_FILE, FIRST | {"dynamic_image_size": False, "use_thumbnail": False})
+    assert (whole.min_tiles, whole.max_tiles, whole.thumbnail) == (1, 1, False)
 
 
 def test_tiles_of_another_size_than_the_towers_are_refused() -> None:
     with pytest.raises(LoadError, match=r"tiles of \(384, 384\) pixels, and its tower takes \(448, 448\)"):
-        TileSettings.read({"size": {"height": 384, "width": 384}}, CONFIG)
+        InternVLImageSettings.read({"size": {"height": 384, "width": 384}}, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -166,16 +165,20 @@ def test_a_template_of_words_gets_pictures_as_words(processor: InternVLProcessor
         "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert [medium.kind for medium in prompt.media] == ["image", "video"]
-    text = processor.tokenizer.decode(prompt.text_tokens)
-    assert "user\n<img></img>\nFrame1: <img></img>\nFrame2: " in text
-    assert "Frame6: <img></img>\nIs it <video>?" in text
+    words = processor.tokenizer.decode(prompt.text_tokens)
+    assert "user\n<img></img>\nFrame1: <img></img>\nFrame2: " in words
+    assert "Frame6: <img></img>\nIs it <video>?" in words
 
 
 def test_a_template_of_words_may_begin_with_any_character(processor: InternVLProcessor) -> None:
-    plain = InternVLProcessor(
-        processor.tokenizer, "\n  {{ messages[0].content }}", processor.pictures, processor.videos, processor.count
+    other = InternVLProcessor(
+        processor.tokenizer,
+        "\n  {{ messages[0].content }}",
+        processor.image_settings,
+        processor.video_settings,
+        processor.tile_tokens,
     )
-    assert plain.format([{"role": "user", "content": [{"type": "text", "text": "Why?"}]}])[0].text == "\n  Why?"
+    assert other.format([{"role": "user", "content": [{"type": "text", "text": "Why?"}]}])[0].text == "\n  Why?"
 
 
 @pytest.mark.parametrize(

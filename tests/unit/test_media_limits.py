@@ -413,9 +413,9 @@ def test_odd_objects_raise_nothing_else(kind: str, load: Callable[..., Any]) -> 
 def test_a_file_that_lies_about_itself_as_a_video() -> None:
     endless = io.BytesIO(b"\0\0\0\x08free")
     for attributes in ({"seekable": raising}, {"tell": raising}, {"seek": raising}, {"fileno": lambda: 10**6}):
-        given = {"read": endless.read, "tell": lambda: 0, "seek": lambda *at: 10**18, "seekable": lambda: True}
+        honest = {"read": endless.read, "tell": lambda: 0, "seek": lambda *at: 10**18, "seekable": lambda: True}
         with pytest.raises(MediaError):
-            load_video(Liar(**{**given, **attributes}))
+            load_video(Liar(**{**honest, **attributes}))
 
 
 def test_views_of_every_kind_are_read() -> None:
@@ -448,10 +448,10 @@ def test_no_name_reaches_a_terminal_as_a_command(tmp_path: Path) -> None:
 
 def test_threads_read_one_picture_together() -> None:
     """A PIL image is not copied before it is read."""
-    image, seen = photo(1500, 1500), []
-    threads = [threading.Thread(target=lambda: seen.append(np.asarray(load_image(image)))) for _ in range(3)]
+    image, loaded = photo(1500, 1500), []
+    threads = [threading.Thread(target=lambda: loaded.append(np.asarray(load_image(image)))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(np.array_equal(each, image) for each in seen) and len(seen) == 3
+    assert all(np.array_equal(each, image) for each in loaded) and len(loaded) == 3

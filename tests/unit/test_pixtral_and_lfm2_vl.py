@@ -9,21 +9,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from parity import media
 from parity.layouts import REFERENCE, read_json, write_checkpoint
-from PIL import Image
 
 from mlx_vlgen import load
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.errors import LoadError
-from mlx_vlgen.inputs.lfm2_vl import TileSettings, bounded, tiling, whole_size
-from mlx_vlgen.inputs.pixtral import CLIP_MEAN, CLIP_STD, PixtralSettings, picture_size
+from mlx_vlgen.inputs.lfm2_vl import Lfm2VLImageSettings
+from mlx_vlgen.inputs.pixtral import PixtralImageSettings, image_size
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.models import FAMILIES, find
 from mlx_vlgen.models.decoders import text_arguments
 
 ANY = MediaInputs()
-PIXTRAL = PixtralSettings((1024, 1024), 16, CLIP_MEAN, CLIP_STD, Image.Resampling.BICUBIC)
-MISTRAL3 = PixtralSettings((1540, 1540), 28, CLIP_MEAN, CLIP_STD, Image.Resampling.BICUBIC)
-LFM2_VL = TileSettings.read({}, {})
+PIXTRAL = PixtralImageSettings((1024, 1024), 16)
+MISTRAL3 = PixtralImageSettings((1540, 1540), 28)
+LFM2_VL = Lfm2VLImageSettings.read({}, {})
 
 sides = st.integers(1, 4000)
 
@@ -55,24 +54,24 @@ def test_sizes_are_transformers(
     tiles: tuple[int, int],
     whole: tuple[int, int],
 ) -> None:
-    assert picture_size(*size, PIXTRAL, ANY) == pixtral
-    assert picture_size(*size, MISTRAL3, ANY) == mistral3
-    assert tiling(*size, LFM2_VL) == tiles
-    assert whole_size(*size, LFM2_VL) == whole
+    assert image_size(*size, PIXTRAL, ANY) == pixtral
+    assert image_size(*size, MISTRAL3, ANY) == mistral3
+    assert LFM2_VL.grid(*size) == tiles
+    assert LFM2_VL.whole_size(*size) == whole
 
 
 @given(sides, sides, st.integers(64 * 64, 1 << 22))
 def test_a_request_bounds_the_area_of_a_picture(height: int, width: int, area: int) -> None:
     assume(max(height, width) <= 20 * min(height, width))
-    small = picture_size(height, width, PIXTRAL, MediaInputs(max_pixels=area))
+    small = image_size(height, width, PIXTRAL, MediaInputs(max_pixels=area))
     assert math.prod(small) <= area or 16 in small
-    assert math.prod(picture_size(height, width, PIXTRAL, MediaInputs(min_pixels=area))) >= area
-    both = picture_size(height, width, PIXTRAL, MediaInputs(min_pixels=area, max_pixels=area))
+    assert math.prod(image_size(height, width, PIXTRAL, MediaInputs(min_pixels=area))) >= area
+    both = image_size(height, width, PIXTRAL, MediaInputs(min_pixels=area, max_pixels=area))
     assert math.prod(both) <= area or 16 in both
-    within = bounded(LFM2_VL, MediaInputs(max_pixels=area))
-    assert math.prod(tiling(height, width, within)) * LFM2_VL.tile**2 <= area
-    assert math.prod(whole := whole_size(height, width, within)) <= area or 32 in whole
-    whole = whole_size(height, width, bounded(LFM2_VL, MediaInputs(min_pixels=area, max_pixels=4 * area)))
+    within = LFM2_VL.bounded(MediaInputs(max_pixels=area))
+    assert math.prod(within.grid(height, width)) * LFM2_VL.tile**2 <= area
+    assert math.prod(whole := within.whole_size(height, width)) <= area or 32 in whole
+    whole = LFM2_VL.bounded(MediaInputs(min_pixels=area, max_pixels=4 * area)).whole_size(height, width)
     assert area / 4 <= math.prod(whole)
 
 

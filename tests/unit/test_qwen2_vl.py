@@ -97,7 +97,7 @@ def test_settings_for_pictures_serve_for_videos(qwen: Family, tmp_path: Path) ->
     published = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "merge_size": 2}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
     shared = Qwen2VLProcessor.from_folder(tmp_path, {"vision_config": {}})
-    assert shared.videos == shared.pictures
+    assert shared.video_settings == shared.image_settings
     capped = {"size": {"shortest_edge": 3136, "longest_edge": 12845056}, "cap_pixels_per_frame": True}
     (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(capped | {"max_video_tokens": 1000}))
     processor = Qwen2VLProcessor.from_folder(tmp_path, {"vision_config": {}})
@@ -107,9 +107,9 @@ def test_settings_for_pictures_serve_for_videos(qwen: Family, tmp_path: Path) ->
     (tmp_path / "video_preprocessor_config.json").write_text("{}")
     (tmp_path / "preprocessor_config.json").write_text("{}")
     silent = Qwen2VLProcessor.from_folder(tmp_path, {"vision_config": {}})
-    assert (silent.pictures.min_pixels, silent.pictures.max_pixels) == (56 * 56, 28 * 28 * 1280)
-    assert (silent.videos.min_pixels, silent.videos.max_pixels) == (128 * 28 * 28, 28 * 28 * 768)
-    assert silent.pictures.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert (silent.image_settings.min_pixels, silent.image_settings.max_pixels) == (56 * 56, 28 * 28 * 1280)
+    assert (silent.video_settings.min_pixels, silent.video_settings.max_pixels) == (128 * 28 * 28, 28 * 28 * 768)
+    assert silent.image_settings.mean == (0.48145466, 0.4578275, 0.40821073)
 
 
 def test_bounds_are_of_each_frame(qwen: Family) -> None:
@@ -132,14 +132,16 @@ def test_a_video_of_many_tokens_is_told_and_one_of_too_many_refused_before_pixel
     notice = capsys.readouterr().err
     assert "a video of 560 x 280 pixels becomes 1,200 tokens; max_pixels (--max-pixels)" in notice
     assert "video_fps (--video-fps) or max_frames (--max-frames)" in notice
-    monkeypatch.setattr(qwen_vl, "_resized", None)
+    monkeypatch.setattr(qwen_vl, "_resize_frames", None)
     limited.max_positions = 1199
     with pytest.raises(PromptError, match=r"becomes 1,200 tokens and the model has 1,199 positions: max_pixels"):
         limited.prepare("<|video_pad|>", MediaInputs(videos=[clip]))
 
 
 def test_pictures_of_too_many_tokens_are_refused_before_the_rest_is_read(qwen: Family) -> None:
-    limited = Qwen2VLProcessor(qwen.processor.tokenizer, None, qwen.processor.pictures, qwen.processor.videos)
+    limited = Qwen2VLProcessor(
+        qwen.processor.tokenizer, None, qwen.processor.image_settings, qwen.processor.video_settings
+    )
     picture = media.picture("plain")
     limited.max_positions = count = sum(end - start for start, end in prompt_of(limited, picture).media[0].spans)
     with pytest.raises(PromptError, match=f"2 of 3 pictures and videos become {2 * count} tokens and the model"):

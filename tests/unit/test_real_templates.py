@@ -27,11 +27,11 @@ def qwen(load_family: LoadFamily) -> Any:
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_every_conversation_is_rendered_and_tokenized_as_by_transformers(load_family: LoadFamily, family: str) -> None:
     processor = load_family(family).processor
-    said = {name: difference(processor, conversation) for name, conversation in fitting(processor)}
-    assert not {name: one for name, one in said.items() if one}
-    assert len(said) >= 13
+    differences = {name: difference(processor, conversation) for name, conversation in fitting(processor)}
+    assert not {name: text for name, text in differences.items() if text}
+    assert len(differences) >= 13
     ids = {name: ids_difference(processor, conversation) for name, conversation in fitting(processor)}
-    assert not {name: one for name, one in ids.items() if one}
+    assert not {name: text for name, text in ids.items() if text}
     assert sum(one is not None for one in ids.values()) >= 11
 
 

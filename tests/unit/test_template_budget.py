@@ -166,10 +166,10 @@ def test_it_has_what_transformers_has(qwen: Any, feature: str) -> None:
     messages = [*HI, {"role": "assistant", "content": "Yes?"}, *HI]
     expected = qwen.tokenizer.apply_chat_template(messages, chat_template=FEATURES[feature], tokenize=False)
     budget = template_budget.Budget()
-    made = template_sandbox.render(
+    text = template_sandbox.render(
         FEATURES[feature], budget, messages=messages, tools=None, **qwen.tokenizer.special_tokens_map
     )
-    assert made == expected
+    assert text == expected
 
 
 def test_a_long_conversation_stays_far_below_the_budget(qwen: Any) -> None:

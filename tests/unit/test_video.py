@@ -18,7 +18,7 @@ from PIL import Image
 from test_media import encode, oriented, photo, png
 
 from mlx_vlgen.errors import MediaError
-from mlx_vlgen.inputs import video as video_module
+from mlx_vlgen.inputs import video_file
 from mlx_vlgen.inputs.video import Limits, load_video, sample_indices
 
 
@@ -107,6 +107,16 @@ def test_a_rate_gives_distinct_frames_from_first_to_last(
 def test_numbers_that_are_refused(numbers: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"fps|num_frames|max_frames"):
         sample_indices(10, 10.0, **numbers)
+
+
+@pytest.mark.parametrize("name", ["num_frames", "max_frames"])
+@pytest.mark.parametrize("number", [1.0, "3", np.float64(4)])
+def test_counts_that_are_no_whole_numbers_are_refused(name: str, number: Any) -> None:
+    fps = None if name == "num_frames" else 1.0
+    with pytest.raises(TypeError, match=f"{name} is .*; expected a whole number"):
+        sample_indices(10, 10.0, **{"fps": fps, "num_frames": None, name: number})
+    with pytest.raises(TypeError, match=f"{name} is"):
+        load_video(greys(10), **{name: number})
 
 
 # Raw frames
@@ -337,13 +347,13 @@ def test_videos_obey_the_limits(tmp_path: Path) -> None:
 
 def test_frames_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted: list[int] = []
-    upright = video_module._upright
+    upright = video_file._upright
 
     def counted(frame: Any) -> np.ndarray:
         converted.append(1)
         return upright(frame)
 
-    monkeypatch.setattr(video_module, "_upright", counted)
+    monkeypatch.setattr(video_file, "_upright", counted)
     load_video(movie(tmp_path / "a.mp4", greys(25)), num_frames=2)
     assert len(converted) == 2, "only kept frames become RGB"
 
@@ -376,7 +386,7 @@ def test_a_script_that_names_other_files_is_not_followed(tmp_path: Path, monkeyp
     script = b"ffconcat version 1.0\nfile other.mp4\n"
     with pytest.raises(MediaError, match="not a video"):
         load_video(script)
-    monkeypatch.setattr(video_module, "_CONTAINERS", video_module._CONTAINERS + ",concat")
+    monkeypatch.setattr(video_file, "_CONTAINERS", video_file._CONTAINERS + ",concat")
     assert len(load_video(script).frames) == 4, "libav would have followed it"
 
 

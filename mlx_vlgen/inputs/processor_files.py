@@ -1,0 +1,84 @@
+"""The files of a processor in a checkpoint's folder: tokenizer, chat template, settings for images and videos."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..errors import LoadError
+from .files import check_bytes, check_settings, read_json, read_text, reading
+
+
+def check_tokenizer(folder: Path) -> None:
+    """LoadError for a checkpoint on disk without a tokenizer that can be read."""
+    files = {path.name for path in folder.iterdir()}
+    if "tekken.json" in files and not files & {"tokenizer.json", "tokenizer.model"}:
+        raise LoadError(
+            f"{folder} has Mistral's tekken.json and no tokenizer.json, which alone is read here: put the "
+            "tokenizer.json and tokenizer_config.json of this model beside it, as copies of it for MLX have them."
+        )
+    if not files & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
+        raise LoadError(f"{folder} holds no tokenizer.")
+
+
+def load_tokenizer(folder: Path, **keywords: Any) -> Any:
+    """transformers' tokenizer of a checkpoint on disk, which also takes and returns MLX's arrays: no network, no code
+    of the checkpoint's. keywords: of `AutoTokenizer.from_pretrained`."""
+    from transformers import AutoTokenizer
+
+    check_tokenizer(folder)
+    for path in folder.iterdir():
+        if path.suffix in (".json", ".model", ".tiktoken", ".txt"):
+            check_bytes(path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        _read_json(folder / name)  # transformers would not say which of them it cannot read
+    if (template := folder / "chat_template.jinja").is_file():
+        read_text(template)
+    with reading(folder / "tokenizer.json", "and the files beside it give no tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, **keywords
+        )
+    return import_module("mlx_vlgen.hf.encoding").taking_arrays(tokenizer)  # imported late: MLX is unknown in this room
+
+
+def load_template(folder: Path, tokenizer: Any) -> str | None:
+    """The chat template: chat_template.jinja, chat_template.json, or the tokenizer's."""
+    if (path := folder / "chat_template.jinja").is_file():
+        return read_text(path)
+    if (path := folder / "chat_template.json").is_file():
+        template = read_json(path).get("chat_template")
+    else:
+        path, template = folder / "tokenizer_config.json", tokenizer.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template is None:
+            return None
+    if not isinstance(template, str):
+        raise LoadError(f"{path} says chat_template = {template!r:.80}; expected a Jinja template's text.")
+    return template
+
+
+@dataclass(frozen=True)
+class ProcessorSettings:
+    """What a checkpoint says of its processor, of how it makes images, and of how it makes videos."""
+
+    processor: Mapping[str, Any]
+    image: Mapping[str, Any]
+    video: Mapping[str, Any]
+
+
+def read_settings(folder: Path) -> ProcessorSettings:
+    """From one nested file, as transformers 5 writes it, or from a flat one for each part. Before there was one for
+    videos, that for images was for both."""
+    names = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+    processor, image, video = (_read_json(folder / name) for name in names)
+    for name, settings in zip(names, (processor, image, video), strict=True):
+        check_settings(folder / name, settings)
+    return ProcessorSettings(
+        processor, processor.get("image_processor") or image, processor.get("video_processor") or video or image
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
