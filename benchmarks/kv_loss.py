@@ -39,8 +39,8 @@ def conversation(task: str, seed: int, turns: int) -> tuple[list[dict], list]:
     messages: list[dict] = []
     for other in others:
         messages += [{"role": "user", "content": other.question}, {"role": "assistant", "content": other.answer}]
-    picture = {"type": "image"}
-    messages.append({"role": "user", "content": [picture, {"type": "text", "text": example.question}]})
+    image_part = {"type": "image"}
+    messages.append({"role": "user", "content": [image_part, {"type": "text", "text": example.question}]})
     return messages, list(example.images)
 
 
@@ -57,31 +57,31 @@ def log_probabilities(model, prompt, features, tokens: list[int], settings: KVSe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=40, help="questions of each length")
-    given = parser.parse_args()
+    args = parser.parse_args()
     model, processor = load("demo")
     print("| setting | prompt | KL, mean | KL, 99% | same text |\n|---|---|---:|---:|---:|")
     for length, turns in (("short", 0), ("long", 12)):
-        asked = []
-        for seed in range(given.count):
-            messages, pictures = conversation(TASKS[seed % len(TASKS)], seed, turns)
-            prompt = processor.prepare(messages, MediaInputs(images=pictures))
+        cases = []
+        for seed in range(args.count):
+            messages, images = conversation(TASKS[seed % len(TASKS)], seed, turns)
+            prompt = processor.prepare(messages, MediaInputs(images=images))
             features = [model.encode([media])[0] for media in prompt.media]
-            whole = generate(model, processor, messages, image=pictures, max_tokens=64)
-            asked.append((messages, pictures, prompt, features, whole))
-        tokens = int(np.mean([len(prompt.tokens) for _, _, prompt, _, _ in asked]))
-        full = [log_probabilities(model, p, f, w.tokens, KVSettings()) for _, _, p, f, w in asked]
+            whole = generate(model, processor, messages, image=images, max_tokens=64)
+            cases.append((messages, images, prompt, features, whole))
+        tokens = int(np.mean([len(prompt.tokens) for _, _, prompt, _, _ in cases]))
+        full = [log_probabilities(model, p, f, w.tokens, KVSettings()) for _, _, p, f, w in cases]
         for name, settings in SETTINGS.items():
             keywords = {KEYWORDS[key]: value for key, value in vars(settings).items()}
             divergence, same = [], 0
-            for (messages, pictures, prompt, features, whole), p in zip(asked, full, strict=True):
+            for (messages, images, prompt, features, whole), p in zip(cases, full, strict=True):
                 q = log_probabilities(model, prompt, features, whole.tokens, settings)
                 divergence.append((np.exp(p) * (p - q)).sum(axis=-1))
-                text = generate(model, processor, messages, image=pictures, max_tokens=64, **keywords).text
+                text = generate(model, processor, messages, image=images, max_tokens=64, **keywords).text
                 same += text == whole.text
             kl = np.concatenate(divergence)
             print(
                 f"| {name} | {length}, {tokens} tokens | {kl.mean():.1e} | {np.quantile(kl, 0.99):.1e} "
-                f"| {same / given.count:.0%} |",
+                f"| {same / args.count:.0%} |",
                 flush=True,
             )
 

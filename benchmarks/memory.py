@@ -1,13 +1,13 @@
-"""Peak memory beside what it is made of, on a random checkpoint of realistic proportions.
+"""Peak memory beside the sum of its parts, on a random checkpoint of realistic proportions.
 
     python benchmarks/memory.py [--size tiny] [--prompt-tokens 16384] [--chunks 256 2048] [--pictures 50] [--rows 8]
 
 1. The prefill of a long prompt, at each chunk size: `prefill_terms`.
-2. Large JPEGs, read with max_pixels=1048576 and answered together. `pictures_terms` are MLX's own memory, measured by
+2. Large JPEGs, read with max_pixels=1048576 and answered together. `image_terms` are MLX's memory, measured by
    its counter; `host_terms` what Python holds, measured by the growth of the process where Linux tells it.
 
 A bound is the sum of the terms printed under it. A term is what is alive at once according to the code, in the
-model's own precision; the measured peak must be at or under their sum, and not far under it, else it means nothing.
+model's precision; the measured peak must be at or under their sum, and not far under it, else it means nothing.
 """
 
 import argparse
@@ -64,16 +64,16 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
     }
 
 
-def tower_terms(vision: Mapping[str, Any], pictures: int, patches: int, width: int) -> Terms:
+def tower_terms(vision: Mapping[str, Any], images: int, patches: int, width: int) -> Terms:
     """Of pictures with so many patches each that go through the vision tower at once."""
     hidden, values = vision["hidden_size"], 3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2
-    scores = pictures * vision["num_heads"] * patches**2 * 4  # as many bytes as `attention` counts
+    scores = images * vision["num_heads"] * patches**2 * 4  # as many bytes as `attention` counts
     return {
-        "pixels": pictures * patches * values * 4,
+        "pixels": images * patches * values * 4,
         "scores of blocks of queries": min(scores, BLOCKS_AHEAD * SCORE_BYTES),
         # The residual and its norm; queries, keys and values before and after their rotation, and what attention gives;
         # the four times wider inner layer and what its activation makes of it.
-        "activations": pictures * patches * (2 + 2 * 3 + 2 + 4 * 3) * hidden * width,
+        "activations": images * patches * (2 + 2 * 3 + 2 + 4 * 3) * hidden * width,
     }
 
 
@@ -84,7 +84,7 @@ def feature_bytes(config: Mapping[str, Any], width: int) -> float:
     return 2 * (1 + len(vision["deepstack_visual_indexes"])) * config["text_config"]["hidden_size"] * width
 
 
-def pictures_terms(config: Mapping[str, Any], length: int, rows: int, max_pixels: int, step: int, width: int) -> Terms:
+def image_terms(config: Mapping[str, Any], length: int, rows: int, max_pixels: int, step: int, width: int) -> Terms:
     """MLX's memory for any number of prompts of `length` tokens, each with a picture of at most `max_pixels`, of which
     `rows` run together, without the weights: what waits, what lives, and the largest of what happens one after the
     other. step: prompt tokens that are computed at once."""
@@ -98,19 +98,19 @@ def pictures_terms(config: Mapping[str, Any], length: int, rows: int, max_pixels
         "prefill": max(1, step // length) * (sum(prefill.values()) - prefill["embeddings of the prompt"]),
         "join, which copies the caches": caches,
     }
-    most = max(steps, key=lambda name: steps[name])
+    largest_step = max(steps, key=lambda name: steps[name])
     return {
         "features and embeddings of rows that wait": waiting * length * feature_bytes(config, width),
         "caches of rows that decode": caches,
         "logits": 3 * rows * text["vocab_size"] * 4,
-        most: steps[most],
+        largest_step: steps[largest_step],
     }
 
 
 def host_terms(vision: Mapping[str, Any], length: int, source: Size, max_pixels: int, step: int) -> Terms:
     """What Python holds meanwhile. source: of a picture's file."""
     pixels = max_pixels * 3 * vision["temporal_patch_size"] * 4  # of one picture: its frame stands twice
-    waiting = math.ceil(step / length) + 1  # one more is read before it is found that it has to wait
+    waiting = math.ceil(step / length) + 1  # one more is read before it has to wait
     return {
         "pixels of rows that wait": waiting * pixels,
         "a copy of those that go through the tower": max(1, VISION_BATCH * 4 // pixels) * pixels,
@@ -134,14 +134,14 @@ def prefill_peak(model: Any, processor: Any, length: int, chunk: int) -> tuple[i
     return result.prompt_tokens, mx.get_peak_memory() - others
 
 
-def pictures_peak(
+def image_peak(
     model: Any, processor: Any, count: int, rows: int, max_pixels: int, step: int, source: Size
 ) -> tuple[int, float, float | None]:
     """Tokens of each prompt with a JPEG; MLX's peak in bytes, with the weights; how much the process grew, where the
     system tells."""
     others = mx.get_active_memory() - weight_bytes(model)
     with tempfile.TemporaryDirectory() as folder:
-        paths = write_pictures(Path(folder), count, source)
+        paths = write_images(Path(folder), count, source)
         before = process_bytes("VmRSS")
         if before is not None:
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew (proc(5))
@@ -150,15 +150,15 @@ def pictures_peak(
             max_tokens=NEW_TOKENS, max_pixels=max_pixels, max_batch_size=rows, vision_batch_pixels=VISION_BATCH,
             prefill_step_size=step, logprobs=False,
         )  # fmt: skip
-        most = process_bytes("VmHWM")
+        after = process_bytes("VmHWM")
     for result in response.results:
         if result.error:
             raise result.error
     peak = response.stats.peak_memory * 1e9 - others
-    return response.results[0].prompt_tokens, peak, None if before is None or most is None else most - before
+    return response.results[0].prompt_tokens, peak, None if before is None or after is None else after - before
 
 
-def write_pictures(folder: Path, count: int, size: Size) -> list[Path]:
+def write_images(folder: Path, count: int, size: Size) -> list[Path]:
     """JPEGs of soft colours, no two alike."""
     paths = []
     for index in range(count):
@@ -169,7 +169,7 @@ def write_pictures(folder: Path, count: int, size: Size) -> list[Path]:
 
 
 def process_bytes(name: str) -> int | None:
-    """VmRSS, what this process has in memory, or VmHWM, the most it had; None where the system does not tell."""
+    """VmRSS, what this process has in memory, or VmHWM, its largest size; None where the system does not tell."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -192,22 +192,22 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, nargs="*", default=(256, 2048))
     parser.add_argument("--pictures", type=int, default=50, help="12-megapixel JPEGs; 0 leaves that part out")
     parser.add_argument("--rows", type=int, default=8, help="that run together")
-    given = parser.parse_args()
-    model, processor = build(given.size, None)
+    args = parser.parse_args()
+    model, processor = build(args.size, None)
     text, vision, weights = model.config["text_config"], model.config["vision_config"], weight_bytes(model)
     width = 4 if mx.default_device().type == mx.DeviceType.cpu else 2
 
-    for chunk in given.chunks:
-        length, peak = prefill_peak(model, processor, given.prompt_tokens, chunk)
+    for chunk in args.chunks:
+        length, peak = prefill_peak(model, processor, args.prompt_tokens, chunk)
         terms = {"weights": weights, **prefill_terms(text, length, chunk, width)}
         show(f"{length:,} tokens, {chunk:,} at a time", peak, terms)
-    if given.pictures:
-        step, source, most = 2048, (3000, 4000), 1048576
-        length, peak, grown = pictures_peak(model, processor, given.pictures, given.rows, most, step, source)
-        terms = {"weights": weights, **pictures_terms(model.config, length, given.rows, most, step, width)}
-        show(f"{given.pictures} JPEGs of 12 megapixels, {length:,} tokens each, MLX", peak, terms)
+    if args.pictures:
+        step, source, max_pixels = 2048, (3000, 4000), 1048576
+        length, peak, grown = image_peak(model, processor, args.pictures, args.rows, max_pixels, step, source)
+        terms = {"weights": weights, **image_terms(model.config, length, args.rows, max_pixels, step, width)}
+        show(f"{args.pictures} JPEGs of 12 megapixels, {length:,} tokens each, MLX", peak, terms)
         if grown is not None:
-            terms = {"MLX, without the weights": peak - weights, **host_terms(vision, length, source, most, step)}
+            terms = {"MLX, without the weights": peak - weights, **host_terms(vision, length, source, max_pixels, step)}
             show("the process, above what it had before", grown, terms)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--size tiny small] [--rows 1 8] [--pairs 7] [--new-tokens 64]
 
-The bare loop is what a careful user would write around `model(token, cache)` and argmax, with mlx-lm's own caches
+The bare loop is what a careful user would write around `model(token, cache)` and argmax, with mlx-lm's caches
 (`KVCache` for one row, `BatchKVCache` for more): no text, no end tokens, no statistics. It comes in two kinds, "eval",
 which reads each token before it starts the next step, and "ahead", which starts the next step first
 (`mx.async_eval`), as the engine does. The ratio of a pair is the engine's time over that of the faster kind, whichever
@@ -38,10 +38,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def speak(model: Any, tokenizer: Any) -> None:
     """Leave no tokens likely but those that are text by themselves: of others the engine would have less to do."""
-    words = model.language_model.model.embed_tokens.weight
+    embeddings = model.language_model.model.embed_tokens.weight
     spoken = [id for id in range(len(tokenizer)) if "\ufffd" not in tokenizer.decode([id])]
-    words[...] = mx.zeros_like(words).at[mx.array(spoken)].add(words[mx.array(spoken)])
-    mx.eval(words)
+    embeddings[...] = mx.zeros_like(embeddings).at[mx.array(spoken)].add(embeddings[mx.array(spoken)])
+    mx.eval(embeddings)
 
 
 def bare(model: Model, prompt: np.ndarray, rows: int, steps: int, ahead: bool) -> float:
@@ -83,9 +83,9 @@ def alternate(runs: Sequence[Callable[[], float]], times: int) -> list[list[floa
     return [list(column) for column in zip(*rounds, strict=True)]
 
 
-def measure(model: Model, processor: Any, rows: int, sampling: SamplingParams, words: int, pairs: int) -> str:
+def measure(model: Model, processor: Any, rows: int, sampling: SamplingParams, prompt_tokens: int, pairs: int) -> str:
     """The cells of a line: milliseconds a step (one token a row) of each kind, and the engine's ratio."""
-    one = Request(request(None, words, 1).prompt, sampling=sampling)
+    one = Request(request(None, prompt_tokens, 1).prompt, sampling=sampling)
     prompt, steps = processor.prepare(one.prompt, one.media).tokens, sampling.max_tokens - 1
     columns = alternate(
         [
@@ -97,7 +97,7 @@ def measure(model: Model, processor: Any, rows: int, sampling: SamplingParams, w
     )
     plain, ahead, ours = ([seconds / steps * 1e3 for seconds in column] for column in columns)
     faster = min(plain, ahead, key=statistics.median)
-    ratios = [own / other for own, other in zip(ours, faster, strict=True)]
+    ratios = [engine_time / bare_time for engine_time, bare_time in zip(ours, faster, strict=True)]
     shown = [f"{statistics.median(column):.2f} ms" for column in (plain, ahead, ours)]
     return " | ".join([*shown, f"{statistics.median(ratios):.3f}", " ".join(f"{ratio:.3f}" for ratio in ratios)])
 
@@ -110,17 +110,17 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=49)
-    given = parser.parse_args()
+    args = parser.parse_args()
 
     print("| shape | rows | settings | bare, eval | bare, ahead | engine | ratio | of each pair |")
     print("|---|---:|---|---:|---:|---:|---:|---|")
-    for size in given.size:
+    for size in args.size:
         mx.random.seed(0)
         model, processor = build(size, None)
         speak(model, processor.tokenizer)
-        for rows, name in itertools.product(given.rows, given.settings):
-            sampling = SamplingParams(**{"max_tokens": given.new_tokens, "logprobs": False, **SETTINGS[name]})
-            line = measure(model, processor, rows, sampling, given.prompt_tokens, given.pairs)
+        for rows, name in itertools.product(args.rows, args.settings):
+            sampling = SamplingParams(**{"max_tokens": args.new_tokens, "logprobs": False, **SETTINGS[name]})
+            line = measure(model, processor, rows, sampling, args.prompt_tokens, args.pairs)
             print(f"| {size} | {rows} | {name} | {line} |", flush=True)
 
 

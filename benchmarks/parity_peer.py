@@ -3,17 +3,17 @@
     python3 -m venv VENV && VENV/bin/pip install "mlx[cpu]==0.32.4" mlx-vlm==0.7.10 transformers==5.23.0
     PYTHONPATH=. python benchmarks/parity_peer.py --peer VENV/bin/python [--layouts mlx hub v5] [FAMILY ...]
 
-Each reference of tests/parity is written as a checkpoint and read by both packages in float32 on the CPU with MLX's own
+Each reference of tests/parity is written as a checkpoint and read by both packages in float32 on the CPU with MLX's
 BLAS. A figure is the largest difference of any of the prompt's logits from transformers', in parts of max(1, standard
 deviation), worst of the cases of its kind; both packages' have the same meaning. "batch" counts the rows whose greedy
 tokens are transformers' when they are decoded together.
 
-mlx-vlm is called as its own `generate` and server call it, and is given every chance:
+mlx-vlm is called as its `generate` and its server call it, and gets every chance:
 - its model is judged on the ids and pixels that transformers' processor makes, in transformers' layout, and again on
-  what its own processor makes where its ids are transformers'; the smaller figure of the two counts;
+  what its processor makes where its ids are transformers'; the smaller figure of the two counts;
 - of the layouts (conversions for MLX, the Hub's originals) the one that it reads better counts, kind by kind;
 - where it expects a size that published checkpoints have and these do not, they are edited if that helps (`publish`).
-For this package, on its own processor's ids, the worst layout counts. Where mlx-vlm's processor or a layout falls
+For this package, on its processor's ids, the worst layout counts. Where mlx-vlm's processor or a layout falls
 short, the notes below the table say so; where only the tiny configuration shows it, they say that too. Its rows are
 decoded together as its server does it, each prompt embedded by itself.
 
@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLX_VLGEN_BLAS", "off")  # MLX's own, as the other package has
+os.environ.setdefault("MLX_VLGEN_BLAS", "off")  # MLX's BLAS, as in the other package
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import numpy as np
@@ -80,20 +80,20 @@ def transformers_inputs(processor: str, prompt: Prompt) -> Arrays:
     return arrays
 
 
-def _in_a_row(given: Sequence[Media]) -> Arrays:
-    return {"pixel_values": np.concatenate([medium.pixels for medium in given])}
+def _in_a_row(media_items: Sequence[Media]) -> Arrays:
+    return {"pixel_values": np.concatenate([medium.pixels for medium in media_items])}
 
 
-def _grids(given: Sequence[Media]) -> Arrays:
-    return _in_a_row(given) | {"image_grid_thw": np.array([medium.grid for medium in given], np.int32)}
+def _grids(media_items: Sequence[Media]) -> Arrays:
+    return _in_a_row(media_items) | {"image_grid_thw": np.array([medium.grid for medium in media_items], np.int32)}
 
 
-def _grids_of_clips(given: Sequence[Media]) -> Arrays:
+def _grids_of_clips(media_items: Sequence[Media]) -> Arrays:
     laid = {
-        "pixel_values_videos": np.concatenate([medium.pixels for medium in given]),
-        "video_grid_thw": np.array([medium.grid for medium in given], np.int32),
+        "pixel_values_videos": np.concatenate([medium.pixels for medium in media_items]),
+        "video_grid_thw": np.array([medium.grid for medium in media_items], np.int32),
     }
-    return laid | {"second_per_grid_ts": np.array([medium.seconds for medium in given], np.float32)}
+    return laid | {"second_per_grid_ts": np.array([medium.seconds for medium in media_items], np.float32)}
 
 
 def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -104,30 +104,30 @@ def _stacked(parts: Sequence[np.ndarray]) -> np.ndarray:
     return out
 
 
-def _tiles(given: Sequence[Media]) -> Arrays:
-    sizes = np.array([medium.size for medium in given], np.int32)
-    return {"pixel_values": _stacked([medium.pixels for medium in given]), "image_sizes": sizes}
+def _tiles(media_items: Sequence[Media]) -> Arrays:
+    sizes = np.array([medium.size for medium in media_items], np.int32)
+    return {"pixel_values": _stacked([medium.pixels for medium in media_items]), "image_sizes": sizes}
 
 
-def _frames(given: Sequence[Media]) -> Arrays:
-    return {"pixel_values_videos": _stacked([medium.pixels for medium in given])}
+def _frames(media_items: Sequence[Media]) -> Arrays:
+    return {"pixel_values_videos": _stacked([medium.pixels for medium in media_items])}
 
 
-def _whole(given: Sequence[Media]) -> Arrays:
-    """Pictures of sizes of their own, (1, 3, height, width) each."""
-    sizes = np.array([medium.pixels.shape[2:] for medium in given], np.int32)
-    return {"pixel_values": _stacked([medium.pixels[0] for medium in given]), "image_sizes": sizes}
+def _whole(media_items: Sequence[Media]) -> Arrays:
+    """Pictures of several sizes, (1, 3, height, width) each."""
+    sizes = np.array([medium.pixels.shape[2:] for medium in media_items], np.int32)
+    return {"pixel_values": _stacked([medium.pixels[0] for medium in media_items]), "image_sizes": sizes}
 
 
-def _nested(given: Sequence[Media]) -> Arrays:
-    pixels = _in_a_row(given)["pixel_values"][None]
+def _nested(media_items: Sequence[Media]) -> Arrays:
+    pixels = _in_a_row(media_items)["pixel_values"][None]
     return {"pixel_values": pixels, "pixel_attention_mask": np.ones((*pixels.shape[:2], *pixels.shape[3:]), np.int32)}
 
 
-def _patches(given: Sequence[Media]) -> Arrays:
+def _patches(media_items: Sequence[Media]) -> Arrays:
     """LFM2-VL: tiles of (patches, patch), then the whole picture."""
     parts, shapes = [], []
-    for medium in given:
+    for medium in media_items:
         tiles, side, rows, columns = medium.grid
         laid = [(side, side)] * tiles + [(rows, columns)]
         parts += np.split(medium.pixels, np.cumsum([np.prod(shape) for shape in laid])[:-1])
@@ -140,24 +140,24 @@ def _patches(given: Sequence[Media]) -> Arrays:
     }
 
 
-def _positions(given: Sequence[Media]) -> tuple[np.ndarray, np.ndarray]:
+def _positions(media_items: Sequence[Media]) -> tuple[np.ndarray, np.ndarray]:
     """Gemma 4: frames of (patches, patch), and where each patch lies as (column, row), -1 where it is padding."""
     places = []
-    for medium in given:
+    for medium in media_items:
         rows, columns = medium.grid
         row, column = np.divmod(np.arange(rows * columns, dtype=np.int32), columns)
         places += [np.stack([column, row], axis=-1) + 1] * len(medium.pixels)
-    return _stacked([frame for medium in given for frame in medium.pixels]), _stacked(places) - 1
+    return _stacked([frame for medium in media_items for frame in medium.pixels]), _stacked(places) - 1
 
 
-def _placed(given: Sequence[Media]) -> Arrays:
-    pixels, places = _positions(given)
+def _placed(media_items: Sequence[Media]) -> Arrays:
+    pixels, places = _positions(media_items)
     return {"pixel_values": pixels, "image_position_ids": places}
 
 
-def _placed_clips(given: Sequence[Media]) -> Arrays:
+def _placed_clips(media_items: Sequence[Media]) -> Arrays:
     """(clips, frames, patches, …)"""
-    laid = [_positions([medium]) for medium in given]
+    laid = [_positions([medium]) for medium in media_items]
     pixels, places = (_stacked([part[i] for part in laid]) for i in (0, 1))
     return {"pixel_values_videos": pixels, "video_position_ids": places}
 
@@ -187,12 +187,12 @@ def measure_ours(family: str, folder: Path) -> dict[str, str]:
     by_kind: dict[str, list[float]] = {}
     for name, worst in zip(known["cases"], differences(loaded, family), strict=True):
         by_kind.setdefault(kind(expected.case(family, name)), []).append(worst)
-    cells = {name: figure(max(found)) for name, found in by_kind.items()}
+    cells = {name: figure(max(differences)) for name, differences in by_kind.items()}
     right = []
     for rows in known["batches"].values():
         cases = [expected.case(family, name) for name in rows]
-        made = ours.iterate(loaded, cases, known["new_tokens"])
-        right += [row == case.tokens.tolist() for row, case in zip(made, cases, strict=True)]
+        answers = ours.iterate(loaded, cases, known["new_tokens"])
+        right += [row == case.tokens.tolist() for row, case in zip(answers, cases, strict=True)]
     return cells | ({"batch": f"{sum(right)} of {len(right)}"} if right else {})
 
 
@@ -205,34 +205,34 @@ def write_work(family: str, folder: Path, work: Path) -> None:
     for name in known["cases"]:
         case = expected.case(family, name)
         prompt = ours.prepare(loaded, case.text, case)
-        made = expected.media_pixels(family, case, map(ours.is_video, prompt.media))
-        prompt = ours.with_pixels(prompt, [own.normalised for own in made])
+        pixels = expected.media_pixels(family, case, map(ours.is_video, prompt.media))
+        prompt = ours.with_pixels(prompt, [one.normalised for one in pixels])
         inputs = transformers_inputs(known["processor"] or "", prompt) | {"input_ids": case.ids[None].astype(np.int32)}
         arrays |= {f"{name}.input.{key}": value for key, value in inputs.items()}
         arrays |= {f"{name}.{key}": getattr(case, key) for key in ("last", "projected", "tokens")}
         arrays |= {f"{name}.std": np.array(case.std), "projection": projection(len(case.last))}
         arrays |= {f"media.{picture}": media.picture(picture) for picture in case.images}
         arrays |= {f"media.{clip}": media.clip(clip) for clip in case.videos}
-        given = {"images": list(case.images), "videos": list(case.videos), "fps": media.CLIP_FPS}
-        cases[name] = {"text": case.text, **given}
+        case_media = {"images": list(case.images), "videos": list(case.videos), "fps": media.CLIP_FPS}
+        cases[name] = {"text": case.text, **case_media}
     np.savez(work / "work.npz", allow_pickle=False, **arrays)
-    wanted = {"cases": cases, "batches": known["batches"], "steps": known["new_tokens"]}
-    (work / "work.json").write_text(json.dumps(wanted), encoding="utf-8")
+    job = {"cases": cases, "batches": known["batches"], "steps": known["new_tokens"]}
+    (work / "work.json").write_text(json.dumps(job), encoding="utf-8")
 
 
-def ask_peer(python: Path, work: Path, folder: Path, limit: float) -> list[Finding]:
-    """The driver's findings, and last what ended it early."""
-    report = work / "report.jsonl"
-    report.unlink(missing_ok=True)
-    words = [str(python), str(DRIVER), str(work), str(folder), str(report)]
+def run_peer(python: Path, work: Path, folder: Path, limit: float) -> list[Finding]:
+    """The driver's findings; where it ended early, the last one says why."""
+    findings_path = work / "findings.jsonl"
+    findings_path.unlink(missing_ok=True)
+    command = [str(python), str(DRIVER), str(work), str(folder), str(findings_path)]
     end = ""
     try:
-        ran = subprocess.run(words, capture_output=True, text=True, check=False, timeout=limit)
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit)
         if ran.returncode:
             end = f"ends with {ran.returncode}: {(ran.stderr.strip().splitlines() or ['nothing'])[-1]}"
     except subprocess.TimeoutExpired:
         end = f"takes longer than {limit:.0f} s"
-    lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
+    lines = findings_path.read_text(encoding="utf-8").splitlines() if findings_path.exists() else []
     return [json.loads(line) for line in lines] + ([{"end": end}] if end else [])
 
 
@@ -244,7 +244,7 @@ def figure(worst: float) -> str:
 
 
 PUBLISHED_OTHERWISE = {
-    "gemma4": "it takes the pad id for 0, which it is in published checkpoints; here features' own embeddings are off",
+    "gemma4": "it takes the pad id for 0, which it is in published checkpoints; here the features' embeddings are off",
     "paligemma": "it takes a head for hidden size / heads, as it is in published checkpoints",
     "smolvlm": "it takes a head for hidden size / heads, as it is in published checkpoints",
 }
@@ -252,7 +252,7 @@ PUBLISHED_OTHERWISE = {
 
 
 class Verdict:
-    """What one layout's findings come to."""
+    """The findings of one layout, summed up."""
 
     def __init__(self, family: str, findings: Sequence[Finding]) -> None:
         self.family = family
@@ -263,15 +263,15 @@ class Verdict:
         for finding in findings:
             for place, key in ((self.cases, "case"), (self.batches, "batch")):
                 if key in finding:
-                    place.setdefault(finding[key], {})[finding["way"]] = finding
+                    place.setdefault(finding[key], {})[finding["source"]] = finding
 
     def worst(self) -> dict[str, float | str]:
-        """By kind: the largest difference over its cases, the smaller of both ways for each; or why there is none."""
+        """By kind: the largest difference over its cases, the smaller of both sources; or why there is none."""
         out: dict[str, float | str] = {}
         for name in expected.record(self.family)["cases"]:
-            ways = self.cases.get(name, {})
-            figures = [f["difference"] for f in ways.values() if "difference" in f]
-            here: float | str = min(figures, default=self._why(ways))
+            by_source = self.cases.get(name, {})
+            figures = [f["difference"] for f in by_source.values() if "difference" in f]
+            here: float | str = min(figures, default=self._why(by_source))
             group = kind(expected.case(self.family, name))
             before = out.get(group, 0.0)
             if isinstance(before, float):
@@ -284,24 +284,24 @@ class Verdict:
         why = ""
         for name, rows in expected.record(self.family)["batches"].items():
             total += len(rows)
-            ways = self.batches.get(name, {})
-            counts = [sum(f["right"]) for f in ways.values() if "right" in f]
+            by_source = self.batches.get(name, {})
+            counts = [sum(f["right"]) for f in by_source.values() if "right" in f]
             right += max(counts, default=0)
-            why = why or ("" if counts else self._why(ways))
+            why = why or ("" if counts else self._why(by_source))
         return why if why and not right else (right, total)
 
-    def _why(self, ways: dict[str, Finding]) -> str:
+    def _why(self, by_source: dict[str, Finding]) -> str:
         if self.failure:
             return "does not load"
-        raised = ways.get("reference", {}).get("raises") or ways.get("own", {}).get("raises")
+        raised = by_source.get("reference", {}).get("raises") or by_source.get("processor", {}).get("raises")
         return f"raises: {raised}" if raised else self.end or "no answer"
 
     def processor(self) -> dict[str, list[str]]:
-        """What its own processor does otherwise -> the cases."""
+        """From what mlx-vlm's processor does differently to the names of the cases."""
         out: dict[str, list[str]] = {}
-        for name, ways in self.cases.items():
-            own = ways.get("own", {})
-            if fault := own.get("ids") or own.get("raises"):
+        for name, by_source in self.cases.items():
+            finding = by_source.get("processor", {})
+            if fault := finding.get("ids") or finding.get("raises"):
                 out.setdefault(shortened(fault), []).append(name)
         return out
 
@@ -313,11 +313,11 @@ def shortened(text: str, length: int = 100) -> str:
 
 def best(verdicts: Sequence[Verdict]) -> dict[str, str]:
     """The cells of the other package: by kind the best of its layouts."""
-    found = [verdict.worst() for verdict in verdicts]
+    worst = [verdict.worst() for verdict in verdicts]
     cells = {}
-    for group in found[0]:
-        figures = [value for one in found if isinstance(value := one[group], float)]
-        cells[group] = figure(min(figures)) if figures else reason([one[group] for one in found])
+    for group in worst[0]:
+        figures = [value for one in worst if isinstance(value := one[group], float)]
+        cells[group] = figure(min(figures)) if figures else reason([one[group] for one in worst])
     if expected.record(verdicts[0].family)["batches"]:
         counts = [verdict.rows() for verdict in verdicts]
         pairs = [count for count in counts if isinstance(count, tuple)]
@@ -339,8 +339,8 @@ def notes(layouts: Sequence[Layout], verdicts: Sequence[Verdict]) -> Iterator[st
             yield f'layout "{layout}" {shortened(verdict.end)}'
         bad = {k: v for k, v in verdict.worst().items() if isinstance(v, float) and v > 1e-3}
         others = [one.worst() for one in verdicts if one is not verdict]
-        least = {k: min((v for o in others if isinstance(v := o[k], float)), default=bad[k]) for k in bad}
-        if worse := [k for k, v in bad.items() if least[k] < v / 10]:
+        best_other = {k: min((v for o in others if isinstance(v := o[k], float)), default=bad[k]) for k in bad}
+        if worse := [k for k, v in bad.items() if best_other[k] < v / 10]:
             yield f'layout "{layout}" is answered otherwise: ' + ", ".join(f"{k} {figure(bad[k])}" for k in worse)
     loaded = next((verdict for verdict in verdicts if verdict.cases), None)
     if faults := loaded.processor() if loaded else {}:
@@ -351,21 +351,21 @@ def notes(layouts: Sequence[Layout], verdicts: Sequence[Verdict]) -> Iterator[st
 
 def compare(family: str, layouts: Sequence[Layout], python: Path, limit: float) -> tuple[str, list[str]]:
     """Two lines of the table, and the notes."""
-    own: dict[str, str] = {}
+    this_package: dict[str, str] = {}
     verdicts = []
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         for layout in layouts:
             folder = write_checkpoint(family, layout, work / layout)
             measured = measure_ours(family, folder)
-            own = {k: max(cell, own.get(k, cell), key=_how_bad) for k, cell in measured.items()}
+            this_package = {k: max(cell, this_package.get(k, cell), key=_how_bad) for k, cell in measured.items()}
             write_work(family, folder, work)
             if layout != "v5":
                 publish(family, folder)
-            verdicts.append(Verdict(family, ask_peer(python, work, folder, limit)))
-    theirs = best(verdicts)
+            verdicts.append(Verdict(family, run_peer(python, work, folder, limit)))
+    mlx_vlm = best(verdicts)
     lines = ""
-    for name, cells in ((family, own), ("", theirs)):
+    for name, cells in ((family, this_package), ("", mlx_vlm)):
         package = "this" if name else "mlx-vlm"
         lines += f"| {name} | {package} | {' | '.join(cells.get(k, '') for k in (*KINDS, 'batch'))} |\n"
     return lines, list(notes(layouts, verdicts))
@@ -382,17 +382,18 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, required=True, metavar="PYTHON", help="of an environment with mlx-vlm")
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["mlx", "hub"])
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for mlx-vlm and one checkpoint")
-    given = parser.parse_args()
-    if unknown := set(given.families) - set(known):
+    args = parser.parse_args()
+    if unknown := set(args.families) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     table, remarks = "", ""
-    for family in given.families or known:
+    for family in args.families or known:
         try:
-            lines, found = compare(family, given.layouts, given.peer, given.limit)
+            lines, family_notes = compare(family, args.layouts, args.peer, args.limit)
         except Exception as error:
-            lines, found = f"| {family} | not measured |{' |' * 6}\n", [shortened(f"{type(error).__name__}: {error}")]
+            lines = f"| {family} | not measured |{' |' * 6}\n"
+            family_notes = [shortened(f"{type(error).__name__}: {error}")]
         table += lines
-        remarks += "".join(f"- {family}: {note}\n" for note in found)
+        remarks += "".join(f"- {family}: {note}\n" for note in family_notes)
         print(lines, end="", file=sys.stderr, flush=True)
     print(f"| family | package | {' | '.join((*KINDS, 'batch'))} |\n|---|---|{'---|' * 6}\n{table}\n{remarks}", end="")
 

@@ -1,9 +1,9 @@
 """The half of parity_peer.py that runs in the other package's interpreter; it imports nothing of this one.
 
-    python parity_peer_driver.py WORK CHECKPOINT REPORT
+    python parity_peer_driver.py WORK CHECKPOINT FINDINGS
 
-WORK holds work.json and work.npz, which parity_peer.py writes. One line of JSON for each finding goes to REPORT as soon
-as it is there, so that what ran before a crash or the end of the time is kept.
+WORK holds work.json and work.npz, which parity_peer.py writes. One line of JSON for each finding goes to FINDINGS as
+soon as it is known, so that a crash or the end of the time loses none of those before.
 """
 
 import json
@@ -29,11 +29,11 @@ Inputs = dict[str, Any]
 
 
 class OtherIds(Exception):
-    """Its processor makes other ids than transformers'."""
+    """The other package's processor makes other ids than transformers'."""
 
 
 class Peer:
-    """A checkpoint as the other package loads it, and what it is asked."""
+    """A checkpoint as the other package loads it, and the cases it answers."""
 
     def __init__(self, work: Path, cases: dict[str, Any], checkpoint: str) -> None:
         self.cases = cases
@@ -44,16 +44,16 @@ class Peer:
     def reference_inputs(self, name: str) -> Inputs:
         """What transformers' processor hands to transformers' model."""
         prefix = f"{name}.input."
-        given = {
+        arrays = {
             key.removeprefix(prefix): mx.array(value) for key, value in self.arrays.items() if key.startswith(prefix)
         }
-        return given | {"attention_mask": mx.ones_like(given["input_ids"])}
+        return arrays | {"attention_mask": mx.ones_like(arrays["input_ids"])}
 
-    def own_inputs(self, name: str) -> Inputs:
+    def processor_inputs(self, name: str) -> Inputs:
         """What its processor makes of the formatted prompt, its pictures and its clips, as its `generate` calls it."""
         case = self.cases[name]
         videos = [self.arrays[f"media.{clip}"].transpose(0, 3, 1, 2) for clip in case["videos"]]  # as it decodes files
-        made = prepare_inputs(
+        inputs = prepare_inputs(
             self.processor,
             images=[Image.fromarray(self.arrays[f"media.{picture}"]) for picture in case["images"]] or None,
             videos=videos or None,
@@ -62,40 +62,40 @@ class Peer:
             add_special_tokens=should_add_special_tokens(self.model.config.model_type, self.processor),
             **({"fps": case["fps"]} if videos else {}),
         )
-        ids, expected = np.array(made["input_ids"])[0].tolist(), self.arrays[f"{name}.input.input_ids"][0].tolist()
+        ids, expected = np.array(inputs["input_ids"])[0].tolist(), self.arrays[f"{name}.input.input_ids"][0].tolist()
         if ids != expected:
             raise OtherIds(f"{len(ids)} ids for {len(expected)}" if len(ids) != len(expected) else "other ids")
-        return made
+        return inputs
 
     def embed(self, inputs: Inputs) -> Inputs:
-        """What it makes of the media, for its language model."""
+        """The embeddings and more that its language model takes."""
         others = beside(inputs)
-        made = self.model.get_input_embeddings(
+        embedded = self.model.get_input_embeddings(
             inputs["input_ids"], inputs.get("pixel_values"), mask=inputs["attention_mask"], **others
         )
-        return {k: v for k, v in made.to_dict().items() if v is not None}
+        return {k: v for k, v in embedded.to_dict().items() if v is not None}
 
-    def difference(self, name: str, inputs: Callable[[str], Inputs]) -> dict[str, Any]:
+    def difference(self, name: str, make_inputs: Callable[[str], Inputs]) -> dict[str, Any]:
         """Of the whole prompt's logits from transformers', the largest, in parts of max(1, standard deviation)."""
-        given = inputs(name)
-        others = beside(given) | self.embed(given)
+        inputs = make_inputs(name)
+        others = beside(inputs) | self.embed(inputs)
         caches = make_prompt_cache(self.model.language_model)
-        made = self.model.language_model(given["input_ids"], cache=caches, **others).logits
-        logits = np.array(made.astype(mx.float32))[0].astype(np.float64)
+        logits = self.model.language_model(inputs["input_ids"], cache=caches, **others).logits
+        logits = np.array(logits.astype(mx.float32))[0].astype(np.float64)
         last, projected = self.arrays[f"{name}.last"], self.arrays[f"{name}.projected"]
         if len(logits) != len(projected):
             raise ValueError(f"{len(logits)} positions for {len(projected)}")
         worst = max(np.abs(logits[-1] - last).max(), np.abs(logits @ self.arrays["projection"] - projected).max())
         return {"difference": float(worst) / max(1.0, float(self.arrays[f"{name}.std"]))}
 
-    def rows_right(self, names: list[str], inputs: Callable[[str], Inputs], steps: int) -> dict[str, Any]:
+    def rows_right(self, names: list[str], make_inputs: Callable[[str], Inputs], steps: int) -> dict[str, Any]:
         """Whether each row's greedy tokens are transformers' where the rows are decoded together, each one's pictures
-        read by themselves, as its server does it. A row that cannot be read is wrong, and not in the others' way."""
+        read by themselves, as its server does it. A row that cannot be read is wrong and does not stop the others."""
         read: dict[str, tuple[list[int], Inputs]] = {}
         for name in names:
             try:
-                given = inputs(name)
-                read[name] = given["input_ids"][0].tolist(), self.embed(given)
+                inputs = make_inputs(name)
+                read[name] = inputs["input_ids"][0].tolist(), self.embed(inputs)
             except Exception:
                 if name == names[-1] and not read:
                     raise
@@ -105,28 +105,28 @@ class Peer:
         tokens: dict[int, list[int]] = {row: [] for row in rows.values()}
         try:
             while generator.has_work:
-                for made in generator.next()[1]:
-                    tokens[made.uid].append(int(made.token))
+                for response in generator.next()[1]:
+                    tokens[response.uid].append(int(response.token))
         finally:
             generator.close()
         expected = {name: self.arrays[f"{name}.tokens"].tolist() for name in names}
         return {"right": [name in rows and tokens[rows[name]][: len(e)] == e for name, e in expected.items()]}
 
     def findings(self, batches: dict[str, list[str]], steps: int) -> Iterator[dict[str, Any]]:
-        for way, inputs in (("reference", self.reference_inputs), ("own", self.own_inputs)):
+        for source, make_inputs in (("reference", self.reference_inputs), ("processor", self.processor_inputs)):
             for name in self.cases:
-                yield {"case": name, "way": way} | attempt(partial(self.difference, name, inputs))
+                yield {"case": name, "source": source} | attempt(partial(self.difference, name, make_inputs))
             for name, rows in batches.items():
-                yield {"batch": name, "way": way} | attempt(partial(self.rows_right, rows, inputs, steps))
+                yield {"batch": name, "source": source} | attempt(partial(self.rows_right, rows, make_inputs, steps))
 
 
 def beside(inputs: Inputs) -> Inputs:
-    """What goes by keyword to whatever part of the model reads it."""
+    """The keywords beside ids, mask and pixels."""
     return {key: value for key, value in inputs.items() if key not in ("input_ids", "attention_mask", "pixel_values")}
 
 
 def attempt(judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What it says, or the first line of what it raises."""
+    """The judge's result, or the first line of what it raises."""
     try:
         return judge()
     except OtherIds as error:
@@ -135,21 +135,21 @@ def attempt(judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return {"raises": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
 
 
-def main(work: Path, checkpoint: str, report: Path) -> None:
+def main(work: Path, checkpoint: str, findings_path: Path) -> None:
     mx.set_default_device(mx.cpu)
-    wanted = json.loads((work / "work.json").read_text(encoding="utf-8"))
-    with report.open("w", encoding="utf-8") as file:
+    job = json.loads((work / "work.json").read_text(encoding="utf-8"))
+    with findings_path.open("w", encoding="utf-8") as file:
 
         def say(finding: dict[str, Any]) -> None:
             print(json.dumps(finding), file=file, flush=True)
 
         try:
-            peer = Peer(work, wanted["cases"], checkpoint)
+            peer = Peer(work, job["cases"], checkpoint)
         except Exception as error:
             say({"loads": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"})
             return
         say({"loads": ""})
-        for finding in peer.findings(wanted["batches"], wanted["steps"]):
+        for finding in peer.findings(job["batches"], job["steps"]):
             say(finding)
 
 

@@ -28,7 +28,7 @@ from mlx_vlgen.models.qwen3_vl import Qwen3VL
 
 
 def shape(
-    hidden: int, inner: int, layers: int, heads: int, kv: int, vision: int, depth: int, words: int
+    hidden: int, inner: int, layers: int, heads: int, kv: int, vision: int, depth: int, vocab_size: int
 ) -> dict[str, Any]:
     """A Qwen3-VL configuration."""
     return {
@@ -37,7 +37,7 @@ def shape(
         "text_config": {
             "model_type": "qwen3_vl_text", "hidden_size": hidden, "intermediate_size": inner,
             "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": 128,
-            "vocab_size": words, "rms_norm_eps": 1e-6, "rope_theta": 5e6, "max_position_embeddings": 262144,
+            "vocab_size": vocab_size, "rms_norm_eps": 1e-6, "rope_theta": 5e6, "max_position_embeddings": 262144,
             "rope_scaling": {"mrope_section": [24, 20, 20], "mrope_interleaved": True},
         },
         "vision_config": {
@@ -88,12 +88,12 @@ def build(size: str, bits: int | None) -> tuple[Qwen3VL, Qwen3VLProcessor]:
     return model, Qwen3VLProcessor(demo.tokenizer, demo.chat_template, settings, settings)
 
 
-def request(picture: Image.Image | None, words: int, new: int) -> Request:
-    """A prompt of about `words` tokens, and a picture or none; ends after exactly `new` tokens."""
-    text = "the " * words
-    content = [{"type": "image"}, {"type": "text", "text": text}] if picture else text
-    media = MediaInputs(images=[picture] if picture else [])
-    return Request([{"role": "user", "content": content}], media, SamplingParams(max_tokens=new, logprobs=False))
+def request(image: Image.Image | None, prompt_tokens: int, new_tokens: int) -> Request:
+    """A prompt of about `prompt_tokens` tokens, and a picture or none; ends after exactly `new_tokens` tokens."""
+    text = "the " * prompt_tokens
+    content = [{"type": "image"}, {"type": "text", "text": text}] if image else text
+    media = MediaInputs(images=[image] if image else [])
+    return Request([{"role": "user", "content": content}], media, SamplingParams(max_tokens=new_tokens, logprobs=False))
 
 
 def bytes_a_token(model: Qwen3VL, context: int, rows: int = 1) -> float:
@@ -116,31 +116,31 @@ def main() -> None:
     parser.add_argument("--picture", type=int, nargs=2, default=(448, 448), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    given = parser.parse_args()
+    args = parser.parse_args()
 
-    model, processor = build(given.size, given.bits)
-    noise = np.random.default_rng(0).integers(0, 255, (given.picture[1], given.picture[0], 3), dtype=np.uint8)
-    picture, new = Image.fromarray(noise), given.new_tokens
+    model, processor = build(args.size, args.bits)
+    noise = np.random.default_rng(0).integers(0, 255, (args.picture[1], args.picture[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
 
-    def run(rows: int, with_picture: bool = False, tokens: int = new) -> Timed:
+    def run(rows: int, with_image: bool = False, tokens: int = args.new_tokens) -> Timed:
         def course() -> Any:
             with TokenIterator(model, processor) as iterator:
                 for _ in range(rows):
-                    iterator.add(request(picture if with_picture else None, given.prompt_tokens, tokens))
+                    iterator.add(request(image if with_image else None, args.prompt_tokens, tokens))
                 yield from iterator
 
         return Timed(course)
 
     def median(measure: Callable[[], float]) -> float:
         measure()
-        return statistics.median(measure() for _ in range(given.repeat))
+        return statistics.median(measure() for _ in range(args.repeat))
 
     figures: dict[str, float] = {}
     figures["time to first token, picture (s)"] = median(lambda: run(1, True, 1).first)
     figures["time to first token, text (s)"] = median(lambda: run(1, tokens=1).first)
-    figures["prefill (tokens/s)"] = given.prompt_tokens / figures["time to first token, text (s)"]
+    figures["prefill (tokens/s)"] = args.prompt_tokens / figures["time to first token, text (s)"]
     figures["decode (tokens/s)"] = median(lambda: run(1).decode)
-    context = given.prompt_tokens + new // 2
+    context = args.prompt_tokens + args.new_tokens // 2
     figures["decode (GB/s read)"] = figures["decode (tokens/s)"] * bytes_a_token(model, context) / 1e9
     for rows in (1, 4, 8):
         rate = median(lambda rows=rows: run(rows).decode)  # type: ignore[misc]
@@ -152,10 +152,10 @@ def main() -> None:
 
     device = str(mx.default_device())
     if cpu:
-        device += f", BLAS {Path(blas() or 'own').name}"
-    bits = f"{given.bits} bits" if given.bits else "not quantized"
-    about = f"Qwen3-VL shape {given.size}, {bits}, {given.prompt_tokens} prompt tokens, {device}"
-    if given.json:
+        device += f", BLAS {Path(blas() or 'built-in').name}"
+    bits = f"{args.bits} bits" if args.bits else "not quantized"
+    about = f"Qwen3-VL shape {args.size}, {bits}, {args.prompt_tokens} prompt tokens, {device}"
+    if args.json:
         print(json.dumps({"about": about, **{name: round(value, 4) for name, value in figures.items()}}))
         return
     print(f"{about}\n\n| figure | value |\n|---|---:|")

@@ -75,36 +75,36 @@ def compare(folder: Path) -> tuple[str, list[str]]:
         processor, real = read(folder, Path(temporary))
     if processor.chat_template is None:
         return "has no chat template", []
-    found = {name: difference(processor, conversation) for name, conversation in fitting(processor)}
-    line = f"{len(found)} prompts rendered"
+    results = {name: difference(processor, conversation) for name, conversation in fitting(processor)}
+    line = f"{len(results)} prompts rendered"
     if real:
         ids = {name: ids_difference(processor, conversation) for name, conversation in fitting(processor)}
         tokenized = {f"{name}, ids": said for name, said in ids.items() if said is not None}
-        found |= tokenized
+        results |= tokenized
         line += f", {len(tokenized)} tokenized"
-    differences = [f"{name}: {said}" for name, said in found.items() if said]
+    differences = [f"{name}: {said}" for name, said in results.items() if said]
     return f"{line}, {len(differences) or 'none'} differently", differences
 
 
 def loose_templates(folder: Path, into: Path) -> list[Path]:
-    """The .json files of a folder that hold nothing but a template, each as a folder of its own."""
-    made = []
+    """The .json files of a folder that hold nothing but a template, each in a new folder."""
+    folders = []
     for file in sorted(folder.glob("*.json")):
-        held = json.loads(file.read_text(encoding="utf-8"))
-        if file.name != "chat_template.json" and isinstance(held, dict) and list(held) == ["chat_template"]:
-            made.append(into / file.stem)
-            made[-1].mkdir()
-            shutil.copy(file, made[-1] / "chat_template.json")
-    return made
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if file.name != "chat_template.json" and isinstance(content, dict) and list(content) == ["chat_template"]:
+            folders.append(into / file.stem)
+            folders[-1].mkdir()
+            shutil.copy(file, folders[-1] / "chat_template.json")
+    return folders
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    given = parser.parse_args()
+    args = parser.parse_args()
     wrong = 0
     with tempfile.TemporaryDirectory() as temporary:
-        folders = [path for path in sorted(given.folder.iterdir()) if path.is_dir()]
+        folders = [path for path in sorted(args.folder.iterdir()) if path.is_dir()]
         for folder in [one for path in folders for one in (loose_templates(path, Path(temporary)) or [path])]:
             line, differences = compare(folder)
             print(f"{folder.name}: {line}", flush=True)

@@ -1,4 +1,4 @@
-"""What all suites share. MLX keeps its own BLAS, on which equal requests give equal bits: runs are deterministic."""
+"""For all suites. MLX keeps its built-in BLAS, on which equal requests give equal bits: runs are deterministic."""
 
 import os
 

@@ -1,5 +1,12 @@
 """The built-in checkpoint: a small vision-language model in Qwen3-VL layout, so that a machine without a network can
-still read a picture. `tasks.py` says what it was taught; `train.py` makes it."""
+still answer questions about a picture.
+
+Read the files in this order to see how such a model is trained: `drawing.py`, `photographs.py` and `scenes.py` make
+pictures whose content is known; `wording.py` and `tasks.py` write questions and true answers about them;
+`checkpoint.py` holds the tokenizer, the chat template and the model's sizes; `lessons.py` turns questions and pictures
+into arrays; `network.py` computes the losses; `optimizer.py` and `train.py` minimise them; `evaluate.py` measures the
+result.
+"""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """The files of the built-in checkpoint other than its weights: tokenizer, chat template, configuration.
 
-They follow the Hub's Qwen3-VL checkpoints (transformers 4.57 layout), which every reader of that family knows.
+They follow the Hub's Qwen3-VL checkpoints (transformers 4.57 layout).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PLAIN_ADDED = ("<think>", "</think>")  # as in Qwen3: added, yet part of the tex
 VOCABULARY = 576
 
 PATCH, MERGE, TEMPORAL = 8, 2, 2
-# 36 to 49 tokens: a picture always arrives at about the same scale. A little over 112 x 112, for at the exact number
-# rounding decides whether a square becomes 112 or 96 a side.
+# 36 to 49 tokens: a picture always arrives at about the same scale. A little over 112 x 112: at exactly 112 x 112
+# rounding would decide whether a square becomes 112 or 96 a side.
 MIN_PIXELS, MAX_PIXELS = 9216, 12600
 VIDEO_MIN_PIXELS, VIDEO_MAX_PIXELS = 4096, 50300  # of a whole clip (frames x height x width), as Qwen3-VL counts
 
-# Quoted text is spelt one character a token, so that reading is copying glyphs; digits too. The rest is Qwen2's
+# Quoted text and digits are one token a character, so that reading print is copying glyphs. The rest is Qwen2's
 # pattern. Onigmo takes a look-behind of several fixed lengths: up to eight characters after an opening quote.
 _SPELT = r'(?<="' + "".join(rf'|"[A-Za-z0-9]{{{n}}}' for n in range(1, 8)) + r")[A-Za-z0-9]"
 _PATTERN = (

@@ -1,7 +1,7 @@
-"""Shapes and print on pictures, with marks that say where each one lies.
+"""Shapes and print on pictures, with a labelled box for each one.
 
-Everything here is numpy and Pillow, and seeded. The marks are dense labels for the vision tower; the sentences in
-`tasks.py` use the `Scene`.
+Everything here is numpy and Pillow, and seeded. The boxes become dense labels for the vision tower (`lessons.py`), and
+`tasks.py` writes sentences about the `Scene`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 SHAPES = ("circle", "square", "triangle")
-# Hue range in degrees, saturation range, value range. The gaps between neighbours keep the truth unambiguous.
+# Ranges of hue in degrees, saturation and value, with gaps between neighbours so that every colour has one name.
 COLOURS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((-10, 8), (0.78, 1.0), (0.75, 1.0)),
     "orange": ((24, 39), (0.85, 1.0), (0.92, 1.0)),
@@ -34,6 +34,11 @@ PLACES = (
     ("on the left", "in the middle", "on the right"),
     ("at the bottom left", "at the bottom", "at the bottom right"),
 )
+
+COMMON_SIZES = (
+    (640, 480), (320, 240), (256, 256), (512, 512), (224, 224), (400, 300), (800, 600),
+    (480, 640), (300, 200), (128, 128), (96, 96), (640, 360), (500, 500), (400, 400),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A label for the pixels of `box` (left, top, right, bottom): class index, and rank in reading order or -1."""
+class BoxLabel:
+    """The class of the pixels in `box` (left, top, right, bottom); rank: in reading order, or -1."""
 
     box: Box
     label: int
@@ -72,13 +77,13 @@ class Mark:
 
 @dataclass
 class Scene:
-    """What is true of a picture. `text` is "" without print; `photo` pictures have neither things nor text."""
+    """A picture and the truth about it. text: "" without print; photo: it has neither things nor text."""
 
     image: Image.Image
     things: list[Thing] = field(default_factory=list)
     text: str = ""
     photo: bool = False
-    marks: list[Mark] = field(default_factory=list)
+    box_labels: list[BoxLabel] = field(default_factory=list)
 
 
 def thing_label(shape: str, colour: str) -> int:
@@ -124,24 +129,7 @@ def light_rgb(rng: random.Random) -> RGB:
 def picture_size(rng: random.Random, low: int = 96, high: int = 900) -> tuple[int, int]:
     """(width, height): sizes even in the logarithm, aspect at most 2.4; common screen shapes one time in three."""
     if rng.random() < 0.33:
-        return rng.choice(
-            [
-                (640, 480),
-                (320, 240),
-                (256, 256),
-                (512, 512),
-                (224, 224),
-                (400, 300),
-                (800, 600),
-                (480, 640),
-                (300, 200),
-                (128, 128),
-                (96, 96),
-                (640, 360),
-                (500, 500),
-                (400, 400),
-            ]
-        )
+        return rng.choice(COMMON_SIZES)
     side = math.exp(rng.uniform(math.log(low * 1.2), math.log(high / 1.5)))
     aspect = math.exp(rng.uniform(-0.8, 0.8)) if rng.random() < 0.7 else 1.0
     width, height = side * math.sqrt(aspect), side / math.sqrt(aspect)
@@ -149,7 +137,7 @@ def picture_size(rng: random.Random, low: int = 96, high: int = 900) -> tuple[in
 
 
 def scale_of(width: int, height: int) -> float:
-    """About how much the processor will shrink (or grow) the picture; sizes below are chosen in the pixels after it."""
+    """About the factor by which the processor will resize the picture; scenes choose sizes in the pixels after it."""
     return math.sqrt(12544 / (width * height))
 
 
@@ -225,10 +213,10 @@ def _ink_rows(mask: Image.Image) -> tuple[int, int]:
     return (box[1], box[3]) if box else (0, mask.height)
 
 
-def place_print(
+def print_text(
     rng: random.Random, image: Image.Image, text: str, rgb: RGB, size: int, area: Box | None = None
-) -> list[Mark] | None:
-    """Print `text` somewhere in `area` (default: all); None when it does not fit."""
+) -> list[BoxLabel] | None:
+    """Print `text` somewhere in `area` (default: all). Returns a box for each character, or None if it does not fit."""
     mask, edges = print_mask(rng, text, size)
     left, top, right, bottom = area or (0, 0, image.width, image.height)
     pad = 0.15 * size
@@ -236,11 +224,11 @@ def place_print(
         return None
     x = rng.uniform(left + pad, right - pad - mask.width)
     y = rng.uniform(top + pad, bottom - pad - mask.height)
-    if area is None and rng.random() < 0.25:  # where most people put it
+    if area is None and rng.random() < 0.25:  # the common place
         x, y = (image.width - mask.width) / 2, (image.height - mask.height) / 2
     x, y = int(x), int(y)
-    marks = [
-        Mark((x + edges[i], y, x + edges[i + 1], y + mask.height), character_label(c), i)
+    box_labels = [
+        BoxLabel((x + edges[i], y, x + edges[i + 1], y + mask.height), character_label(c), i)
         for i, c in enumerate(text)
         if c in CHARACTERS
     ]
@@ -252,18 +240,21 @@ def place_print(
         layer = layer.rotate(angle, Image.Resampling.BILINEAR, center=centre)
         image.paste(rgb, (0, 0), layer)
         rise = math.tan(math.radians(angle))
-        marks = [
-            Mark((m.box[0], m.box[1] - shift, m.box[2], m.box[3] - shift), m.label, m.rank)
-            for m in marks
-            for shift in [((m.box[0] + m.box[2]) / 2 - centre[0]) * rise]
-        ]
+        box_labels = [_shifted(label, centre[0], rise) for label in box_labels]
     else:
         image.paste(rgb, (x, y), mask)
-    return marks
+    return box_labels
+
+
+def _shifted(label: BoxLabel, centre_x: float, rise: float) -> BoxLabel:
+    """Moved up or down with its text, which was rotated around `centre_x`. rise: pixels up for one to the right."""
+    left, top, right, bottom = label.box
+    shift = ((left + right) / 2 - centre_x) * rise
+    return BoxLabel((left, top - shift, right, bottom - shift), label.label, label.rank)
 
 
 def finish(rng: random.Random, image: Image.Image) -> Image.Image:
-    """Now and then a little noise or softness, as saved and scanned drawings have."""
+    """Sometimes noise or blur, as in saved and scanned drawings."""
     chance = rng.random()
     if chance < 0.06 and image.width * image.height < 300_000:
         noise = np.random.default_rng(rng.getrandbits(32)).normal(0, rng.uniform(2, 7), (image.height, image.width, 3))

@@ -1,6 +1,7 @@
-"""How often the built-in model is right, on pictures it never saw: `python -m mlx_vlgen.demo.evaluate [--count 500]`.
+"""How often the built-in model is right on pictures outside its training:
+`python -m mlx_vlgen.demo.evaluate [--count 500]`.
 
-Everything goes through this package's own `load` and `batch_generate`. Prints a Markdown table.
+Everything goes through this package's `load` and `batch_generate`. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ def distance(first: str, second: str) -> int:
 
 
 def quoted(sentence: str) -> str:
-    found = _QUOTED.search(sentence)
-    return found.group(1) if found else ""
+    match = _QUOTED.search(sentence)
+    return match.group(1) if match else ""
 
 
 def table(examples: Iterable[Example], answers: Iterable[str]) -> list[tuple[str, float, str]]:
-    """(task, share of exact answers, what else is known) in the order of TASKS."""
+    """(task, share of exact answers, another measure or "") in the order of TASKS."""
     pairs: dict[str, list[tuple[Example, str]]] = {}
     for example, answer in zip(examples, answers, strict=True):
         pairs.setdefault(example.task, []).append((example, answer.strip()))

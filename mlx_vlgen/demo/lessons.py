@@ -1,14 +1,13 @@
-"""Lessons as arrays: pictures through the processor's own resize, dialogues as branches that share one picture.
+"""Lessons as arrays: pictures resized and cut into patches, dialogues as branches that share one picture.
 
-A picture costs more than a question, so the questions about it are laid side by side in one row: each branch sees the
-shared beginning and itself, and its positions start where the picture ends, as if it were asked alone.
+A picture costs more than a question, so all questions about it stand in one row. Each branch attends to the shared
+beginning and to itself, and its positions start where the picture ends, as if it were the only one.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,15 +15,15 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from .checkpoint import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, TEMPORAL, VIDEO_MAX_PIXELS, VIDEO_MIN_PIXELS
-from .drawing import Mark, form_of, is_thing
+from .drawing import BoxLabel, form_of, is_thing
 from .tasks import Dialogue, Lesson
 
 FACTOR = PATCH * MERGE
-UNIT = MAX_PIXELS // PATCH**2  # most patches of one picture or one pair of frames
+MAX_PATCHES = MAX_PIXELS // PATCH**2  # of one picture or one pair of frames
 IGNORE = -100
-BINS = 8  # of a side, for where a shape is
-MANY = 8  # how many shapes at most, and one
-COLUMNS = 7  # of dense labels: see dense_labels
+BINS = 8  # of a side, for the place of a shape
+MAX_COUNT = 8  # classes of a count of shapes, 0 to 7
+LABEL_COLUMNS = 7  # see dense_labels
 
 
 def picture_grid(height: int, width: int) -> tuple[int, int]:
@@ -69,48 +68,72 @@ def patch_order(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     return row, column
 
 
-def dense_labels(marks: list[Mark], width: int, height: int, rows: int, columns: int) -> np.ndarray:
-    """(rows * columns, COLUMNS): what lies under the centre of each patch, its rank in reading order, and, for shapes,
-    the column and row of its centre on a grid of BINS and how many there are in the picture: of all kinds, of its
-    form, of its form and colour. IGNORE where there is none."""
+def dense_labels(box_labels: list[BoxLabel], width: int, height: int, rows: int, columns: int) -> np.ndarray:
+    """(rows * columns, LABEL_COLUMNS), IGNORE where a column does not apply. Of the object under the centre of each
+    patch: class, 0 for the background; rank in reading order; for shapes the column and row of the centre on a grid of
+    BINS, and how many shapes the picture has: of all kinds, of its form, of its form and colour."""
     row, column = patch_order(rows, columns)
     x, y = (column + 0.5) * width / columns, (row + 0.5) * height / rows
-    labels = np.full((rows * columns, COLUMNS), IGNORE, np.int64)
+    labels = np.full((rows * columns, LABEL_COLUMNS), IGNORE, np.int64)
     labels[:, 0] = 0
-    things = [mark.label for mark in marks if is_thing(mark.label)]
-    for mark in marks:
-        left, top, right, bottom = mark.box
+    things = [box.label for box in box_labels if is_thing(box.label)]
+    for box in box_labels:
+        left, top, right, bottom = box.box
         inside = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
-        labels[inside, 0] = mark.label
-        if mark.rank >= 0:
-            labels[inside, 1] = mark.rank
-        if is_thing(mark.label):
+        labels[inside, 0] = box.label
+        if box.rank >= 0:
+            labels[inside, 1] = box.rank
+        if is_thing(box.label):
             centre = (left + right) / 2 / width, (top + bottom) / 2 / height
             labels[inside, 2:4] = [min(BINS - 1, max(0, int(BINS * part))) for part in centre]
-            alike = sum(form_of(label) == form_of(mark.label) for label in things)
-            labels[inside, 4:] = [len(things), alike, things.count(mark.label)]
+            alike = sum(form_of(label) == form_of(box.label) for label in things)
+            labels[inside, 4:] = [len(things), alike, things.count(box.label)]
     return labels
 
 
-def labels_of(marks: list[Mark] | None, image: Image.Image, grid: tuple[int, int]) -> np.ndarray:
-    """Dense labels, all IGNORE where there are no marks to tell them."""
-    if marks is None:
-        return np.full((grid[0] * grid[1], COLUMNS), IGNORE, np.int64)
-    return dense_labels(marks, *image.size, *grid)
+def labels_or_ignore(lesson: Lesson, index: int, image: Image.Image, grid: tuple[int, int]) -> np.ndarray:
+    """(rows * columns, LABEL_COLUMNS) dense labels of a lesson's picture or pair of frames; IGNORE without boxes."""
+    if not lesson.box_labels:
+        return np.full((grid[0] * grid[1], LABEL_COLUMNS), IGNORE, np.int64)
+    return dense_labels(lesson.box_labels[index], *image.size, *grid)
 
 
 @dataclass
 class Row:
-    """One lesson: token row, which branch each token belongs to (0: shared), labels, positions, media."""
+    """One lesson as a sequence of L tokens, N of which stand for image features."""
 
-    tokens: list[int] = field(default_factory=list)
-    branch: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    positions: list[tuple[int, int, int]] = field(default_factory=list)
-    visual: list[int] = field(default_factory=list)  # places of the placeholders
-    units: list[np.ndarray] = field(default_factory=list)
-    grids: list[tuple[int, int]] = field(default_factory=list)
-    dense: list[np.ndarray] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # (L,)
+    branch: list[int] = field(default_factory=list)  # (L,): the dialogue of each token, 0 for what all of them share
+    labels: list[int] = field(default_factory=list)  # (L,): the token itself where it counts in the loss, or IGNORE
+    positions: list[tuple[int, int, int]] = field(default_factory=list)  # (L, 3): time, row and column for M-RoPE
+    image_positions: list[int] = field(default_factory=list)  # (N,): indices of the image tokens
+    images: list[np.ndarray] = field(default_factory=list)  # patches of each picture or pair of frames
+    grids: list[tuple[int, int]] = field(default_factory=list)  # rows and columns of those patches
+    dense: list[np.ndarray] = field(default_factory=list)  # dense labels of those patches
+    position: int = 0  # of the next token
+
+    def add_text(self, ids: list[int], branch: int, in_loss: bool) -> None:
+        for token in ids:
+            self.tokens.append(token)
+            self.branch.append(branch)
+            self.labels.append(token if in_loss else IGNORE)
+            self.positions.append((self.position, self.position, self.position))
+            self.position += 1
+
+    def add_image(self, pixels: np.ndarray, grid: tuple[int, int], token: int, dense: np.ndarray) -> None:
+        """One token for each MERGE x MERGE block of patches. All have one position in time; after them it goes on at
+        the largest of their rows and columns."""
+        rows, columns = grid[0] // MERGE, grid[1] // MERGE
+        for i in range(rows * columns):
+            self.image_positions.append(len(self.tokens))
+            self.tokens.append(token)
+            self.branch.append(0)
+            self.labels.append(IGNORE)
+            self.positions.append((self.position, self.position + i // columns, self.position + i % columns))
+        self.position += max(rows, columns)
+        self.images.append(pixels)
+        self.grids.append(grid)
+        self.dense.append(dense)
 
 
 class Encoder:
@@ -118,88 +141,74 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.image = tokenizer.encode("<|image_pad|>").ids[0]
-        self.video = tokenizer.encode("<|video_pad|>").ids[0]
-
-    def ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        self.image_token = tokenizer.encode("<|image_pad|>").ids[0]
+        self.video_token = tokenizer.encode("<|video_pad|>").ids[0]
 
     def row(self, lesson: Lesson, rng: random.Random) -> Row:
-        row, at = Row(), 0
-
-        def text(string: str, branch: int, taught: bool = False) -> None:
-            nonlocal at
-            for token in self.ids(string):
-                row.tokens.append(token)
-                row.branch.append(branch)
-                row.labels.append(token if taught else IGNORE)
-                row.positions.append((at, at, at))
-                at += 1
-
-        def unit(values: np.ndarray, grid: tuple[int, int], token: int, dense: np.ndarray) -> None:
-            nonlocal at
-            rows, columns = grid[0] // MERGE, grid[1] // MERGE
-            for i in range(rows * columns):
-                row.visual.append(len(row.tokens))
-                row.tokens.append(token)
-                row.branch.append(0)
-                row.labels.append(IGNORE)
-                row.positions.append((at, at + i // columns, at + i % columns))
-            at += max(rows, columns)
-            row.units.append(values)
-            row.grids.append(grid)
-            row.dense.append(dense)
-
+        """The prompt's beginning and the media once, then each dialogue as a branch that starts where they end."""
+        row = Row()
         if lesson.system:
-            text(f"<|im_start|>system\n{lesson.system}<|im_end|>\n", 0)
-        text("<|im_start|>user\n", 0)
+            self._add_text(row, f"<|im_start|>system\n{lesson.system}<|im_end|>\n")
+        self._add_text(row, "<|im_start|>user\n")
         for i, image in enumerate(lesson.images):
-            marks = lesson.marks[i] if lesson.marks else None
             grid = picture_grid(image.height, image.width)
-            text("<|vision_start|>", 0)
-            unit(patches([image], *grid)[0], grid, self.image, labels_of(marks, image, grid))
-            text("<|vision_end|>", 0)
+            dense = labels_or_ignore(lesson, i, image, grid)
+            self._add_text(row, "<|vision_start|>")
+            row.add_image(patches([image], *grid)[0], grid, self.image_token, dense)
+            self._add_text(row, "<|vision_end|>")
         if lesson.video is not None:
-            self._clip(lesson, rng, text, unit)
-        shared = at
+            self._add_clip(row, lesson, lesson.video, rng)
+        shared = row.position
         for branch, dialogue in enumerate(lesson.dialogues, 1):
-            at = shared
-            self._dialogue(dialogue, lambda string, taught: text(string, branch, taught))  # noqa: B023
+            row.position = shared
+            self._add_dialogue(row, dialogue, branch)
         return row
 
-    def _clip(self, lesson: Lesson, rng: random.Random, text: Callable[..., None], unit: Callable[..., None]) -> None:
-        frames = lesson.video or []
-        # transformers 5 keeps the template's own <|vision_start|> and <|vision_end|> around the clip; 4.57 dropped
-        # them. The model learns both, at several frame rates.
+    def _add_text(self, row: Row, text: str, branch: int = 0, in_loss: bool = False) -> None:
+        row.add_text(self.tokenizer.encode(text, add_special_tokens=False).ids, branch, in_loss)
+
+    def _add_clip(self, row: Row, lesson: Lesson, frames: list[Image.Image], rng: random.Random) -> None:
+        # transformers 5 leaves the template's <|vision_start|> and <|vision_end|> around the clip; 4.57 dropped them.
+        # The model learns both, at several frame rates.
         nested = rng.random() < 0.65
         fps = 2.0 if rng.random() < 0.75 else rng.choice([0.5, 1.0, 4.0, 8.0])
         grid = clip_grid(len(frames), frames[0].height, frames[0].width)
         times = [i / fps for i in range(len(frames))]
         times += times[-1:] * (-len(times) % TEMPORAL)
         if nested:
-            text("<|vision_start|>", 0)
-        for i, values in enumerate(patches(frames, *grid)):
+            self._add_text(row, "<|vision_start|>")
+        for i, pixels in enumerate(patches(frames, *grid)):
             middle = (times[TEMPORAL * i] + times[TEMPORAL * i + TEMPORAL - 1]) / 2
-            text(f"<{middle:.1f} seconds><|vision_start|>", 0)
-            unit(values, grid, self.video, labels_of(lesson.marks[i] if lesson.marks else None, frames[0], grid))
-            text("<|vision_end|>", 0)
+            self._add_text(row, f"<{middle:.1f} seconds><|vision_start|>")
+            row.add_image(pixels, grid, self.video_token, labels_or_ignore(lesson, i, frames[0], grid))
+            self._add_text(row, "<|vision_end|>")
         if nested:
-            text("<|vision_end|>", 0)
+            self._add_text(row, "<|vision_end|>")
 
-    @staticmethod
-    def _dialogue(dialogue: Dialogue, text: Callable[..., None]) -> None:
+    def _add_dialogue(self, row: Row, dialogue: Dialogue, branch: int) -> None:
+        """Questions without loss, thoughts and answers with it: the model learns to answer, not to ask."""
         for i, turn in enumerate(dialogue.turns):
             opening = "<think>\n" if turn.thought is not None else ""
             prompt = ("<|im_start|>user\n" if i else "") + f"{turn.question}<|im_end|>\n<|im_start|>assistant\n"
-            text(prompt + (opening if dialogue.opened else ""), False)
+            self._add_text(row, prompt + (opening if dialogue.thinking_opened else ""), branch)
             thought = f"{turn.thought}\n</think>\n\n" if opening else ""
-            text(("" if dialogue.opened else opening) + thought + turn.answer + "<|im_end|>", True)
+            answer = ("" if dialogue.thinking_opened else opening) + thought + turn.answer + "<|im_end|>"
+            self._add_text(row, answer, branch, in_loss=True)
             if i < len(dialogue.turns) - 1:
-                text("\n", False)
+                self._add_text(row, "\n", branch)
 
 
 def collate(rows: list[Row], multiple: int = 16) -> dict[str, np.ndarray]:
-    """Rows as padded arrays. U pictures and frame pairs over the whole batch, B rows of L tokens."""
+    """A batch of B rows, padded to L tokens, with the U pictures and pairs of frames of all of them.
+
+    tokens, branch, labels: (B, L) int64; labels are those of the next token
+    positions: (3, B, L) int64
+    pixels: (U, MAX_PATCHES, values of a patch) uint8
+    grids: (U, 2) int64, rows and columns of patches
+    dense: (U, MAX_PATCHES, LABEL_COLUMNS) int64
+    image_positions: (N,) int64, indices of the image tokens in the flattened (B * L) tokens
+    features: (N,) int64, indices of their features in the flattened (U * MAX_PATCHES / MERGE**2) features
+    """
     length = max(len(row.tokens) for row in rows)
     length += -length % multiple
     count = len(rows)
@@ -207,25 +216,24 @@ def collate(rows: list[Row], multiple: int = 16) -> dict[str, np.ndarray]:
     branch = np.full((count, length), -1, np.int64)
     labels = np.full((count, length), IGNORE, np.int64)
     positions = np.zeros((3, count, length), np.int64)
-    units = [unit for row in rows for unit in zip(row.units, row.grids, row.dense, strict=True)]
-    pixels = np.zeros((len(units), UNIT, 3 * TEMPORAL * PATCH**2), np.uint8)
-    dense = np.full((len(units), UNIT, COLUMNS), IGNORE, np.int64)
-    grids = np.array([grid for _, grid, _ in units], np.int64).reshape(-1, 2)
-    features = []
-    for u, (values, _, labelled) in enumerate(units):
-        pixels[u, : len(values)] = values
-        dense[u, : len(values)] = labelled
-        features.append(u * (UNIT // MERGE**2) + np.arange(len(values) // MERGE**2))
-    visual = []
+    images = [image for row in rows for image in zip(row.images, row.grids, row.dense, strict=True)]
+    pixels = np.zeros((len(images), MAX_PATCHES, 3 * TEMPORAL * PATCH**2), np.uint8)
+    dense = np.full((len(images), MAX_PATCHES, LABEL_COLUMNS), IGNORE, np.int64)
+    grids = np.array([grid for _, grid, _ in images], np.int64).reshape(-1, 2)
+    features = [np.zeros(0, np.int64)]
+    for i, (image_pixels, _, image_labels) in enumerate(images):
+        pixels[i, : len(image_pixels)] = image_pixels
+        dense[i, : len(image_labels)] = image_labels
+        features.append(i * (MAX_PATCHES // MERGE**2) + np.arange(len(image_pixels) // MERGE**2))
+    image_positions = []
     for i, row in enumerate(rows):
         n = len(row.tokens)
         tokens[i, :n], branch[i, :n] = row.tokens, row.branch
         positions[:, i, :n] = np.array(row.positions).T
-        taught = np.array(row.labels)
-        labels[i, : n - 1] = taught[1:]  # the logits at j speak of token j + 1
-        visual.append(i * length + np.array(row.visual, np.int64))
+        labels[i, : n - 1] = row.labels[1:]  # the logits at j predict token j + 1
+        image_positions.append(i * length + np.array(row.image_positions, np.int64))
     return {
         "tokens": tokens, "branch": branch, "labels": labels, "positions": positions, "pixels": pixels,
         "grids": grids, "dense": dense,
-        "visual": np.concatenate(visual), "features": np.concatenate(features) if features else np.zeros(0, np.int64),
+        "image_positions": np.concatenate(image_positions), "features": np.concatenate(features),
     }  # fmt: skip

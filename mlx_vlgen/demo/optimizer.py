@@ -33,7 +33,7 @@ class Muon:
         matrices: dict[tuple[str, torch.Size], list[nn.Parameter]] = defaultdict(list)
         others: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
-            # Matrices of one shape go together, but never those that a batch of dense labels leaves without gradient.
+            # One group a shape and part: a batch of dense labels gives the decoder's matrices no gradient.
             part = next((part for part in (".blocks.", ".layers.", "deepstack_merger", ".merger.") if part in name), "")
             (matrices[part, parameter.shape] if parameter.ndim == 2 and part else others).append(parameter)
         self.groups = list(matrices.values())

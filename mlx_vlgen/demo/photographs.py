@@ -1,5 +1,5 @@
-"""What photographs look like from afar: gradients, clouds, textures, blobs, horizons. They teach the model to say that
-it cannot describe them."""
+"""Imitations of photographs: gradients, clouds, textures, blobs, horizons. They teach the model to say that it cannot
+describe photographs."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ def photo_scene(rng: random.Random) -> Scene:
     ramp_y = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     first, second, third = (noise.random(3, dtype=np.float32) for _ in range(3))
     if kind == 0:  # clouds of several sizes
-        field_ = sum(_field(noise, width, height, cells) / 2**i for i, cells in enumerate((3, 7, 15, 40))) / 1.9
+        canvas = sum(_field(noise, width, height, cells) / 2**i for i, cells in enumerate((3, 7, 15, 40))) / 1.9
     elif kind == 1:  # gradient with grain
         mix = np.clip(ramp_x * noise.uniform(-1, 1) + ramp_y * noise.uniform(-1, 1) + noise.random(), 0, 1)
-        field_ = first * mix + second * (1 - mix) + noise.normal(0, noise.uniform(0.02, 0.15), (height, width, 3))
+        canvas = first * mix + second * (1 - mix) + noise.normal(0, noise.uniform(0.02, 0.15), (height, width, 3))
     elif kind == 2:  # sky, land and texture
         horizon = noise.uniform(0.3, 0.7) + 0.15 * (_field(noise, width, height, 6, 1)[:1] - 0.5)
         sky = first * (1 - ramp_y) + second * ramp_y
         land = third * (0.4 + _field(noise, width, height, 30, 1))
-        field_ = np.where(ramp_y < horizon, sky + 0.2 * _field(noise, width, height, 5, 1), land)
+        canvas = np.where(ramp_y < horizon, sky + 0.2 * _field(noise, width, height, 5, 1), land)
     elif kind == 3:  # woven or striped texture
         bend = 4 * _field(noise, width, height, 4, 1)
         wave = np.sin(ramp_x * noise.uniform(10, 90) + ramp_y * noise.uniform(-60, 60) + bend)
-        field_ = first + (second - first) * (wave * 0.5 + 0.5) * _field(noise, width, height, 8)
+        canvas = first + (second - first) * (wave * 0.5 + 0.5) * _field(noise, width, height, 8)
     elif kind == 4:  # plain noise, fine or coarse
-        field_ = _field(noise, width, height, int(noise.integers(12, 90)))
+        canvas = _field(noise, width, height, int(noise.integers(12, 90)))
     else:  # overlapping blurred blobs
-        field_ = np.broadcast_to(first, (height, width, 3)).copy()
+        canvas = np.broadcast_to(first, (height, width, 3)).copy()
         for _ in range(int(noise.integers(6, 16))):
             distance = ((ramp_x - noise.random()) / noise.uniform(0.05, 0.4)) ** 2 + (
                 (ramp_y - noise.random()) / noise.uniform(0.05, 0.4)
             ) ** 2
             weight = np.exp(-(distance ** noise.uniform(1, 4)))
-            field_ = field_ * (1 - weight) + noise.random(3, dtype=np.float32) * weight
-        field_ = field_ * (0.7 + 0.5 * _field(noise, width, height, 20, 1))
+            canvas = canvas * (1 - weight) + noise.random(3, dtype=np.float32) * weight
+        canvas = canvas * (0.7 + 0.5 * _field(noise, width, height, 20, 1))
     if rng.random() < 0.5:
-        field_ = field_ + noise.normal(0, 0.04, (height, width, 3))
+        canvas = canvas + noise.normal(0, 0.04, (height, width, 3))
     if rng.random() < 0.3:
-        field_ = np.broadcast_to(np.asarray(field_).mean(-1, keepdims=True), (height, width, 3))
-    image = Image.fromarray((np.clip(np.asarray(field_), 0, 1) * 255).astype(np.uint8))
+        canvas = np.broadcast_to(np.asarray(canvas).mean(-1, keepdims=True), (height, width, 3))
+    image = Image.fromarray((np.clip(np.asarray(canvas), 0, 1) * 255).astype(np.uint8))
     return Scene(image, photo=True)

@@ -1,4 +1,4 @@
-"""Seeded pictures and clips whose truth is known: one to four shapes, crowds, print, both, pages of glyphs, motion."""
+"""Seeded pictures and clips: one to four shapes, crowds, print, shapes with print, pages of glyphs, motion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .drawing import (
     RGB,
     SHAPES,
     Box,
-    Mark,
+    BoxLabel,
     Scene,
     Thing,
     colour_rgb,
@@ -22,12 +22,12 @@ from .drawing import (
     finish,
     light_rgb,
     picture_size,
-    place_print,
+    print_text,
     scale_of,
     thing_label,
 )  # fmt: skip
 
-# Codes leave out the characters that look like others when no word tells them apart.
+# Random codes leave out characters that look like others, since no word tells them apart.
 CODE_CHARACTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 WORDS = tuple(
     """able acid also apple april arm art autumn away baby back bag bake ball bank bath beach bear bed bell big bird
@@ -48,7 +48,7 @@ WORDS = tuple(
     two uncle under up vase very video violet voice wait walk wall warm watch water wave week welcome west wet wheel
     white wide wild wind window winter wish wolf wood word work world write yellow yes young zebra zero zoo""".split()
 )
-# Thirds of a side as fractions; what lies between two thirds is never drawn when a place will be named.
+# Thirds of a side as fractions, with gaps between them, so that the name of a place is never in doubt.
 THIRDS = ((0.0, 0.37), (0.42, 0.58), (0.63, 1.0))
 
 
@@ -103,10 +103,10 @@ def placed_things(
             if cell[0] == 1 and cell[1] == 1 and rng.random() < 0.5:
                 x, y = width / 2, height / 2
             room = min(x, y, width - x, height - y) * 0.97
-            most = min(room, min(width, height) * (0.45 if count == 1 else 0.24))
-            if most < smallest:
+            max_r = min(room, min(width, height) * (0.45 if count == 1 else 0.24))
+            if max_r < smallest:
                 continue
-            r = rng.uniform(smallest if not roomy else max(smallest, most * 0.6), most)
+            r = rng.uniform(smallest if not roomy else max(smallest, max_r * 0.6), max_r)
             if _free(x, y, r, things, taken or []):
                 shape, colour = random_kind(rng)
                 things.append(Thing(shape, colour, x, y, r, cell))
@@ -147,8 +147,8 @@ def shapes_scene(rng: random.Random, count: int | None = None) -> Scene:
         things = placed_things(rng, width, height, count or rng.choices([1, 2, 3, 4], [3, 3, 3, 3])[0])
     image = Image.new("RGB", (width, height), light_rgb(rng))
     draw_things(rng, image, things)
-    marks = [Mark(t.box, thing_label(t.shape, t.colour), i) for i, t in enumerate(things)]
-    return Scene(finish(rng, image), things, marks=marks)
+    box_labels = [BoxLabel(t.box, thing_label(t.shape, t.colour), i) for i, t in enumerate(things)]
+    return Scene(finish(rng, image), things, box_labels=box_labels)
 
 
 def crowd_scene(rng: random.Random) -> Scene:
@@ -157,8 +157,8 @@ def crowd_scene(rng: random.Random) -> Scene:
     things = scattered_things(rng, width, height, rng.choices(range(7), [0.6, 1, 1, 1.2, 1.2, 1.2, 1.2])[0])
     image = Image.new("RGB", (width, height), light_rgb(rng))
     draw_things(rng, image, things)
-    marks = [Mark(t.box, thing_label(t.shape, t.colour)) for t in things]
-    return Scene(finish(rng, image), things, marks=marks)
+    box_labels = [BoxLabel(t.box, thing_label(t.shape, t.colour)) for t in things]
+    return Scene(finish(rng, image), things, box_labels=box_labels)
 
 
 def _print_rgb(rng: random.Random) -> RGB:
@@ -168,7 +168,7 @@ def _print_rgb(rng: random.Random) -> RGB:
     return colour_rgb(rng, rng.choice([name for name in COLOURS if name not in ("yellow", "orange")]))
 
 
-def print_scene(rng: random.Random, text: str | None = None) -> Scene:
+def print_scene(rng: random.Random) -> Scene:
     """Short print alone."""
     while True:
         width, height = picture_size(rng)
@@ -176,16 +176,16 @@ def print_scene(rng: random.Random, text: str | None = None) -> Scene:
         if rng.random() < 0.1:
             ground, rgb = colour_rgb(rng, rng.choice(["black", "blue", "green", "purple", "red"])), (255, 255, 255)
         image = Image.new("RGB", (width, height), ground)
-        words = text or random_text(rng)
+        text = random_text(rng)
         scale = scale_of(width, height)
-        room = width * scale * 0.92 / (0.62 * len(words))  # the largest height that fits, in processed pixels
+        room = width * scale * 0.92 / (0.62 * len(text))  # the largest height that fits, in processed pixels
         lowest = 14.0
         if room < lowest:
             continue
         height_after = math.exp(rng.uniform(math.log(lowest), math.log(max(lowest, min(room, 64)))))
-        marks = place_print(rng, image, words, rgb, max(8, round(height_after / scale)))
-        if marks is not None:
-            return Scene(finish(rng, image), text=words, marks=marks)
+        box_labels = print_text(rng, image, text, rgb, max(8, round(height_after / scale)))
+        if box_labels is not None:
+            return Scene(finish(rng, image), text=text, box_labels=box_labels)
 
 
 def mixed_scene(rng: random.Random) -> Scene:
@@ -193,35 +193,35 @@ def mixed_scene(rng: random.Random) -> Scene:
     while True:
         width, height = picture_size(rng)
         image = Image.new("RGB", (width, height), light_rgb(rng))
-        words = random_text(rng)
+        text = random_text(rng)
         scale = scale_of(width, height)
-        room = width * scale * 0.92 / (0.62 * len(words))
+        room = width * scale * 0.92 / (0.62 * len(text))
         size = rng.uniform(14, 27)
         if room < size:
             continue
-        marks = place_print(rng, image, words, _print_rgb(rng), max(8, round(size / scale)), (0, 0, width, height))
-        if marks is None:
+        box_labels = print_text(rng, image, text, _print_rgb(rng), max(8, round(size / scale)), (0, 0, width, height))
+        if box_labels is None:
             continue
         box = (
-            min(m.box[0] for m in marks),
-            min(m.box[1] for m in marks),
-            max(m.box[2] for m in marks),
-            max(m.box[3] for m in marks),
+            min(box.box[0] for box in box_labels),
+            min(box.box[1] for box in box_labels),
+            max(box.box[2] for box in box_labels),
+            max(box.box[3] for box in box_labels),
         )
         things = placed_things(rng, width, height, rng.choice([1, 1, 2, 3]), [box])
         if not things:
             continue
         draw_things(rng, image, things)
-        marks += [Mark(t.box, thing_label(t.shape, t.colour), i) for i, t in enumerate(things)]
-        return Scene(finish(rng, image), things, words, marks=marks)
+        box_labels += [BoxLabel(t.box, thing_label(t.shape, t.colour), i) for i, t in enumerate(things)]
+        return Scene(finish(rng, image), things, text, box_labels=box_labels)
 
 
 def glyph_scene(rng: random.Random) -> Scene:
-    """A page of random characters, for the dense labels alone: many glyphs for the price of one picture."""
+    """A page of random characters, only for the dense labels: many glyphs in one picture."""
     width, height = picture_size(rng, high=500)
     image = Image.new("RGB", (width, height), light_rgb(rng))
     scale = scale_of(width, height)
-    marks: list[Mark] = []
+    box_labels: list[BoxLabel] = []
     y = 0.0
     while True:
         size = max(8, round(rng.uniform(14, 28) / scale))
@@ -230,10 +230,10 @@ def glyph_scene(rng: random.Random) -> Scene:
         alphabet = rng.choice([CHARACTERS[:26], CHARACTERS[:26], CHARACTERS[26:52], CHARACTERS[52:], CODE_CHARACTERS])
         length = max(1, int(width / (0.75 * size) * rng.uniform(0.5, 0.95)))
         text = "".join(rng.choice(alphabet) for _ in range(length))
-        line = place_print(rng, image, text, _print_rgb(rng), size, (0, y, width, y + size * 1.6))
-        marks += [Mark(m.box, m.label) for m in line or []]
+        line = print_text(rng, image, text, _print_rgb(rng), size, (0, y, width, y + size * 1.6))
+        box_labels += [BoxLabel(box.box, box.label) for box in line or []]
         y += size * rng.uniform(1.3, 1.7)
-    return Scene(finish(rng, image), marks=marks)
+    return Scene(finish(rng, image), box_labels=box_labels)
 
 
 # ---- clips
@@ -248,7 +248,7 @@ class Clip:
     frames: list[Image.Image]
     thing: Thing
     direction: str
-    marks: list[list[Mark]]  # of each pair of frames
+    box_labels: list[list[BoxLabel]]  # one list a pair of frames
 
 
 def clip(rng: random.Random) -> Clip:
@@ -273,19 +273,19 @@ def clip(rng: random.Random) -> Clip:
         other_shape, other_colour = random_kind(rng)
         if (other_shape, other_colour) != (shape, colour) and _free(other_x, other_y, other, [], [path]):
             others = [Thing(other_shape, other_colour, other_x, other_y, other)]
-    look = rng.getrandbits(32)
+    style_seed = rng.getrandbits(32)
     frames, places = [], []
     for i in range(count):
         done = i / (count - 1)
         moved = Thing(shape, colour, x + travel_x * done, y + travel_y * done, r)
         places.append(moved)
         image = Image.new("RGB", (width, height), ground)
-        draw_things(random.Random(look), image, [moved, *others])
+        draw_things(random.Random(style_seed), image, [moved, *others])
         frames.append(image)
-    resting = [Mark(other.box, thing_label(other.shape, other.colour)) for other in others]
-    marks = []
+    resting = [BoxLabel(other.box, thing_label(other.shape, other.colour)) for other in others]
+    box_labels = []
     for first, second in zip(places[::2], [*places[1::2], places[-1]], strict=False):
         both = (min(first.x, second.x) - r, min(first.y, second.y) - r, max(first.x, second.x) + r,
                 max(first.y, second.y) + r)  # fmt: skip
-        marks.append([Mark(both, thing_label(shape, colour)), *resting])
-    return Clip(frames, Thing(shape, colour, x, y, r), direction, marks)
+        box_labels.append([BoxLabel(both, thing_label(shape, colour)), *resting])
+    return Clip(frames, Thing(shape, colour, x, y, r), direction, box_labels)

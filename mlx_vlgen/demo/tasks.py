@@ -1,4 +1,4 @@
-"""What the built-in model is asked, and the true answers: one canonical sentence for each, many ways to ask.
+"""The built-in model's tasks: questions in many wordings, and one canonical sentence for each true answer.
 
 A `Lesson` is one picture (or two, or a clip, or none) with several dialogues about it; training reads the picture once
 and learns from all of them. `sample(task, seed)` gives one question with its answer, for evaluation and tests.
@@ -14,26 +14,10 @@ from typing import Any
 
 from PIL import Image
 
-from . import scenes
-from .drawing import COLOURS, SHAPES, Mark, Scene, Thing
+from . import scenes, wording
+from .drawing import COLOURS, SHAPES, BoxLabel, Scene, Thing
 from .photographs import photo_scene
 from .scenes import Clip
-from .wording import (
-    COLOUR,
-    COMPARE,
-    COUNT,
-    DESCRIBE,
-    EXISTS,
-    MOVE,
-    NO_PICTURE,
-    PHOTO,
-    READ,
-    SHAPE,
-    STEPS,
-    SYSTEM,
-    TEXT_ONLY,
-    WHERE,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,26 +31,26 @@ class Turn:
 
 @dataclass
 class Dialogue:
-    """Turns about one picture. `opened`: the template has opened <think> already (enable_thinking)."""
+    """Turns about one picture. thinking_opened: the template has opened <think> already (enable_thinking)."""
 
     turns: list[Turn]
-    opened: bool = False
+    thinking_opened: bool = False
 
 
 @dataclass
 class Lesson:
-    """Media, the dialogues about them, and `marks` of each picture or pair of frames for the dense labels."""
+    """Media, dialogues about them, and the labelled boxes of each picture or pair of frames."""
 
     dialogues: list[Dialogue]
     images: list[Image.Image] = field(default_factory=list)
     video: list[Image.Image] | None = None
     system: str | None = None
-    marks: list[list[Mark]] = field(default_factory=list)
+    box_labels: list[list[BoxLabel]] = field(default_factory=list)
 
 
 @dataclass
 class Example:
-    """One question about one lesson's media, as a person would ask it."""
+    """One question about one lesson's media, in a user's words."""
 
     task: str
     question: str
@@ -94,7 +78,7 @@ def plural(name: str, count: int) -> str:
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
-def enumerate_(parts: list[str]) -> str:
+def join(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -108,12 +92,12 @@ def kinds(things: list[Thing]) -> list[tuple[str, int]]:
 def describe(scene: Scene) -> str:
     """Places while there are at most four shapes with one each; beyond that, how many of each kind."""
     if scene.photo:
-        return PHOTO
+        return wording.PHOTO
     sentences = []
     if scene.things and len(scene.things) <= 4 and all(thing.cell for thing in scene.things):
-        sentences.append(f"There is {enumerate_([f'{article(t.name)} {t.place}' for t in scene.things])}.")
+        sentences.append(f"There is {join([f'{article(t.name)} {t.place}' for t in scene.things])}.")
     elif scene.things:
-        listed = enumerate_([plural(name, count) for name, count in kinds(scene.things)])
+        listed = join([plural(name, count) for name, count in kinds(scene.things)])
         verb = "is" if len(scene.things) == 1 else "are"
         sentences.append(f"There {verb} {plural('shape', len(scene.things))}: {listed}.")
     if scene.text:
@@ -123,28 +107,25 @@ def describe(scene: Scene) -> str:
 
 def read(scene: Scene) -> str:
     if scene.photo:
-        return PHOTO
+        return wording.PHOTO
     return f'The text says "{scene.text}".' if scene.text else "There is no text."
 
 
 def count(scene: Scene, name: str) -> str:
     """`name`: "shape", "circle", "red shape" or "red circle"."""
     if scene.photo:
-        return PHOTO
+        return wording.PHOTO
     number = count_of(scene, name)
     return f"There {'is' if number == 1 else 'are'} {plural(name, number)}."
 
 
 def count_of(scene: Scene, name: str) -> int:
-    words = name.split()
-    return sum(
-        (words[-1] == "shape" or words[-1] == thing.shape) and (len(words) == 1 or words[0] == thing.colour)
-        for thing in scene.things
-    )
+    *colour, shape = name.split()
+    return sum(shape in ("shape", thing.shape) and (not colour or colour[0] == thing.colour) for thing in scene.things)
 
 
-def look(scene: Scene) -> str:
-    """The thought: everything in the picture, so that its length grows with what there is."""
+def make_thought(scene: Scene) -> str:
+    """The text between <think> and </think>: everything in the picture, so that its length grows with the picture."""
     if scene.photo:
         return "This is no drawing of simple shapes and no print."
     lines = []
@@ -163,8 +144,8 @@ def look(scene: Scene) -> str:
 # ---- turns
 
 
-def _worded(rng: random.Random, question: str) -> str:
-    """As people type: small letters, no full stop, a please."""
+def _vary(rng: random.Random, question: str) -> str:
+    """As users type: small letters, no full stop, a please."""
     chance = rng.random()
     if chance < 0.12:
         question = question.lower()
@@ -177,12 +158,12 @@ def _worded(rng: random.Random, question: str) -> str:
     return question
 
 
-def _pick(rng: random.Random, questions: tuple[str, ...]) -> str:
+def _choose_wording(rng: random.Random, questions: tuple[str, ...]) -> str:
     """The first wording, the one in the documentation, a little more often."""
     return questions[0] if rng.random() < 0.15 else rng.choice(questions)
 
 
-def _counted(rng: random.Random, scene: Scene) -> str:
+def _countable_name(rng: random.Random, scene: Scene) -> str:
     chance = rng.random()
     if chance < 0.35:
         return "shape"
@@ -195,20 +176,20 @@ def _counted(rng: random.Random, scene: Scene) -> str:
 
 
 def count_turn(rng: random.Random, scene: Scene) -> Turn:
-    name = _counted(rng, scene)
-    asked = name + "s"
+    name = _countable_name(rng, scene)
+    plural_name = name + "s"
     if name == "shape" and rng.random() < 0.3:
-        asked = rng.choice(["objects", "things", "figures"])
-    thought = look(scene) + ("" if scene.photo else f"\n{name}s: {count_of(scene, name)}")
-    return Turn(_pick(rng, COUNT).format(asked), count(scene, name), thought)
+        plural_name = rng.choice(["objects", "things", "figures"])
+    thought = make_thought(scene) + ("" if scene.photo else f"\n{name}s: {count_of(scene, name)}")
+    return Turn(_choose_wording(rng, wording.COUNT).format(plural_name), count(scene, name), thought)
 
 
 def describe_turn(rng: random.Random, scene: Scene) -> Turn:
-    return Turn(_pick(rng, DESCRIBE), describe(scene), look(scene))
+    return Turn(_choose_wording(rng, wording.DESCRIBE), describe(scene), make_thought(scene))
 
 
 def read_turn(rng: random.Random, scene: Scene) -> Turn:
-    return Turn(_pick(rng, READ), read(scene), look(scene))
+    return Turn(_choose_wording(rng, wording.READ), read(scene), make_thought(scene))
 
 
 def detail_turn(rng: random.Random, scene: Scene) -> Turn:
@@ -216,26 +197,26 @@ def detail_turn(rng: random.Random, scene: Scene) -> Turn:
     if scene.photo or not scene.things:
         return read_turn(rng, scene) if rng.random() < 0.5 else count_turn(rng, scene)
     thing = rng.choice(scene.things)
-    thought = look(scene)
+    thought = make_thought(scene)
     alone = sum(other.shape == thing.shape for other in scene.things) == 1
     chance = rng.random()
     if len(scene.things) == 1 and chance < 0.25:
-        return Turn(rng.choice(SHAPE), f"It is {article(thing.shape)}.", thought)
+        return Turn(rng.choice(wording.SHAPE), f"It is {article(thing.shape)}.", thought)
     if chance < 0.45 and alone:
-        return Turn(rng.choice(COLOUR).format(thing.shape), f"The {thing.shape} is {thing.colour}.", thought)
+        return Turn(rng.choice(wording.COLOUR).format(thing.shape), f"The {thing.shape} is {thing.colour}.", thought)
     twins = sum(other.name == thing.name for other in scene.things)
     if chance < 0.75 and thing.cell and twins == 1:
-        return Turn(rng.choice(WHERE).format(thing.name), f"The {thing.name} is {thing.place}.", thought)
+        return Turn(rng.choice(wording.WHERE).format(thing.name), f"The {thing.name} is {thing.place}.", thought)
     name = thing.name if rng.random() < 0.5 else f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}"
     here = count_of(scene, name) > 0
-    question = rng.choice(EXISTS).format(name).replace("a orange", "an orange")
+    question = rng.choice(wording.EXISTS).format(name).replace("a orange", "an orange")
     return Turn(question, f"{'Yes' if here else 'No'}, there is {article(name) if here else 'no ' + name}.", thought)
 
 
 def _dialogue(rng: random.Random, turns: list[Turn], thinking: float = 0.22) -> Dialogue:
-    """Plain for the most part; else the last turn thinks, because the template or the question asked for it."""
+    """Mostly without thoughts; else the last turn thinks, as the template or the question demands."""
     turns = [
-        Turn(_worded(rng, t.question), t.answer, None if i < len(turns) - 1 else t.thought) for i, t in enumerate(turns)
+        Turn(_vary(rng, t.question), t.answer, None if i < len(turns) - 1 else t.thought) for i, t in enumerate(turns)
     ]
     last = turns[-1]
     chance = rng.random()
@@ -244,9 +225,9 @@ def _dialogue(rng: random.Random, turns: list[Turn], thinking: float = 0.22) -> 
         return Dialogue(turns)
     if chance < 0.55 * thinking:
         if rng.random() < 0.15:
-            turns[-1] = Turn(rng.choice(STEPS).format(last.question), last.answer, last.thought)
-        return Dialogue(turns, opened=True)
-    turns[-1] = Turn(rng.choice(STEPS).format(last.question), last.answer, last.thought)
+            turns[-1] = Turn(rng.choice(wording.STEPS).format(last.question), last.answer, last.thought)
+        return Dialogue(turns, thinking_opened=True)
+    turns[-1] = Turn(rng.choice(wording.STEPS).format(last.question), last.answer, last.thought)
     return Dialogue(turns)
 
 
@@ -262,7 +243,7 @@ def _scene_lesson(rng: random.Random, scene: Scene, makers: Sequence[TurnMaker])
         if rng.random() < 0.12:  # a second question in the same chat
             turns.append(rng.choice(makers)(rng, scene))
         dialogues.append(_dialogue(rng, turns))
-    return Lesson(dialogues, [scene.image], marks=[scene.marks])
+    return Lesson(dialogues, [scene.image], box_labels=[scene.box_labels])
 
 
 def shapes_lesson(rng: random.Random) -> Lesson:
@@ -295,11 +276,7 @@ def photo_lesson(rng: random.Random) -> Lesson:
 def glyph_lesson(rng: random.Random) -> Lesson:
     """Dense labels only."""
     scene = scenes.glyph_scene(rng)
-    return Lesson([], [scene.image], marks=[scene.marks])
-
-
-def _one_of(thing: Thing) -> str:
-    return article(thing.name)
+    return Lesson([], [scene.image], box_labels=[scene.box_labels])
 
 
 def compare_lesson(rng: random.Random) -> Lesson:
@@ -307,16 +284,18 @@ def compare_lesson(rng: random.Random) -> Lesson:
     if rng.random() < 0.12:
         state = rng.getrandbits(32)
         first, second = (scenes.shapes_scene(random.Random(state), 1) for _ in range(2))
-    one, two = _one_of(first.things[0]), _one_of(second.things[0])
+    one, two = article(first.things[0].name), article(second.things[0].name)
     answer = f"The first image has {one}; the second has {two}."
-    turn = Turn(_pick(rng, COMPARE), answer, f"First image: {one}\nSecond image: {two}")
-    return Lesson([_dialogue(rng, [turn])], [first.image, second.image], marks=[first.marks, second.marks])
+    turn = Turn(_choose_wording(rng, wording.COMPARE), answer, f"First image: {one}\nSecond image: {two}")
+    return Lesson(
+        [_dialogue(rng, [turn])], [first.image, second.image], box_labels=[first.box_labels, second.box_labels]
+    )
 
 
 def video_lesson(rng: random.Random) -> Lesson:
     clip = scenes.clip(rng)
-    turn = Turn(_pick(rng, MOVE), moves(clip), _motion(clip))
-    return Lesson([_dialogue(rng, [turn])], video=clip.frames, marks=clip.marks)
+    turn = Turn(_choose_wording(rng, wording.MOVE), moves(clip), _motion(clip))
+    return Lesson([_dialogue(rng, [turn])], video=clip.frames, box_labels=clip.box_labels)
 
 
 def moves(clip: Clip) -> str:
@@ -338,9 +317,11 @@ def _motion(clip: Clip) -> str:
 def text_lesson(rng: random.Random) -> Lesson:
     dialogues = []
     for _ in range(3):
-        answer = rng.choice(list(TEXT_ONLY))
-        question = rng.choice(TEXT_ONLY[answer])
-        thought = "I have no picture to look at." if answer == NO_PICTURE else "This question is not about a picture."
+        answer = rng.choice(list(wording.TEXT_ONLY))
+        question = rng.choice(wording.TEXT_ONLY[answer])
+        thought = (
+            "I have no picture to look at." if answer == wording.NO_PICTURE else "This question is not about a picture."
+        )
         dialogues.append(_dialogue(rng, [Turn(question, answer, thought)]))
     return Lesson(dialogues)
 
@@ -352,12 +333,12 @@ LESSONS: dict[str, Callable[[random.Random], Lesson]] = {
 }  # fmt: skip
 
 
-def lesson(kind: str, seed: int) -> Lesson:
+def make_lesson(kind: str, seed: int) -> Lesson:
     """A lesson of one of LESSONS; the same seed gives the same lesson."""
     rng = random.Random(f"{kind}/{seed}")
-    made = LESSONS[kind](rng)
-    made.system = SYSTEM if rng.random() < 0.15 else None
-    return made
+    lesson = LESSONS[kind](rng)
+    lesson.system = wording.SYSTEM if rng.random() < 0.15 else None
+    return lesson
 
 
 # ---- single examples
@@ -369,20 +350,20 @@ def sample(task: str, seed: int) -> Example:
     """One fresh example of a task, in a seed space that training never visits."""
     rng = random.Random(f"sample/{task}/{seed}")
     if task in ("compare", "video", "text"):
-        made = LESSONS[task](rng)
-        turn = made.dialogues[0].turns[-1]
-        while turn.thought is not None:  # these three are asked plainly
-            made = LESSONS[task](rng)
-            turn = made.dialogues[0].turns[-1]
-        return Example(task, turn.question, turn.answer, made.images, made.video)
+        lesson = LESSONS[task](rng)
+        turn = lesson.dialogues[0].turns[-1]
+        while turn.thought is not None:  # these three tasks have no thought
+            lesson = LESSONS[task](rng)
+            turn = lesson.dialogues[0].turns[-1]
+        return Example(task, turn.question, turn.answer, lesson.images, lesson.video)
     if task in ("thinking", "steps"):
         scene, maker = rng.choice([
             (scenes.shapes_scene(rng), describe_turn), (scenes.shapes_scene(rng), count_turn),
             (scenes.crowd_scene(rng), count_turn), (scenes.print_scene(rng), read_turn),
         ])  # fmt: skip
         turn = maker(rng, scene)
-        question = _worded(rng, turn.question)
-        question = STEPS[0].format(question) if task == "steps" else question
+        question = _vary(rng, turn.question)
+        question = wording.STEPS[0].format(question) if task == "steps" else question
         return Example(task, question, turn.answer, [scene.image], thinking=turn.thought)
     draw, maker = {
         "describe": (scenes.shapes_scene, describe_turn), "count": (scenes.crowd_scene, count_turn),
@@ -391,4 +372,4 @@ def sample(task: str, seed: int) -> Example:
     }[task]  # fmt: skip
     scene = draw(rng)
     turn = maker(rng, scene)
-    return Example(task, _worded(rng, turn.question), turn.answer, [scene.image])
+    return Example(task, _vary(rng, turn.question), turn.answer, [scene.image])

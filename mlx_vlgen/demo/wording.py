@@ -1,4 +1,4 @@
-"""How questions are asked, and the answers that never change."""
+"""Wordings of questions, and the fixed answers."""
 
 SYSTEM = "You are a helpful assistant."
 PHOTO = "I only know simple shapes and short print, so I cannot describe photographs."

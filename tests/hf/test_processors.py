@@ -16,8 +16,9 @@ from mlx_vlgen.engine.penalties import penalize
 from mlx_vlgen.engine.request import Row
 from mlx_vlgen.engine.sampling import BatchSampler
 from mlx_vlgen.engine.text import TextStream
-from mlx_vlgen.hf.config import GenerationSettings, resolve
+from mlx_vlgen.hf.config import GenerationSettings
 from mlx_vlgen.hf.processors import processors, sampling_keywords, warpers
+from mlx_vlgen.hf.resolve import resolve
 from mlx_vlgen.hf.watermark import permuted
 from mlx_vlgen.inputs.prompt import Prompt
 

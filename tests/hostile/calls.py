@@ -24,13 +24,13 @@ class Attack:
 
     def __init__(self, folder: Path):
         self._loaded = mlx_vlgen.load(write_checkpoint("qwen3_vl", "v5", folder / "model"), dtype="float32")
-        self._picture = np.full((48, 64, 3), 128, dtype=np.uint8)
+        self._image = np.full((48, 64, 3), 128, dtype=np.uint8)
 
     def draw(self, seed: int) -> Try:
         draw = random.Random(seed)
         keywords: dict[str, Any] = {"prompt": [{"role": "user", "content": "Hello"}]}
         if draw.random() < 0.3:
-            keywords["image"] = self._picture
+            keywords["image"] = self._image
         for name in draw.sample([*NAMES, *CALLABLES, *MEDIA], draw.choice([1, 1, 2])):
             keywords[name] = self._value(draw, name)
         run = self._batch if draw.random() < 0.3 else self._stream

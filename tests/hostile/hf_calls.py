@@ -38,26 +38,24 @@ class Attack:
         self._model = mlx_vlgen.load(checkpoint, dtype="float32")[0]
         self._processor = mlx_vlgen.AutoProcessor.from_pretrained(checkpoint)
         self._text: dict[str, Any] = {"input_ids": np.array([[5, 6, 7, 8]])}
-        self._seen = self._with_picture()
+        self._image_inputs = self._inputs_with_image()
 
-    def _with_picture(self) -> dict[str, Any]:
-        picture = np.full((48, 64, 3), 128, dtype=np.uint8)
-        messages = [
-            {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}]}
-        ]
-        made = self._processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="np")
-        return dict(made)
+    def _inputs_with_image(self) -> dict[str, Any]:
+        image = np.full((48, 64, 3), 128, dtype=np.uint8)
+        messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+        inputs = self._processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="np")
+        return dict(inputs)
 
     def draw(self, seed: int) -> Try:
         draw = random.Random(seed)
-        keywords = dict(self._seen if draw.random() < 0.4 else self._text)
+        keywords = dict(self._image_inputs if draw.random() < 0.4 else self._text)
         for name in draw.sample([*sorted(NAMES), *IDS, *OTHERS, *sorted(TENSORS) * 3], draw.choice([1, 1, 2])):
             keywords[name] = self._value(draw, name, keywords.get(name))
         return Try(f"{keywords!r:.300}", lambda: self._generate(keywords), [*keywords, "token"])
 
-    def _value(self, draw: random.Random, name: str, given: Any) -> Any:
-        if isinstance(given, np.ndarray) and draw.random() < 0.6:
-            return self._damaged(draw, given)
+    def _value(self, draw: random.Random, name: str, original: Any) -> Any:
+        if isinstance(original, np.ndarray) and draw.random() < 0.6:
+            return self._damaged(draw, original)
         if name in TENSORS and draw.random() < 0.7:
             tensor = array(draw)
             return (

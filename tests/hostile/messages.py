@@ -1,4 +1,4 @@
-"""Messages that are no messages, and words that would steer the conversation."""
+"""Malformed messages, and user texts that would steer the conversation."""
 
 import random
 from pathlib import Path
@@ -28,8 +28,8 @@ class Attack:
     def draw(self, seed: int) -> Try:
         draw = random.Random(seed)
         if draw.random() < 0.5:
-            words = [self._words(draw) for _ in range(draw.randrange(1, 4))]
-            return Try(f"words {words!r:.300}", lambda: self._same_marks(words))
+            texts = [self._text(draw) for _ in range(draw.randrange(1, 4))]
+            return Try(f"texts {texts!r:.300}", lambda: self._check_marks(texts))
         messages = self._odd(draw)
         keywords = {
             name: value(draw) for name in draw.sample(["tools", "enable_thinking", "documents"], draw.randrange(2))
@@ -39,20 +39,20 @@ class Attack:
     def _prepare(self, messages: Any, keywords: dict[str, Any]) -> Any:
         return self._processor.prepare(messages, **keywords).tokens
 
-    def _words(self, draw: random.Random) -> str:
-        """What a person might write to be taken for the template; whole, or cut where two parts meet."""
+    def _text(self, draw: random.Random) -> str:
+        """A text that imitates the template: whole special tokens, or cut where two parts meet."""
         return "".join(draw.choice([*STEERING, "system\n", "word", " ", "<|im_", "start|>", "<|image_", "pad|>"])
                        for _ in range(draw.randrange(1, 5)))  # fmt: skip
 
-    def _same_marks(self, words: list[str]) -> None:
-        """The same marks stand in the prompt as with harmless words in their place."""
+    def _check_marks(self, texts: list[str]) -> None:
+        """The prompt has the same control tokens as with harmless texts in their place."""
 
         def marks(texts: list[str]) -> list[int]:
             parts = [{"type": "text", "text": text} for text in texts]
             tokens = self._prepare([{"role": "user", "content": parts}], {})
             return [int(np.count_nonzero(tokens == mark)) for mark in self._ids]
 
-        assert marks(words) == marks(["x"] * len(words)), "a person's words became control tokens"
+        assert marks(texts) == marks(["x"] * len(texts)), "a user's text became control tokens"
 
     def _odd(self, draw: random.Random) -> Any:
         """Messages with something wrong in them."""

@@ -1,4 +1,4 @@
-"""Hostile inputs tried in a process of their own, which is replaced when it dies or does not answer."""
+"""Hostile inputs tried in a separate process, which is replaced when it dies or does not answer."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ STARTING_S = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a seed: "passed", "refused", or what went wrong."""
+    """The result of a seed: "passed", "refused", or what went wrong."""
 
     seed: int
     name: str
@@ -42,9 +42,9 @@ class Worker:
         self._lines: queue.Queue[str] = queue.Queue()
         self._errors: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._drain_stderr, daemon=True).start()
         if self._answer(STARTING_S) != "ready":
-            raise RuntimeError(f"the worker of {attack} did not start: {self._last_words()}")
+            raise RuntimeError(f"the worker of {attack} did not start: {self._last_errors()}")
 
     def _read(self) -> None:
         assert self._process.stdout
@@ -52,7 +52,7 @@ class Worker:
             self._lines.put(line)
         self._lines.put("")
 
-    def _listen(self) -> None:
+    def _drain_stderr(self) -> None:
         """Keep its stderr from filling up."""
         assert self._process.stderr
         for line in self._process.stderr:
@@ -77,10 +77,10 @@ class Worker:
             result = f"hangs: no answer within {limit_s:g} s"
         elif not result:
             code = self._process.wait()
-            result = f"died of {signal.Signals(-code).name if code < 0 else code}: {self._last_words()}"
+            result = f"died of {signal.Signals(-code).name if code < 0 else code}: {self._last_errors()}"
         return Outcome(seed, name or "while drawing it", result)
 
-    def _last_words(self) -> str:
+    def _last_errors(self) -> str:
         return "".join(self._errors)[-1500:]
 
     def stop(self) -> None:
@@ -89,7 +89,7 @@ class Worker:
 
 
 def outcomes(attack: str, seeds: Iterable[int], folder: Path, limit_s: float) -> list[Outcome]:
-    """What came of each seed of an attack."""
+    """The outcome of each seed of an attack."""
     worker = Worker(attack, folder)
     results = []
     try:

@@ -34,7 +34,7 @@ class LyingFile:
 
 
 class LyingArray:
-    """`__array__` gives what it is told to, or raises it."""
+    """`__array__` returns `answer`, or raises it."""
 
     def __init__(self, answer: Any):
         self._answer = answer
@@ -124,8 +124,8 @@ class Attack:
             return LyingArray(draw.choice([None, "no", RuntimeError("\x1b[31m"), array(draw), MemoryError(), 5]))
         if draw.random() < 0.3:
             return [array(draw) for _ in range(draw.randrange(4))]
-        made = array(draw)
-        return np.ma.masked_array(made, mask=True) if draw.random() < 0.1 and made.size < 1000 else made
+        values = array(draw)
+        return np.ma.masked_array(values, mask=True) if draw.random() < 0.1 and values.size < 1000 else values
 
     def _value(self, draw: random.Random) -> Any:
         return draw.choice([draw.choice(TEXTS), value(draw)])

@@ -1,4 +1,4 @@
-"""One hostile input, and what may come of it."""
+"""One hostile input, and its allowed outcomes."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from mlx_vlgen.errors import VlgenError
 
 MB = 1_000_000
 SPARE = 64 * MB
-"""What a refusal, or a small picture, may take."""
+"""Bytes that a refusal, or a small picture, may take."""
 
 
 @dataclass(frozen=True)
 class Try:
     """One hostile input.
 
-    run: gives it to the package; whatever it returns is fine.
+    run: passes it to the package; any returned value is fine.
     arguments: names of the arguments that a TypeError or ValueError may complain about.
-    peak: bytes that it may take at most, over what the process had before; None where that is not the point.
+    peak: bytes that it may take at most, over what the process had before; None where memory is not tested.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Try:
 
 
 def verdict(error: BaseException | None, arguments: Collection[str]) -> str:
-    """ "passed", "refused", or what is wrong with the exception that an input ended with."""
+    """ "passed", "refused", or what is wrong with the exception that the input raised."""
     if error is None:
         return "passed"
     if isinstance(error, VlgenError):

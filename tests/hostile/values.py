@@ -51,12 +51,12 @@ def array(draw: random.Random) -> np.ndarray:
     """Of an odd shape, type or layout; never large in memory."""
     shape = draw.choice([(), (0,), (1,), (3,), (2, 3), (1, 5), (0, 3), (4, 4, 3), (4, 4, 4), (3, 4, 4), (1, 1, 1, 1)])
     dtype = draw.choice(["u1", "i4", "i8", "u8", "f2", "f4", "f8", "c8", "?", "O", "S3", "U2", "M8[s]"])
-    made = np.zeros(shape, dtype=dtype)
+    values = np.zeros(shape, dtype=dtype)
     if draw.random() < 0.3 and dtype in ("i4", "i8", "f4", "f8"):
-        made = np.full(shape, draw.choice([-1, 10**6, 2**31 - 1, 511, 512, 3]), dtype=dtype)
+        values = np.full(shape, draw.choice([-1, 10**6, 2**31 - 1, 511, 512, 3]), dtype=dtype)
     if draw.random() < 0.1:
-        made = np.broadcast_to(np.zeros((), dtype="u1"), (10**5, 10**5, 3))
-    return made[::-1] if made.ndim and draw.random() < 0.2 else made
+        values = np.broadcast_to(np.zeros((), dtype="u1"), (10**5, 10**5, 3))
+    return values[::-1] if values.ndim and draw.random() < 0.2 else values
 
 
 def text(draw: random.Random) -> str:

@@ -1,5 +1,5 @@
 """`python -m hostile.worker ATTACK FOLDER`: takes seeds on stdin, a line each, and answers each with two lines of JSON:
-the input's name before it is tried, and what came of it."""
+the input's name before the attempt, and its outcome after it."""
 
 import contextlib
 import importlib
@@ -40,21 +40,21 @@ def _outcome(trial: Try) -> str:
             trial.run()
         except BaseException as raised:
             error = raised
-    found = verdict(error, trial.arguments)
-    if error is not None and found not in ("passed", "refused"):
+    outcome = verdict(error, trial.arguments)
+    if error is not None and outcome not in ("passed", "refused"):
         last = traceback.extract_tb(error.__traceback__)[-1]
-        found += f" [{Path(last.filename).name}:{last.lineno}]"
+        outcome += f" [{Path(last.filename).name}:{last.lineno}]"
     peak = _status("VmHWM") - before
     if trial.peak is not None and peak > trial.peak:
-        return f"took {peak / 1e6:.0f} MB of {trial.peak / 1e6:.0f} ({found})"
-    return found
+        return f"took {peak / 1e6:.0f} MB of {trial.peak / 1e6:.0f} ({outcome})"
+    return outcome
 
 
 def _status(name: str) -> int:
     """Bytes, of this process."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
+    match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Each test runs rows through the token iterator and compares them with a plain loop (family.py): one forward for the
 whole prompt over unbatched caches, then one token at a time.
 
-`-m slow` adds other draws of rows, more mixes, more sizes of batches and chunks, all requests by the three faces, and
-rows that come and go on a fast BLAS.
+`-m slow` adds the families that are not in `DETAILED`, other draws of rows, more mixes, more sizes of batches and
+chunks, all requests by the three faces, rows that come and go on a fast BLAS, and real draws on MLX's BLAS.
 """
 
 import io
@@ -37,6 +37,7 @@ VISION = ("qwen3_vl", "qwen3_vl_moe")
 TEXT = ("llama", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")  # gemma3_text has sliding layers, lfm2 recurrent ones
 RANDOM = VISION + TEXT  # random weights, whose draws all differ
 FAMILIES = (*RANDOM, "demo")
+DETAILED = ("qwen3_vl", "gemma3_text", "lfm2")  # the others run test_families.py, and this file with -m slow
 
 REAL = ("text", "img1", "video", "img_video", "shapes", "print")  # what the built-in model is sure of
 
@@ -71,9 +72,14 @@ def family(request: pytest.FixtureRequest, load_family: Callable[[str], Family])
 
 
 slow = pytest.mark.slow
-every_family = pytest.mark.parametrize("family", FAMILIES, indirect=True)
-every_random_family = pytest.mark.parametrize("family", RANDOM, indirect=True)
-every_vision_family = pytest.mark.parametrize("family", VISION, indirect=True)
+
+
+def each(names: Sequence[str]) -> pytest.MarkDecorator:
+    marked = [name if name in DETAILED else pytest.param(name, marks=slow) for name in names]
+    return pytest.mark.parametrize("family", marked, indirect=True)
+
+
+every_family, every_random_family, every_vision_family = each(FAMILIES), each(RANDOM), each(VISION)
 
 
 def drawn_rows(family: Family, count: int, seed: int, **of_row: tuple[int, int]) -> list[Row]:
@@ -244,7 +250,9 @@ def test_seeds_matter(family: Family) -> None:
     assert len({tuple(tokens) for tokens in (same, other, free, free_again)}) == 4
 
 
-@pytest.mark.parametrize("family", [pytest.param("qwen3_vl", marks=slow), "gemma3_text", "lfm2"], indirect=True)
+@pytest.mark.parametrize(
+    "family", ["gemma3_text", *(pytest.param(name, marks=slow) for name in ("qwen3_vl", "lfm2"))], indirect=True
+)
 def test_long_rows(family: Family) -> None:
     """Prompts and answers past the 256 positions by which caches grow, and many times past the window."""
     long = Ask("repeated", family.asks["words16"].text * 10)
@@ -327,6 +335,7 @@ def test_every_cache(family: Family, chunk: int | None) -> None:
         play_and_check(family, [row for row in rows if row.joins == 0], prefill_step_size=chunk)
 
 
+@slow  # in the default run by test_on_a_fast_blas, and test_families.py draws on MLX's BLAS
 @pytest.mark.parametrize("family", ["demo"], indirect=True)
 def test_real_draws(family: Family) -> None:
     """Questions that a person would ask the built-in model, with sampling settings of all kinds, and so hot that it

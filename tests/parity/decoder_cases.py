@@ -1,5 +1,5 @@
 """Text decoders inside families that take any, and settings that published cards recommend: what is compared with
-transformers beyond the families' own references. One prompt each, of ids, with one picture of random pixels."""
+transformers beyond the families' references. One prompt each, of ids, with one picture of random pixels."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +61,9 @@ SIGLIP = {key: value for key, value in CLIP.items() if key != "projection_dim"} 
 
 
 def _llava(text: Config, **more: Any) -> DecoderCase:
-    own = {"vision_config": CLIP, "text_config": text, "image_token_index": IMAGE, "image_seq_length": 16}
-    return DecoderCase({"model_type": "llava"} | own | more, 16, (1, 3, 56, 56))
+    config = {"model_type": "llava", "vision_config": CLIP, "text_config": text}
+    features = {"image_token_index": IMAGE, "image_seq_length": 16}
+    return DecoderCase(config | features | more, 16, (1, 3, 56, 56))
 
 
 def _granite_vision() -> DecoderCase:
@@ -102,10 +103,10 @@ def _yarn(model_type: str, text: Config | None = None, **more: Any) -> DecoderCa
 def _qwen_vl(model_type: str, section: list[int], vision: Config, text: Config) -> DecoderCase:
     """The card's settings, under the names of transformers 4."""
     scaling = {"type": "yarn", "mrope_section": section, "factor": 4.0, "original_max_position_embeddings": 16}
-    own = _text(f"{model_type}_text", rope_theta=1e4, rope_scaling=scaling) | text
-    del own["rope_parameters"]
+    text_config = _text(f"{model_type}_text", rope_theta=1e4, rope_scaling=scaling) | text
+    del text_config["rope_parameters"]
     config = {
-        "model_type": model_type, "text_config": own, "image_token_id": IMAGE, "video_token_id": IMAGE + 1,
+        "model_type": model_type, "text_config": text_config, "image_token_id": IMAGE, "video_token_id": IMAGE + 1,
         "vision_start_token_id": IMAGE + 2, "vision_end_token_id": IMAGE + 3, "tie_word_embeddings": True,
         "vision_config": {
             "depth": 2, "hidden_size": 48, "num_heads": 4, "patch_size": 4, "out_hidden_size": 64,
@@ -144,5 +145,5 @@ CASES: dict[str, DecoderCase] = {
 
 
 def rules(name: str) -> list[tuple[str, float, float]]:
-    """How a case's weights are drawn; see `weights.draw`."""
+    """The rules that draw a case's weights; see `weights.draw`."""
     return [*(GEMMA_RULES if "gemma" in name else ()), *RULES]

@@ -1,4 +1,4 @@
-"""The built-in model's cases. It is a checkpoint of its own; its pictures are those that it is shown with."""
+"""The built-in model's cases, on its checkpoint and with its pictures."""
 
 from typing import Any
 

@@ -99,7 +99,7 @@ def layout_config(recipe: Recipe, config: Config, layout: Layout) -> Config:
 
 
 def hub_config(config: Config, legacy: Callable[[Config], None]) -> Config:
-    """config.json as transformers 4.x wrote it, from what transformers 5 writes; `legacy` is the family's own part."""
+    """config.json as transformers 4.x wrote it, from what transformers 5 writes; `legacy`: the family's part."""
     config = copy.deepcopy(config)
     config["transformers_version"] = "4.57.0"
     vision = config.get("vision_config")
@@ -134,7 +134,7 @@ def _legacy_rope(part: Config) -> None:
 def _write_tokenizer(kit: Path, layout: Layout, folder: Path, template_apart: bool) -> None:
     """One byte-pair model serves every kit; a kit adds its special tokens, post-processor and template.
 
-    The template lies in its own .jinja file, or in the Hub's older ways: in tokenizer_config.json, or where the model
+    The template lies in a .jinja file, or where the Hub had it before: in tokenizer_config.json, or where the model
     has a processor (`template_apart`) in chat_template.json.
     """
     tokenizer = read_json(kit / "tokenizer.json")

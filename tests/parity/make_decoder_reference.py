@@ -41,11 +41,11 @@ def make(name: str, case: DecoderCase) -> tuple[dict[str, Any], np.ndarray]:
 def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    made = {name: make(name, case) for name, case in CASES.items()}
-    records = json.dumps({name: record for name, (record, _) in made.items()})  # a third of a megabyte, before zip
+    results = {name: make(name, case) for name, case in CASES.items()}
+    records = json.dumps({name: record for name, (record, _) in results.items()})  # a third of a megabyte, before zip
     arrays = {
         name: (logits.astype(np.float64) @ projection(VOCABULARY)).astype(np.float32)
-        for name, (_, logits) in made.items()
+        for name, (_, logits) in results.items()
     }
     np.savez_compressed(FILE, allow_pickle=False, **arrays, records=np.frombuffer(records.encode(), np.uint8))
 

@@ -35,7 +35,7 @@ from .weights import Tensors, draw, fingerprint, projection
 
 try:
     importlib.import_module("torchvision")
-except RuntimeError:  # its compiled operators are made for another torch
+except RuntimeError:  # its compiled operators are for another torch
     operators = torch.library.Library("torchvision", "DEF")  # what it declares dies with it
     for operator in ("nms", "qnms"):
         operators.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -50,7 +50,7 @@ ROUTING_MARGIN = 2e-5
 
 
 class Unsuitable(Exception):
-    """With these weights a case would not be a clear test; the next seed is tried."""
+    """With these weights a case would not be a clear test; make_family takes the next seed."""
 
 
 # Kits
@@ -97,11 +97,11 @@ def load_model(folder: Path) -> Any:
     """The checkpoint in float32 with the plainest attention."""
     vision = "vision_config" in read_json(folder / "config.json")
     auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
-    model, report = auto.from_pretrained(
+    model, loading_info = auto.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
-    if any(report.values()):
-        raise RuntimeError(f"{folder} does not fit the model: {report}")
+    if any(loading_info.values()):
+        raise RuntimeError(f"{folder} does not fit the model: {loading_info}")
     return model.eval()
 
 
@@ -125,16 +125,16 @@ def model_inputs(recipe: Recipe, processor: Any, cases: list[Case]) -> dict[str,
             for text, case in zip(texts, cases, strict=True)
         ]
         return dict(processor.pad({"input_ids": rows}, return_tensors="pt"))
-    given: dict[str, Any] = {}
-    pictures = [[media.picture(name) for name in case.images] for case in cases]
-    if any(pictures):
-        given["images"] = pictures if kit.nested else [picture for row in pictures for picture in row]
+    keywords: dict[str, Any] = {}
+    images = [[media.picture(name) for name in case.images] for case in cases]
+    if any(images):
+        keywords["images"] = images if kit.nested else [image for row in images for image in row]
     if clips := [media.clip(name) for case in cases for name in case.videos]:
-        given |= {"videos": clips, "do_sample_frames": False, **kit.clips(clips)}
+        keywords |= {"videos": clips, "do_sample_frames": False, **kit.clips(clips)}
     bos = processor.tokenizer.bos_token
     if bos and all(text.startswith(bos) for text in texts):
-        given["add_special_tokens"] = False  # the template wrote it
-    return dict(processor(text=texts, return_tensors="pt", padding=len(texts) > 1, **given))
+        keywords["add_special_tokens"] = False  # the template wrote it
+    return dict(processor(text=texts, return_tensors="pt", padding=len(texts) > 1, **keywords))
 
 
 def pixel_levels(recipe: Recipe, processor: Any) -> dict[str, np.ndarray]:
@@ -148,8 +148,8 @@ def pixel_levels(recipe: Recipe, processor: Any) -> dict[str, np.ndarray]:
         if kind == "image":
             (pixels, grid), settings = kit.image(processor, media.picture(name)), processor.image_processor
             if kit.one_of_several and name in several:
-                made = kit.one_of_several(processor, media.picture(name))
-                arrays |= _levels(f"{name}{expected.SEVERAL}", *made, settings, kit)
+                other_pixels, other_grid = kit.one_of_several(processor, media.picture(name))
+                arrays |= _levels(f"{name}{expected.SEVERAL}", other_pixels, other_grid, settings, kit)
         else:
             assert kit.video, f"{kit.name} has no video"
             (pixels, grid), settings = kit.video(processor, media.clip(name)), processor.video_processor
@@ -182,8 +182,8 @@ def _media(case: Case) -> Iterator[tuple[str, str]]:
 def run_case(
     model: Any, inputs: dict[str, torch.Tensor], new_tokens: int, clips: bool, drawn: bool
 ) -> dict[str, np.ndarray]:
-    """Logits of the whole prompt and greedy steps of one row, with `clips` or not. Of weights that were `drawn`, a
-    lively text is asked."""
+    """Logits of the whole prompt and greedy steps of one row, with `clips` or not. With weights that were `drawn`, a
+    text of few different tokens is refused."""
     with torch.no_grad(), _RoutingMargins(model) as margins:
         logits = model(**inputs).logits[0].double().numpy()
         steps, tokens = _greedy(model, inputs, new_tokens)
@@ -214,15 +214,15 @@ def run_case(
 
 def _greedy(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits (B, steps, V) and tokens (B, steps), up to the end token."""
-    made = model.generate(
+    outputs = model.generate(
         **inputs, max_new_tokens=new_tokens, do_sample=False, return_dict_in_generate=True, output_logits=True
     )
-    tokens = made.sequences[:, inputs["input_ids"].shape[1] :]
-    return torch.stack(made.logits, dim=1).double().numpy(), tokens.numpy()
+    tokens = outputs.sequences[:, inputs["input_ids"].shape[1] :]
+    return torch.stack(outputs.logits, dim=1).double().numpy(), tokens.numpy()
 
 
 class _RoutingMargins:
-    """Watches how clearly each expert that is chosen beats the first that is not."""
+    """The smallest margin of a chosen expert over the best one that is not chosen."""
 
     def __init__(self, model: Any) -> None:
         self.smallest = np.inf
@@ -230,15 +230,15 @@ class _RoutingMargins:
         self.others = [module for module in model.modules() if type(module).__name__ == "Gemma4TextRouter"]
 
     def __enter__(self) -> Self:
-        self.handles = [router.register_forward_pre_hook(self._look) for router in self.routers]
-        self.handles += [router.register_forward_hook(self._look_after) for router in self.others]
+        self.handles = [router.register_forward_pre_hook(self._before_router) for router in self.routers]
+        self.handles += [router.register_forward_hook(self._after_router) for router in self.others]
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
-    def _look(self, router: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+    def _before_router(self, router: Any, arguments: tuple[torch.Tensor, ...]) -> None:
         hidden = arguments[0].reshape(-1, arguments[0].shape[-1])
         scores = hidden @ router.weight.T
         corrected = hasattr(router, "e_score_correction_bias")
@@ -246,9 +246,9 @@ class _RoutingMargins:
         scores = scores.sort(descending=True).values
         self._note(scores, router.top_k)
 
-    def _look_after(self, router: Any, _: Any, made: tuple[torch.Tensor, ...]) -> None:
-        """Of one that gives the probabilities of all experts, sorted by none."""
-        self._note(made[0].sort(descending=True).values, router.config.top_k_experts)
+    def _after_router(self, router: Any, _: Any, outputs: tuple[torch.Tensor, ...]) -> None:
+        """For a router that returns the probabilities of all experts."""
+        self._note(outputs[0].sort(descending=True).values, router.config.top_k_experts)
 
     def _note(self, scores: torch.Tensor, chosen: int) -> None:
         gap = scores[:, chosen - 1] - scores[:, chosen]
@@ -258,7 +258,7 @@ class _RoutingMargins:
 def padded_difference(
     recipe: Recipe, model: Any, processor: Any, rows: list[Case], single: list[dict[str, np.ndarray]]
 ) -> float:
-    """How far transformers' own padded rows are, in logits, from the single runs, which are the reference."""
+    """The largest difference in logits of transformers' padded rows from the single runs, which are the reference."""
     with torch.no_grad():
         inputs = model_inputs(recipe, processor, rows)
         logits = model(**inputs).logits[:, -1].double().numpy()
@@ -301,7 +301,7 @@ def make_family(name: str, recipe: Recipe) -> None:
 
 
 def make_demo() -> None:
-    """Write reference/demo/ from the built-in model, which is its own checkpoint folder."""
+    """Write reference/demo/ from the built-in model's folder."""
     folder = REFERENCE / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     arrays, record = run_cases(DEMO_MODEL, DEMO)
@@ -325,7 +325,7 @@ def write_record(
             **record,
         },
     )
-    print(f"{folder.name}: made with seed {seed}")
+    print(f"{folder.name}: written with seed {seed}")
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -374,7 +374,7 @@ def run_cases(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, np.ndarray], 
         cases, alone = [recipe.cases[row] for row in rows], [single[row] for row in rows]
         difference = padded_difference(recipe, model, processor, cases, alone)
         print(f"{name}: transformers' padded rows are off by {difference:.0e}")
-    arrays = {f"{name}.{key}": value for name, made in single.items() for key, value in made.items()}
+    arrays = {f"{name}.{key}": value for name, case in single.items() for key, value in case.items()}
     return arrays, record
 
 

@@ -56,7 +56,7 @@ def logits(loaded: Loaded, prompt: Prompt) -> np.ndarray:
 
 
 class _WithPixels:
-    """A processor whose prompts carry given pixels in the place of its own."""
+    """A processor whose prompts carry given pixels in the place of those it makes."""
 
     def __init__(self, processor: Any, pixels: Sequence[np.ndarray]) -> None:
         self._processor, self._pixels = processor, pixels
@@ -64,15 +64,15 @@ class _WithPixels:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._processor, name)
 
-    def prepare(self, *given: Any, **keywords: Any) -> Prompt:
-        return with_pixels(self._processor.prepare(*given, **keywords), self._pixels)
+    def prepare(self, *arguments: Any, **keywords: Any) -> Prompt:
+        return with_pixels(self._processor.prepare(*arguments, **keywords), self._pixels)
 
 
 def greedy(loaded: Loaded, case: Expected, pixels: Sequence[np.ndarray], count: int) -> tuple[list[int], np.ndarray]:
     """Tokens, and log-probabilities (count, V) that they were chosen from, by `stream_generate` on given pixels."""
     model, processor = loaded
     stream = mlx_vlgen.stream_generate(
-        model, cast(Any, _WithPixels(processor, pixels)), case.text, **_given(case), max_tokens=count
+        model, cast(Any, _WithPixels(processor, pixels)), case.text, **_media_keywords(case), max_tokens=count
     )
     tokens, log_probabilities = [], []
     for result in stream:
@@ -82,8 +82,8 @@ def greedy(loaded: Loaded, case: Expected, pixels: Sequence[np.ndarray], count: 
 
 
 def generate(loaded: Loaded, case: Expected, count: int) -> list[int]:
-    """Tokens by `generate`, from what a person gave."""
-    return mlx_vlgen.generate(*loaded, case.prompt, **_given(case), max_tokens=count).tokens
+    """Tokens by `generate`, from the case's messages or text."""
+    return mlx_vlgen.generate(*loaded, case.prompt, **_media_keywords(case), max_tokens=count).tokens
 
 
 def batch_generate(loaded: Loaded, cases: Sequence[Expected], count: int) -> list[list[int]]:
@@ -119,15 +119,15 @@ def is_video(medium: Media) -> bool:
     return medium.kind == "video"
 
 
-def _given(case: Expected) -> dict[str, Any]:
+def _media_keywords(case: Expected) -> dict[str, Any]:
     """A case's media as keywords: nothing, one, or a list."""
-    given = _media(case)
-    images, videos = list(given.images), list(given.videos)
+    media = _media(case)
+    images, videos = list(media.images), list(media.videos)
     keywords: dict[str, Any] = {}
     if images:
         keywords["image"] = images if len(images) > 1 else images[0]
     if videos:
-        keywords |= {"video": videos if len(videos) > 1 else videos[0], "video_fps": given.video_fps}
+        keywords |= {"video": videos if len(videos) > 1 else videos[0], "video_fps": media.video_fps}
     return keywords
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of the references' families as people publish them and other packages expect them.
 
-What layouts.py writes holds all that transformers and this package read. Others want a little more: settings that every
-published checkpoint has, sizes that fit published ones only.
+What layouts.py writes is enough for transformers and this package. Other packages need more: settings that every
+published checkpoint has, and sizes that fit published ones only.
 """
 
 from dataclasses import replace
@@ -27,8 +27,8 @@ _RESIZED = ("hidden_size", "vocab_size", "vocab_size_per_layer_input", "projecti
 
 
 def publish(family: str, folder: Path) -> None:
-    """Write into a checkpoint what published ones say and this package does not read, or where the other one expects a
-    size that its default fits in published ones, and not in these tiny ones."""
+    """Write into a checkpoint the settings that published ones have and this package does not read, and those whose
+    default in the other package fits the sizes of published checkpoints and not of these tiny ones."""
     if kit := read_json(REFERENCE / family / "cases.json")["processor"]:
         nested = read_json(REFERENCE / "processors" / kit / "processor_config.json")
         flat = {key: value for key, value in nested.items() if not isinstance(value, dict)}
@@ -74,7 +74,7 @@ def _resized(config: Config, sizes: dict[int, int]) -> Config:
 
 
 def write_published(family: str, folder: Path) -> Path:
-    """Write what `published_parts` gives as the Hub's originals are, and return the folder."""
+    """Write the result of `published_parts` in the form of the Hub's originals, and return the folder."""
     config, tensors = published_parts(family)
     layout = FIRST_RELEASE.get(family, cast(Layout, "hub"))
     assemble(recipes()[family], config, tensors, layout, folder)
@@ -83,7 +83,7 @@ def write_published(family: str, folder: Path) -> Path:
 
 
 def write_internvl_of_transformers(family: str, folder: Path) -> Path:
-    """InternVL as transformers 4 saved it: its own configuration, and the names that transformers 5 has, too."""
+    """InternVL as transformers 4 saved it: its configuration, and the names that transformers 5 has, too."""
     config, tensors = published_parts(family)
     recipe = replace(recipes()[family], hub=as_they_are)
     assemble(recipe, config, tensors, "hub", folder)

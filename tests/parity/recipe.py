@@ -1,4 +1,4 @@
-"""What a family's reference is made of: its configuration, tokenizer, processor, cases and published layouts.
+"""The parts of a family's reference: its configuration, tokenizer, processor, cases and published layouts.
 
 A new family is a file in recipes/. Nothing here needs transformers or torch until a recipe's functions are called,
 which only make_reference.py does; the layouts are for the tests too.
@@ -33,7 +33,7 @@ class Case:
 
 @dataclass(frozen=True)
 class TokenizerKit:
-    """Special tokens and template over the common byte-pair model; `bos` is put before every text, and has the first
+    """Special tokens and template over the common byte-pair model; `bos` stands before every text, and has the first
     of the special tokens' ids where `first` says so. named: attributes of the tokenizer (`image_token`, …)."""
 
     name: str
@@ -46,7 +46,7 @@ class TokenizerKit:
 
 
 def metadata(clips: list[np.ndarray]) -> Config:
-    """What transformers' newer video processors are told of clips."""
+    """Keywords about clips for transformers' newer video processors."""
     return {
         "video_metadata": [
             {
@@ -66,7 +66,7 @@ class ProcessorKit:
 
     image, video: that processor and a picture (H, W, 3), or a clip (T, H, W, 3), to (pixels as `Media.pixels` has them,
     grid as `Media.grid` has it). channels: where they lie in pixels once everything else is flattened: (N, 3, rest) or
-    (N, rest, 3). nested: whether pictures are given as one list a row. one_of_several: as image, of a picture that is
+    (N, rest, 3). nested: whether it takes pictures as one list a row. one_of_several: as image, of a picture that is
     not the only one of its prompt, where that differs. clips: the processor's keywords for clips.
     """
 
@@ -92,7 +92,7 @@ def nothing(config: Config) -> None:
 class Recipe:
     """A family: `config(ids, vocabulary)` is transformers' configuration object.
 
-    batches: names of cases that are answered together. rules: see weights.draw. new_tokens: greedy steps at most.
+    batches: names of cases that are answered together. rules: see weights.draw. new_tokens: the limit of greedy steps.
     hub, mlx: tensors as transformers 5 saves them to those of the Hub's original, and of conversions for MLX.
     legacy: what transformers 4.x wrote otherwise in config.json, beyond `layouts.hub_config`; changes it in place.
     mlx_config: what conversions for MLX wrote otherwise, beyond that; changes it in place.
@@ -121,7 +121,7 @@ def user(*content: str) -> Messages:
 
 
 def case_texts(case: Case) -> list[str]:
-    """The words that a case's prompt is made of."""
+    """The texts of a case's prompt."""
     if isinstance(case.prompt, str):
         return [case.prompt]
     contents = [message["content"] for message in case.prompt]

@@ -3,9 +3,9 @@
     cd tests && python -m parity.table [--write]
 
 One line a reference, from what the tests of this folder compare: a column says yes only where a case shows it.
-"float32" is the largest difference of any logit from transformers', over all cases and layouts, on the reference's own
+"float32" is the largest difference of any logit from transformers', over all cases and layouts, on the reference's
 pixels, in parts of max(1, standard deviation); "bfloat16" the same with weights and computing in bfloat16, which is
-what most people run. Lines of code are those of the family's own files.
+what most people run. Lines of code are those of the family's files.
 """
 
 import argparse
@@ -51,8 +51,8 @@ def differences(loaded: ours.Loaded, reference: str) -> Iterator[float]:
     for name in expected.record(reference)["cases"]:
         case = expected.case(reference, name)
         prompt = ours.prepare(loaded, case.text, case)
-        made = expected.media_pixels(reference, case, map(ours.is_video, prompt.media))
-        pixels = [own.normalised for own in made]
+        references = expected.media_pixels(reference, case, map(ours.is_video, prompt.media))
+        pixels = [one.normalised for one in references]
         logits = ours.logits(loaded, ours.with_pixels(prompt, pixels)).astype(np.float64)
         worst = max(
             np.abs(logits[-1] - case.last).max(),
@@ -88,7 +88,7 @@ def takes_quantized_cache(reference: str) -> bool:
 
 
 def lines_of(reference: str) -> int:
-    """Of the family's own two files; a text decoder has none."""
+    """Lines of the family's two files; a text decoder has none."""
     family = find(config_of(reference))
     if family is TEXT:
         return 0
@@ -126,7 +126,7 @@ def row(reference: str, measured: dict[str, Any]) -> str:
 
 
 def table(measured: dict[str, dict[str, Any]]) -> str:
-    """All of it: what sees, then what only reads."""
+    """The whole table: vision-language families, then text decoders."""
 
     def order(reference: str) -> tuple[bool, str]:
         return find(config_of(reference)) is TEXT, reference
@@ -135,14 +135,14 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
 
 
 def in_readme() -> str:
-    """What the README has between its two marks."""
+    """The README's text between its two marks."""
     return README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="into the README, and measured.json beside the references")
-    given = parser.parse_args()
+    args = parser.parse_args()
     measured = {}
     for name in expected.families():
         if name == "demo":
@@ -153,7 +153,7 @@ def main() -> None:
         }  # fmt: skip
         print(name, measured[name], flush=True)
     print(table(measured))
-    if given.write:
+    if args.write:
         MEASURED.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
         before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
         README.write_text(before + BEGIN + table(measured) + END + rest.partition(END)[2], encoding="utf-8")

@@ -12,7 +12,7 @@ from mlx_vlgen.inputs.prompt import MediaInputs
 
 from . import media
 
-WORDS = (
+SENTENCES = (
     "Describe  the café, s'il te plaît: naïve e\u0301, 図書館で続けて。 12345 + 678?\n\n\tdef f(x):\n        return x\n"
     "🙂👩‍👩‍👧 مرحبا Привет “quoted” … don't WE'RE http://a.b/c?d=e&f=1 \u00a0 end  "
 )
@@ -27,7 +27,7 @@ SUM = {
 }
 
 
-def words(text: str) -> dict[str, str]:
+def text_part(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
 
 
@@ -35,13 +35,13 @@ def turn(*content: Any, role: str = "user") -> dict[str, Any]:
     return {"role": role, "content": list(content)}
 
 
-ANSWERED = [turn(words("One?")), turn(words("A café."), role="assistant"), turn(words("Two?"))]
+ANSWERED = [turn(text_part("One?")), turn(text_part("A café."), role="assistant"), turn(text_part("Two?"))]
 THOUGHT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "<think>\nSum.\n</think>\n\n4"}]
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """needs: words that the template must hold for the conversation to say anything to it."""
+    """needs: a string that the template must contain for the conversation to test anything of it."""
 
     messages: list[dict[str, Any]]
     keywords: Mapping[str, Any] = field(default_factory=dict)
@@ -49,23 +49,23 @@ class Conversation:
 
 
 CONVERSATIONS = {
-    "text": Conversation([turn(words(WORDS))]),
-    "string": Conversation([{"role": "user", "content": WORDS}]),
-    "picture": Conversation([turn(IMAGE, words("What is it?"))]),
-    "picture last": Conversation([turn(words("What is it? "), IMAGE)]),
-    "two pictures": Conversation([turn(IMAGE, words(" and "), IMAGE, words("What differs?"))]),
-    "video": Conversation([turn(VIDEO, words("What moves?"))]),
-    "picture and video": Conversation([turn(IMAGE, VIDEO, words("Compare."))]),
-    "system": Conversation([turn(words("Be brief."), role="system"), turn(IMAGE, words("Hi"))]),
+    "text": Conversation([turn(text_part(SENTENCES))]),
+    "string": Conversation([{"role": "user", "content": SENTENCES}]),
+    "picture": Conversation([turn(IMAGE, text_part("What is it?"))]),
+    "picture last": Conversation([turn(text_part("What is it? "), IMAGE)]),
+    "two pictures": Conversation([turn(IMAGE, text_part(" and "), IMAGE, text_part("What differs?"))]),
+    "video": Conversation([turn(VIDEO, text_part("What moves?"))]),
+    "picture and video": Conversation([turn(IMAGE, VIDEO, text_part("Compare."))]),
+    "system": Conversation([turn(text_part("Be brief."), role="system"), turn(IMAGE, text_part("Hi"))]),
     "system string": Conversation([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]),
-    "dialogue": Conversation([turn(IMAGE, words("One?")), *ANSWERED[1:]]),
+    "dialogue": Conversation([turn(IMAGE, text_part("One?")), *ANSWERED[1:]]),
     "dialogue of strings": Conversation([*THOUGHT, {"role": "user", "content": "Sure?"}]),
-    "pictures in turns": Conversation([turn(IMAGE, words("One?")), ANSWERED[1], turn(words("And "), IMAGE)]),
+    "pictures in turns": Conversation([turn(IMAGE, text_part("One?")), ANSWERED[1], turn(text_part("And "), IMAGE)]),
     "no answer": Conversation(ANSWERED[:2], {"add_generation_prompt": False}),
     "thinking": Conversation([*ANSWERED], {"enable_thinking": True}, needs="enable_thinking"),
     "no thinking": Conversation([*ANSWERED], {"enable_thinking": False}, needs="enable_thinking"),
-    "tools": Conversation([turn(words("1 + 2?"))], {"tools": [SUM]}, needs="tools"),
-    "numbered": Conversation([turn(IMAGE, IMAGE, words("Hi"))], {"add_vision_id": True}, needs="add_vision_id"),
+    "tools": Conversation([turn(text_part("1 + 2?"))], {"tools": [SUM]}, needs="tools"),
+    "numbered": Conversation([turn(IMAGE, IMAGE, text_part("Hi"))], {"add_vision_id": True}, needs="add_vision_id"),
 }
 
 
@@ -78,15 +78,15 @@ def fitting(processor: Processor) -> Iterator[tuple[str, Conversation]]:
 
 
 def ours(processor: Processor, conversation: Conversation) -> str:
-    """What a user gets."""
+    """Our rendering."""
     return apply_chat_template(processor, {}, conversation.messages, **conversation.keywords)
 
 
 def theirs(processor: Processor, messages: Sequence[Mapping[str, Any]], keywords: Mapping[str, Any]) -> str:
-    """transformers' rendering. It is told that nobody asked for thinking, as `apply_chat_template` tells templates."""
-    given = {"add_generation_prompt": True, "enable_thinking": False} | dict(keywords)
+    """transformers' rendering, with our default of enable_thinking."""
+    options = {"add_generation_prompt": True, "enable_thinking": False} | dict(keywords)
     rendered = processor.tokenizer.apply_chat_template(
-        list(messages), chat_template=processor.chat_template, tokenize=False, **given
+        list(messages), chat_template=processor.chat_template, tokenize=False, **options
     )
     return str(rendered)
 
@@ -98,7 +98,7 @@ def expected_text(processor: Processor, conversation: Conversation) -> str:
         messages = [shape(message) for message in conversation.messages]
         try:
             rendered = theirs(processor, messages, conversation.keywords)
-        except Exception:  # a template's own refusal has no class of its own
+        except Exception:  # a template may raise anything
             continue
         if all(text in rendered for text in texts(messages)) and "[{'type'" not in rendered:
             return rendered
@@ -109,19 +109,19 @@ def difference(processor: Processor, conversation: Conversation) -> str:
     """Between the two renderings, or "". What transformers cannot render whole, ours has to refuse."""
     expected = expected_text(processor, conversation)
     try:
-        made = ours(processor, conversation)
+        rendered = ours(processor, conversation)
     except PromptError as error:
         return f"ours refuses: {error}" if expected else ""
     if not expected:
-        return f"ours does not refuse: {made!r:.200}"
-    return "" if made == expected else f"ours {made!r}\ntheirs {expected!r}"
+        return f"ours does not refuse: {rendered!r:.200}"
+    return "" if rendered == expected else f"ours {rendered!r}\ntheirs {expected!r}"
 
 
 def texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     """What people said, and not the assistant, whose thoughts templates rewrite; templates trim it."""
     said = [message["content"] for message in messages if message["role"] != "assistant"]
     parts = [[content] if isinstance(content, str) else [p["text"] for p in content if "text" in p] for content in said]
-    return [text.strip() for own in parts for text in own]
+    return [text.strip() for part in parts for text in part]
 
 
 def ids_difference(processor: Processor, conversation: Conversation) -> str | None:
@@ -133,15 +133,15 @@ def ids_difference(processor: Processor, conversation: Conversation) -> str | No
     bare = [{**message, "content": _bare(message["content"])} for message in conversation.messages]
     keywords = dict(conversation.keywords)
     images = [media.picture(name) for name in ("plain", "upright")][: len(parts)]
-    made = processor.prepare(bare, MediaInputs(images=images), **keywords)
+    prompt = processor.prepare(bare, MediaInputs(images=images), **keywords)
     text = expected_text(processor, conversation)
     if parts:
         placeholder = processor.placeholders["image"]
         first, *rest = text.split(placeholder)
-        counts = [sum(end - start for start, end in medium.spans) for medium in made.media]
+        counts = [sum(end - start for start, end in medium.spans) for medium in prompt.media]
         text = first + "".join(placeholder * count + part for count, part in zip(counts, rest, strict=True))
     expected = processor.tokenizer(text)["input_ids"]
-    ids = made.tokens.tolist()
+    ids = prompt.tokens.tolist()
     return "" if ids == expected else f"ours {ids}\ntheirs {expected}"
 
 

@@ -17,8 +17,8 @@ from .weights import fingerprint, projection
 
 DEMO_MODEL = media.DEMO / "model"
 FAMILIES = expected.families()
-# The built-in model is a checkpoint folder of its own, in one layout.
-CHECKPOINTS = [(f, layout) for f in FAMILIES for layout in (("own",) if f == "demo" else LAYOUTS)]
+# The built-in model is a checkpoint folder, in one layout.
+CHECKPOINTS = [(f, layout) for f in FAMILIES for layout in (("saved",) if f == "demo" else LAYOUTS)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -63,7 +63,7 @@ def new_tokens(family: str) -> int:
 
 
 def normalised_pixels(checkpoint: ours.Loaded, family: str, case: Expected) -> list[np.ndarray]:
-    """The same as vision towers take them."""
+    """The reference's pixels of a case's media, as vision towers take them."""
     prompt = ours.prepare(checkpoint, case.text, case)
     return [reference.normalised for reference in expected.media_pixels(family, case, map(ours.is_video, prompt.media))]
 
@@ -87,7 +87,7 @@ def test_pixels(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
 
 
 def test_logits(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
-    """Of the whole prompt, on the reference's own pixels."""
+    """Of the whole prompt, on the reference's pixels."""
     pixels = normalised_pixels(checkpoint, family, case)
     prompt = ours.with_pixels(ours.prepare(checkpoint, case.text, case), pixels)
     logits = ours.logits(checkpoint, prompt)
@@ -97,7 +97,7 @@ def test_logits(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
 
 
 def test_greedy(checkpoint: ours.Loaded, case: Expected, family: str, new_tokens: int) -> None:
-    """Tokens and their log-probabilities through the engine, on the reference's pixels; tokens from what one gives."""
+    """Tokens and their log-probabilities, on the reference's pixels; tokens on the case's media too."""
     pixels = normalised_pixels(checkpoint, family, case)
     tokens, log_probabilities = ours.greedy(checkpoint, case, pixels, new_tokens)
     assert tokens == case.tokens.tolist()
@@ -121,17 +121,17 @@ def test_weights_are_those_of_the_reference(family: str) -> None:
 
 
 def test_every_supported_family_has_references() -> None:
-    """What is not compared here is not supported."""
+    """A family without a reference is not supported."""
     compared = {
         layout_config(recipes()[family], read_json(REFERENCE / family / "config.json"), layout)["model_type"]
         for family, layout in CHECKPOINTS
-        if layout != "own"
+        if layout != "saved"
     }
     assert ours.supported() <= compared
 
 
 def test_built_in_model_has_its_own_reference() -> None:
-    """Whenever the model changes, its reference is made again."""
+    """The reference is of the model in the package."""
     remedy = "make it with `cd tests && python -m parity.make_reference demo`"
     assert DEMO_MODEL.exists() == ("demo" in FAMILIES), remedy
     if DEMO_MODEL.exists():

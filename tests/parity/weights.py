@@ -20,7 +20,7 @@ COMMON_RULES: tuple[Rule, ...] = (
     (r"norm\d?\.weight$", 1.0, 0.2),
     (r"pos_embed\.weight$", 0.0, 0.5),
 )
-# The last hidden state of a tied model resembles its own token's row: a large table would copy the last token for ever.
+# The last hidden state of a tied model resembles its token's row: a large table would copy the last token for ever.
 TIED_EMBEDDING: Rule = (r"embed_tokens\.weight$", 0.0, 0.12)
 EMBEDDING: Rule = (r"embed_tokens\.weight$", 0.0, 0.5)
 
@@ -28,7 +28,7 @@ EMBEDDING: Rule = (r"embed_tokens\.weight$", 0.0, 0.5)
 def draw(shapes: Shapes, seed: int = 0, rules: Iterable[Rule] = ()) -> Tensors:
     """One float32 array per name of `shapes`, which are the names transformers 5 saves.
 
-    The first matching rule decides, a family's own `rules` before the common ones; without a match the tensor is a
+    The first matching rule decides, a family's `rules` before the common ones; without a match the tensor is a
     matrix, drawn with a standard deviation of 1 / sqrt(fan in). No `lm_head.weight` among the names: tied embeddings.
     """
     tied = "lm_head.weight" not in shapes

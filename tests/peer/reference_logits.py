@@ -1,9 +1,9 @@
 """Logits of transformers for all cases of a family, on other weights than the reference's.
 
-    cd tests && ORACLE -m peer.reference_logits FAMILY NAME=FOLDER ... FILE
+    cd tests && ORACLE -m peer.reference_logits FAMILY WEIGHTS=FOLDER ... FILE
 
-ORACLE: a Python with what make_reference.py wants. FOLDER: a checkpoint as transformers 5 saves it. FILE gets
-`CASE.ids` (L,) and `CASE.NAME.logits` (L, V).
+ORACLE: a Python with the packages that make_reference.py needs. FOLDER: a checkpoint as transformers 5 saves it. FILE
+gets `CASE.ids` (L,) and `CASE.WEIGHTS.logits` (L, V).
 """
 
 import sys
@@ -21,14 +21,14 @@ def main(family: str, folders: dict[str, str], target: str) -> None:
     recipe = recipes()[family]
     processor = load_processor(recipe)
     inputs = {name: model_inputs(recipe, processor, [case]) for name, case in recipe.cases.items()}
-    arrays = {f"{name}.ids": given["input_ids"][0].numpy() for name, given in inputs.items()}
-    for way, folder in folders.items():
+    arrays = {f"{name}.ids": tensors["input_ids"][0].numpy() for name, tensors in inputs.items()}
+    for weights, folder in folders.items():
         model = load_model(Path(folder))
         with torch.no_grad():
-            for name, given in inputs.items():
-                arrays[f"{name}.{way}.logits"] = model(**given).logits[0].numpy()
+            for name, tensors in inputs.items():
+                arrays[f"{name}.{weights}.logits"] = model(**tensors).logits[0].numpy()
     np.savez(target, allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], dict(word.split("=", 1) for word in sys.argv[2:-1]), sys.argv[-1])
+    main(sys.argv[1], dict(argument.split("=", 1) for argument in sys.argv[2:-1]), sys.argv[-1])

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from another import as_ours, ask, needs_peer, stored, unlike
 from parity.published import write_internvl_of_transformers, write_published
 from parity.recipes import recipes
+from peer_process import as_ours, needs_peer, run_jobs, stored, unlike
 
 from mlx_vlgen import load
 from mlx_vlgen._runtime import mx, tree_flatten
@@ -20,15 +20,15 @@ from mlx_vlgen.convert import convert
 
 pytestmark = [pytest.mark.peer, needs_peer]
 
-WAYS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "4 bits": {"quantize": True, "q_bits": 4, "q_group_size": 32},
     "mxfp8": {"quantize": True, "q_mode": "mxfp8", "q_bits": 8, "q_group_size": 32},
     "bfloat16": {"dtype": "bfloat16"},
 }
-EVERY_WAY = ("qwen3_vl", "llava")
+EVERY_SETTING = ("qwen3_vl", "llava")
 
-# What it writes otherwise, and this package reads all the same: (family, way) -> names, and why.
+# What it writes otherwise, and this package reads all the same: (family, setting) -> names, and why.
 PROJECTOR = r"mlp1\.", "it quantizes the projector too"
 CONNECTOR = r"connector\.modality_projection\.proj\.", "it quantizes the connector too"
 TIED = r"lm_head\.", "it writes tied embeddings a second time"
@@ -49,7 +49,7 @@ LOADED_OTHERWISE = {("gemma3", "as it is"): TIED, ("gemma3_text", "as it is"): T
 NOT_LOADED = {
     ("gemma3_text", "4 bits"): (
         "Expected shape",
-        "of tied embeddings that are quantized it takes the packed numbers for an output layer's; mlx-lm's own "
+        "of tied embeddings that are quantized it takes the packed numbers for an output layer's; mlx-lm's "
         "conversions, which have no output layer either, fall to the same",
     ),
 }
@@ -65,54 +65,55 @@ def test_so_they_do_of_internvl_as_transformers_has_it(tmp_path: Path) -> None:
     source = write_internvl_of_transformers("internvl_qwen3", tmp_path / "original")
     exchange("internvl of transformers", source, tmp_path)
     source = write_internvl_of_transformers("internvl", tmp_path / "with Qwen2")
-    assert "head_dim" in ask([("convert", source, tmp_path / "never", {})], tmp_path)[0]
+    assert "head_dim" in run_jobs([("convert", source, tmp_path / "never", {})], tmp_path)[0]
 
 
 def exchange(family: str, source: Path, tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     text_only = "vision_config" not in config
-    ways = [way for way in WAYS if family in EVERY_WAY or way in ("as it is", "4 bits")]
+    settings = [setting for setting in SETTINGS if family in EVERY_SETTING or setting in ("as it is", "4 bits")]
     ours, theirs, files = (
-        {way: tmp_path / f"{kind} {way}{end}" for way in ways}
+        {setting: tmp_path / f"{kind} {setting}{end}" for setting in settings}
         for kind, end in (("ours", ""), ("theirs", ""), ("loaded", ".safetensors"))
     )
-    for way in ways:
-        convert(source, ours[way], **WAYS[way])
-    said = ask(
-        [("convert", source, theirs[way], WAYS[way]) for way in ways]
-        + [("load", ours[way], files[way], {}) for way in ways],
+    for setting in settings:
+        convert(source, ours[setting], **SETTINGS[setting])
+    errors = run_jobs(
+        [("convert", source, theirs[setting], SETTINGS[setting]) for setting in settings]
+        + [("load", ours[setting], files[setting], {}) for setting in settings],
         tmp_path,
     )
-    assert said[: len(ways)] == [""] * len(ways)
+    assert errors[: len(settings)] == [""] * len(settings)
 
-    for way, complaint in zip(ways, said[len(ways) :], strict=True):
-        own, other = stored(ours[way]), as_ours(stored(theirs[way]), text_only)
-        assert_only(WRITTEN_OTHERWISE.get((family, way)), unlike(own, other))
-        if (family, way) in NOT_LOADED:
-            assert NOT_LOADED[family, way][0] in complaint
+    for setting, error in zip(settings, errors[len(settings) :], strict=True):
+        our_weights, their_weights = stored(ours[setting]), as_ours(stored(theirs[setting]), text_only)
+        assert_only(WRITTEN_OTHERWISE.get((family, setting)), unlike(our_weights, their_weights))
+        if (family, setting) in NOT_LOADED:
+            assert NOT_LOADED[family, setting][0] in error
         else:
-            assert not complaint, way
-            found = as_ours(mx.load(str(files[way])), text_only)  # type: ignore[arg-type]
-            assert_only(LOADED_OTHERWISE.get((family, way)), unlike(own, found))
+            assert not error, setting
+            loaded = as_ours(mx.load(str(files[setting])), text_only)  # type: ignore[arg-type]
+            assert_only(LOADED_OTHERWISE.get((family, setting)), unlike(our_weights, loaded))
 
-        first, second = (dict(tree_flatten(load(folder)[0].parameters())) for folder in (ours[way], theirs[way]))
-        if (family, way) not in WRITTEN_OTHERWISE:
-            assert recipe(ours[way]) == recipe(theirs[way])
+        first, second = (
+            dict(tree_flatten(load(folder)[0].parameters())) for folder in (ours[setting], theirs[setting])
+        )
+        if (family, setting) not in WRITTEN_OTHERWISE:
+            assert recipe(ours[setting]) == recipe(theirs[setting])
             assert first.keys() == second.keys()
             assert all(np.array_equal(np.array(first[name]), np.array(second[name])) for name in first)
 
 
 def assert_only(known: tuple[str, str] | None, names: set[str]) -> None:
-    """Exactly what is known differs, and it still does."""
+    """The known difference is there, and no other."""
     assert bool(known) == bool(names)
     assert known is None or all(re.search(known[0], name) for name in names), names
 
 
 def recipe(folder: Path) -> dict[str, Any]:
-    """What config.json says of quantization: for all, and for layers that have their own, which are affine if it does
-    not say."""
-    said = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization", {})
+    """config.json's quantization: of the model, and of single layers, affine where no mode is named."""
+    quantization = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization", {})
     return {
         name.removeprefix("language_model."): {"mode": "affine"} | value if isinstance(value, dict) else value
-        for name, value in said.items()
+        for name, value in quantization.items()
     }

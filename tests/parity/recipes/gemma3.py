@@ -21,7 +21,7 @@ from ..recipe import (
 )
 from ..weights import Rule, Tensors
 
-# Does what the published one does, which is not ours to copy: the first token, trimmed texts, the words of a system
+# Does what the published one does, which is not ours to copy: the first token, trimmed texts, the text of a system
 # message before those of the first user.
 TEMPLATE = (
     "{{ bos_token }}{% set told = namespace(words='') %}{% for m in messages %}{% if m['role'] == 'system' %}"
@@ -85,8 +85,8 @@ def processor(tokenizer: Any) -> Any:
     )
 
 
-def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    return np.asarray(processor.image_processor(images=[picture], return_tensors="np")["pixel_values"]), ()
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    return np.asarray(processor.image_processor(images=[image], return_tensors="np")["pixel_values"]), ()
 
 
 def hub(tensors: Tensors) -> Tensors:
@@ -94,7 +94,7 @@ def hub(tensors: Tensors) -> Tensors:
 
 
 def mlx(tensors: Tensors) -> Tensors:
-    """With an output layer of its own, a copy of the embeddings."""
+    """With an output layer, a copy of the embeddings."""
     tensors = channels_last(hub(tensors))
     return tensors | {"language_model.lm_head.weight": tensors["language_model.model.embed_tokens.weight"]}
 

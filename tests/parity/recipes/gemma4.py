@@ -95,27 +95,27 @@ def config(text: Config, vision: Config) -> Callable[[Ids, int], Any]:
 
 def processor(tokenizer: Any) -> Any:
     import transformers
-    from transformers.models.gemma4 import image_processing_pil_gemma4 as pictures
-    from transformers.models.gemma4 import video_processing_gemma4 as clips
+    from transformers.models.gemma4 import image_processing_pil_gemma4 as images
+    from transformers.models.gemma4 import video_processing_gemma4 as videos
 
     # It takes no smaller numbers of tokens than the published models know.
-    pictures._SUPPORTED_SOFT_TOKENS = clips._SUPPORTED_SOFT_TOKENS = (PICTURE, FRAME)
+    images._SUPPORTED_SOFT_TOKENS = videos._SUPPORTED_SOFT_TOKENS = (PICTURE, FRAME)
     sizes = {"patch_size": PATCH, "pooling_kernel_size": POOL}
     return transformers.Gemma4Processor(
-        transformers.Gemma4AudioFeatureExtractor(), pictures.Gemma4ImageProcessorPil(max_soft_tokens=PICTURE, **sizes),
-        tokenizer, clips.Gemma4VideoProcessor(max_soft_tokens=FRAME, **sizes), image_seq_length=PICTURE,
+        transformers.Gemma4AudioFeatureExtractor(), images.Gemma4ImageProcessorPil(max_soft_tokens=PICTURE, **sizes),
+        tokenizer, videos.Gemma4VideoProcessor(max_soft_tokens=FRAME, **sizes), image_seq_length=PICTURE,
         chat_template=tokenizer.chat_template,
     )  # fmt: skip
 
 
-def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.image_processor(images=[picture], return_tensors="np")
-    return unpadded(made["pixel_values"], made["image_position_ids"])
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    features = processor.image_processor(images=[image], return_tensors="np")
+    return unpadded(features["pixel_values"], features["image_position_ids"])
 
 
 def video_pixels(processor: Any, clip: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.video_processor(videos=[clip], return_tensors="np", do_sample_frames=False, **metadata([clip]))
-    return unpadded(np.asarray(made["pixel_values_videos"]), np.asarray(made["video_position_ids"]))
+    features = processor.video_processor(videos=[clip], return_tensors="np", do_sample_frames=False, **metadata([clip]))
+    return unpadded(np.asarray(features["pixel_values_videos"]), np.asarray(features["video_position_ids"]))
 
 
 def unpadded(pixels: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -142,7 +142,7 @@ def mlx(tensors: Tensors) -> Tensors:
 
 
 def legacy(config: Config) -> None:
-    """The first release had rotary parameters as today's, but sizes of global layers by names of their own."""
+    """The first release had rotary parameters as today's, but sizes of global layers under other names."""
     text, vision = config["text_config"], config["vision_config"]
     for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
         text.pop(key, None)

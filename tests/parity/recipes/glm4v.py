@@ -45,14 +45,14 @@ TOKENS = {
 
 
 def processor(name: str) -> Callable[[Any], Any]:
-    """Limits so low that of the pictures and clips of media.py some are shrunk, some enlarged and some kept."""
+    """Limits so low that of the pictures and clips of media.py some shrink, some grow and some stay."""
 
     def build(tokenizer: Any) -> Any:
         import transformers
 
-        made = {kind: getattr(transformers, f"{name}{kind}") for kind in ("ImageProcessorPil", "VideoProcessor")}
-        image = made["ImageProcessorPil"](size={"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 16 * 28 * 28})
-        video = made["VideoProcessor"](size={"shortest_edge": 56 * 56, "longest_edge": 50 * 28 * 28})
+        classes = {kind: getattr(transformers, f"{name}{kind}") for kind in ("ImageProcessorPil", "VideoProcessor")}
+        image = classes["ImageProcessorPil"](size={"shortest_edge": 2 * 56 * 56, "longest_edge": 2 * 16 * 28 * 28})
+        video = classes["VideoProcessor"](size={"shortest_edge": 56 * 56, "longest_edge": 50 * 28 * 28})
         template = tokenizer.chat_template
         return getattr(transformers, f"{name}Processor")(image, tokenizer, video, chat_template=template)
 
@@ -84,13 +84,13 @@ def _config(name: str, sections: list[int], **text: Any) -> Callable[[Ids, int],
 
 
 def legacy(config: Config) -> None:
-    """The share of each head that turns beside the text's own fields."""
+    """The share of each head that turns beside the text's fields."""
     text = config["text_config"]
     text["partial_rotary_factor"] = text["rope_scaling"].pop("partial_rotary_factor")
 
 
 def flat(config: Config) -> None:
-    """The text decoder's fields among the model's own, as in the first release."""
+    """The text decoder's fields among the model's, as in the first release."""
     text = config.pop("text_config")
     config |= {key: value for key, value in text.items() if key not in config and key != "model_type"}
     config |= {key: text[key] for key in ("eos_token_id", "pad_token_id")}

@@ -28,7 +28,7 @@ from ..recipe import (
 from ..weights import Rule, Tensors
 from .llava import text_config
 
-# Like published ones it knows no video: transformers then takes a template of its own.
+# Like published ones it knows no video: transformers then takes a template of the processor class.
 TEMPLATE = (
     "<|im_start|>{% for m in messages %}{{ m['role'] | capitalize }}{% if m['content'][0]['type'] == 'image' %}"
     "{{ ':' }}{% else %}{{ ': ' }}{% endif %}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}"
@@ -96,27 +96,27 @@ def _smolvlm_class() -> Any:
     import transformers
 
     class SmolVLMProcessor(transformers.SmolVLMProcessor):  # type: ignore[misc]
-        """transformers' own, which keeps only the videos' pixels where there are pictures too; this one gives the
+        """transformers' class, which returns only the videos' pixels where there are pictures too; this one gives the
         model all of them, in the order of the prompts."""
 
-        def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **given: Any) -> Any:
-            made = super().__call__(images=images, text=text, videos=videos, **given)
+        def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **keywords: Any) -> Any:
+            features = super().__call__(images=images, text=text, videos=videos, **keywords)
             if not images or not videos:
-                return made
+                return features
             pixels = {
-                "<image>": (picture_pixels(self, picture)[0] for row in images for picture in row),
+                "<image>": (image_pixels(self, image)[0] for row in images for image in row),
                 "<video>": (clip_pixels(self, clip)[0] for clip in videos),
             }
             order = re.findall("<image>|<video>", "".join(text))
-            made["pixel_values"] = torch.tensor(np.concatenate([next(pixels[token]) for token in order]))[None]
-            del made["pixel_attention_mask"]
-            return made
+            features["pixel_values"] = torch.tensor(np.concatenate([next(pixels[token]) for token in order]))[None]
+            del features["pixel_attention_mask"]
+            return features
 
     return SmolVLMProcessor
 
 
-def picture_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    return np.asarray(processor.image_processor(images=[picture], return_tensors="np")["pixel_values"])[0], ()
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    return np.asarray(processor.image_processor(images=[image], return_tensors="np")["pixel_values"])[0], ()
 
 
 def clip_pixels(processor: Any, clip: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -145,15 +145,15 @@ def _mlx(tensors: Tensors) -> Tensors:
 
 
 CASES = {name: in_parts(case) for name, case in VISION_CASES.items()}
-WIDE = {"wide": Case(user("What is it? ", "image"), images=["wide"])}  # one row of tiles, after words
+WIDE = {"wide": Case(user("What is it? ", "image"), images=["wide"])}  # one row of tiles, after text
 RECIPES = {
     "idefics3": Recipe(
         _config("Idefics3Config", 42, rope_parameters=LLAMA3), TOKENIZER, CASES | WIDE, VISION_BATCHES,
-        ProcessorKit("idefics3", idefics3, picture_pixels, nested=True), RULES, mlx=_mlx,
+        ProcessorKit("idefics3", idefics3, image_pixels, nested=True), RULES, mlx=_mlx,
     ),
     "smolvlm": Recipe(
         _config("SmolVLMConfig", 30, rope_parameters=rope(1e5), head_dim=32), TOKENIZER,
         CASES | VIDEO_CASES, VISION_BATCHES | VIDEO_BATCHES,
-        ProcessorKit("smolvlm", smolvlm, picture_pixels, clip_pixels, nested=True), RULES, mlx=_mlx,
+        ProcessorKit("smolvlm", smolvlm, image_pixels, clip_pixels, nested=True), RULES, mlx=_mlx,
     ),
 }  # fmt: skip

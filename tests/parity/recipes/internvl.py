@@ -76,8 +76,8 @@ def _config(model_type: str, vision: Config, **text: Any) -> Callable[[Ids, int]
     return build
 
 
-def _processor(least: int, most: int) -> Callable[[Any], Any]:
-    """least, most: bounds of the number of tiles. As in published files, its own word is that it does not cut."""
+def _processor(min_tiles: int, max_tiles: int) -> Callable[[Any], Any]:
+    """The bounds of the number of tiles. As in published files, `crop_to_patches` is false."""
 
     def build(tokenizer: Any) -> Any:
         import transformers
@@ -85,7 +85,7 @@ def _processor(least: int, most: int) -> Callable[[Any], Any]:
         square: Config = {"size": {"height": 28, "width": 28}} | NORMAL
         return transformers.InternVLProcessor(
             transformers.GotOcr2ImageProcessorPil(
-                crop_to_patches=False, min_patches=least, max_patches=most, **square
+                crop_to_patches=False, min_patches=min_tiles, max_patches=max_tiles, **square
             ),
             tokenizer, transformers.InternVLVideoProcessor(**square), image_seq_length=4,
             chat_template=tokenizer.chat_template,
@@ -94,14 +94,14 @@ def _processor(least: int, most: int) -> Callable[[Any], Any]:
     return build
 
 
-def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.image_processor(images=[picture], crop_to_patches=True, return_tensors="np")
-    return np.asarray(made["pixel_values"]), ()
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    features = processor.image_processor(images=[image], crop_to_patches=True, return_tensors="np")
+    return np.asarray(features["pixel_values"]), ()
 
 
 def video_pixels(processor: Any, clip: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.video_processor(videos=[clip], do_sample_frames=False, return_tensors="np")
-    return np.asarray(made["pixel_values_videos"])[0], ()
+    features = processor.video_processor(videos=[clip], do_sample_frames=False, return_tensors="np")
+    return np.asarray(features["pixel_values_videos"])[0], ()
 
 
 def legacy(config: Config) -> None:
@@ -111,7 +111,7 @@ def legacy(config: Config) -> None:
 
 
 def first_release(config: Config) -> None:
-    """As the authors' own code has it."""
+    """As the authors' code has it."""
     config |= {"model_type": "internvl_chat", "llm_config": config.pop("text_config"), "select_layer": -1}
     config |= {"downsample_ratio": 0.5, "ps_version": "v2", "dynamic_image_size": True, "use_thumbnail": True}
     for key in ("vision_feature_layer", "vision_feature_select_strategy", "image_seq_length"):
@@ -127,7 +127,7 @@ def first_release(config: Config) -> None:
 
 
 def hub(tensors: Tensors) -> Tensors:
-    """The names of transformers' own modules, which it reads and does not write."""
+    """The names of transformers' modules, which it reads and does not write."""
     pairs = (
         ("vision_tower.", "model.vision_tower."),
         ("multi_modal_projector.", "model.multi_modal_projector."),

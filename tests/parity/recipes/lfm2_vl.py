@@ -80,8 +80,8 @@ def processor(tokenizer: Any) -> Any:
     class ByPillow(transformers.TorchvisionBackend):
         def resize(self, image: Any, size: Any, resample: Any = None, **_: Any) -> Any:
             """(B, C, H, W)."""
-            pictures = [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in image]
-            resized = [np.asarray(one.resize((size.width, size.height), Image.Resampling.BILINEAR)) for one in pictures]
+            images = [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in image]
+            resized = [np.asarray(one.resize((size.width, size.height), Image.Resampling.BILINEAR)) for one in images]
             return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
 
     image = type("Lfm2VlImageProcessor", (Lfm2VlImageProcessor, ByPillow), {})(
@@ -90,14 +90,14 @@ def processor(tokenizer: Any) -> Any:
     return Lfm2VlProcessor(image, tokenizer, chat_template=tokenizer.chat_template)
 
 
-def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     """Without the padding; grid: tiles, patches a side of one, rows and columns of the whole."""
-    made = processor.image_processor(images=[picture], return_tensors="np", return_row_col_info=True)
+    features = processor.image_processor(images=[image], return_tensors="np", return_row_col_info=True)
     parts = [
         pixels[: rows * columns]
-        for pixels, (rows, columns) in zip(made["pixel_values"], made["spatial_shapes"].tolist(), strict=True)
+        for pixels, (rows, columns) in zip(features["pixel_values"], features["spatial_shapes"].tolist(), strict=True)
     ]
-    return np.concatenate(parts), (len(parts) - 1, 4, *made["spatial_shapes"][-1].tolist())
+    return np.concatenate(parts), (len(parts) - 1, 4, *features["spatial_shapes"][-1].tolist())
 
 
 def legacy(config: Config) -> None:

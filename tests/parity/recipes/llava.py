@@ -65,8 +65,8 @@ def processor(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    return np.asarray(processor.image_processor(images=[picture], return_tensors="np")["pixel_values"]), ()
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    return np.asarray(processor.image_processor(images=[image], return_tensors="np")["pixel_values"]), ()
 
 
 def hub(tensors: Tensors) -> Tensors:

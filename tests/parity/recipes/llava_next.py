@@ -44,19 +44,19 @@ def processor(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.image_processor(images=[picture], return_tensors="np")
-    return np.asarray(made["pixel_values"])[0], grid(processor, picture, CANVASES, side=28, patches=4)
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    features = processor.image_processor(images=[image], return_tensors="np")
+    return np.asarray(features["pixel_values"])[0], grid(processor, image, CANVASES, side=28, patches=4)
 
 
-def grid(processor: Any, picture: np.ndarray, canvases: list[list[int]], side: int, patches: int) -> tuple[int, ...]:
+def grid(processor: Any, image: np.ndarray, canvases: list[list[int]], side: int, patches: int) -> tuple[int, ...]:
     """Rows and columns of tiles, and those of patches that are no padding."""
     from transformers.image_processing_utils import select_best_resolution
 
-    size = picture.shape[:2]
+    size = image.shape[:2]
     rows, columns = (length // side for length in select_best_resolution(size, canvases))
-    kept, lines = processor._get_unpadded_features(*size, patches, patches, rows, columns)
-    return rows, columns, lines, kept // lines
+    tokens, lines = processor._get_unpadded_features(*size, patches, patches, rows, columns)
+    return rows, columns, lines, tokens // lines
 
 
 RECIPES = {

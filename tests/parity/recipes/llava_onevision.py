@@ -24,7 +24,7 @@ from ..weights import Rule
 from .llava import hub, text_config
 from .llava_next import grid
 
-# As the published one, it puts media before words and reads nothing but parts.
+# As the published one, it writes media before text and reads nothing but parts.
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
     "{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
@@ -91,23 +91,23 @@ def processor(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.image_processor(images=[[picture]], return_tensors="np")
-    laid = grid(processor, picture, CANVASES, side=23, patches=3)
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    features = processor.image_processor(images=[[image]], return_tensors="np")
+    laid = grid(processor, image, CANVASES, side=23, patches=3)
     processor.vision_aspect_ratio = "anyres_max_99"  # before anything is resampled
-    before = grid(processor, picture, CANVASES, side=23, patches=3)
+    before = grid(processor, image, CANVASES, side=23, patches=3)
     processor.vision_aspect_ratio = MOST
-    return np.asarray(made["pixel_values"])[0], (*before, *laid[2:])
+    return np.asarray(features["pixel_values"])[0], (*before, *laid[2:])
 
 
-def one_of_several(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.image_processor(images=[[picture, picture]], return_tensors="np")
-    return np.asarray(made["pixel_values"])[0], ()
+def one_of_several(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    features = processor.image_processor(images=[[image, image]], return_tensors="np")
+    return np.asarray(features["pixel_values"])[0], ()
 
 
 def video_pixels(processor: Any, clip: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.video_processor(videos=[clip], return_tensors="np")
-    return np.asarray(made["pixel_values_videos"])[0], (len(clip),)
+    features = processor.video_processor(videos=[clip], return_tensors="np")
+    return np.asarray(features["pixel_values_videos"])[0], (len(clip),)
 
 
 KIT = ProcessorKit("llava_onevision", processor, image_pixels, video_pixels, nested=True, one_of_several=one_of_several)

@@ -38,14 +38,14 @@ def processor(tokenizer: Any) -> Any:
     import transformers
 
     class PaliGemmaProcessor(transformers.PaliGemmaProcessor):
-        """Also takes words without a picture, which the model knows and transformers' processor does not."""
+        """Also takes text without a picture, which the model knows and transformers' processor does not."""
 
         def __call__(self, text: Any, images: Any = None, **keywords: Any) -> Any:
             if images is not None:
                 return super().__call__(text=text, images=images, **keywords)
-            laid = [f"{self.tokenizer.bos_token}{own}\n" for own in text]
-            made = self.tokenizer(laid, add_special_tokens=False, return_tensors="pt")
-            return made | {"token_type_ids": torch.zeros_like(made["input_ids"])}
+            laid = [f"{self.tokenizer.bos_token}{one}\n" for one in text]
+            inputs = self.tokenizer(laid, add_special_tokens=False, return_tensors="pt")
+            return inputs | {"token_type_ids": torch.zeros_like(inputs["input_ids"])}
 
     image = transformers.SiglipImageProcessorPil(size={"height": 56, "width": 56})
     image.image_seq_length = 16

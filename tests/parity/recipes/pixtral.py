@@ -93,8 +93,8 @@ def _processor(merge: int) -> Callable[[Any], Any]:
     return build
 
 
-def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    return np.asarray(processor.image_processor(images=[picture], return_tensors="np")["pixel_values"]), ()
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    return np.asarray(processor.image_processor(images=[image], return_tensors="np")["pixel_values"]), ()
 
 
 def _legacy(config: Config) -> None:

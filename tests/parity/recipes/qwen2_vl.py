@@ -37,7 +37,7 @@ PATCHES = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
 
 
 def processor(name: str) -> Callable[[Any], Any]:
-    """Limits so low that of the pictures and clips of media.py some are shrunk, some enlarged and some kept. As a
+    """Limits so low that of the pictures and clips of media.py some shrink, some grow and some stay. As a
     volume, a clip's would shrink it more."""
 
     def build(tokenizer: Any) -> Any:
@@ -69,7 +69,7 @@ def _config(name: str, tied: bool, vision: Config) -> Callable[[Ids, int], Any]:
 
 
 def legacy(config: Config) -> None:
-    """The text decoder's fields among the model's own; the sections under a name that transformers had for them; of the
+    """The text decoder's fields among the model's; the sections under a name that transformers had for them; of the
     tower, less."""
     text = config.pop("text_config")
     config |= {key: value for key, value in text.items() if key not in config and key != "model_type"}

@@ -91,12 +91,12 @@ def hub(tensors: Tensors) -> Tensors:
 
 def mlx(tensors: Tensors) -> Tensors:
     """Convolutions over time with their channels last; norms that need nothing added."""
-    made: Tensors = {}
+    out: Tensors = {}
     for name, tensor in tensors.items():
         if name.endswith("conv1d.weight"):
             tensor = swap(tensor, 1, 2)
-        made[name] = tensor + np.float32(1) if re.search(NORM, name) else tensor
-    return channels_last(switch_experts(renamed(made, *MLX_NAMES)))
+        out[name] = tensor + np.float32(1) if re.search(NORM, name) else tensor
+    return channels_last(switch_experts(renamed(out, *MLX_NAMES)))
 
 
 # A word is shorter than the convolution over time.

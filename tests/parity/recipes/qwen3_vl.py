@@ -33,7 +33,7 @@ QWEN = TokenizerKit("qwen", QWEN_SPECIALS, "<|im_end|>", "<|endoftext|>", templa
 
 
 def processor(tokenizer: Any) -> Any:
-    """Limits so low that of the pictures and clips of media.py some are shrunk, some enlarged and some kept."""
+    """Limits so low that of the pictures and clips of media.py some shrink, some grow and some stay."""
     import transformers
 
     image = transformers.Qwen2VLImageProcessorPil(
@@ -46,14 +46,14 @@ def processor(tokenizer: Any) -> Any:
     return transformers.Qwen3VLProcessor(image, tokenizer, video, chat_template=tokenizer.chat_template)
 
 
-def image_pixels(processor: Any, picture: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.image_processor(images=[picture], return_tensors="np")
-    return np.asarray(made["pixel_values"]), tuple(made["image_grid_thw"][0].tolist())
+def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    features = processor.image_processor(images=[image], return_tensors="np")
+    return np.asarray(features["pixel_values"]), tuple(features["image_grid_thw"][0].tolist())
 
 
 def video_pixels(processor: Any, clip: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
-    made = processor.video_processor(videos=[clip], do_sample_frames=False, return_tensors="np")
-    return np.asarray(made["pixel_values_videos"]), tuple(made["video_grid_thw"][0].tolist())
+    features = processor.video_processor(videos=[clip], do_sample_frames=False, return_tensors="np")
+    return np.asarray(features["pixel_values_videos"]), tuple(features["video_grid_thw"][0].tolist())
 
 
 def media_ids(ids: Ids) -> Config:

@@ -1,4 +1,4 @@
-"""mlx-vlm 0.7.10, in an environment of its own, and what it and this package write."""
+"""mlx-vlm 0.7.10, run in another environment, and the weights that it and this package write."""
 
 import json
 import os
@@ -15,7 +15,7 @@ PEER = os.environ.get("MLX_VLGEN_PEER_PYTHON", "")
 needs_peer = pytest.mark.skipif(not PEER, reason="MLX_VLGEN_PEER_PYTHON names no Python with mlx-vlm")
 Weights = dict[str, mx.array]
 
-# One process does a family's jobs: importing takes longer than all of them. For each, what it raised, or nothing.
+# One process does a family's jobs: importing takes longer than all of them. Its answer: what each job raised, or "".
 _JOBS = """
 import json, sys
 from pathlib import Path
@@ -25,31 +25,31 @@ from mlx_vlm.convert import convert
 from mlx_vlm.utils import load_model
 
 mx.set_default_device(mx.cpu)
-said = []
+errors = []
 for verb, source, target, settings in json.loads(sys.argv[1]):
     try:
         if verb == "convert":
             convert(source, target, **settings)
         else:
             mx.save_safetensors(target, dict(tree_flatten(load_model(Path(source)).parameters())))
-        said.append("")
+        errors.append("")
     except Exception as error:
-        said.append(f"{type(error).__name__}: {error}")
-Path(sys.argv[2]).write_text(json.dumps(said))
+        errors.append(f"{type(error).__name__}: {error}")
+Path(sys.argv[2]).write_text(json.dumps(errors))
 """
 Job = tuple[str, Path, Path, dict[str, Any]]
-"""("convert", original, new folder, its `convert`'s keywords), or ("load", folder, file for the parameters, {})."""
+"""("convert", original, new folder, keywords of its `convert`), or ("load", folder, file for the parameters, {})."""
 
 
-def ask(jobs: Sequence[Job], folder: Path) -> list[str]:
-    """Let mlx-vlm do `jobs`; of each, what it raised, or "". folder: an empty place for its answer."""
+def run_jobs(jobs: Sequence[Job], folder: Path) -> list[str]:
+    """Let mlx-vlm do `jobs`; the error of each, or "". folder: empty, for the answer."""
     answer = folder / "answer.json"
-    words = json.dumps([[verb, str(source), str(target), settings] for verb, source, target, settings in jobs])
+    arguments = json.dumps([[verb, str(source), str(target), settings] for verb, source, target, settings in jobs])
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    ran = subprocess.run([PEER, "-c", _JOBS, words, answer], capture_output=True, text=True, env=environment)
+    ran = subprocess.run([PEER, "-c", _JOBS, arguments, answer], capture_output=True, text=True, env=environment)
     assert ran.returncode == 0, ran.stderr[-2000:]
-    said: list[str] = json.loads(answer.read_text(encoding="utf-8"))
-    return said
+    errors: list[str] = json.loads(answer.read_text(encoding="utf-8"))
+    return errors
 
 
 def stored(folder: Path) -> Weights:
@@ -60,12 +60,12 @@ def stored(folder: Path) -> Weights:
 
 
 def as_ours(weights: Weights, text_only: bool) -> Weights:
-    """Names of mlx-vlm as this package's: it writes text decoders as if they were a part of models that see."""
+    """mlx-vlm's names as this package's: it writes text decoders as parts of vision-language models."""
     return {name.removeprefix("language_model."): value for name, value in weights.items()} if text_only else weights
 
 
 def unlike(ours: Weights, theirs: Weights) -> set[str]:
-    """Names that only one has, and of those that both have of another type, shape or value."""
+    """Names that only one has, or whose types, shapes or values differ."""
 
     def same(name: str) -> bool:
         one, other = ours[name], theirs[name]
