@@ -57,7 +57,7 @@ class AutoModelForImageTextToText:
         Honoured: `dtype`, or `torch_dtype`, by name ("auto", the default, is the checkpoint's, float32 on a CPU) or as
         torch's; `quantization_config={"bits": 4, …}`, as in `load(quantization=…)`; `revision`; `local_files_only`.
 
-        Without effect: `device_map`, where it names MLX's own device or leaves the choice ("auto");
+        Without effect: `device_map`, where it names MLX's device or leaves the choice ("auto");
         `low_cpu_mem_usage`, since weights are always read one at a time; `attn_implementation`, since MLX has one
         attention, fused where it can be; `use_cache`, which `generate` takes.
 

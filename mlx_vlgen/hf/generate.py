@@ -54,7 +54,7 @@ def generate(
     rows = batch * num_return_sequences. Prompts are padded on the left as they came, answers on the right with
     pad_token_id. Without max_new_tokens or max_length there are 128 new tokens at most.
 
-    inputs: token ids (batch, length), or a mapping of all tensors; None: the model's first token, or tensors in kwargs
+    inputs: token ids (batch, length), or a mapping of all tensors; None: tensors in kwargs, or bos_token_id
     generation_config: transformers' or a mapping; wins over the checkpoint's generation_config.json
     logits_processor: functions of ids (1, n), without padding, and scores (1, V) -> scores (1, V)
     stopping_criteria: functions of ids (1, n) and None -> whether the row ends; one, or a list
@@ -77,7 +77,7 @@ def generate(
         )
     if prefix_allowed_tokens_fn is not None:
         check_callable("prefix_allowed_tokens_fn", prefix_allowed_tokens_fn)
-    with _ending(None if custom_generate else streamer):  # such a function ends it itself
+    with _ending(None if custom_generate else streamer):  # custom_generate ends it
         settings, tensors = resolve(checkpoint_settings(model), generation_config, kwargs)
         check_setting_ids(settings, model.vocab_size)
         if past_key_values is not None and not isinstance(past_key_values, PastKeyValues):
