@@ -81,9 +81,8 @@ class SampledBatch:
         for place, row in enumerate(self.rows):
             trace = row.request.trace
             if row.over and trace and trace.keep_cache:
-                trace.past = Past(
-                    kv.alone(self.cache, place), row.length + len(row.tokens) - 1, row.delta, row.request.kv
-                )
+                length = row.length + len(row.tokens) - 1
+                trace.past = Past(kv.alone(self.cache, place), length, row.delta, row.request.kv)
 
     def advance(self, model: Model, read: bool) -> Self:
         """One forward on the tokens these rows have drawn; the next ones, under way. read: whether the tokens are
@@ -99,17 +98,14 @@ class SampledBatch:
         return self.rows[0].delta if len(self.rows) == 1 else mx.array([row.delta for row in self.rows])
 
     def lengths(self) -> list[int]:
+        """Positions of each row once its tokens so far are in the cache."""
         return [row.length + len(row.tokens) for row in self.rows]
 
     def join(self, other: Self) -> Self:
         rows = self.rows + other.rows
-        return type(self)(
-            rows,
-            kv.join(self.cache, other.cache, self.lengths() + other.lengths()),
-            BatchSampler(rows),
-            mx.concatenate([self.tokens, other.tokens]),
-            self.scores + other.scores,
-        )
+        cache = kv.join(self.cache, other.cache, self.lengths() + other.lengths())
+        tokens = mx.concatenate([self.tokens, other.tokens])
+        return type(self)(rows, cache, BatchSampler(rows), tokens, self.scores + other.scores)
 
     def select(self, places: Sequence[int]) -> Self:
         if len(places) == len(self.rows):

@@ -147,10 +147,8 @@ class Hypotheses:
 
     def best(self) -> list[Beam]:
         """What is returned, best first."""
-        return [
-            Beam(hypothesis.tokens, float(hypothesis.score), hypothesis.origins)
-            for hypothesis in self.finished[: self.settings.returned]
-        ]
+        best = self.finished[: self.settings.returned]
+        return [Beam(hypothesis.tokens, float(hypothesis.score), hypothesis.origins) for hypothesis in best]
 
 
 @dataclass

@@ -7,7 +7,7 @@ prefilled together are padded on the right, and rolled to the left at the end.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .._mlx_lm import ArraysCache, BatchKVCache, BatchRotatingKVCache, KVCache, RotatingKVCache
@@ -217,14 +217,12 @@ def evaluate(cache: Cache, *more: mx.array) -> None:
 
 
 def _batched(cache: Any) -> Any:
-    merge: dict[type, Callable[[list[Any]], Any]] = {
-        KVCache: _BatchKVCache.merge,
-        RotatingKVCache: _BatchRotatingKVCache.merge,
-    }
-    if isinstance(cache, ArraysCache):  # the same class alone and in a batch
-        return cache
-    make = merge.get(type(cache))
-    return make([cache]) if make else cache
+    """A layer's cache as one of a batch. Recurrent layers' and ours are of one class, alone and in a batch."""
+    if type(cache) is KVCache:
+        return _BatchKVCache.merge([cache])
+    if type(cache) is RotatingKVCache:
+        return _BatchRotatingKVCache.merge([cache])
+    return cache
 
 
 def _note_padding(cache: Cache, lengths: Sequence[int]) -> None:

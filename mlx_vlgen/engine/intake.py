@@ -84,14 +84,9 @@ class Intake:
 
     def _negative(self, row: Row, guidance: Guidance) -> Row:
         """The row of its negative prompt."""
-        negative = Row(
-            row.id,
-            Request(guidance.negative, sampling=SamplingParams(max_tokens=row.sampling.max_tokens), kv=row.request.kv),
-            row.text,
-            row.seed,
-            prompt=guidance.negative,
-            positive=row,
-        )
+        sampling = SamplingParams(max_tokens=row.sampling.max_tokens)
+        request = Request(guidance.negative, sampling=sampling, kv=row.request.kv)
+        negative = Row(row.id, request, row.text, row.seed, prompt=guidance.negative, positive=row)
         self._check_length(negative)
         return negative
 

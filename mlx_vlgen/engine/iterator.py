@@ -191,17 +191,17 @@ class TokenIterator:
         """Rows that leave before they decode: cancelled, or in the middle of a long prompt out of time. Those that
         decode end when their next token comes."""
         with self._lock:
-            gone = [self._rows[id] for id in self._cancelled if id in self._rows]
+            cancelled = [self._rows[id] for id in self._cancelled if id in self._rows]
             self._cancelled.clear()
-            for row in gone:
+            for row in cancelled:
                 row.cancelled = True
-            if gone:
+            if cancelled:
                 self._queue = deque(row for row in self._queue if not row.cancelled)
-        if gone:
+        if cancelled:
             decoding = {row.id for batch in self._batches.values() for row in batch.rows}
             waiting = [prompt for prompt in self._prompts.waiting if not prompt.row.cancelled]
             self._prompts.waiting = deque(waiting)
-            for row in gone:
+            for row in cancelled:
                 if row.id not in decoding:
                     self._end(row, "cancelled")
         if self._prompts.partial:
@@ -225,10 +225,10 @@ class TokenIterator:
 
     def _admit(self) -> None:
         """Bring in as many rows as there is room for, but no more at once than one prefill step takes."""
-        came: list[Row] = []
+        admitted: list[Row] = []
         waiting = sum(prompt.row.length for prompt in self._prompts.waiting)
         while waiting < self._prompts.step_size:
-            inside = [*self._inside(), *came]
+            inside = [*self._inside(), *admitted]
             with self._lock:
                 row = self._queue.popleft() if self._queue else None
             if row is None:
@@ -242,10 +242,10 @@ class TokenIterator:
                     self._queue.appendleft(row)
                 break
             waiting += row.length
-            came.append(row)
-        if came:
-            self._prompts.waiting.extend(self._intake.encode(came))
-            starved = self._end_failed([row for row in came if row.error], len(self._inside()))
+            admitted.append(row)
+        if admitted:
+            self._prompts.waiting.extend(self._intake.encode(admitted))
+            starved = self._end_failed([row for row in admitted if row.error], len(self._inside()))
             with self._lock:
                 self._queue.extendleft(reversed(starved))
 

@@ -105,14 +105,8 @@ class SamplingParams:
                 check_callable(name, function)
         if self.sampler is not None:
             check_callable("sampler", self.sampler)
-        self._check(
-            "at least 0",
-            lambda value: value >= 0,
-            _AT_LEAST_0,
-            "thinking_budget",
-            "repetition_context_size",
-            "max_time",
-        )
+        optional = ("thinking_budget", "repetition_context_size", "max_time")
+        self._check("at least 0", lambda value: value >= 0, _AT_LEAST_0, *optional)
         for name in ("logprobs", "skip_special_tokens", "include_eos"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r:.80}: expected True or False")

@@ -123,9 +123,8 @@ class RaggedCache(ABC):
         self.lengths = [length - shared for length in self.lengths]
         self._store(head, [part[:, :, :remaining] for part in rest])
         if max(drop) > shared:
-            self.prepare(
-                lengths=[n + shared - count for n, count in zip(self.lengths, drop, strict=True)], right_padding=()
-            )
+            lengths = [length + shared - count for length, count in zip(self.lengths, drop, strict=True)]
+            self.prepare(lengths=lengths, right_padding=())
             self.finalize()
             head, rest = self._parts()
             self._store(head, self._shortened(rest))

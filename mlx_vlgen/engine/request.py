@@ -48,10 +48,9 @@ class Request:
 
     def __post_init__(self) -> None:
         if not isinstance(self.media, MediaInputs):
-            pictures = (
-                self.media if isinstance(self.media, list | tuple) else () if self.media is None else (self.media,)
-            )
-            object.__setattr__(self, "media", MediaInputs(images=tuple(pictures)))
+            images = () if self.media is None else self.media
+            images = tuple(images) if isinstance(images, list | tuple) else (images,)
+            object.__setattr__(self, "media", MediaInputs(images=images))
 
 
 _NO_PROMPT = Prompt(np.zeros(0, dtype=np.int32))

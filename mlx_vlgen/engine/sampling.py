@@ -1,7 +1,7 @@
 """Drawing the next token of every row at once, each with its settings and its random numbers."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,11 +50,14 @@ class BatchSampler:
         settings = [row.sampling for row in rows]
         self._greedy = [s.greedy for s in settings]
         self._temperature = _array([1.0 if s.greedy else s.temperature for s in settings])
-        self._top_k = [s.top_k for s in settings] if any(s.top_k > 0 for s in settings) else None
-        self._sigma = _column([s.top_n_sigma for s in settings], off=0)
-        self._top_p = _column([s.top_p for s in settings], off=1)
-        self._min_p = _column([s.min_p for s in settings], off=0)
-        self._typical_p = _column([s.typical_p for s in settings], off=1)
+        truncations: list[tuple[Callable[..., mx.array], Any]] = [
+            (top_n_sigma, _column([s.top_n_sigma for s in settings], off=0)),
+            (top_k, [s.top_k for s in settings] if any(s.top_k > 0 for s in settings) else None),
+            (top_p, _column([s.top_p for s in settings], off=1)),
+            (min_p, _column([s.min_p for s in settings], off=0)),
+            (typical_p, _column([s.typical_p for s in settings], off=1)),
+        ]
+        self._truncations = [(truncate, values) for truncate, values in truncations if values is not None]
         self._xtc = _column([s.xtc_probability for s in settings], off=0)
         self._xtc_threshold = _array([s.xtc_threshold for s in settings])
 
@@ -79,16 +82,8 @@ class BatchSampler:
 
     def truncate(self, scores: mx.array) -> mx.array:
         """Scores (B, V), already divided by the temperature, with what is excluded at -inf."""
-        if self._sigma is not None:
-            scores = top_n_sigma(scores, self._sigma)
-        if self._top_k is not None:
-            scores = top_k(scores, self._top_k)
-        if self._top_p is not None:
-            scores = top_p(scores, self._top_p)
-        if self._min_p is not None:
-            scores = min_p(scores, self._min_p)
-        if self._typical_p is not None:
-            scores = typical_p(scores, self._typical_p)
+        for truncate, values in self._truncations:
+            scores = truncate(scores, values)
         return scores
 
 

@@ -82,7 +82,5 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether MLX could not get memory. It has no exception for this, on any backend."""
     if not isinstance(error, RuntimeError):
         return isinstance(error, MemoryError)
-    message = str(error).lower()
-    return any(
-        part in message for part in ("allocate", "out of memory", "outofmemory", "insufficient memory", "bad_alloc")
-    )
+    messages = ("allocate", "out of memory", "outofmemory", "insufficient memory", "bad_alloc")
+    return any(message in str(error).lower() for message in messages)

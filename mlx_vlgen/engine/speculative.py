@@ -66,7 +66,7 @@ class Speculative(SampledBatch):
             except Exception as error:
                 row.error = error
         self.tokens, self.scores = mx.array(tokens, dtype=mx.int32), scores
-        kv.rollback(self.cache, [longest - accepted for accepted in right], self._cached_lengths())
+        kv.rollback(self.cache, [longest - accepted for accepted in right], self.lengths())
         left = [place for place, row in enumerate(self.rows) if not row.over]
         return self.select(left) if left else None
 
@@ -83,20 +83,12 @@ class Speculative(SampledBatch):
         tokens = sampler(logits.flatten(0, 1), [*range(length)] * rows)
         return np.array(tokens).reshape(rows, length)
 
-    def _cached_lengths(self) -> list[int]:
-        """Positions in each row's cache: the prompt and all tokens handed out."""
-        return [row.length + len(row.tokens) for row in self.rows]
-
 
 def _draws_freely(row: Row) -> bool:
     """Whether what it draws hangs on no token before, but through the model."""
-    sampling = row.sampling
-    penalized = (
-        sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty not in (None, 1.0)
-    )
-    return not (
-        row.needs_token or row.negative or penalized or sampling.logit_bias or sampling.thinking_budget is not None
-    )
+    s = row.sampling
+    penalized = s.presence_penalty or s.frequency_penalty or s.repetition_penalty not in (None, 1.0)
+    return not (row.needs_token or row.negative or penalized or s.logit_bias or s.thinking_budget is not None)
 
 
 def _guesses(row: Row, vocab_size: int) -> list[int]:

@@ -9,19 +9,8 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
-from ..engine.logits import (
-    add_biases,
-    entropy,
-    kth_largest,
-    log_softmax,
-    mask,
-    min_p,
-    presence_penalty,
-    repetition_penalty,
-    top_k,
-    top_p,
-    typical_p,
-)
+from ..engine import logits as transforms
+from ..engine.logits import entropy, kth_largest, log_softmax, mask
 from ..engine.params import LogitsProcessor
 from .config import GenerationSettings
 from .values import ids
@@ -72,9 +61,8 @@ def processors(
     if prefix_allowed_tokens_fn is not None:
         chain.append(partial(_allowed, allowed=partial(prefix_allowed_tokens_fn, row), beams=s.num_beams))
     if s.forced_bos_token_id is not None and width == 1:
-        chain.append(
-            partial(_forced, name="forced_bos_token_id", chosen=(s.forced_bos_token_id,), length=prompt_length)
-        )
+        chosen = (s.forced_bos_token_id,)
+        chain.append(partial(_forced, name="forced_bos_token_id", chosen=chosen, length=prompt_length))
     if s.forced_eos_token_id:
         last = prompt_length + s.max_tokens_after(width) - 1
         chain.append(partial(_forced, name="forced_eos_token_id", chosen=s.forced_eos_token_id, length=last))
@@ -105,14 +93,14 @@ def warpers(settings: GenerationSettings, *, prompt_length: int) -> list[LogitsP
         if s.top_h is not None:
             chain.append(partial(_top_h, share=s.top_h))
         if s.top_k > 0:
-            chain.append(lambda tokens, logits: top_k(logits, [max(s.top_k, min_keep)]))
+            chain.append(lambda tokens, logits: transforms.top_k(logits, [max(s.top_k, min_keep)]))
         if s.top_p < 1:
-            chain.append(lambda tokens, logits: top_p(logits, mx.array(s.top_p), min_keep))
+            chain.append(lambda tokens, logits: transforms.top_p(logits, mx.array(s.top_p), min_keep))
         if s.min_p:
             share = mx.array(s.min_p)
-            chain.append(lambda tokens, logits: min_p(logits, share, min_keep))
+            chain.append(lambda tokens, logits: transforms.min_p(logits, share, min_keep))
         if s.typical_p < 1:
-            chain.append(lambda tokens, logits: typical_p(logits, mx.array(s.typical_p), min_keep))
+            chain.append(lambda tokens, logits: transforms.typical_p(logits, mx.array(s.typical_p), min_keep))
         if 0 < s.epsilon_cutoff < 1:
             chain.append(partial(_epsilon, cutoff=s.epsilon_cutoff, min_keep=min_keep))
         if 0 < s.eta_cutoff < 1:
@@ -188,16 +176,16 @@ def _sequence_bias(
         *before, last = sequence
         if not before or tail[-len(before) :] == tuple(before):
             added[last] = added.get(last, 0.0) + bias
-    return add_biases(logits, [added])
+    return transforms.add_biases(logits, [added])
 
 
 def _repetition(tokens: mx.array, logits: mx.array, *, penalty: float, end: int | None = None) -> mx.array:
     """Of the tokens before `end`; with less than 1 it favours them."""
-    return repetition_penalty(logits, _at(tokens[:end], logits), penalty)
+    return transforms.repetition_penalty(logits, _at(tokens[:end], logits), penalty)
 
 
 def _presence(tokens: mx.array, logits: mx.array, *, penalty: float, start: int) -> mx.array:
-    return presence_penalty(logits, _at(tokens[start:], logits), penalty)
+    return transforms.presence_penalty(logits, _at(tokens[start:], logits), penalty)
 
 
 def _no_repeat(tokens: mx.array, logits: mx.array, *, size: int, end: int | None = None) -> mx.array:

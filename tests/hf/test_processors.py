@@ -225,13 +225,13 @@ def test_the_engine_does_by_itself_what_the_processors_do(
     assert engine_probabilities(params, tokens[:cut], tokens[cut:], scores) == pytest.approx(expected, abs=1e-6)
 
 
-ENGINES_OWN = {"repetition_penalty", "temperature", "top_k", "top_p", "min_p", "typical_p"}
+ENGINE_PARAMETERS = {"repetition_penalty", "temperature", "top_k", "top_p", "min_p", "typical_p"}
 
 
 @pytest.mark.parametrize("name", sorted(set(cases.ALL) - {"prefix_allowed_tokens_fn"}))
 def test_the_engine_is_left_to_itself_only_where_it_does_all(name: str) -> None:
     settings = settings_of(cases.SINGLE[name])
-    assert (sampling_keywords(settings) is not None) == (name in ENGINES_OWN)
+    assert (sampling_keywords(settings) is not None) == (name in ENGINE_PARAMETERS)
 
 
 def test_placeholders_are_tokens_for_transformers_only() -> None:

@@ -42,7 +42,7 @@ LIST = r"[a-z]{3,6}( [a-z]{3,6}){3}"
 SUM = 'start: NUMBER ("+" NUMBER)+\nNUMBER: /[0-9]{1,2}/'
 CHOICES = ["a red circle", "a red square", "é 😀"]
 FORMS: dict[str, Any] = {"json_schema": SHAPE, "regex": LIST, "grammar": SUM, "choices": CHOICES}
-MOST = 60  # tokens, where a test says no other number
+MAX_TOKENS = 60  # tokens, where a test says no other number
 HOT = {"temperature": 3.0, "seed": 5}
 
 
@@ -62,7 +62,7 @@ def is_of(name: str, text: str) -> bool:
 
 
 def say(family: Family, text: str = "Describe a shape.", **keywords: Any) -> GenerationResult:
-    keywords = {"max_tokens": MOST, **keywords}
+    keywords = {"max_tokens": MAX_TOKENS, **keywords}
     return generate(family.model, family.processor, [{"role": "user", "content": text}], **keywords)
 
 
@@ -73,7 +73,7 @@ def say_all(family: Family, rows: Sequence[Mapping[str, Any]]) -> list[Generatio
         family.model,
         family.processor,
         prompts=[[{"role": "user", "content": "Describe a shape."}] for _ in rows],
-        **{"max_tokens": MOST, **listed},
+        **{"max_tokens": MAX_TOKENS, **listed},
     ).results
 
 
@@ -98,7 +98,7 @@ def test_every_face_gives_one_answer_of_the_form(demo: Family, name: str, settin
     assert answer.finish_reason == "stop" and is_of(name, answer.text)
     assert answer.tokens[-1] in demo.ends
     messages = [{"role": "user", "content": "Describe a shape."}]
-    stream = list(stream_generate(demo.model, demo.processor, messages, **keywords, max_tokens=MOST))
+    stream = list(stream_generate(demo.model, demo.processor, messages, **keywords, max_tokens=MAX_TOKENS))
     assert ("".join(part.text for part in stream), stream[-1].tokens) == (answer.text, answer.tokens)
     assert facts(say_all(demo, [{}, keywords])[1]) == facts(answer)
 
@@ -274,7 +274,7 @@ def test_what_is_thought_is_free(demo: Family) -> None:
 def test_a_model_may_open_the_block_itself_where_it_is_let_think(demo: Family) -> None:
     """The prompt is a formatted string that opens none: `enable_thinking` only says that it may."""
     template = "<|im_start|>user\nThink step by step: How many?<|im_end|>\n<|im_start|>assistant\n"
-    ask = {"prompt": template, "choices": CHOICES, "max_tokens": MOST}
+    ask = {"prompt": template, "choices": CHOICES, "max_tokens": MAX_TOKENS}
     opening = demo.processor.tokenizer.convert_tokens_to_ids("<think>")
     first = {"logit_bias": {opening: 30.0}, "thinking_budget": 4}
     free = generate(demo.model, demo.processor, enable_thinking=True, **first, **ask)
