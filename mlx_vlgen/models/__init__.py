@@ -82,7 +82,7 @@ TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:Tex
 PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
 """The text decoders that this package's tests compare with transformers; others load with a notice."""
 
-# Vision-language types that mlx-lm loads by dropping what sees: answering without the picture is worse than refusing.
+# Vision-language types that mlx-lm loads without the tower: answering without the picture is worse than refusing.
 _MLX_LM_BLIND = {
     "gemma3n",
     "gemma4_unified",
@@ -95,7 +95,7 @@ _MLX_LM_BLIND = {
     "muse_spark",
     "prism_hadamard_qwen35",
 }
-# What a configuration of a model that sees or hears holds, whatever its type is called.
+# Keys of a vision or audio model's configuration, whatever its type.
 _TOWERS = (
     "vision_config", "vision_tower", "mm_vision_tower", "vision_encoder", "audio_config", "audio_encoder",
     "thinker_config",

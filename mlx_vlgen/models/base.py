@@ -173,8 +173,8 @@ class Model(nn.Module):
 
     @cached_property
     def vocab_size(self) -> int:
-        """How many token ids there are: rows of the output layer, or of the embedding table where that serves as one.
-        The tokenizer may know fewer."""
+        """The number of token ids: rows of the output layer, or of the embedding table where there is none. The
+        tokenizer may know fewer."""
         layers = [(name, layer) for name, layer in self.text_decoder().named_modules() if "weight" in layer]
         tables = [layer for name, layer in layers if isinstance(layer, nn.Embedding | nn.QuantizedEmbedding)]
         heads = [layer for name, layer in layers if "lm_head" in name.split(".")]

@@ -34,7 +34,7 @@ class Projector(nn.Module):
 
 
 class Gemma3(VisionLanguageModel):
-    texts = ("gemma3_text",)
+    text_types = ("gemma3_text",)
     renames = Llava.renames
 
     def __init__(self, config: dict[str, Any]):

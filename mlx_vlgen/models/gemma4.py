@@ -59,7 +59,7 @@ class ClippedLinear(nn.Module):
         return mx.clip(x, self.output_min, self.output_max)
 
 
-class VisionAttention(nn.Module):
+class Gemma4VisionAttention(nn.Module):
     def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
         hidden, size, clipped = config.hidden_size, config.head_dim, config.use_clipped_linears
@@ -84,7 +84,7 @@ class VisionAttention(nn.Module):
 class VisionLayer(nn.Module):
     def __init__(self, config: Gemma4VisionConfig):
         super().__init__()
-        self.self_attn = VisionAttention(config)
+        self.self_attn = Gemma4VisionAttention(config)
         linear = partial(ClippedLinear, clipped=config.use_clipped_linears)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_activation, GATED, linear)
         norms = (nn.RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(4))
@@ -167,7 +167,7 @@ class SharedKVCache:
 
 
 class Gemma4(VisionLanguageModel):
-    texts = ("gemma4_text",)
+    text_types = ("gemma4_text",)
     scales_logits = True
     renames = (
         ("model.language_model.", "language_model.model."),
@@ -239,7 +239,7 @@ class Gemma4(VisionLanguageModel):
                 continue
             keys_values, offset = shared[source]
             if at is not None and length > 1:
-                # It and those after it write no keys: only the positions that are asked for are computed.
+                # This layer and later ones write no keys: only the requested positions are computed.
                 keys = keys_values[0]
                 mask = query_mask(mask, at, length, (keys if isinstance(keys, mx.array) else keys[0]).shape[2])
                 h = h if h.shape[1] == 1 else gather_last(h, at)[:, None]

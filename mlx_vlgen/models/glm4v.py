@@ -135,7 +135,7 @@ class Router(nn.Module):
     """Which experts a token goes to, and their weights. A bias, which balanced the experts' load in training, takes
     part in the choice and not in the weights.
 
-    In the place of mlx-lm's: in float32 throughout, as in transformers, lest half precision chooses other experts.
+    Replaces mlx-lm's: all in float32, as in transformers, for half precision may choose other experts.
     """
 
     def __init__(self, text: Mapping[str, Any]):

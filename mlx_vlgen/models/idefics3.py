@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: SigLIP looks at tiles, neighbouring patches fold into one feature, a Llama reads them.
+"""Idefics3 and SmolVLM: SigLIP on tiles, neighbouring patches folded into one feature, and Llama.
 
 Source: Laurençon et al. 2024 (arXiv 2408.12637) and Marafioti et al. 2025 (arXiv 2504.05299); transformers'
 Idefics3ForConditionalGeneration and SmolVLMForConditionalGeneration, which are one network.

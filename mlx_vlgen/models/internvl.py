@@ -1,4 +1,4 @@
-"""InternVL 3 and 3.5: InternViT looks at tiles, 2 x 2 patches fold into one feature, a Qwen or Llama reads them.
+"""InternVL 3 and 3.5: InternViT on tiles, 2 x 2 patches folded into one feature, and Qwen or Llama.
 
 Source: Chen et al. 2023 (arXiv 2312.14238) and Zhu et al. 2025 (arXiv 2504.10479); transformers'
 InternVLForConditionalGeneration. Parameters have the names of the first releases (`internvl_chat`); conversions for MLX
@@ -40,14 +40,14 @@ class InternVLVisionConfig(BaseConfig):
     old_names: ClassVar[Mapping[str, str]] = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"}
 
 
-# What every published checkpoint has, and nothing else is computed here: (name, value), which is the default, too.
-ALWAYS = (
+# (name, value) of every published checkpoint, and the default; other values are not computed here.
+REQUIRED = (
     ("select_layer", -1),
     ("vision_feature_layer", -1),
     ("vision_feature_select_strategy", "default"),
     ("ps_version", "v2"),
 )
-ALWAYS_OF_TOWER = (("use_absolute_position_embeddings", True), ("use_mean_pooling", True))
+REQUIRED_OF_TOWER = (("use_absolute_position_embeddings", True), ("use_mean_pooling", True))
 
 
 def norm(config: InternVLVisionConfig) -> nn.Module:
@@ -57,7 +57,7 @@ def norm(config: InternVLVisionConfig) -> nn.Module:
 
 
 def side(size: int | Sequence[int]) -> int:
-    """Of a square, from one number or from two, as configurations have it."""
+    """The side of a square, which configurations give as one number or as two."""
     return size if isinstance(size, int) else size[0]
 
 
@@ -117,7 +117,7 @@ class InternViT(nn.Module):
 
 
 class InternVL(VisionLanguageModel):
-    texts = ("qwen2", "qwen3", "qwen3_moe", "llama")
+    text_types = ("qwen2", "qwen3", "qwen3_moe", "llama")
     renames = (
         ("model.vision_tower.", "vision_model."),
         ("vision_tower.", "vision_model."),
@@ -145,8 +145,8 @@ class InternVL(VisionLanguageModel):
         text = config.get("text_config") or config["llm_config"]
         config = config | {"text_config": text}
         vision = InternVLVisionConfig.from_dict(config["vision_config"])
-        _check(config, ALWAYS)
-        _check(config["vision_config"], ALWAYS_OF_TOWER)
+        _check(config, REQUIRED)
+        _check(config["vision_config"], REQUIRED_OF_TOWER)
         super().__init__(config, text | {"tie_word_embeddings": False})  # see `sanitize`
         self._tied = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)
         self._fold = round(1 / config.get("downsample_ratio", 0.5))
@@ -188,18 +188,18 @@ class InternVL(VisionLanguageModel):
         return tuple(name.replace(".qkv", f".{part}_proj") for part in "qkv") if is_fused else (name,)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Queries, keys and values as one; and an output layer where the checkpoint has one. Whether it has is in
-        published configurations not always so as they say: what transformers 5 saves may have one and call it tied."""
+        """Queries, keys and values as one; and an output layer where the checkpoint has one, whatever its configuration
+        says: what transformers 5 saves may have one and call it tied."""
         out = super().sanitize(weights)
         for name in [name for name in out if ".attn.q_proj." in name]:
             parts = [out.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
             out[name.replace("q_proj", "qkv")] = mx.concatenate(parts)
         if self._tied and "language_model.lm_head.weight" not in out:
-            del self.language_model.lm_head  # the embeddings serve
+            del self.language_model.lm_head  # the embeddings are the output layer
         return out
 
 
-def _check(config: Mapping[str, Any], always: Sequence[tuple[str, Any]]) -> None:
-    for name, value in always:
+def _check(config: Mapping[str, Any], required: Sequence[tuple[str, Any]]) -> None:
+    for name, value in required:
         if (stated := config.get(name, value)) != value:
             raise LoadError(f"This InternVL checkpoint has {name} = {stated!r}; only {value!r} is computed here.")

@@ -94,7 +94,7 @@ def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
 
 
 def resample_bicubic(x: mx.array, rows: int, columns: int) -> mx.array:
-    """The same from the sixteen nearest old points; past the border, those on it stand again. Source: torch's
+    """The same from the sixteen nearest old points; past the border, those on it repeat. Source: torch's
     `grid_sample`, mode "bicubic", padding "border": Keys' cubic with a = -0.75."""
 
     def weights(length: int, to: int) -> mx.array:

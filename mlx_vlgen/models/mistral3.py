@@ -41,7 +41,7 @@ class Projector(MLP):
 
 class Mistral3(Pixtral):
     feature_layer = -1
-    texts = ("mistral", "ministral3")
+    text_types = ("mistral", "ministral3")
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)

@@ -30,10 +30,10 @@ class PaliGemma(VisionLanguageModel):
     renames = Llava.renames
     within_window = False
     scales_logits = True
-    texts = ("gemma", "gemma2")
+    text_types = ("gemma", "gemma2")
 
     def __init__(self, config: dict[str, Any]):
-        # That it sees both ways is said by the prompt's spans.
+        # Two-way attention comes from the prompt's spans.
         text = {"model_type": "gemma"} | config["text_config"] | {"use_bidirectional_attention": None}
         super().__init__(config, text)
         vision = SiglipVisionConfig.from_dict(config["vision_config"])

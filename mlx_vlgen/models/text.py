@@ -27,7 +27,7 @@ class Driver:
         return self._record.network(self.arguments)
 
     def embed(self, text: nn.Module, tokens: mx.array) -> mx.array:
-        """Embeddings (B, L, d) of tokens (B, L), beside which features of media may stand."""
+        """tokens (B, L) -> (B, L, d), scaled so that features of media fit beside them."""
         return self._record.scale_tokens(text.model.embed_tokens(tokens), self.arguments)
 
     def hidden_states(
@@ -67,7 +67,7 @@ def unwrapped(decoder: nn.Module) -> nn.Module:
 class TextModel(Model):
     """A text decoder of mlx-lm. Its parameters keep mlx-lm's names (`model.layers.0…`, `lm_head`).
 
-    One that has a record in `decoders` is driven layer by layer, as families that see drive it; another runs whole.
+    One with a record in `decoders` is run layer by layer, as in vision-language families; another runs whole.
     """
 
     text_prefix = ""
@@ -75,7 +75,7 @@ class TextModel(Model):
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
         self._driver = Driver(config) if config["model_type"] in DRIVEN else None
-        # Not one of MLX's children, which would put its name before all others: they hang on this module instead.
+        # Not a child for MLX, which would prefix all names with its name: its children become this module's.
         object.__setattr__(
             self, "_decoder", self._driver.decoder() if self._driver else mlx_lm_decoder(text_arguments(config))
         )
@@ -96,7 +96,7 @@ class TextModel(Model):
         return self._sync_to_decoder()
 
     def _sync_to_decoder(self) -> nn.Module:
-        """What was replaced here is replaced in the decoder, lest it runs the old one, or keeps it in memory."""
+        """Replaces in the decoder what was replaced here: it must not run the old one, nor keep it in memory."""
         for name in self._decoder:
             self._decoder[name] = self[name]
         return self
@@ -105,7 +105,7 @@ class TextModel(Model):
         return self._decoder
 
     def rename(self, key: str) -> str:
-        """mlx-vlm writes a text decoder as if it were a part of a model that sees; some of mlx-lm's decoders are."""
+        """mlx-vlm names a text decoder as part of a vision-language model; some of mlx-lm's are, too."""
         return key if "language_model" in self._decoder else key.removeprefix("language_model.")
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:

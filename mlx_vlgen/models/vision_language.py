@@ -1,4 +1,4 @@
-"""What most families are: a vision tower whose features take the places of placeholders in one of mlx-lm's decoders."""
+"""What most families are: a vision tower, whose features replace placeholders, and one of mlx-lm's decoders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,8 +26,8 @@ class VisionLanguageModel(Model):
     renames: Sequence[tuple[str, str]] = ()
     within_window: ClassVar[bool] = True
     """See `backbone.Masks`."""
-    texts: ClassVar[Sequence[str]] = DRIVEN
-    """The text decoders that the family may have; see `decoders.DECODERS`."""
+    text_types: ClassVar[Sequence[str]] = DRIVEN
+    """The `model_type`s that its text decoder may have; see `decoders.DECODERS`."""
     scales_logits: ClassVar[bool] = False
     """Whether logits are scaled or capped as in a text-only model. Few of transformers' classes do so: the others have
     an output layer apart from their decoder. It changes no greedy answer."""
@@ -36,10 +36,9 @@ class VisionLanguageModel(Model):
         """text: the text decoder's configuration, of any release; default config["text_config"]."""
         super().__init__(config)
         text = config["text_config"] if text is None else text
-        if (named := text.get("model_type")) not in self.texts:
-            raise LoadError(
-                f"This {config['model_type']} checkpoint's text decoder is {named!r}; expected {', '.join(self.texts)}."
-            )
+        if (named := text.get("model_type")) not in self.text_types:
+            expected = ", ".join(self.text_types)
+            raise LoadError(f"This {config['model_type']} checkpoint's text decoder is {named!r}; expected {expected}.")
         self.driver = Driver(text, self.scales_logits)
         self.language_model = unwrapped(self.driver.decoder())
 
@@ -61,7 +60,7 @@ class VisionLanguageModel(Model):
         return last_norm(self.body, h)
 
     def embed_tokens(self, tokens: mx.array) -> mx.array:
-        """tokens (B, L) -> (B, L, d), scaled as features of media are."""
+        """tokens (B, L) -> (B, L, d), scaled so that features of media fit beside them."""
         return self.driver.embed(self.language_model, tokens)
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
@@ -113,7 +112,7 @@ def encode_tiles(media: Sequence[Media], encode: Callable[[mx.array], mx.array])
     tiles = np.concatenate([medium.pixels for medium in media])
     starts = range(0, len(tiles), TILES_AT_ONCE)
     features = mx.concatenate([encode(mx.array(tiles[start : start + TILES_AT_ONCE])) for start in starts])
-    return [Features(medium) for medium in features.reshape(len(media), -1, features.shape[-1])]
+    return [Features(rows) for rows in features.reshape(len(media), -1, features.shape[-1])]
 
 
 def scatter_features(embeds: mx.array, prompt: Prompt, features: Sequence[mx.array]) -> mx.array:
