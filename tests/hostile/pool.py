@@ -9,21 +9,25 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 STARTING_S = 120.0
+FREEING = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
+"""glibc gives large blocks back when they are freed, so that one input's memory is not the next one's."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a seed: "passed", "refused", or what went wrong."""
+    """What came of a seed. result: "passed", "refused", or what went wrong."""
 
     seed: int
     name: str
     result: str
+    seconds: float
 
     @property
     def bad(self) -> bool:
@@ -34,7 +38,8 @@ class Worker:
     """One process that tries the inputs of an attack."""
 
     def __init__(self, attack: str, folder: Path):
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS)))}
+        path = os.pathsep.join((str(TESTS.parent), str(TESTS)))
+        environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **FREEING}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hostile.worker", attack, tempfile.mkdtemp(dir=folder)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
@@ -69,6 +74,7 @@ class Worker:
     def attempt(self, seed: int, limit_s: float) -> Outcome:
         """Whatever happens to the process, the outcome says so."""
         assert self._process.stdin
+        start = time.monotonic()
         with contextlib.suppress(BrokenPipeError):
             print(seed, file=self._process.stdin, flush=True)
         name = self._answer(limit_s)
@@ -78,7 +84,7 @@ class Worker:
         elif not result:
             code = self._process.wait()
             result = f"died of {signal.Signals(-code).name if code < 0 else code}: {self._last_words()}"
-        return Outcome(seed, name or "while drawing it", result)
+        return Outcome(seed, name or "while drawing it", result, time.monotonic() - start)
 
     def _last_words(self) -> str:
         return "".join(self._errors)[-1500:]

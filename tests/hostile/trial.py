@@ -16,7 +16,8 @@ class Try:
 
     run: gives it to the package; whatever it returns is fine.
     arguments: names of the arguments that a TypeError or ValueError may complain about.
-    peak: bytes that it may take at most, over what the process had before; None where that is not the point.
+    peak: bytes that it may take at most, over what the process had before, a refusal at most `SPARE`; None where that
+    is not the point.
     """
 
     name: str
