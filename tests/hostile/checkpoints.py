@@ -51,11 +51,15 @@ def mutations(base: Path, seed: int = 0, count: int = 200) -> Iterator[Mutation]
     """`count` changes of the checkpoint in `base`, the same for the same seed: damaged files, headers and fields
     that are known for it, then single fields at random."""
     draw = random.Random(f"{base.name} {seed}")
-    fixed = [*damaged_files(base), *damaged_headers(base), *damaged_tensors(base), *wrong_tokens(base), *known(base)]
+    fixed = known_mutations(base)
     draw.shuffle(fixed)
     yield from fixed[:count]
     for _ in range(count - len(fixed)):
         yield changed_field(base, draw)
+
+
+def known_mutations(base: Path) -> list[Mutation]:
+    return [*damaged_files(base), *damaged_headers(base), *damaged_tensors(base), *wrong_tokens(base), *known(base)]
 
 
 # One field of a JSON file

@@ -1,5 +1,6 @@
 """Hostile pictures, made by code: (name, bytes). Same seed, same bytes. Nothing here decodes or needs much memory."""
 
+import functools
 import io
 import random
 import struct
@@ -12,14 +13,6 @@ from PIL import Image
 Named = tuple[str, bytes]
 
 PICTURE_KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-
-
-def everything(seed: int = 0, mutations: int = 200) -> Iterator[Named]:
-    yield from headers()
-    yield from bombs()
-    yield from animations()
-    yield from truncated(seed)
-    yield from mutated(seed, mutations)
 
 
 def headers() -> Iterator[Named]:
@@ -94,6 +87,7 @@ def mutated(seed: int = 0, count: int = 200) -> Iterator[Named]:
         yield f"{kind} mutation {number}", bytes(changed)
 
 
+@functools.cache
 def small() -> dict[str, bytes]:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 24, 32, 3), np.uint8)
     frames = [Image.fromarray(frame) for frame in pixels]

@@ -1,4 +1,4 @@
-"""One hostile input, and its allowed outcomes."""
+"""One hostile input, and what may come of it."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -7,16 +7,17 @@ from mlx_vlgen.errors import VlgenError
 
 MB = 1_000_000
 SPARE = 64 * MB
-"""Bytes that a refusal, or a small picture, may take."""
+"""What a refusal, or a small picture, may take."""
 
 
 @dataclass(frozen=True)
 class Try:
     """One hostile input.
 
-    run: passes it to the package; any returned value is fine.
+    run: gives it to the package; whatever it returns is fine.
     arguments: names of the arguments that a TypeError or ValueError may complain about.
-    peak: bytes that it may take at most, over what the process had before; None where memory is not tested.
+    peak: bytes that it may take at most, over what the process had before, a refusal at most `SPARE`; None where that
+    is not the point.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Try:
 
 
 def verdict(error: BaseException | None, arguments: Collection[str]) -> str:
-    """ "passed", "refused", or what is wrong with the exception that the input raised."""
+    """ "passed", "refused", or what is wrong with the exception that an input ended with."""
     if error is None:
         return "passed"
     if isinstance(error, VlgenError):
