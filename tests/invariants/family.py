@@ -18,7 +18,7 @@ from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.inputs.prompt import Media, MediaInputs
 from mlx_vlgen.models.base import Embedded, Features
 
-STEPS = 12
+STEPS = 8
 """Tokens of a reference answer, and the most that a test asks for."""
 
 MEDIA = {

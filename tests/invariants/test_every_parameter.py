@@ -21,13 +21,14 @@ from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.errors import UnsupportedError
 from mlx_vlgen.options import _CALLABLES, DRAFTS, ENGINE, KV_CACHE, MEDIA, OPTIONS
 
-from .family import STEPS, Ask, Family
+from .family import Ask, Family
 from .play import TOLERANCE
 
 KEYWORDS = [*(option.name for option in OPTIONS), *_CALLABLES]
 OF_THE_BATCH = [option.name for option in MEDIA + DRAFTS + ENGINE]
 OF_A_ROW = [name for name in KEYWORDS if name not in OF_THE_BATCH]
 GROUPS = len(OF_A_ROW) // 3
+STEPS, SHORT = 12, 3  # enough for a penalty and a guess to show; enough for what an earlier call left behind
 DEFAULTS = {"repetition_context_size": 20}  # whose None means another thing than its default
 
 
@@ -143,7 +144,8 @@ class Case:
 
     def __init__(self, family: Family):
         self.family = family
-        self.default(SHAPES)  # both before any keyword is given
+        for question in (SHAPES, WHO):  # before any keyword is given
+            self.default(question), self.default(question, SHORT)
         self.entries = table(family, self.default(WHO).result)
 
     def settings(self, name: str) -> dict[str, Any]:
@@ -196,12 +198,12 @@ class Case:
         return self.generate(self.entries[name].question, self.settings(name))
 
     @cache  # noqa: B019
-    def default(self, question: Question) -> Outcome:
-        return self.generate(question, {"max_tokens": STEPS})
+    def default(self, question: Question, steps: int = STEPS) -> Outcome:
+        return self.generate(question, {"max_tokens": steps})
 
     def check_untouched(self, question: Question) -> None:
         """A call without any keyword gives what it gave before all others."""
-        check_equal(self.generate(question, {"max_tokens": STEPS}).result, self.default(question).result)
+        check_equal(self.generate(question, {"max_tokens": SHORT}).result, self.default(question, SHORT).result)
 
 
 FACTS = (
