@@ -56,10 +56,10 @@ class SampledBatch:
         return cls(rows, cache, BatchSampler(rows), *_drawn(rows, BatchSampler(rows), logits, None))
 
     def step(self, model: Model, emit: Emit) -> Self | None:
-        """Hand out the tokens that are drawn, with the next step already under way; what goes on, if anything does.
+        """Start the next step, then hand out the tokens of this one. Returns the rows that go on, None without any.
 
-        A row that ends by its length is known before and computes nothing more. One that its token ends (end
-        token, stop string) has one token drawn in vain, which nobody sees. Where a row has to wait, all do.
+        A row that ends by its length is known before and computes nothing more. A row that its token ends (an end
+        token, a stop string) has drawn one token in vain, which is dropped. Where one row needs its token, all wait.
         """
         going = [i for i, row in enumerate(self.rows) if not row.last_token_due]
         following = None
@@ -77,7 +77,7 @@ class SampledBatch:
         return following.select([place for place, i in enumerate(going) if i in left])
 
     def store_past(self) -> None:
-        """The caches of rows that are over and whose requests want to have them."""
+        """Store the caches of rows that are over in their traces, where the requests want them."""
         for place, row in enumerate(self.rows):
             trace = row.request.trace
             if row.over and trace and trace.keep_cache:
@@ -85,8 +85,8 @@ class SampledBatch:
                 trace.past = Past(kv.alone(self.cache, place), length, row.delta, row.request.kv)
 
     def advance(self, model: Model, read: bool) -> Self:
-        """One forward on the tokens these rows have drawn; the next ones, under way. read: whether the tokens are
-        read and recorded already."""
+        """One forward on the tokens that these rows have drawn, which draws the next ones. read: whether the tokens
+        are read and recorded."""
         inputs = Embedded(self.tokens[:, None], delta=self.delta, capture=self.rows[0].capture())
         logits = model(inputs, self.cache)[:, 0]
         drawn = _drawn(self.rows, self.sampler, logits, None if read else self.tokens)

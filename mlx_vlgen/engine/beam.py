@@ -29,7 +29,7 @@ OUT = np.float32(-1e9)
 
 @dataclass
 class Hypothesis:
-    """A hypothesis that ended, by what; or one that stands where none did yet."""
+    """A hypothesis that ended. reason: what ended it; None for one that only fills a place."""
 
     score: np.float32 = OUT
     tokens: list[int] = field(default_factory=list)
@@ -42,8 +42,11 @@ class Hypothesis:
 
 
 class Hypotheses:
-    """Those of one row. running: as rows, best first, each with its tokens; scores (beams,): sums of log-probabilities;
-    origins: for each token the place, one step before, of the hypothesis that it was added to."""
+    """The hypotheses of one row.
+
+    running: copies of the row with their tokens, best first. scores: (beams,), sums of log-probabilities.
+    origins: for each token the place, one step before, of the hypothesis that it was added to.
+    """
 
     def __init__(self, row: Row, settings: Beams):
         self.row, self.settings = row, settings
@@ -98,7 +101,7 @@ class Hypotheses:
         return [int(parent) for parent in parents[chosen]]
 
     def _reason(self, parent: int, token: int, timed_out: bool) -> FinishReason | None:
-        """What makes a candidate a whole answer, if anything does. timed_out: whether the row's time is up."""
+        """Why a candidate is a whole answer; None where it is not. timed_out: whether the row's time is up."""
         tokens = [*self.running[parent].tokens, token]
         if token in self.row.end_tokens:
             return "stop"
@@ -153,8 +156,8 @@ class Hypotheses:
 
 @dataclass
 class Search:
-    """Rows that search, each with as many places in the caches as it has beams. Nothing is under way between steps:
-    which hypotheses go on must be read before the next forward."""
+    """Rows that search, each with as many places in the caches as it has beams. Nothing is computed between steps: the
+    next forward needs to know which hypotheses go on."""
 
     searches: Sequence[Hypotheses]
     cache: kv.Cache

@@ -60,15 +60,15 @@ def _layer_bytes(kind: LayerKind, size: LayerSize, settings: KVSettings, positio
 
 @dataclass
 class Budget:
-    """layout: the model's. limit: positions that the rows inside may come to need together; None is as many bytes as
-    fit into free memory, which is known once `learn` got a cache."""
+    """layout: the model's. limit: positions that the admitted rows may need together; None is as many bytes as fit into
+    free memory, which `learn` finds out."""
 
     layout: Sequence[LayerKind]
     limit: int | None
     _layers: Layers | None = field(default=None, init=False)  # while None, `limit` is of positions
 
     def learn(self, cache: Cache) -> None:
-        """From the cache of the first rows, with what it holds already."""
+        """Read the sizes of the layers off the cache of the first rows."""
         if self.limit is not None or any(isinstance(kind, Opaque) for kind in self.layout):
             return
         if (available := memory_available()) is not None:

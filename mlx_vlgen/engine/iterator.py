@@ -188,8 +188,8 @@ class TokenIterator:
         self.generation_time += time.perf_counter() - between
 
     def _sweep(self) -> None:
-        """Rows that leave before they decode: cancelled, or in the middle of a long prompt out of time. Those that
-        decode end when their next token comes."""
+        """End rows that are cancelled before they decode, and a long prompt whose time is up. Rows that decode end when
+        their next token comes."""
         with self._lock:
             cancelled = [self._rows[id] for id in self._cancelled if id in self._rows]
             self._cancelled.clear()
@@ -307,8 +307,8 @@ class TokenIterator:
                 row.error = error
 
     def _end_failed(self, rows: list[Row], others: int) -> list[Row]:
-        """Rows that could not go on, whose error says why, end. But those that lacked memory are returned, to wait at
-        the front until some of the `others` are through, while fewer run together; one that is alone cannot."""
+        """End rows that have an error. Rows that lacked memory do not end: they are returned, wait at the front until
+        some of the `others` are through, and fewer run together. One row alone has nothing to wait for, and ends."""
         starved = [row for row in rows if row.error and is_out_of_memory(row.error)]
         if len(starved) == 1 and not others:
             starved = []
@@ -328,8 +328,8 @@ class TokenIterator:
     # -- decode
 
     def _decode(self) -> None:
-        """One step of every batch. What it raises ends its rows, for their caches are half written; where it was that
-        memory does not suffice, so many never run together again."""
+        """One step of every batch. An error ends the rows of the batch, for their caches are half written. After a lack
+        of memory so many rows never run together again."""
         for key, batch in list(self._batches.items()):
             try:
                 following = batch.step(self._model, self._emit)
@@ -357,7 +357,7 @@ class TokenIterator:
             self._hand_out(row, record_token(row, token, scores))
 
     def _end(self, row: Row, reason: FinishReason, error: Exception | None = None) -> None:
-        """A negative prompt ends with its row, and a row once."""
+        """End a row, once. A negative prompt ends with its row."""
         if row.positive is None and not row.over:
             self._hand_out(row, end_row(row, reason, error))
 

@@ -89,7 +89,7 @@ def _of(part: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def _check_values(place: Place, value: Any) -> None:
-    """That the numbers and strings that an answer is compared with are ones that llguidance can write."""
+    """UnsupportedError for numbers and strings that llguidance cannot write."""
     if isinstance(value, Mapping):
         _check_values(place, list(value))
         for name, item in value.items():

@@ -32,7 +32,7 @@ class Beams:
 
 
 class Drafter(Protocol):
-    """What guesses a row's next tokens. It belongs to the row, and sees only what is certain."""
+    """Guesses the next tokens of one row. It gets only tokens that are certain."""
 
     def read(self, prompt: Prompt) -> None:
         """The row's prompt, with its pixels."""
@@ -41,7 +41,7 @@ class Drafter(Protocol):
         """At most max_tokens guesses of what follows the prompt and these tokens."""
 
     def update(self, num_proposed: int, num_accepted: int) -> None:
-        """How many of the last guesses were right."""
+        """Called after each check with the number of guesses, and of those that were right."""
 
 
 @dataclass

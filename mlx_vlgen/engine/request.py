@@ -105,7 +105,7 @@ class Row:
 
     @property
     def computed(self) -> int:
-        """Positions of the prompt whose keys and values came with the request."""
+        """Positions of the prompt whose keys and values the request brings."""
         return self.request.past.length if self.request.past else 0
 
     @property

@@ -34,8 +34,8 @@ class Speculative(SampledBatch):
         return self.select(left)._check(model, emit) if left else None
 
     def _check(self, model: Model, emit: Emit) -> Self | None:
-        """One forward on each row's last token and the guesses after it; tokens are handed out as long as guesses are
-        right. What goes on, with one token drawn a row that nobody has seen yet."""
+        """One forward on each row's last token and the guesses after it. Tokens are handed out as long as guesses are
+        right. Returns the rows that go on, each with one token that is drawn and not handed out."""
         guesses = [_guesses(row, model.vocab_size) for row in self.rows]
         longest = max(map(len, guesses))
         block = np.zeros((len(self.rows), 1 + longest), dtype=np.int32)
@@ -85,15 +85,15 @@ class Speculative(SampledBatch):
 
 
 def _draws_freely(row: Row) -> bool:
-    """Whether what it draws hangs on no token before, but through the model."""
+    """Whether a draw depends on earlier tokens through the model only."""
     s = row.sampling
     penalized = s.presence_penalty or s.frequency_penalty or s.repetition_penalty not in (None, 1.0)
     return not (row.needs_token or row.negative or penalized or s.logit_bias or s.thinking_budget is not None)
 
 
 def _guesses(row: Row, vocab_size: int) -> list[int]:
-    """No more than the row may still hand out before its last token, which needs no forward. What its drafter raises is
-    noted on the row, which ends by it."""
+    """At most as many as the row may still hand out before its last token, which needs no forward. An error of the
+    drafter ends the row."""
     max_tokens = row.sampling.max_tokens - len(row.tokens) - 1
     guesses = list[int]()
     if row.drafter and max_tokens > 0:

@@ -219,8 +219,8 @@ def _set(mask: np.ndarray, tokens: Iterable[int], value: bool) -> None:
 
 
 def constrain(rows: "Sequence[Row]", logits: mx.array) -> mx.array:
-    """logits (B, V) with what the rows' answers may not go on with at -inf. Where they may with nothing, that is noted
-    on the row, whose logits then mean nothing, and no other row's change."""
+    """logits (B, V) with the tokens at -inf that the rows' forms do not allow. A row whose form allows none gets an
+    error; its logits then mean nothing, and no other row's change."""
     if not any(row.constraint for row in rows):
         return logits
     allowed = np.ones(logits.shape, dtype=bool)

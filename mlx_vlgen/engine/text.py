@@ -64,7 +64,7 @@ class Detokenizer:
 class TextStream:
     """A row's text: detokenized, cut at the first stop string, and held back while a stop string may be under way.
 
-    tokenizer: None for a text that stays empty. released: the text, piece by piece; full_text: as one.
+    tokenizer: None for a text that stays empty. released: the text, piece by piece.
     stopped: whether a stop string came, after which there is none.
     """
 
@@ -76,10 +76,6 @@ class TextStream:
         self._length = 0  # of all that
         self._ends: list[int] = []  # where each token's text ends
         self.stopped = False
-
-    @property
-    def full_text(self) -> str:
-        return "".join(self.released)
 
     def add(self, token: int) -> str:
         """The text that is now certain."""

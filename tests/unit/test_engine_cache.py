@@ -176,9 +176,9 @@ def test_any_coming_and_going(first: list[int], events: list[list[int] | int | s
 
 def test_opaque_rows_stay_alone() -> None:
     """A cache that only its model knows is made by it, and cannot run with others."""
-    made = object()
-    layout: list[LayerKind] = [Full(), Opaque(lambda: made)]
-    assert kv.make_cache(layout)[1] is made
+    cache = object()
+    layout: list[LayerKind] = [Full(), Opaque(lambda: cache)]
+    assert kv.make_cache(layout)[1] is cache
     assert kv.can_batch(LAYOUT) and not kv.can_batch(layout)
     with pytest.raises(ValueError, match="together"):
         kv.make_pack(layout, [1, 2])
