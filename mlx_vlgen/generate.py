@@ -64,7 +64,7 @@ def generate(
     frames: video_fps (2), num_frames, max_frames (768).
     guesses: draft_model (a model, its folder or id) with num_draft_tokens (3), or prompt_lookup. Same answer, faster.
     KV cache: kv_bits with kv_group_size (64) and quantized_kv_start (0), or max_kv_size.
-    prompt: prefill_step_size (2048), prompt_progress_callback(tokens computed, tokens in all).
+    prefill: prefill_step_size (2048), prompt_progress_callback(tokens computed, tokens in all).
     `SamplingParams`, `MediaInputs` and `KVSettings` say more of each.
 
     PromptError, MediaError or UnsupportedError for what is wrong with the request; TypeError for an unknown keyword or
