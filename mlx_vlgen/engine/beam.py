@@ -36,10 +36,6 @@ class Hypothesis:
     origins: list[int] = field(default_factory=list)
     reason: FinishReason | None = None
 
-    @property
-    def real(self) -> bool:
-        return self.reason is not None
-
 
 class Hypotheses:
     """The hypotheses of one row.
@@ -96,7 +92,7 @@ class Hypotheses:
             origins.append([*self.origins[parents[place]], int(parents[place])])
         self.running, self.origins, self.scores = running, origins, open_scores[chosen]
         self.improvable &= self._may_improve(length)
-        full = self.settings.early_stopping is True and all(ended.real for ended in self.finished)
+        full = self.settings.early_stopping is True and all(ended.reason for ended in self.finished)
         self.over = full or not self.improvable or bool(ends.all())
         return [int(parent) for parent in parents[chosen]]
 
@@ -127,7 +123,9 @@ class Hypotheses:
         reasons = [reason if place < self.settings.count else None for place, reason in enumerate(reasons)]
         may = np.array([reason is not None for reason in reasons])
         scores = (scores / np.float32(length**self.settings.length_penalty)).astype(np.float32)
-        if (self.settings.early_stopping is True and all(ended.real for ended in self.finished)) or not self.improvable:
+        if (
+            self.settings.early_stopping is True and all(ended.reason for ended in self.finished)
+        ) or not self.improvable:
             scores = scores + OUT
         scores = scores + ~may * OUT
         new = [
@@ -146,7 +144,7 @@ class Hypotheses:
         longest = self.row.sampling.max_tokens if rewarded else length
         possible = self.scores[0] / np.float32(longest**settings.length_penalty)
         worst = min(hypothesis.score for hypothesis in self.finished)
-        return any(possible > (worst if hypothesis.real else OUT) for hypothesis in self.finished)
+        return any(possible > (worst if hypothesis.reason else OUT) for hypothesis in self.finished)
 
     def best(self) -> list[Beam]:
         """What is returned, best first."""
