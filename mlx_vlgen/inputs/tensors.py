@@ -259,7 +259,7 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
     needed = [PIXELS[kind], *([f"{kind}_grid_thw"] if gridded else [f"num_{kind}_tokens", f"{kind}_shapes"])]
     if missing := [name for name in needed if name not in arrays]:
         raise PromptError(f"{names[0]} is given without {' and '.join(missing)}: give all tensors of the processor")
-    pixels = _array(PIXELS[kind], arrays[PIXELS[kind]]).astype(np.float32, copy=False)
+    pixels = _array(PIXELS[kind], arrays[PIXELS[kind]])
     if isinstance(processor, QwenVLProcessor):
         thw = _integers(f"{kind}_grid_thw", arrays[f"{kind}_grid_thw"], 2)
         settings = processor.image_settings if kind == "image" else processor.video_settings
@@ -280,9 +280,10 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
         ends = _integers(name, arrays[name], 2).tolist() if (name := f"{kind}_grids") in arrays else [()] * len(counts)
         grids = [tuple(side for side in grid if side >= 0) for grid in ends]
     timed = kind == "video" and "second_per_grid_ts" in arrays
-    seconds = _array("second_per_grid_ts", arrays["second_per_grid_ts"]).tolist() if timed else [0.0] * len(counts)
+    seconds = _array("second_per_grid_ts", arrays["second_per_grid_ts"]) if timed else np.zeros(len(counts))
     fit = (
-        {len(counts), len(shapes), len(grids), len(seconds)} == {len(counts)}
+        {len(counts), len(shapes), len(grids)} == {len(counts)}
+        and seconds.shape == (len(counts),)
         and shapes.shape[1] == pixels.ndim
         and sum(shapes[:, 0]) == len(pixels)
         and min(counts, default=0) > 0
@@ -294,8 +295,8 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
             f"{PIXELS[kind]} of shape {pixels.shape} is not what {', '.join(needed[1:])} describe: give all tensors as "
             "the processor returned them"
         )
-    cut = [np.ascontiguousarray(pixels[index]) for index in _indices(shapes)]
-    return [_Source(*fields) for fields in zip(cut, grids, counts, seconds, strict=True)]
+    views = [pixels[index] for index in _indices(shapes)]
+    return [_Source(*fields) for fields in zip(views, grids, counts, seconds.tolist(), strict=True)]
 
 
 def _row(
@@ -318,7 +319,10 @@ def _row(
                 )
             source = media[kind].pop(0)
             spans = _runs(positions[: source.count])
-            row_media.append(Media(kind, source.pixels, source.grid, spans, (0, 0), source.seconds))
+            pixels = np.ascontiguousarray(
+                source.pixels, np.float32
+            )  # not before they are known to fit: a view is small
+            row_media.append(Media(kind, pixels, source.grid, spans, (0, 0), source.seconds))
             positions = positions[source.count :]
     row_media.sort(key=lambda item: item.spans)
     return Prompt(tokens, tuple(row_media), processor.two_way(tokens, row_media))

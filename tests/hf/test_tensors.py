@@ -203,6 +203,10 @@ MISFITS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "words": (lambda item: {"input_ids": [["a"]]}, "expected numbers"),
     "what is left out of a loss": (lambda item: {"input_ids": [[-100, 5]]}, "negative"),
     "a ragged list": (lambda item: {"image_grid_thw": [[1, 2], [1]]}, "numpy cannot read it"),
+    "one number, repeated": (
+        lambda item: {"pixel_values": np.broadcast_to(np.uint8(0), (10**5, 10**5, 3))},
+        r"has the shape \(100000, 100000, 3\)",
+    ),
     "half precision": (lambda item: {"pixel_values": mx.zeros((4, 4), mx.bfloat16)}, "pixels in float32"),
 }
 ROWS = ("input_ids", "attention_mask", "mm_token_type_ids")
@@ -220,6 +224,12 @@ def test_shapes_that_are_not_the_pixels_are_refused() -> None:
     for name, change in (("image_shapes", 1), ("num_image_tokens", -1), ("num_image_tokens", 1)):
         with pytest.raises(PromptError, match=r"is not what|placeholders"):
             unpack(processor("pixtral"), {**tensors, name: tensors[name] + change})
+
+
+def test_a_pace_that_is_no_row_of_numbers_is_refused() -> None:
+    tensors = of_transformers("qwen2_5_vl", ["video_img"])
+    with pytest.raises(PromptError, match="is not what video_grid_thw"):
+        unpack(processor("qwen2_5_vl"), {**tensors, "second_per_grid_ts": 0.5})
 
 
 def test_one_placeholder_for_both_kinds_needs_to_be_told_which() -> None:

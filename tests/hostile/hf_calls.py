@@ -51,18 +51,14 @@ class Attack:
         keywords = dict(self._image_inputs if draw.random() < 0.4 else self._text)
         for name in draw.sample([*sorted(NAMES), *IDS, *OTHERS, *sorted(TENSORS) * 3], draw.choice([1, 1, 2])):
             keywords[name] = self._value(draw, name, keywords.get(name))
-        return Try(f"{keywords!r:.300}", lambda: self._generate(keywords), [*keywords, "token"])
+        return Try(f"{keywords!r:.300}", lambda: self._generate(keywords), [*keywords, "token", "unknown tensor"])
 
     def _value(self, draw: random.Random, name: str, original: Any) -> Any:
         if isinstance(original, np.ndarray) and draw.random() < 0.6:
             return self._damaged(draw, original)
         if name in TENSORS and draw.random() < 0.7:
             tensor = array(draw)
-            return (
-                mx.array(np.ascontiguousarray(tensor))
-                if tensor.dtype in (np.int32, np.float32) and tensor.size
-                else tensor
-            )
+            return mx.array(tensor.copy()) if tensor.dtype in (np.int32, np.float32) and tensor.size else tensor
         return draw.choice(NUMBERS) if draw.random() < 0.6 else value(draw)
 
     def _damaged(self, draw: random.Random, tensor: np.ndarray) -> np.ndarray:
