@@ -187,17 +187,10 @@ DECODERS: dict[str, Decoder] = {
         scale_logits=_softcapped,
     ),
     "gemma3_text": Decoder(
-        refusals.gemma3,
-        _GEMMA2 | {"vocab_size": 262208},
-        configuration.read_gemma3,
-        scale_tokens=_root_of_width,
+        refusals.gemma3, _GEMMA2 | {"vocab_size": 262208}, configuration.read_gemma3, scale_tokens=_root_of_width
     ),
     "gemma4_text": Decoder(
-        refusals.gemma4,
-        _GEMMA4,
-        configuration.read_gemma4,
-        scale_tokens=_root_of_width,
-        scale_logits=_softcapped,
+        refusals.gemma4, _GEMMA4, configuration.read_gemma4, scale_tokens=_root_of_width, scale_logits=_softcapped
     ),
     "glm4": Decoder(refusals.glm4, {}),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),

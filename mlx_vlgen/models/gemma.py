@@ -7,15 +7,45 @@ Source: Gemma Team 2024 (arXiv 2403.08295 and 2408.00118); transformers' GemmaFo
 names of parameters these are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .._mlx_lm import KVCache, RotatingKVCache, scaled_dot_product_attention
 from .._runtime import mx, nn
 from .attention import GATED, MLP, SCORE_BYTES, linear_without_bias, merge_heads, split_heads
+from .configuration import BaseConfig
 
-Config = Mapping[str, Any]
-"""As `text_arguments` gives it."""
+
+@dataclass(frozen=True)
+class GemmaConfig(BaseConfig):
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    query_pre_attn_scalar: float
+    sliding_window: int | None
+    layer_types: Sequence[str] | None = None
+    attention_bias: bool = False
+    attn_logit_softcapping: float | None = 50.0
+    rope_theta: float = 10000.0
+    hidden_act: str | None = None
+    hidden_activation: str | None = None
+
+    @property
+    def is_gemma2(self) -> bool:
+        return self.model_type == "gemma2"
+
+    @property
+    def activation(self) -> str:
+        """Gemma's first configurations say "gelu" and mean its tanh approximation."""
+        name = (self.hidden_activation if self.is_gemma2 else self.hidden_act) or "gelu_pytorch_tanh"
+        return "gelu_pytorch_tanh" if name == "gelu" and not self.is_gemma2 else name
 
 
 def scale_embeddings(embeds: mx.array) -> mx.array:
@@ -40,17 +70,17 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: GemmaConfig):
         super().__init__()
-        hidden, size, bias = config["hidden_size"], config["head_dim"], config.get("attention_bias", False)
-        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        hidden, size, bias = config.hidden_size, config.head_dim, config.attention_bias
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.heads, self.kv_heads = heads, kv_heads
-        self.scale = (config["query_pre_attn_scalar"] if config["model_type"] == "gemma2" else size) ** -0.5
-        self.softcap = config.get("attn_logit_softcapping", 50.0) if config["model_type"] == "gemma2" else None
+        self.scale = (config.query_pre_attn_scalar if config.is_gemma2 else size) ** -0.5
+        self.softcap = config.attn_logit_softcapping if config.is_gemma2 else None
         self.q_proj = nn.Linear(hidden, heads * size, bias=bias)
         self.k_proj, self.v_proj = (nn.Linear(hidden, kv_heads * size, bias=bias) for _ in range(2))
         self.o_proj = nn.Linear(heads * size, hidden, bias=bias)
-        self.rope = nn.RoPE(size, base=config.get("rope_theta", 1e4))
+        self.rope = nn.RoPE(size, base=config.rope_theta)
 
     def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
         q, k = split_heads(self.q_proj(x), self.heads), split_heads(self.k_proj(x), self.kv_heads)
@@ -96,23 +126,16 @@ def softcapped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array |
     return mx.concatenate(blocks, axis=-2).reshape(batch, heads, length, size)
 
 
-def activation(config: Config) -> str:
-    """Gemma's first configurations say "gelu" and mean its tanh approximation."""
-    key = "hidden_activation" if config["model_type"] == "gemma2" else "hidden_act"
-    name: str = config.get(key) or "gelu_pytorch_tanh"
-    return "gelu_pytorch_tanh" if config["model_type"] == "gemma" and name == "gelu" else name
-
-
 class Layer(nn.Module):
     """Gemma 2 normalises what attention and MLP give, too."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: GemmaConfig):
         super().__init__()
-        hidden, eps = config["hidden_size"], config["rms_norm_eps"]
+        hidden, eps = config.hidden_size, config.rms_norm_eps
         self.self_attn = Attention(config)
-        self.mlp = MLP(hidden, config["intermediate_size"], activation(config), GATED, linear_without_bias)
+        self.mlp = MLP(hidden, config.intermediate_size, config.activation, GATED, linear_without_bias)
         self.input_layernorm, self.post_attention_layernorm = Norm(hidden, eps), Norm(hidden, eps)
-        if config["model_type"] == "gemma2":
+        if config.is_gemma2:
             self.pre_feedforward_layernorm, self.post_feedforward_layernorm = Norm(hidden, eps), Norm(hidden, eps)
 
     def __call__(self, x: mx.array, mask: mx.array | str | None, cache: Any) -> mx.array:
@@ -127,22 +150,24 @@ class Layer(nn.Module):
 class Body(nn.Module):
     """Embeddings, layers and last norm; `backbone.decode` runs them."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: GemmaConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config["vocab_size"], config["hidden_size"])
-        self.layers = [Layer(config) for _ in range(config["num_hidden_layers"])]
-        self.norm = Norm(config["hidden_size"], config["rms_norm_eps"])
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
 
 
 class Gemma(nn.Module):
     """Its output layer is its embeddings."""
 
-    def __init__(self, config: Config):
+    def __init__(self, args: Mapping[str, Any]):
+        """args: as `decoders.text_arguments` gives them."""
         super().__init__()
+        config = GemmaConfig.from_dict(args)
         self.model = Body(config)
-        count, window = config["num_hidden_layers"], config["sliding_window"]
-        layer_types = config.get("layer_types") or ["sliding_attention", "full_attention"] * count
-        slides = config["model_type"] == "gemma2" and window is not None
+        count, window = config.num_hidden_layers, config.sliding_window
+        layer_types = config.layer_types or ["sliding_attention", "full_attention"] * count
+        slides = config.is_gemma2 and window is not None
         self._windows = [window if slides and layer == "sliding_attention" else None for layer in layer_types[:count]]
 
     @property

@@ -6,14 +6,12 @@ Source: Gemma Team 2025 (arXiv 2503.19786); transformers' Gemma3ForConditionalGe
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .base import Features
 from .gemma import Norm
 from .llava import Llava
-from .vision_language import VisionLanguageModel
+from .vision_language import VisionLanguageModel, join_pixels
 from .vit import SiglipVision, SiglipVisionConfig, Tower
 
 
@@ -46,5 +44,5 @@ class Gemma3(VisionLanguageModel):
     duplicated_layers: ClassVar[Mapping[str, str]] = {"language_model.lm_head": "language_model.model.embed_tokens"}
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
-        return [Features(image) for image in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]
+        states = self.vision_tower.vision_model(join_pixels(media))
+        return [Features(image) for image in self.multi_modal_projector(states)]

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .attention import MLP, PROJECTOR
 from .base import Features
-from .vision_language import VisionLanguageModel
+from .vision_language import VisionLanguageModel, join_pixels
 from .vit import Tower, plain_vision
 
 
@@ -48,6 +46,5 @@ class Llava(VisionLanguageModel):
 
     def encode_pixels(self, media: Sequence[Media]) -> mx.array:
         """Features (B, patches, d), for the text decoder, of all B squares that are the media's pixels."""
-        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
-        states = self.vision_tower.vision_model.states(pixels, self._layers)
+        states = self.vision_tower.vision_model.states(join_pixels(media), self._layers)
         return self.multi_modal_projector(mx.concatenate(states, axis=-1)[:, self._first :])

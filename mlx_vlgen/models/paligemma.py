@@ -7,13 +7,11 @@ PaliGemmaForConditionalGeneration. It counts positions from 1, which is all the 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .base import Features
 from .llava import Llava
-from .vision_language import VisionLanguageModel
+from .vision_language import VisionLanguageModel, join_pixels
 from .vit import SiglipVision, SiglipVisionConfig, Tower
 
 
@@ -41,5 +39,5 @@ class PaliGemma(VisionLanguageModel):
         self.multi_modal_projector = Projector(vision.hidden_size, self.hidden_size)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
-        return [Features(image) for image in self.multi_modal_projector(self.vision_tower.vision_model(pixels))]
+        states = self.vision_tower.vision_model(join_pixels(media))
+        return [Features(image) for image in self.multi_modal_projector(states)]

@@ -17,7 +17,7 @@ from .base import Features
 from .configuration import BaseConfig
 from .layers import rotary_2d
 from .llava import Llava, projector
-from .vision_language import VisionLanguageModel
+from .vision_language import VisionLanguageModel, join_pixels
 from .vit import PatchConv, Tower
 
 EPS = 1e-5
@@ -102,5 +102,4 @@ class Pixtral(VisionLanguageModel):
 
     def encode_pixels(self, media: Sequence[Media]) -> mx.array:
         """(B, N, d) of pictures of one size: the hidden states that the projector takes."""
-        pixels = mx.array(np.concatenate([medium.pixels for medium in media]))
-        return mx.concatenate(self.vision_tower.vision_model(pixels, self._layers), axis=-1)
+        return mx.concatenate(self.vision_tower.vision_model(join_pixels(media), self._layers), axis=-1)

@@ -118,10 +118,6 @@ def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     text = with_rope(config["text_config"], 5_000_000.0)
     text.setdefault("head_dim", text["hidden_size"] // text["num_attention_heads"])
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    if "num_local_experts" in text:
-        text.setdefault("num_experts", text["num_local_experts"])
-    text.setdefault("decoder_sparse_step", 1)
-    text.setdefault("mlp_only_layers", [])
     text["norm_topk_prob"] = True  # transformers' Qwen3VLMoe router always does
     text["model_type"] = "qwen3_moe" if "moe" in config["model_type"] else "qwen3"
     return text

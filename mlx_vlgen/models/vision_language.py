@@ -41,12 +41,7 @@ class VisionLanguageModel(Model):
             raise LoadError(f"This {config['model_type']} checkpoint's text decoder is {named!r}; expected {expected}.")
         self.driver = Driver(text, self.scales_logits)
         self.language_model = unwrapped(self.driver.decoder())
-
-    @property
-    def hidden_size(self) -> int:
-        """The size of the text decoder's states."""
-        size: int = self.driver.arguments["hidden_size"]
-        return size
+        self.hidden_size: int = self.driver.arguments["hidden_size"]
 
     @property
     def body(self) -> nn.Module:
@@ -101,6 +96,11 @@ class VisionLanguageModel(Model):
 
 TILES_AT_ONCE = 16
 """A clip may have hundreds of frames: the tower's widest states then take 0.2 GB in float32, and not gigabytes."""
+
+
+def join_pixels(media: Sequence[Media]) -> mx.array:
+    """media: pixels (T, ...) each -> one batch (media * T, ...)."""
+    return mx.array(np.concatenate([medium.pixels for medium in media]))
 
 
 def encode_tiles(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> list[Features]:

@@ -182,7 +182,7 @@ def test_a_template_of_words_may_begin_with_any_character(processor: InternVLPro
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"select_layer": -4}, "select_layer = -4"),
         ({"ps_version": "v1"}, "ps_version = 'v1'"),
@@ -191,10 +191,10 @@ def test_a_template_of_words_may_begin_with_any_character(processor: InternVLPro
         ({"llm_config": {"model_type": "internlm2"}}, "text decoder is 'internlm2'; expected qwen2"),
     ],
 )
-def test_what_no_published_checkpoint_has_is_refused(wrong: dict[str, Any], said: str) -> None:
+def test_what_no_published_checkpoint_has_is_refused(wrong: dict[str, Any], message: str) -> None:
     config = read_json(REFERENCE / "internvl" / "config.json")
     config["llm_config"] = config.pop("text_config")
-    with pytest.raises(LoadError, match=said):
+    with pytest.raises(LoadError, match=message):
         InternVL(config | wrong)
 
 
