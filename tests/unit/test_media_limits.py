@@ -29,7 +29,7 @@ from mlx_vlgen.inputs.video import load_video
 
 
 def read(kind: str, count: int, folder: Path, limit_s: float) -> list[Outcome]:
-    """What came of reading the files of one kind of `picture_files`, `count` at most, in a process of its own. A
+    """What came of reading the files of one kind of `picture_files`, `count` at most, in another process. A
     picture that took more memory than three and a half times its RGB, or a refusal that took more than 64 MB, is
     bad."""
     results = outcomes("picture_files", picture_files.seeds(kind, count), folder, limit_s)
