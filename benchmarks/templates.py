@@ -40,7 +40,7 @@ def read(folder: Path, temporary: Path) -> tuple[Processor, bool]:
         stand_in(temporary)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if config.get("model_type") in FAMILIES:
-        return find(config).processor_class().from_folder(temporary, config), real
+        return find(config).load_processor(temporary, config), real
     processor = Processor.from_folder(temporary, config)
     processor.placeholders = {"image": "<image>", "video": "<video>"}  # they are never expanded
     return processor, real

@@ -1,1 +1,1 @@
-"""Everything between what a person has (messages, pictures, video) and what a model takes. Knows no MLX."""
+"""Everything between messages, images and videos as they are given and the input of a model. Knows no MLX."""

@@ -45,7 +45,7 @@ def check_memory(estimate: int, name: str, limits: Limits) -> None:
         )
 
 
-def check_picture(image: Image.Image, name: str, limits: Limits, data: bytes = b"") -> None:
+def check_image(image: Image.Image, name: str, limits: Limits, data: bytes = b"") -> None:
     """Refuse a picture that has been opened, not decoded, when its pixels, memory or time exceed the limits.
 
     data: the file, where it is held in memory.

@@ -28,7 +28,7 @@ from PIL import (
 from ..errors import MediaError
 from ..notices import notice
 from .animation import frame_seconds
-from .budget import check_animation, check_kept_frames, check_memory, check_picture, check_size
+from .budget import check_animation, check_image, check_kept_frames, check_memory, check_size
 from .fetch import Limits
 
 Box: TypeAlias = tuple[int, int, int, int]
@@ -84,15 +84,15 @@ _FOREIGN_MAGIC = {
 }
 
 
-def decode_picture(data: bytes, name: str, limits: Limits) -> Image.Image:
+def decode_image(data: bytes, name: str, limits: Limits) -> Image.Image:
     """The picture, or the first frame, of an encoded file as RGB, upright; a MediaError with `name` if it has none."""
     if iso_kind(data) == "HEIC":
         return _decode_heic(data, name, limits)
-    encoded = EncodedPicture(data, name, limits)
-    picture = encoded.still()
+    encoded = EncodedImage(data, name, limits)
+    image = encoded.still()
     if encoded.moves:
         notice(f"{name}: an animation, of which a picture is the first frame; give it as video= for all")
-    return picture
+    return image
 
 
 class _Watched(io.BytesIO):
@@ -110,7 +110,7 @@ class _Watched(io.BytesIO):
         return data
 
 
-class EncodedPicture:
+class EncodedImage:
     """A picture file that its header has shown to be of a format we read and within the limits, not yet decoded.
 
     Raises:
@@ -129,7 +129,7 @@ class EncodedPicture:
             ) from None
         except Exception:
             raise MediaError(f"{name}: {_why_unreadable(data)}") from None
-        check_picture(self._image, name, limits, data)
+        check_image(self._image, name, limits, data)
         _scale_transparent_value(self._image)
 
     @property
@@ -333,12 +333,12 @@ def iso_kind(data: bytes) -> str | None:
 
 
 def _why_unreadable(data: bytes) -> str:
-    if kind := picture_kind(data):
+    if kind := image_kind(data):
         return f"the {kind} is truncated or damaged; get a whole copy"
     return f"not a picture that is read here ({foreign_kind(data)}); expected {_READABLE}"
 
 
-def picture_kind(data: bytes) -> str | None:
+def image_kind(data: bytes) -> str | None:
     """JPEG, PNG, WebP, GIF, BMP or TIFF, by the first bytes."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"

@@ -13,20 +13,20 @@ import numpy as np
 from PIL import Image
 
 from ..errors import MediaError, printable
-from .budget import RGB_BYTES, check_memory, check_picture, check_size
-from .decode import Box, decode_picture, in_boxes, no_memory, to_rgb, upright_rgb
+from .budget import RGB_BYTES, check_image, check_memory, check_size
+from .decode import Box, decode_image, in_boxes, no_memory, to_rgb, upright_rgb
 from .fetch import Limits, fetch, show_url
 
-__all__ = ["Limits", "Picture", "describe_source", "load_image", "read_source"]
+__all__ = ["ImageSource", "Limits", "describe_source", "load_image", "read_source"]
 
 # Without waiting for whoever might write into a pipe; a regular file reads as ever.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
-Picture: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 """Path, file:, http(s): or data: URL, encoded bytes, open binary file, PIL image, or array (or what numpy converts)."""
 
 
-def load_image(source: Picture, *, limits: Limits = Limits()) -> Image.Image:
+def load_image(source: ImageSource, *, limits: Limits = Limits()) -> Image.Image:
     """Read one picture as RGB, upright, without metadata (loading the result again changes nothing).
 
     EXIF orientation is applied to every kind of source that carries one. Transparency is composed on white. 16-bit
@@ -46,7 +46,7 @@ def load_image(source: Picture, *, limits: Limits = Limits()) -> Image.Image:
     """
     name = describe_source(source)
     if isinstance(source, Image.Image):
-        check_picture(source, name, limits)
+        check_image(source, name, limits)
         try:
             source.load()
         except MemoryError:
@@ -56,7 +56,7 @@ def load_image(source: Picture, *, limits: Limits = Limits()) -> Image.Image:
         return upright_rgb(source, name)
     if has_attribute(source, "__array__"):
         return _from_array(source, name, limits)
-    return decode_picture(read_source(source, limits), name, limits)
+    return decode_image(read_source(source, limits), name, limits)
 
 
 def describe_source(source: object) -> str:

@@ -118,7 +118,7 @@ def check_method(budget: Budget, owner: Any, name: str, args: tuple[Any, ...], k
     if name == "replace" and isinstance(owner, str):
         _check_replace(budget, owner, *args[:2])
     elif name == "join" and isinstance(owner, str) and args:
-        return (list_to_join(budget, args[0], owner), *args[1:])
+        return (listed(budget, args[0], owner), *args[1:])
     for argument in (*args, *kwargs.values()):
         if isinstance(argument, int):
             budget.allow(argument)
@@ -131,14 +131,14 @@ def _check_replace(budget: Budget, text: str, old: Any = "", new: Any = "") -> N
     budget.allow(len(text) + text.count(str(old)) * len(str(new)))
 
 
-def list_to_join(budget: Budget, items: Iterable[Any], separator: str) -> list[Any]:
+def listed(budget: Budget, items: Iterable[Any], separator: str) -> list[Any]:
     """The items, which will be joined."""
-    listed, size = [], 0
+    joined, size = [], 0
     for item in budget.iterate(items):
         size += budget.measure(item) + len(separator)
         budget.allow(size)
-        listed.append(item)
-    return listed
+        joined.append(item)
+    return joined
 
 
 def check_operation(budget: Budget, operation: str, left: Any, right: Any) -> None:

@@ -22,21 +22,13 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from ..errors import PromptError
-from .template_budget import (
-    Budget,
-    BudgetError,
-    check_filter,
-    check_format,
-    check_method,
-    check_operation,
-    list_to_join,
-)
+from .template_budget import Budget, BudgetError, check_filter, check_format, check_method, check_operation, listed
 
 MAX_TEMPLATE = 60_000
 """Characters, several times as many as published ones have: compiling takes time and memory, too."""
 MAX_DEPTH = 100
 """Levels of lists and mappings in messages."""
-MAX_PADDING = 16
+MAX_PAD = 16
 """Characters of an indentation or separator in JSON."""
 
 _REMOVED_FILTERS = ("urlize", "xmlattr", "wordwrap", "pprint", "striptags")
@@ -178,9 +170,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
         self.filters |= {"tojson": _to_json, "_iterate": lambda items: items, "_charge": lambda value: value}
-        self.filters = {
-            name: _metered(name, function) for name, function in self.filters.items() if name not in _REMOVED_FILTERS
-        }
+        self.filters = {name: _metered(name, f) for name, f in self.filters.items() if name not in _REMOVED_FILTERS}
         self.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
         del self.globals["lipsum"]
 
@@ -256,10 +246,8 @@ def _to_json(
     """Without the escapes for web pages of Jinja's filter."""
     budget, pieces, size = _budget.get(), [], 0
     padding = (indent if isinstance(indent, int) else len(indent or ""), *map(len, separators or ()))
-    if max(padding) > MAX_PADDING:
-        raise BudgetError(
-            f"this checkpoint's chat template asks tojson for more than {MAX_PADDING} characters of space"
-        )
+    if max(padding) > MAX_PAD:
+        raise BudgetError(f"this checkpoint's chat template asks tojson for more than {MAX_PAD} characters of space")
     encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     for piece in budget.iterate(encoder.iterencode(value)):
         pieces.append(piece)
@@ -281,7 +269,7 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             return budget.iterate(inputs[0])
         if name == "join":
             inputs = (
-                list_to_join(budget, inputs[0], str(kwargs.get("d", inputs[1] if inputs[1:] else ""))),
+                listed(budget, inputs[0], str(kwargs.get("d", inputs[1] if inputs[1:] else ""))),
                 *inputs[1:],
             )
         elif name == "sum" and not isinstance(kwargs.get("start", inputs[2] if inputs[2:] else 0), int | float):

@@ -319,9 +319,7 @@ def _row(
                 )
             source = media[kind].pop(0)
             spans = _runs(positions[: source.count])
-            pixels = np.ascontiguousarray(
-                source.pixels, np.float32
-            )  # not before they are known to fit: a view is small
+            pixels = np.ascontiguousarray(source.pixels, np.float32)  # until they fit, they may be a view of any size
             row_media.append(Media(kind, pixels, source.grid, spans, (0, 0), source.seconds))
             positions = positions[source.count :]
     row_media.sort(key=lambda item: item.spans)

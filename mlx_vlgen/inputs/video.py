@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import MediaError
 from .budget import check_frames
-from .decode import EncodedPicture, iso_kind, picture_kind
+from .decode import EncodedImage, image_kind, iso_kind
 from .fetch import Limits
 from .frames import Sampler, Video, check_counts, sample_indices, stack_frames
 from .media import describe_source, has_attribute, is_local, load_image, local_path, read_to_end
@@ -104,9 +104,9 @@ def load_video(
             raise MediaError(f"{name}: reading it failed") from None
         if not head:
             raise MediaError(f"{name}: is empty")
-        if picture_kind(head) in ("GIF", "WebP", "PNG"):
+        if image_kind(head) in ("GIF", "WebP", "PNG"):
             return _from_animation(read_to_end(file, name, limits), name, sample, limits)
-        if picture_kind(head) or iso_kind(head) in ("HEIC", "AVIF"):
+        if image_kind(head) or iso_kind(head) in ("HEIC", "AVIF"):
             raise _still(name)
         return read_container(file, name, sample, limits)
 
@@ -180,15 +180,15 @@ def _still(name: str) -> MediaError:
 
 
 def _from_animation(data: bytes, name: str, sample: Sampler, limits: Limits) -> Video:
-    picture = EncodedPicture(data, name, limits)
-    durations = picture.durations()
-    numbers = picture.frames
+    animation = EncodedImage(data, name, limits)
+    durations = animation.durations()
+    numbers = animation.frames
     if len(numbers) < 2:
         raise _still(name)
     # Rounded, lest sums of tenths fall short of whole seconds, which prompts hold. The last one is the end.
     starts = np.concatenate([[0.0], np.cumsum(durations).round(6)])
     indices = sample(len(numbers), len(numbers) / starts[-1])
-    picture.check_kept_frames(len(indices))
-    images = ((f"frame {at}", picture.frame(numbers[at])) for at in indices)
+    animation.check_kept_frames(len(indices))
+    images = ((f"frame {at}", animation.frame(numbers[at])) for at in indices)
     frames = stack_frames(images, len(indices), name, limits)
     return Video(frames, tuple(starts[indices].tolist()), len(indices) / float(starts[-1]))

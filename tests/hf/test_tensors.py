@@ -1,4 +1,4 @@
-"""Prompts as tensors and back: nothing is lost, and for Qwen and GLM they are transformers' own."""
+"""Prompts as tensors and back: nothing is lost, and for Qwen and GLM they are those of transformers."""
 
 from collections.abc import Callable
 from functools import cache

@@ -66,7 +66,7 @@ def known_mutations(base: Path) -> list[Mutation]:
 
 
 def json_files(base: Path) -> list[str]:
-    """The names of the checkpoint's own JSON files."""
+    """The names of the checkpoint's JSON files."""
     return sorted(path.name for path in base.glob("*.json"))
 
 

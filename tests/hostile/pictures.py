@@ -136,7 +136,7 @@ def png(
 
 
 def gif(width: int, height: int, frames: list[bytes | tuple[int, int, bytes]]) -> bytes:
-    """frames: image data, or with a width and height of their own."""
+    """frames: image data, or a width, a height and image data."""
     parts = [b"GIF89a", struct.pack("<HHBBB", width, height, 0x80, 0, 0), b"\0\0\0\xff\xff\xff"]
     for frame in frames:
         w, h, data = frame if isinstance(frame, tuple) else (width, height, frame)

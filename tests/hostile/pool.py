@@ -1,4 +1,4 @@
-"""Hostile inputs tried in a process of their own, which is replaced when it dies or does not answer."""
+"""Hostile inputs tried in another process, which is replaced when it dies or does not answer."""
 
 import contextlib
 import json

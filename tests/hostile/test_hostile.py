@@ -1,6 +1,6 @@
 """Some hundred hostile inputs of each kind; `-m slow` tries thousands.
 
-None kills or hangs its process, and what is refused is refused in our own words: a VlgenError, or a TypeError or
+None kills or hangs its process, and what is refused is refused by an error of ours: a VlgenError, or a TypeError or
 ValueError that names the argument. A picture stays within its bound of memory.
 """
 

@@ -59,7 +59,7 @@ def metaspace(scheme: str) -> Tokenizer:
 
 
 def prepending() -> Tokenizer:
-    """As they were: each text between two tokens gets a blank of its own."""
+    """As they were: each text between two tokens gets a blank."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -193,7 +193,7 @@ def test_what_a_template_makes_of_words_is_words(qwen: Any, template: str, text:
 
 
 def test_a_template_may_read_words_and_decide(qwen: Any) -> None:
-    """Its own tokens stay its own, though they depend on what a person says."""
+    """The tokens that it writes stay tokens, though they depend on user text."""
     switch = "{{ messages[0].content }}{% if '/no_think' in messages[0].content %}<think></think>{% endif %}"
     processor = Processor(qwen.tokenizer, switch)
     think = qwen.tokenizer.convert_tokens_to_ids("<think>")

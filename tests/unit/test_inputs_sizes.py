@@ -1,4 +1,4 @@
-"""Sizes and patches of pictures and videos, against properties and loops of their own."""
+"""Sizes and patches of pictures and videos, against properties and plain loops."""
 
 import dataclasses
 import math

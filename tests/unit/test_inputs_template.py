@@ -38,7 +38,7 @@ def text(string: str) -> dict[str, str]:
 
 
 def theirs(processor: Processor, messages: Sequence[Mapping[str, Any]], **keywords: Any) -> str:
-    """transformers' own rendering."""
+    """The rendering of transformers."""
     keywords = {"add_generation_prompt": True, "enable_thinking": False} | keywords
     rendered = processor.tokenizer.apply_chat_template(
         list(messages), chat_template=processor.chat_template, tokenize=False, **keywords
@@ -341,7 +341,7 @@ def test_bytes_that_are_no_text_are_refused(qwen: Any) -> None:
         ids(qwen, b"a\xffb".decode("utf-8", "surrogateescape"))
 
 
-# Text decoders, and tokenizers that begin with a token of their own
+# Text decoders, and tokenizers with a first token
 
 
 def test_text_models_take_parts_of_text_and_no_media(load_family: LoadFamily) -> None:

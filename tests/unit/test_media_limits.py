@@ -21,7 +21,7 @@ from test_media import STORED, UPRIGHT, encode, oriented, photo
 from mlx_vlgen.errors import MediaError
 from mlx_vlgen.inputs import decode, media
 from mlx_vlgen.inputs.animation import frame_seconds
-from mlx_vlgen.inputs.decode import EncodedPicture
+from mlx_vlgen.inputs.decode import EncodedImage
 from mlx_vlgen.inputs.media import Limits, describe_source, load_image
 from mlx_vlgen.inputs.video import load_video
 
@@ -29,7 +29,7 @@ from mlx_vlgen.inputs.video import load_video
 
 
 def read(kind: str, count: int, folder: Path, limit_s: float) -> list[Outcome]:
-    """What came of reading the files of one kind of `picture_files`, `count` at most, in a process of its own. A
+    """What came of reading the files of one kind of `picture_files`, `count` at most, in another process. A
     picture that took more memory than three and a half times its RGB, or a refusal that took more than 64 MB, is
     bad."""
     results = outcomes("picture_files", picture_files.seeds(kind, count), folder, limit_s)
@@ -106,7 +106,7 @@ def test_times_are_read_without_decoding(kind: str, options: dict[str, Any], mon
     times = [40, 80, 120, 200, 320]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=times, **options)
     monkeypatch.setattr(GifImagePlugin.GifImageFile, "load", lambda self: pytest.fail("decoded"))
-    picture = EncodedPicture(data, "x", Limits())
+    picture = EncodedImage(data, "x", Limits())
     assert picture.durations() == frame_seconds(data, kind) == [time / 1000 for time in times]
 
 

@@ -13,7 +13,7 @@ CLOSE = 1.5
 
 @pytest.fixture(scope="module")
 def memory() -> Iterator[Any]:
-    """The benchmark, with a shape that MLX's own BLAS can compute."""
+    """The benchmark, with a shape that MLX's BLAS can compute."""
     folder = str(Path(__file__).parents[2] / "benchmarks")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)

@@ -1,4 +1,4 @@
-"""Published chat templates, rendered as transformers renders them: the tree's copies, on its own small tokenizers.
+"""Published chat templates, rendered as transformers renders them: the tree's copies, on its small tokenizers.
 
 `benchmarks/templates.py` does the same with a folder of published files, and with real vocabularies.
 """
