@@ -1,8 +1,8 @@
 """Promise 1: the same answers as transformers, in every layout that a checkpoint is published in.
 
 Prompts and pixels are compared for every case in every layout. Logits and answers are compared for every case in one
-layout, which changes from case to case; logits of a picture and of a video in every layout; log-probabilities of answers
-for one case and those that are in no batch. `-m slow` compares all of it for all cases in all layouts.
+layout, which changes from case to case; logits of a picture and of a video in every layout; log-probabilities of
+answers for one case and those that are in no batch. `-m slow` compares all of it for all cases in all layouts.
 """
 
 from pathlib import Path
