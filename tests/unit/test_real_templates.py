@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from invariants.family import Family
-from parity.templates import CONVERSATIONS, difference, fitting, ids_difference, ours, turn, words
+from parity.templates import CONVERSATIONS, difference, fitting, ids_difference, ours, text_part, turn
 
 from mlx_vlgen import apply_chat_template
 from mlx_vlgen.errors import PromptError
@@ -52,7 +52,7 @@ def test_thinking_turned_on_and_off_are_two_prompts(load_family: LoadFamily) -> 
 def test_templates_made_for_strings_get_lists_of_words_as_strings(qwen: Any, template: str) -> None:
     processor = Processor(qwen.tokenizer, template)
     processor.placeholders = qwen.placeholders
-    messages = [turn(words("Be "), words("brief."), role="system"), {"role": "user", "content": "Hi"}]
+    messages = [turn(text_part("Be "), text_part("brief."), role="system"), {"role": "user", "content": "Hi"}]
     assert apply_chat_template(processor, {}, messages) == "system: Be brief.;user: Hi;"
 
 
@@ -60,4 +60,4 @@ def test_what_a_template_for_strings_says_of_a_picture_is_passed_on(qwen: Any) -
     processor = Processor(qwen.tokenizer, "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}")
     processor.placeholders = qwen.placeholders
     with pytest.raises(PromptError, match="the chat template refuses these messages"):
-        apply_chat_template(processor, {}, [turn(words("Hi")), turn({"type": "image"}, words("Hi"))])
+        apply_chat_template(processor, {}, [turn(text_part("Hi")), turn({"type": "image"}, text_part("Hi"))])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from invariants.family import Family
-from parity.templates import CONVERSATIONS, turn, words
+from parity.templates import CONVERSATIONS, text_part, turn
 
 from mlx_vlgen import apply_chat_template
 from mlx_vlgen.errors import PromptError
@@ -173,7 +173,7 @@ def test_it_has_what_transformers_has(qwen: Any, feature: str) -> None:
 
 
 def test_a_long_conversation_stays_far_below_the_budget(qwen: Any) -> None:
-    messages = [turn(words("What is it? " * 50)), turn(words("A circle. " * 50), role="assistant")] * 500
+    messages = [turn(text_part("What is it? " * 50)), turn(text_part("A circle. " * 50), role="assistant")] * 500
     begun = time.thread_time()
     text = apply_chat_template(qwen, {}, [*messages, *CONVERSATIONS["string"].messages])
     assert len(text) > 500_000 and time.thread_time() - begun < 1
