@@ -1,4 +1,5 @@
-"""Ctrl-C in the middle of a call of each face: it comes out, and the model is as it was before."""
+"""Ctrl-C in the middle of a call of each face: it comes out, and the model is as it was before. `-m slow` has the
+built-in model too."""
 
 import gc
 import os
@@ -100,7 +101,7 @@ def heeds_ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(params=["demo", "qwen3_vl_moe"])
+@pytest.fixture(params=[pytest.param("demo", marks=pytest.mark.slow), "qwen3_vl_moe"])
 def family(request: pytest.FixtureRequest, load_family: Callable[[str], Family]) -> Family:
     return load_family(request.param)
 

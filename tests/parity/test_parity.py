@@ -1,7 +1,8 @@
 """Promise 1: the same answers as transformers, in every layout that a checkpoint is published in.
 
-Prompts, pixels and logits are compared for every case in every layout. Answers, whose weights are those of the logits,
-are so for every case in one layout, and in every layout for some cases; `-m slow` has them for all in all.
+Prompts and pixels are compared for every case in every layout. Logits and answers are compared for every case in one
+layout, which changes from case to case; logits of a picture and of a video in every layout; log-probabilities of
+answers for one case and those that are in no batch. `-m slow` compares all of it for all cases in all layouts.
 """
 
 from pathlib import Path
@@ -17,6 +18,7 @@ from .weights import fingerprint, projection
 
 DEMO_MODEL = media.DEMO / "model"
 FAMILIES = expected.families()
+LOGITS_IN_ALL_LAYOUTS = ("img1", "video", "short")
 # The built-in model is a checkpoint folder, in one layout.
 CHECKPOINTS = [(f, layout) for f in FAMILIES for layout in (("saved",) if f == "demo" else LAYOUTS)]
 
@@ -30,12 +32,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for family, layout in CHECKPOINTS:
         record = expected.record(family)
         cases = {name: expected.case(family, name) for name in record["cases"]}
+        in_batches = {row for rows in record["batches"].values() for row in rows} - {next(iter(cases))}
         batches = {name: [cases[row] for row in rows] for name, rows in record["batches"].items()}
         for index, (name, value) in enumerate((cases if kind == "case" else batches).items()):
             if metafunc.function is test_pixels and not (cases[name].images or cases[name].videos):
                 continue
-            answers = metafunc.function in (test_greedy, test_batch) and layout in LAYOUTS
-            longer = answers and LAYOUTS[index % len(LAYOUTS)] != layout
+            in_turn = metafunc.function in (test_greedy, test_batch)
+            in_turn |= metafunc.function is test_logits and name not in LOGITS_IN_ALL_LAYOUTS
+            longer = in_turn and layout in LAYOUTS and LAYOUTS[index % len(LAYOUTS)] != layout
+            longer |= metafunc.function is test_greedy and name in in_batches
             marks = [pytest.mark.slow] if longer else []
             parameters.append(pytest.param((family, layout), value, id=f"{family}-{layout}-{name}", marks=marks))
     metafunc.parametrize(("checkpoint", kind), parameters, indirect=["checkpoint"], scope="module")
