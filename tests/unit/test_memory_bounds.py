@@ -37,8 +37,8 @@ def check_pictures(
 ) -> tuple[float | None, float]:
     """How much the process grew, and its bound."""
     model, processor = memory.build("test", None)
-    length, peak, grown = memory.pictures_peak(model, processor, count, 4, max_pixels, step, source)
-    terms = memory.pictures_terms(model.config, length, 4, max_pixels, step, 4)
+    length, peak, grown = memory.image_peak(model, processor, count, 4, max_pixels, step, source)
+    terms = memory.image_terms(model.config, length, 4, max_pixels, step, 4)
     bound = memory.weight_bytes(model) + sum(terms.values())
     assert peak <= bound < CLOSE * peak, (peak, bound, terms)
     host = memory.host_terms(model.config["vision_config"], length, source, max_pixels, step)
