@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -145,8 +146,9 @@ class SamplingParams:
         if len(forms) > 1:
             raise ValueError(f"{forms[1]}: only one of {', '.join(_FORMS)} can be given, and {forms[0]} is")
         for name in ("regex", "grammar"):
-            if not isinstance(getattr(self, name), str | None):
-                raise ValueError(f"{name}={getattr(self, name)!r:.80}: expected text")
+            text = getattr(self, name)
+            if not isinstance(text, str | None) or re.search("[\ud800-\udfff]", text or ""):
+                raise ValueError(f"{name}={text!r:.80}: expected text in UTF-8")
         if self.json_schema is not None:
             try:
                 schema = self.json_schema

@@ -9,7 +9,7 @@ from ..engine.token_ids import check_ids, ids_of_file
 from ..errors import PromptError, UnsupportedError
 from ..inputs.prompt import Prompt
 from ..inputs.tensors import NAMES as TENSORS
-from ..inputs.tensors import unpack
+from ..inputs.tensors import read_array, unpack
 from ..models.base import Model
 from ..options import did_you_mean
 from .config import GenerationSettings
@@ -51,7 +51,7 @@ def check_setting_ids(settings: GenerationSettings, vocab_size: int) -> None:
 
 def batch_of_ids(name: str, ids: Any) -> np.ndarray:
     """(B, L), of one row or several. PromptError for another shape."""
-    batch = np.atleast_2d(np.asarray(ids))
+    batch = np.atleast_2d(read_array(name, ids))
     if batch.ndim != 2:
         raise PromptError(f"{name} has the shape {batch.shape}; expected (batch, length)")
     return batch
@@ -59,8 +59,9 @@ def batch_of_ids(name: str, ids: Any) -> np.ndarray:
 
 def check_batch(name: str, ids: np.ndarray, mask: Any, vocab_size: int) -> None:
     """PromptError for an id of (B, L) that is no token. Padding, where the mask is 0, may be anything."""
-    fits = mask is not None and np.shape(mask) == ids.shape
-    check_ids(name, ids[np.asarray(mask).astype(bool)] if fits else ids, vocab_size)
+    if mask is not None and (kept := read_array("attention_mask", mask)).shape == ids.shape:
+        ids = ids[kept.astype(bool)]
+    check_ids(name, ids, vocab_size)
 
 
 def known_tensors(tensors: Mapping[str, Any], parameters: Collection[str]) -> dict[str, Any]:

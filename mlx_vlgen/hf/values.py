@@ -19,7 +19,8 @@ Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
 def refuse_unsupported(unsupported: Unsupported, name: str, value: Any) -> None:
     """UnsupportedError for a value that asks for something."""
     idle_values, reason = unsupported[name]
-    plain = isinstance(value, bool | int | float | str | list | np.generic)  # an array compares to an array
+    value = value.item() if isinstance(value, np.generic) else value
+    plain = isinstance(value, bool | int | float | str | list)  # an array compares to an array
     if value is not None and not (plain and value in idle_values):
         raise UnsupportedError(f"{name}={value!r:.80}: {reason}")
 

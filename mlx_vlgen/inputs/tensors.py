@@ -178,7 +178,8 @@ class _Source:
     seconds: float
 
 
-def _array(name: str, value: Any) -> np.ndarray:
+def read_array(name: str, value: Any) -> np.ndarray:
+    """Numbers of any type. PromptError, by name, for anything else; UnsupportedError for torch's tensors."""
     _refuse_torch(name, value)
     try:
         array = np.asarray(value)
@@ -201,7 +202,7 @@ def _refuse_torch(name: str, value: Any) -> None:
 
 
 def _integers(name: str, value: Any, dimensions: int) -> np.ndarray:
-    array = _array(name, value)
+    array = read_array(name, value)
     if array.ndim != dimensions or array.dtype.kind == "f":
         shape = ("(n,)", "(n, …)")[dimensions - 1]
         raise PromptError(f"{name}: {array.dtype} of shape {array.shape}; expected whole numbers of shape {shape}")
@@ -212,9 +213,9 @@ def _rows(name: str, value: Any) -> list[np.ndarray]:
     """(B, L), or a list of rows that may differ in length -> each row, whole numbers."""
     _refuse_torch(name, value)
     rows = (
-        [_array(name, row) for row in value]
+        [read_array(name, row) for row in value]
         if isinstance(value, list | tuple)
-        else [*np.atleast_1d(_array(name, value))]
+        else [*np.atleast_1d(read_array(name, value))]
     )
     if not rows or any(row.ndim != 1 or (row.dtype.kind == "f" and len(row)) for row in rows):
         raise PromptError(
@@ -259,7 +260,7 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
     needed = [PIXELS[kind], *([f"{kind}_grid_thw"] if gridded else [f"num_{kind}_tokens", f"{kind}_shapes"])]
     if missing := [name for name in needed if name not in arrays]:
         raise PromptError(f"{names[0]} is given without {' and '.join(missing)}: give all tensors of the processor")
-    pixels = _array(PIXELS[kind], arrays[PIXELS[kind]])
+    pixels = read_array(PIXELS[kind], arrays[PIXELS[kind]])
     if isinstance(processor, QwenVLProcessor):
         thw = _integers(f"{kind}_grid_thw", arrays[f"{kind}_grid_thw"], 2)
         settings = processor.image_settings if kind == "image" else processor.video_settings
@@ -280,7 +281,7 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
         ends = _integers(name, arrays[name], 2).tolist() if (name := f"{kind}_grids") in arrays else [()] * len(counts)
         grids = [tuple(side for side in grid if side >= 0) for grid in ends]
     timed = kind == "video" and "second_per_grid_ts" in arrays
-    seconds = _array("second_per_grid_ts", arrays["second_per_grid_ts"]) if timed else np.zeros(len(counts))
+    seconds = read_array("second_per_grid_ts", arrays["second_per_grid_ts"]) if timed else np.zeros(len(counts))
     fit = (
         {len(counts), len(shapes), len(grids)} == {len(counts)}
         and seconds.shape == (len(counts),)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import LoadFamily
 from PIL import Image, ImageDraw
 from transformers import TextIteratorStreamer, TextStreamer
 
@@ -486,3 +487,10 @@ def test_inputs_as_a_mapping_or_as_ids(model: Any, inputs: Inputs, tmp_path: Pat
     assert model.generate(tensors.input_ids, max_new_tokens=5).tolist() == by_name
     with pytest.raises(TypeError, match="give one of them"):
         model.generate(tensors.input_ids, input_ids=tensors.input_ids)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask"])
+def test_rows_of_unlike_length_are_named(load_family: LoadFamily, name: str) -> None:
+    tensors: dict[str, Any] = {"input_ids": [[3, 4]], "attention_mask": [[1, 1]]} | {name: [[1, 1], [1]]}
+    with pytest.raises(PromptError, match=name):
+        load_family("qwen3").model.generate(**tensors, max_new_tokens=1)

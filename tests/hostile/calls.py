@@ -34,7 +34,7 @@ class Attack:
         for name in draw.sample([*NAMES, *CALLABLES, *MEDIA], draw.choice([1, 1, 2])):
             keywords[name] = self._value(draw, name)
         run = self._batch if draw.random() < 0.3 else self._stream
-        arguments = [*keywords, "images", "prompts", "videos", "audios", *CALLABLES]
+        arguments = [*keywords, "images", "prompts", "videos", "audios", *CALLABLES, "logits processor"]
         return Try(f"{run.__name__} {keywords!r:.300}", lambda: run(keywords), arguments)
 
     def _value(self, draw: random.Random, name: str) -> Any:

@@ -10,6 +10,10 @@ SPARE = 64 * MB
 """What a refusal, or a small picture, may take."""
 
 
+class UserError(Exception):
+    """Raised by an object or a function of the user's: it comes out as it is."""
+
+
 @dataclass(frozen=True)
 class Try:
     """One hostile input.
@@ -30,7 +34,7 @@ def verdict(error: BaseException | None, arguments: Collection[str]) -> str:
     """ "passed", "refused", or what is wrong with the exception that an input ended with."""
     if error is None:
         return "passed"
-    if isinstance(error, VlgenError):
+    if isinstance(error, VlgenError | UserError):
         return "refused"
     if isinstance(error, TypeError | ValueError) and any(name in str(error) for name in arguments):
         return "refused"

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .trial import UserError
+
 NUMBERS: list[Any] = [
     0, -0.0, 1, -1, 2, 3, 7, 64, 255, 511, 512, 513, 577, 10**4, 10**5, 10**6, -577, 2**31 - 1, 2**31, 2**32, 2**63 - 1,
     2**63, 2**64, -(2**63), 10**30, 0.5, 0.999999, 1.0, 1e-39, 1e-45, 1e-300, 1e300, 1e38, -1e-9, float("nan"),
@@ -22,10 +24,15 @@ class Unfriendly:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise RuntimeError("unfriendly")
+        raise UserError("unfriendly")
 
     def __repr__(self) -> str:
         return "Unfriendly()"
+
+
+def failing(*_: Any, **__: Any) -> Any:
+    """A function of the user's."""
+    raise UserError("failing")
 
 
 def value(draw: random.Random, depth: int = 0) -> Any:
@@ -36,7 +43,7 @@ def value(draw: random.Random, depth: int = 0) -> Any:
     if kind < 5:
         return draw.choice(TEXTS)
     if kind < 6:
-        return draw.choice([None, b"", b"abc", object(), Unfriendly(), int, len, lambda *_: None, ..., 3j, range(3)])
+        return draw.choice([None, b"", b"abc", object(), Unfriendly(), failing, lambda *_: None, ..., 3j, range(3)])
     if kind < 9:
         return [value(draw, depth + 1) for _ in range(draw.randrange(4))]
     if kind < 10:
