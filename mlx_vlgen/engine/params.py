@@ -187,7 +187,7 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
         return ()
     if isinstance(value, str | int) or callable(value):
         return (value,)
-    if not isinstance(value, Iterable) or isinstance(value, Mapping):
+    if not isinstance(value, Iterable) or isinstance(value, Mapping) or getattr(value, "ndim", 1) == 0:
         raise ValueError(f"{name}={value!r:.80}: expected a list")
     return tuple(value)
 

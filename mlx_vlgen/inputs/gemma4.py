@@ -37,8 +37,9 @@ class Gemma4ImageSettings(ImageSettings):
         colors = settings if normalized else {**settings, "image_mean": None, "image_std": None}
         return cls(
             max_tokens=settings.get("max_soft_tokens") or max_tokens,
-            patch=settings.get("patch_size") or vision.get("patch_size", 16),
-            pool=settings.get("pooling_kernel_size") or vision.get("pooling_kernel_size", 3),
+            # The tower's first: it takes no others, and some conversions write a processor's defaults.
+            patch=vision.get("patch_size") or settings.get("patch_size", 16),
+            pool=vision.get("pooling_kernel_size") or settings.get("pooling_kernel_size", 3),
             **read_colors(colors, mean=(0.0,) * 3, std=(1.0,) * 3),
         )
 

@@ -1,5 +1,6 @@
 """Checks that tokens have rows in the embeddings: the tokenizer's, a family's placeholders, the end tokens."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,21 @@ def check_tokens(folder: Path, model: Model) -> None:
     """LoadError for a token past the rows of the embeddings: MLX would read its row from other memory.
 
     Embeddings may have more rows than there are tokens. A special token may be past them where only its name in a
-    prompt makes it, as in published Gemma 3 text checkpoints and padded Llamas; each request's tokens are checked too.
+    prompt makes it, as in published Gemma 3 text checkpoints and padded Llamas, and so may a family's `prompt_tokens`,
+    which transformers' PaliGemma processor adds to tokenizers that lack them. Each request's tokens are checked too.
     """
     tokenizer, rows = model.processor.tokenizer, embedding_rows(model)
     known: dict[str, int] = tokenizer.get_vocab()
-    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    documented = re.compile(model.processor.prompt_tokens)
+    named_only = {
+        id
+        for id, token in tokenizer.added_tokens_decoder.items()
+        if token.special or documented.fullmatch(token.content)
+    }
+    named_only -= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
     path = folder / "tokenizer.json"
     for token, id in known.items():
-        if id >= rows and id not in special:
+        if id >= rows and id not in named_only:
             raise LoadError(f"{path}: the token {token!r:.80} has the id {id}, and the embeddings have {rows} rows.")
     features = {**model.processor.placeholders, **model.processor.feature_tokens}
     for kind, token in features.items():
