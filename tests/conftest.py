@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("MLX_VLGEN_BLAS", "off")  # before the first import of mlx_vlgen
 
+import zlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from invariants.family import Family, encode_once
 from parity import media
 from parity.layouts import write_checkpoint
 from PIL import Image
+
+from mlx_vlgen.engine import batch
 
 # HYPOTHESIS_PROFILE=thorough draws other examples at every run, and many more of them.
 _slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -30,6 +33,12 @@ def pytest_configure() -> None:
         cores = sorted(os.sched_getaffinity(0))
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.fixture(autouse=True)
+def lookahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of all tests, always the same ones, run as on a GPU: each step starts before the last one is read."""
+    monkeypatch.setattr(batch, "LOOKAHEAD", zlib.crc32(request.node.nodeid.encode()) % 2 == 0)
 
 
 LoadFamily = Callable[[str], Family]

@@ -16,6 +16,10 @@ from .request import Row
 from .sampling import BatchSampler, Scores, apply_processors, apply_samplers
 from .structured import constrain
 
+LOOKAHEAD = mx.default_device().type == mx.DeviceType.gpu
+"""Whether a step starts before the tokens of the last one are read, so that the device does not wait for Python. On the
+CPU MLX runs a step while it is launched: tokens would come a step later, and no sooner be followed by the next."""
+
 Emit = Callable[[Row, int, Scores | None], None]
 """Takes a row's token that was read, with what it was drawn from: records it, hands it out, and ends the row by it."""
 
@@ -53,28 +57,39 @@ class SampledBatch:
     @classmethod
     def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
         """Rows whose prompt is through: draw their first token from its logits (B, V)."""
-        return cls(rows, cache, BatchSampler(rows), *_drawn(rows, BatchSampler(rows), logits, None))
+        sampler = BatchSampler(rows)
+        return cls(rows, cache, sampler, *_drawn(rows, sampler, logits, None))
 
     def step(self, model: Model, emit: Emit) -> Self | None:
-        """Start the next step, then hand out the tokens of this one. Returns the rows that go on, None without any.
+        """Hand out the tokens of this step, and start the next one. Returns the rows that go on, None without any.
 
-        A row that ends by its length is known before and computes nothing more. A row that its token ends (an end
-        token, a stop string) has drawn one token in vain, which is dropped. Where one row needs its token, all wait.
+        With `LOOKAHEAD` the next forward starts first. A row that ends by its length is known before and computes
+        nothing more; one that its token ends (an end token, a stop string) has computed a token in vain, which is
+        dropped. Where one row needs its token, all draw after it was read.
         """
         going = [i for i, row in enumerate(self.rows) if not row.last_token_due]
-        following = None
-        tokens, scores, rows = self.tokens, self.scores, self.rows
-        if going and not any(row.needs_token for row in rows):
-            following = self.select(going).advance(model, read=False)
-        for i, token in enumerate(np.array(tokens).tolist()):
-            emit(rows[i], token, scores[i])
+        rows, following, logits = self.rows, None, None
+        if LOOKAHEAD and going and not any(row.request.trace for row in rows):
+            following = self.select(going)
+            logits = following.forward(model)
+            if not any(row.needs_token for row in rows):
+                following, logits = following.draw(logits, unread=True), None
+            else:
+                mx.async_eval(logits)
+        for row, token, scores in zip(rows, np.array(self.tokens).tolist(), self.scores, strict=True):
+            emit(row, token, scores)
         left = [i for i in going if not rows[i].over]
         self.store_past()
         if not left:
             return None
         if following is None:
-            return self.select(left).advance(model, read=True)
-        return following.select([place for place, i in enumerate(going) if i in left])
+            following = self.select(left)
+            return following.draw(following.forward(model), unread=False)
+        places = [place for place, i in enumerate(going) if i in left]
+        following = following.select(places)
+        if logits is None:
+            return following
+        return following.draw(logits[mx.array(places)], unread=False)
 
     def store_past(self) -> None:
         """Store the caches of rows that are over in their traces, where the requests want them."""
@@ -84,12 +99,15 @@ class SampledBatch:
                 length = row.length + len(row.tokens) - 1
                 trace.past = Past(kv.alone(self.cache, place), length, row.delta, row.request.kv)
 
-    def advance(self, model: Model, read: bool) -> Self:
-        """One forward on the tokens that these rows have drawn, which draws the next ones. read: whether the tokens
-        are read and recorded."""
+    def forward(self, model: Model) -> mx.array:
+        """Logits (B, V) after the tokens that these rows have drawn."""
         inputs = Embedded(self.tokens[:, None], delta=self.delta, capture=self.rows[0].capture())
-        logits = model(inputs, self.cache)[:, 0]
-        drawn = _drawn(self.rows, self.sampler, logits, None if read else self.tokens)
+        return model(inputs, self.cache)[:, 0]
+
+    def draw(self, logits: mx.array, unread: bool) -> Self:
+        """The same rows with their next tokens, from logits (B, V). unread: whether the last ones are still to be read
+        and recorded."""
+        drawn = _drawn(self.rows, self.sampler, logits, self.tokens if unread else None)
         return type(self)(self.rows, self.cache, self.sampler, *drawn)
 
     @property

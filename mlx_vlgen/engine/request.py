@@ -141,8 +141,8 @@ class Row:
 
     @property
     def needs_token(self) -> bool:
-        """Whether the next step of this row must wait until its last token is read: it runs the user's code, which
-        must not see a token that is thrown away later, or that token decides what the next one may be."""
+        """Whether the next token of this row can be drawn only when its last one is read: it runs the user's code,
+        which must not see a token that is thrown away later, or that token decides what the next one may be."""
         observed = self.sampling.calls_user or self.request.trace is not None
         return observed or self.constraint is not None or (self.thinking is not None and self.thinking.undecided)
 

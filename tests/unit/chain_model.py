@@ -49,5 +49,8 @@ class Letters:
             return "".join(chr(97 + token) for token in tokens)
 
         self.tokenizer = SimpleNamespace(
-            eos_token_id=None, decode=decode, get_vocab=lambda: {chr(97 + token): token for token in range(size)}
+            eos_token_id=None,
+            decode=decode,
+            convert_tokens_to_ids=lambda text: ord(text[0]) - 97,
+            convert_ids_to_tokens=lambda token: chr(97 + token),
         )

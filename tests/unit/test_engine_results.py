@@ -11,6 +11,7 @@ from invariants.play import Row, Wrapped, ask_for, check, play
 
 from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine import batch
 from mlx_vlgen.engine.logits import log_softmax
 from mlx_vlgen.engine.sampling import top
 
@@ -65,7 +66,10 @@ def test_forwards_with_user_code(family: Family) -> None:
     assert counted(family, [row]) == [(1, 70)] + [(1, 1)] * 4
 
 
-def test_an_end_that_its_token_tells_costs_one_forward(family: Family) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_end_that_its_token_tells(family: Family, monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+    """It costs one forward in vain where steps start before the last one is read, and none where they do not."""
+    monkeypatch.setattr(batch, "LOOKAHEAD", ahead)
     tokens = family.answer(family.asks["long"]).tokens
     end = tokens[4]
     count = tokens.index(end) + 1
@@ -73,7 +77,7 @@ def test_an_end_that_its_token_tells_costs_one_forward(family: Family) -> None:
     with TokenIterator(counting(family.model, shapes), family.processor) as iterator:
         iterator.add(ask_for(family, eos_tokens=[end]).request)
         assert len(list(iterator)) == count
-    assert len(shapes) == 1 + count
+    assert len(shapes) == count + ahead
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 2048])
