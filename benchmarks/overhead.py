@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from mlx_lm.models.cache import BatchKVCache, KVCache
 from speed import SIZES, build, request
 
 from mlx_vlgen import Request, SamplingParams, TokenIterator
-from mlx_vlgen._mlx_lm import BatchKVCache, KVCache
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.models.base import Embedded, Model
 

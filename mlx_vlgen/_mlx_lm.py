@@ -15,11 +15,9 @@ resource.setrlimit = lambda *_: None
 from mlx_lm import models
 from mlx_lm.convert import QUANT_RECIPES as MIXED_RECIPES
 from mlx_lm.convert import mixed_quant_predicate_builder as mixed_recipe
-from mlx_lm.models.base import create_attention_mask, create_ssm_mask, scaled_dot_product_attention
+from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import (
     ArraysCache,
-    BatchKVCache,
-    BatchRotatingKVCache,
     KVCache,
     RotatingKVCache,
     make_prompt_cache,

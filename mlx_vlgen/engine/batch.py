@@ -85,7 +85,7 @@ class SampledBatch:
         if following is None:
             following = self.select(left)
             return following.draw(following.forward(model), unread=False)
-        places = [place for place, i in enumerate(going) if i in left]
+        places = kv.compacted([place for place, row in enumerate(following.rows) if not row.over])
         following = following.select(places)
         if logits is None:
             return following
@@ -121,17 +121,18 @@ class SampledBatch:
 
     def join(self, other: Self) -> Self:
         rows = self.rows + other.rows
-        cache = kv.join(self.cache, other.cache, self.lengths() + other.lengths())
+        kv.join(self.cache, other.cache, len(self.rows))
         tokens = mx.concatenate([self.tokens, other.tokens])
-        return type(self)(rows, cache, BatchSampler(rows), tokens, self.scores + other.scores)
+        return type(self)(rows, self.cache, BatchSampler(rows), tokens, self.scores + other.scores)
 
     def select(self, places: Sequence[int]) -> Self:
+        """Only these rows, in the order of `kv.compacted`; this batch is of no use any more."""
         if len(places) == len(self.rows):
             return self
-        rows, index = [self.rows[i] for i in places], mx.array(list(places))
-        lengths = [row.length + len(row.tokens) for row in rows]
-        cache = kv.select(self.cache, places, lengths)
-        return type(self)(rows, cache, BatchSampler(rows), self.tokens[index], [self.scores[i] for i in places])
+        places = kv.compacted(places)
+        kv.select(self.cache, places)
+        rows, index = [self.rows[i] for i in places], mx.array(places)
+        return type(self)(rows, self.cache, BatchSampler(rows), self.tokens[index], [self.scores[i] for i in places])
 
 
 def _drawn(

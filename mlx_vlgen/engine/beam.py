@@ -205,14 +205,14 @@ class Search:
             parents = search.advance(np.array(scores), np.array(places), logits.shape[-1])
             order += [owners[span.start + parent] for parent in parents]
         if order != list(range(len(order))) or len(order) != len(owners) or len(set(owners)) != len(owners):
-            cache = kv.take(cache, order, _cached_lengths(searches))
+            cache = kv.take(cache, order)
         tokens = mx.array([beam.tokens[-1] for beam in _running(searches)], dtype=mx.int32)
         return cls(searches, cache, tokens)
 
     def join(self, other: Self) -> Self:
         searches = [*self.searches, *other.searches]
-        cache = kv.join(self.cache, other.cache, _cached_lengths(searches))
-        return type(self)(searches, cache, mx.concatenate([self.tokens, other.tokens]))
+        kv.join(self.cache, other.cache, len(self.tokens))
+        return type(self)(searches, self.cache, mx.concatenate([self.tokens, other.tokens]))
 
     def _select(self, places: Sequence[int]) -> Self:
         if len(places) == len(self.searches):
@@ -220,17 +220,11 @@ class Search:
         searches = [self.searches[place] for place in places]
         starts = np.cumsum([0, *(len(search.running) for search in self.searches)])
         taken = [int(at) for place in places for at in range(starts[place], starts[place + 1])]
-        cache = kv.take(self.cache, taken, _cached_lengths(searches))
-        return type(self)(searches, cache, self.tokens[mx.array(taken)])
+        return type(self)(searches, kv.take(self.cache, taken), self.tokens[mx.array(taken)])
 
 
 def _running(searches: Sequence[Hypotheses]) -> list[Row]:
     return [beam for search in searches for beam in search.running]
-
-
-def _cached_lengths(searches: Sequence[Hypotheses]) -> list[int]:
-    """Positions of each hypothesis in the caches: its last token is not among them."""
-    return [beam.length + len(beam.tokens) - 1 for beam in _running(searches)]
 
 
 def _hand_out(search: Hypotheses, emit: Emit) -> None:

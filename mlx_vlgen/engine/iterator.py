@@ -284,13 +284,12 @@ class TokenIterator:
     def _arrive(self, prompts: list[Encoded], cache: kv.Cache, logits: mx.array) -> None:
         """Rows whose prompt is through: draw their first token and let them decode with the others."""
         self._budget.learn(cache)
-        rows, cache, logits = self._prompts.with_negatives(prompts, cache, logits)
+        rows, logits = self._prompts.with_negatives(prompts, cache, logits)
         key = rows[0].batch_key
         new = _batch_class(rows[0]).begin(rows, cache, logits)
         kv.evaluate(new.cache, new.tokens)
         if live := self._batches.get(key):
             new = live.join(new)
-            kv.evaluate(new.cache)
         self._batches[key] = new
         now = time.perf_counter()
         for row in rows:

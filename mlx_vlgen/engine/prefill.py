@@ -82,16 +82,17 @@ class Prefill:
     def _pack(self, prompts: Sequence[Encoded]) -> tuple[kv.Cache, mx.array]:
         """Several prompts at once, which begin with no past."""
         lengths = [prompt.row.length for prompt in prompts]
-        cache = kv.make_pack(self._layout, lengths, prompts[0].row.request.kv)
+        cache = kv.make_cache(self._layout, prompts[0].row.request.kv, padded=lengths)
         inputs = Embedded.stack([prompt.inputs for prompt in prompts])
         logits = self._model(inputs, cache, at=mx.array(lengths) - 1)
-        kv.finalize(cache, lengths)
+        kv.finalize(cache)
         return cache, logits
 
     def with_negatives(
         self, prompts: Sequence[Encoded], cache: kv.Cache, logits: mx.array
-    ) -> tuple[list[Row], kv.Cache, mx.array]:
-        """The rows of these prompts, and as further rows their negative prompts, which are computed now."""
+    ) -> tuple[list[Row], mx.array]:
+        """The rows of these prompts, and as further rows their negative prompts, which are computed now and join
+        `cache`; with the logits (B, V) of all."""
         rows = [prompt.row for prompt in prompts]
         for prompt in prompts:
             negative, inputs = prompt.row.negative, prompt.negative_inputs
@@ -101,7 +102,7 @@ class Prefill:
             while end < negative.length:
                 end, last = self._chunk(negative, inputs, alone, end)
                 kv.evaluate(alone)
+            kv.join(cache, alone, len(rows))
             rows.append(negative)
-            cache = kv.join(cache, alone, [row.length for row in rows])
             logits = mx.concatenate([logits, last])
-        return rows, cache, logits
+        return rows, logits

@@ -1,11 +1,13 @@
 """Keys and values quantized as they are written."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from .._runtime import mx
 from ..errors import UnsupportedError
+from .columns import Columns, Parts
 from .kv_settings import GROUP_SIZES, KVSettings
-from .ragged import Parts, RaggedCache, grow
+from .slots import AttentionCache
 
 PACKED_QUERIES = 16
 """Up to so many tokens a row, attention reads the packed arrays: at one token and 4,096 positions three to six times
@@ -13,7 +15,7 @@ faster than unpacking them first (CPU). From about 64 on it is slower, and holds
 not."""
 
 
-class QuantizedCache(RaggedCache):
+class QuantizedCache(AttentionCache):
     """Positions below `start` whole, the others quantized (`mx.quantize`, affine); both under one softmax.
 
     Every query sees quantized keys and values at `start` and beyond, those of its chunk too: an answer
@@ -26,49 +28,44 @@ class QuantizedCache(RaggedCache):
 
     bits: int
 
-    def __init__(self, settings: KVSettings, rows: int = 1):
+    def __init__(self, settings: KVSettings, padded: Sequence[int] | None = None):
         assert settings.bits is not None
-        super().__init__(settings.start, rows)
-        self.group_size, self._bits = settings.group_size, settings.bits
-        self._whole: Parts = []  # keys and values of the head
-        self._rest: Parts = []  # packed, scales and biases of the keys, then of the values
-        self._used = 0  # columns of the rest that are in use
+        self.group_size, self._bits, self._start = settings.group_size, settings.bits, settings.start
+        super().__init__(padded=padded)
+
+    def _make_columns(self) -> list[Columns]:
+        """Keys and values of the start; packed, scales and biases of the keys, then of the values."""
+        return [Columns(last=self._start), Columns(first=self._start)]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
-        if not self._rest:
-            self._begin(keys, values)
-        N, columns = keys.shape[2], self._longest
-        beyond = self._beyond_head(N)
-        if min(self.lengths) < self.head:
-            self._whole = grow(self._whole, min(columns, self.head), min(columns + N, self.head), self.head)
-            self._write_head(self._whole, [keys, values])
-        if beyond < N:
-            self._append(self._quantize(keys[:, :, beyond:]) + self._quantize(values[:, :, beyond:]))
-        self.lengths = [length + N for length in self.lengths]
-        head, rest = self._parts()
-        if self.head == 0 and N <= PACKED_QUERIES:
+        [whole, packed], before = self.columns, self.lengths
+        rows, N, longest = len(before), keys.shape[2], self._longest + keys.shape[2]
+        if not packed.arrays:
+            self._check_widths(keys, values)
+        beyond = min(N - 1, max(0, self._start - self._longest))  # at least one token, for the widths
+        new = self._quantize(keys[:, :, beyond:]) + self._quantize(values[:, :, beyond:])
+        for columns, parts, first in ((whole, [keys, values], 0), (packed, new, beyond)):
+            columns.make_room(rows, longest, parts)
+            columns.write([length + first for length in before], [N - first] * rows, parts)
+        self.lengths = [length + N for length in before]
+        head = [part[:rows, :, : whole.count(longest)] for part in whole.arrays]
+        rest = [part[:rows, :, : packed.count(longest)] for part in packed.arrays]
+        if self._start == 0 and N <= PACKED_QUERIES:
             self.bits = self._bits
             return tuple(rest[:3]), tuple(rest[3:])
         if hasattr(self, "bits"):
             del self.bits
-        if self._used == 0:
+        if longest <= self._start:
             return head[0], head[1]
-        keys, values = self._dequantize(rest[:3]), self._dequantize(rest[3:])
-        if self.head == 0:
-            return keys, values
-        return mx.concatenate([head[0], keys], axis=2), mx.concatenate([head[1], values], axis=2)
+        unpacked = self._dequantize(rest[:3]), self._dequantize(rest[3:])
+        if self._start == 0:
+            return unpacked
+        return mx.concatenate([head[0], unpacked[0]], axis=2), mx.concatenate([head[1], unpacked[1]], axis=2)
 
-    def _begin(self, keys: mx.array, values: mx.array) -> None:
+    def _check_widths(self, keys: mx.array, values: mx.array) -> None:
         for part in (keys, values):
             if part.shape[-1] % self.group_size:
                 raise UnsupportedError(_misfit(part.shape[-1], self.group_size))
-
-        def empty(like: mx.array) -> mx.array:
-            return mx.zeros((*like.shape[:2], 0, like.shape[-1]), like.dtype)
-
-        self._whole = [empty(keys), empty(values)]
-        # Quantized for their widths and dtypes only; never computed.
-        self._rest = [empty(part) for new in (keys, values) for part in self._quantize(new[:, :, :1])]
 
     def _quantize(self, x: mx.array) -> Parts:
         return list(mx.quantize(x, group_size=self.group_size, bits=self._bits))
@@ -76,30 +73,6 @@ class QuantizedCache(RaggedCache):
     def _dequantize(self, parts: Parts) -> mx.array:
         packed, scales, biases = parts
         return mx.dequantize(packed, scales, biases, group_size=self.group_size, bits=self._bits)
-
-    def _append(self, new: Parts) -> None:
-        end = self._used + new[0].shape[2]
-        self._rest = grow(self._rest, self._used, end)
-        for buffer, part in zip(self._rest, new, strict=True):
-            buffer[:, :, self._used : end] = part
-        self._used = end
-
-    def _is_causal(self, N: int) -> bool:
-        return self._equal
-
-    def _ages(self, N: int) -> mx.array:
-        return mx.arange(max(0, self._longest + N - self.head) - 1, -1, -1)
-
-    @property
-    def state(self) -> Parts:
-        return [*self._whole, *self._rest]
-
-    def _parts(self) -> tuple[Parts, Parts]:
-        head = min(self.head, self._longest)
-        return [part[:, :, :head] for part in self._whole], [part[:, :, : self._used] for part in self._rest]
-
-    def _store(self, head: Parts, rest: Parts) -> None:
-        self._whole, self._rest, self._used = head, rest, rest[0].shape[2]
 
 
 def _misfit(head_size: int, group_size: int) -> str:

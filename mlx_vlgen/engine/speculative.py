@@ -41,6 +41,7 @@ class Speculative(SampledBatch):
         block = np.zeros((len(self.rows), 1 + longest), dtype=np.int32)
         for place, (row, guessed) in enumerate(zip(self.rows, guesses, strict=True)):
             block[place, : 1 + len(guessed)] = [row.tokens[-1], *guessed]
+        kv.reserve(self.cache, longest)
         logits = model(Embedded(mx.array(block), delta=self.delta), self.cache)  # (B, 1 + longest, V)
         tokens, scores = [0] * len(self.rows), list(self.scores)
         right = [0] * len(self.rows)
@@ -66,7 +67,7 @@ class Speculative(SampledBatch):
             except Exception as error:
                 row.error = error
         self.tokens, self.scores = mx.array(tokens, dtype=mx.int32), scores
-        kv.rollback(self.cache, [longest - accepted for accepted in right], self.lengths())
+        kv.rollback(self.cache, [longest - accepted for accepted in right])
         left = [place for place, row in enumerate(self.rows) if not row.over]
         return self.select(left) if left else None
 

@@ -8,8 +8,6 @@ from .._mlx_lm import (
     ArraysCache,
     KVCache,
     RotatingKVCache,
-    create_attention_mask,
-    create_ssm_mask,
     make_prompt_cache,
 )
 from .._runtime import mx, nn
@@ -64,7 +62,7 @@ def decode(
 
 
 class Masks:
-    """The mask of a layer's attention, by the kind of its cache; one for each kind is computed once a forward.
+    """The mask of a layer's attention, by its cache's reach; one for each is computed once a forward.
 
     h: (B, L, d), the states that attend.
     two_way: (B, L) int32, see `Embedded`. Such tokens lie in one chunk, so they are among its last keys.
@@ -77,24 +75,22 @@ class Masks:
         self._masks: dict[Any, Any] = {}
 
     def __call__(self, cache: Any) -> Any:
-        kind = type(cache), getattr(cache, "max_size", None)
-        if kind not in self._masks:
-            self._masks[kind] = self._make(cache)
-        return self._masks[kind]
+        reach = getattr(cache, "reach", None)
+        if reach not in self._masks:
+            self._masks[reach] = self._make(cache)
+        return self._masks[reach]
 
     def _make(self, cache: Any) -> Any:
-        if isinstance(cache, ArraysCache):
-            return create_ssm_mask(self._h, cache)
-        if self._two_way is None:
-            return create_attention_mask(self._h, cache)
-        mask = create_attention_mask(self._h, cache, return_array=True)
+        length = self._h.shape[1]
+        if isinstance(cache, ArraysCache) or self._two_way is None:
+            return cache.make_mask(length)
+        mask = cache.make_mask(length, return_array=True)
         if mask is None:  # a single token
             return None
-        length = self._h.shape[1]
         same = (self._two_way[:, :, None] == self._two_way[:, None, :]) & (self._two_way > 0)[:, :, None]
-        if self._within_window and (window := getattr(cache, "max_size", None)):
+        if self._within_window and cache.reach.window and not cache.reach.head:
             index = mx.arange(length)
-            same = same & (index > index[:, None] - window)
+            same = same & (index > index[:, None] - cache.reach.window)
         mask = mx.broadcast_to(mask, (len(same), 1, *mask.shape[-2:]))
         return mx.concatenate([mask[..., :-length], mask[..., -length:] | same[:, None]], axis=-1)
 

@@ -60,9 +60,8 @@ class CapturingCache:
         if mask is not None:
             scores = mx.where(mask, scores, -mx.inf)
         weights = mx.softmax(scores, axis=-1, precise=True)
-        # mlx-lm's rotating caches write over their oldest key; rolled, the newest is the last, as in every other.
-        shift = getattr(self._cache, "_idx", 0) % weights.shape[-1]
-        return mx.roll(weights, -shift, -1) if shift else weights
+        # A sliding layer's cache writes over its oldest key; rolled, the newest is the last, as in every other.
+        return mx.roll(weights, -self._cache.oldest, -1) if self._cache.oldest else weights
 
 
 def capturing(layer: nn.Module, cache: Any, offset: Any) -> CapturingCache:

@@ -32,9 +32,11 @@ class Chain(Model):
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         self.forwards += 1
         keys = inputs.tokens[:, None, :, None].astype(mx.float32)
+        positions = mx.array(cache[0].offset).reshape(-1, 1) + mx.arange(len(inputs))
+        positions = mx.broadcast_to(positions, inputs.tokens.shape)
         all_keys, _ = cache[0].update_and_fetch(keys, keys)
         # What it says hangs on what the cache says was last, for each of the new positions.
-        last = all_keys[:, 0, -len(inputs) :, 0].astype(mx.int32)
+        last = mx.take_along_axis(all_keys[:, 0, :, 0], positions, axis=1).astype(mx.int32)
         logits = self._table[last]
         return logits if at is None else logits[mx.arange(len(logits)), at]
 

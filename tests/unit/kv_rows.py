@@ -8,13 +8,11 @@ import pytest
 from hypothesis import strategies as st
 from mlx_lm.models.base import scaled_dot_product_attention
 
-from mlx_vlgen._mlx_lm import create_attention_mask
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.models.base import Full, LayerKind
 
-LAYOUT: list[LayerKind] = [Full()]
 KV_HEADS, GROUPS = 2, 2  # each key head serves two query heads
 
 
@@ -70,44 +68,60 @@ class Rows:
     def lengths(self) -> list[int]:
         return [len(history.keys) for history in self.histories]
 
-    def step(self, new: Sequence[Vectors]) -> None:
-        """Give each row its new vectors, padded on the right to the longest, and check what each attends to."""
+    def step(self, new: Sequence[Vectors], widest: int = 0) -> None:
+        """Give each row its new vectors, padded on the right to the longest, or to `widest` where those that the
+        padding makes are taken back next; and check what each attends to."""
         counts = [len(vectors.keys) for vectors in new]
+        widest = widest or max(counts)
         keys, values, queries = (
             mx.array(np.stack(parts).transpose(0, 2, 1, 3))
-            for parts in zip(*(vectors.padded(max(counts)) for vectors in new), strict=True)
+            for parts in zip(*(vectors.padded(widest) for vectors in new), strict=True)
         )
         [layer] = self.cache
-        offset = layer.offset if len(new) > 1 else [layer.offset]
-        assert np.array(offset).tolist() == self.lengths
-        mask = create_attention_mask(queries.swapaxes(1, 2), layer)
+        assert np.broadcast_to(np.array(layer.offset), len(new)).tolist() == self.lengths
+        mask = layer.make_mask(widest)
         keys_values = layer.update_and_fetch(keys, values)
         out = scaled_dot_product_attention(queries, *keys_values, cache=layer, scale=keys.shape[-1] ** -0.5, mask=mask)
         kv.evaluate(self.cache, out)
+        self.last = counts
         self.histories = [old + vectors for old, vectors in zip(self.histories, new, strict=True)]
         for row, (history, count) in enumerate(zip(self.histories, counts, strict=True)):
             got = np.array(out[row]).swapaxes(0, 1)[:count]
             assert got == pytest.approx(self.oracle.attend(history, count), abs=2e-5)
 
+    def rollback(self, counts: Sequence[int]) -> None:
+        """Each row takes back so many of its last vectors, but not all of the last step's, and all of its padding."""
+        drop = list[int]()
+        for row, count in enumerate(counts):
+            padding = self.cache[0].lengths[row] - len(self.histories[row].keys)
+            count = min(count, self.last[row] - 1)
+            self.histories[row] = Vectors(*(part[: len(part) - count] for part in self.histories[row]))
+            drop.append(padding + count)
+        kv.rollback(self.cache, drop)
+
+    @property
+    def slots(self) -> int:
+        return self.cache[0].state[0].shape[0]
+
     def join(self, other: "Rows") -> "Rows":
-        cache = kv.join(self.cache, other.cache, self.lengths + other.lengths)
-        return Rows(self.oracle, cache, self.histories + other.histories)
+        kv.join(self.cache, other.cache, len(self.histories))
+        return Rows(self.oracle, self.cache, self.histories + other.histories)
 
     def select(self, rows: Sequence[int]) -> "Rows":
-        histories = [self.histories[row] for row in rows]
-        cache = kv.select(self.cache, rows, [len(history.keys) for history in histories])
-        return Rows(self.oracle, cache, histories)
+        rows = kv.compacted(rows)
+        kv.select(self.cache, rows)
+        return Rows(self.oracle, self.cache, [self.histories[row] for row in rows])
 
     def decode_mask(self) -> Any:
         """The mask of a step of one token a row."""
-        return create_attention_mask(mx.zeros((1, 1, 1)), self.cache[0])
+        return self.cache[0].make_mask(1)
 
 
 class Play:
     """Makes rows of given settings, with vectors of `size` from one stream of random numbers."""
 
-    def __init__(self, settings: KVSettings, oracle: Oracle, size: int, seed: int = 0):
-        self.settings, self.oracle, self.size = settings, oracle, size
+    def __init__(self, settings: KVSettings, oracle: Oracle, size: int, seed: int = 0, layer: LayerKind = Full()):
+        self.settings, self.oracle, self.size, self.layout = settings, oracle, size, [layer]
         self.random = np.random.default_rng(seed)
 
     def vectors(self, count: int) -> Vectors:
@@ -115,17 +129,17 @@ class Play:
 
     def single(self, *chunks: int) -> Rows:
         """One row, prefilled in chunks."""
-        row = Rows(self.oracle, kv.make_cache(LAYOUT, self.settings), [self.vectors(0)])
+        row = Rows(self.oracle, kv.make_cache(self.layout, self.settings), [self.vectors(0)])
         for chunk in chunks:
             row.step([self.vectors(chunk)])
         return row
 
     def pack(self, *lengths: int) -> Rows:
         """Rows that are prefilled together."""
-        cache = kv.make_pack(LAYOUT, lengths, self.settings)
+        cache = kv.make_cache(self.layout, self.settings, padded=lengths)
         rows = Rows(self.oracle, cache, [self.vectors(0)] * len(lengths))
         rows.step([self.vectors(length) for length in lengths])
-        kv.finalize(cache, lengths)
+        kv.finalize(cache)
         return rows
 
     def decode(self, rows: Rows, count: int = 1) -> None:

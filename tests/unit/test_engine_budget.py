@@ -9,7 +9,7 @@ from chain_model import Chain, Letters
 
 from mlx_vlgen import Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine import budget, ragged
+from mlx_vlgen.engine import budget, columns
 from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.budget import Budget, LayerSize, bytes_needed
 from mlx_vlgen.engine.kv_settings import KVSettings
@@ -20,16 +20,16 @@ from mlx_vlgen.inputs.prompt import Prompt
 from mlx_vlgen.models.base import Embedded, Full, LayerKind, Recurrent, Sliding
 
 WHOLE, Q4, Q8, BOUNDED = KVSettings(), KVSettings(4, 32), KVSettings(8, 64, start=256), KVSettings(max_size=68)
-STEP = ragged.STEP
+STEP = columns.STEP
 
 
 def filled(kind: LayerKind, settings: KVSettings, positions: int, rows: int = 1, dtype: Any = mx.float16) -> Any:
     """A cache of one layer of 3 heads, of 64 values a key and 128 a value, that so many tokens went through."""
-    one = kv.make_cache([kind], settings) if rows == 1 else kv.make_pack([kind], [positions] * rows, settings)
+    one = kv.make_cache([kind], settings, None if rows == 1 else [positions] * rows)
     for count in [min(positions, STEP), *[1] * max(0, positions - STEP)] if isinstance(kind, Sliding) else [positions]:
         one[0].update_and_fetch(mx.zeros((rows, 3, count, 64), dtype), mx.zeros((rows, 3, count, 128), dtype))
     if rows > 1:
-        kv.finalize(one, [positions] * rows)
+        kv.finalize(one)
     return one[0]
 
 

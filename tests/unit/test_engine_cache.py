@@ -1,177 +1,221 @@
-"""Caches of rows that come and go: each row attends to its keys, as a plain computation over its history does."""
+"""Caches of rows that come and go, take guesses back and split: each row attends to its keys, as a plain computation
+over its history does."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kv_rows import Oracle, Play, Rows, stories
 
-from mlx_vlgen._mlx_lm import KVCache, RotatingKVCache, create_attention_mask
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import cache as kv
+from mlx_vlgen.engine.columns import STEP
+from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.models.base import Full, LayerKind, Opaque, Recurrent, Sliding
 
-HEADS, SIZE, WINDOW = 2, 4, 5
-LAYOUT: list[LayerKind] = [Full(), Sliding(WINDOW), Recurrent(2)]
+SIZE, WINDOW = 4, 5
+KINDS: dict[str, tuple[LayerKind, Oracle]] = {
+    "full": (Full(), Oracle()),
+    "sliding": (Sliding(WINDOW), Oracle(visible=lambda q, p: p > q - WINDOW)),
+}
 
 
-class Rows:
-    """Rows of one cache, each with the vectors (n, heads, size) that it was given so far: keys, values and queries."""
-
-    def __init__(self, cache: kv.Cache, histories: Sequence[np.ndarray]):
-        self.cache, self.histories = cache, list(histories)
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(history) for history in self.histories]
-
-    def step(self, new: Sequence[np.ndarray], widest: int) -> None:
-        """Give each row its new vectors, padded on the right to `widest`, and check what it attends to."""
-        padded = [np.pad(vectors, [(0, widest - len(vectors)), (0, 0), (0, 0)]) for vectors in new]
-        x = mx.array(np.stack(padded).transpose(0, 2, 1, 3))  # (B, H, L, D)
-        self.histories = [np.concatenate(pair) for pair in zip(self.histories, new, strict=True)]
-        full, sliding, recurrent = self.cache
-        for layer, window in ((full, None), (sliding, WINDOW)):
-            mask = create_attention_mask(x.swapaxes(1, 2), layer, window_size=window)
-            keys, values = layer.update_and_fetch(x, x)
-            out = mx.fast.scaled_dot_product_attention(x, keys, values, scale=1.0, mask=mask)
-            for row, (history, count) in enumerate(zip(self.histories, map(len, new), strict=True)):
-                for back in range(count):
-                    past = history[: len(history) - back]
-                    got = np.array(out[row, :, count - 1 - back])
-                    assert got == pytest.approx(attend(past[-(window or len(past)) :]), abs=1e-5)
-        last = [history[-1].ravel() for history in self.histories]
-        recurrent[0], recurrent[1] = mx.array(np.stack(last)), mx.array(-np.stack(last))
-
-    def join(self, other: "Rows") -> "Rows":
-        cache = kv.join(self.cache, other.cache, self.lengths + other.lengths)
-        return Rows(cache, self.histories + other.histories)
-
-    def select(self, rows: Sequence[int]) -> "Rows":
-        histories = [self.histories[row] for row in rows]
-        return Rows(kv.select(self.cache, rows, list(map(len, histories))), histories)
-
-    def check_state(self) -> None:
-        """The recurrent layer's arrays are each row's, and only padded batches get a mask at decode."""
-        full, _, recurrent = self.cache
-        for row, history in enumerate(self.histories):
-            assert np.array(recurrent[0][row]) == pytest.approx(history[-1].ravel())
-            assert np.array(recurrent[1][row]) == pytest.approx(-history[-1].ravel())
-        assert (decode_mask(full) is None) == (len(set(self.lengths)) == 1)
+def play(kind: str) -> Play:
+    layer, oracle = KINDS[kind]
+    return Play(KVSettings(), oracle, SIZE, layer=layer)
 
 
-def decode_mask(cache: Any) -> mx.array | None:
-    """The mask of a step of one token a row."""
-    return create_attention_mask(mx.zeros((1, 1, SIZE)), cache)
-
-
-def attend(past: np.ndarray) -> np.ndarray:
-    """(H, D): the last vector's attention over all of them."""
-    scores = np.einsum("nhd,hd->hn", past, past[-1])
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.einsum("hn,nhd->hd", weights / weights.sum(axis=1, keepdims=True), past)
-
-
-def vectors(draw: np.random.Generator, count: int) -> np.ndarray:
-    return draw.normal(size=(count, HEADS, SIZE)).astype(np.float32)
-
-
-def single(draw: np.random.Generator, *chunks: int) -> Rows:
-    """One row, prefilled in chunks."""
-    row = Rows(kv.make_cache(LAYOUT), [vectors(draw, 0)])
-    for chunk in chunks:
-        row.step([vectors(draw, chunk)], chunk)
-    return row
-
-
-def pack(draw: np.random.Generator, lengths: Sequence[int]) -> Rows:
-    """Rows that are prefilled together."""
-    rows = Rows(kv.make_pack(LAYOUT, lengths), [vectors(draw, 0) for _ in lengths])
-    rows.step([vectors(draw, length) for length in lengths], max(lengths))
-    kv.finalize(rows.cache, lengths)
-    return rows
-
-
-def decode(draw: np.random.Generator, rows: Rows) -> None:
-    rows.step([vectors(draw, 1) for _ in rows.histories], 1)
-    rows.check_state()
-
-
-@pytest.mark.parametrize("chunks", [(1,), (3,), (12,), (4, 4, 1), (1, 1, 1, 1, 1, 1, 1), (2, 9, 3)])
-def test_single_row(chunks: tuple[int, ...]) -> None:
-    """Unbatched: plain caches, integer offset, no mask array at decode."""
-    draw = np.random.default_rng(0)
-    row = single(draw, *chunks)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunks", [(1,), (3,), (12,), (4, 4, 1), (1,) * 7, (2, 9, 3), (STEP, 1, 9)])
+def test_single_row(kind: str, chunks: tuple[int, ...]) -> None:
+    """Integer offset, no mask array at decode, buffers of one slot."""
+    factory = play(kind)
+    row = factory.single(*chunks)
     for _ in range(8):
-        decode(draw, row)
-    assert type(row.cache[0]) is KVCache and isinstance(row.cache[0].offset, int)
-    assert type(row.cache[1]) is RotatingKVCache
+        factory.decode(row)
+        assert isinstance(row.cache[0].offset, int) and row.decode_mask() is None
+    assert row.slots == 1
 
 
-@pytest.mark.parametrize("lengths", [(3, 3), (1, 1), (1, 9), (7, 2, 5), (9, 1, 1, 6), (12, 4)])
-def test_pack(lengths: tuple[int, ...]) -> None:
-    """Padded on the right for the forward, rolled to the left after it; past the window too."""
-    draw = np.random.default_rng(1)
-    rows = pack(draw, lengths)
-    for _ in range(8):
-        decode(draw, rows)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lengths", [(3, 3), (1, 1), (1, 9), (7, 2, 5), (9, 1, 1, 6), (12, 4), (STEP + 1, 2)])
+def test_pack(kind: str, lengths: tuple[int, ...]) -> None:
+    """Padded on the right for the forward, past the window too; "causal" although lengths differ."""
+    factory = play(kind)
+    rows = factory.pack(*lengths)
+    factory.decode(rows, 8)
+    if kind == "full":
+        assert kv.make_cache([Full()], padded=lengths)[0].make_mask(max(lengths)) in (None, "causal")
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("first", "second"), [((4,), (4,)), ((2,), (9,)), ((9, 3), (1,)), ((1,), (12, 1))])
-def test_join_of_two(first: tuple[int, ...], second: tuple[int, ...]) -> None:
-    draw = np.random.default_rng(2)
-    rows = single(draw, *first).join(single(draw, *second))
-    for _ in range(8):
-        decode(draw, rows)
+def test_join_of_two(kind: str, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    factory = play(kind)
+    rows = factory.single(*first).join(factory.single(*second))
+    factory.decode(rows, 8)
 
 
-def test_one_row_left_is_unbatched() -> None:
-    """So that it decodes as fast as if it had always been alone."""
-    draw = np.random.default_rng(3)
-    rows = pack(draw, (5, 2, 7)).select([1])
-    assert type(rows.cache[0]) is KVCache and type(rows.cache[1]) is RotatingKVCache
-    assert rows.cache[0].offset == 2 and decode_mask(rows.cache[0]) is None
-    for _ in range(8):
-        decode(draw, rows)
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_row_left_has_its_own_buffers(kind: str) -> None:
+    factory = play(kind)
+    rows = factory.pack(5, 2, 7).select([1])
+    assert rows.slots == 1 and rows.cache[0].offset == 2 and rows.decode_mask() is None
+    factory.decode(rows, 8)
 
 
-def test_mask_returns_with_padding() -> None:
+def test_no_mask_where_all_rows_see_all_keys() -> None:
     """Rows of equal length have none; with a row of another length there is one; and none again without it."""
-    draw = np.random.default_rng(4)
-    rows = pack(draw, (4, 4))
-    decode(draw, rows)
-    rows = rows.join(single(draw, 9))
-    decode(draw, rows)
-    assert decode_mask(rows.cache[0]) is not None
+    factory = play("full")
+    rows = factory.pack(4, 4)
+    factory.decode(rows)
+    assert rows.decode_mask() is None and rows.cache[0].offset == 5
+    rows = rows.join(factory.single(9))
+    factory.decode(rows)
+    assert rows.decode_mask() is not None
     rows = rows.select([0, 1])
-    assert decode_mask(rows.cache[0]) is None
-    decode(draw, rows)
+    assert rows.decode_mask() is None
+    factory.decode(rows)
+    sliding = play("sliding").pack(9, 30)
+    assert sliding.decode_mask() is None, "all windows are full"
 
 
-lengths = st.lists(st.integers(1, 9), min_size=1, max_size=3)
+@pytest.mark.parametrize("kind", KINDS)
+@given(stories)
+def test_any_coming_and_going(kind: str, story: tuple) -> None:
+    play(kind).story(*story)
 
 
-@given(lengths, st.lists(lengths | st.integers(0, 6) | st.sets(st.integers(0, 5)), max_size=8))
-def test_any_coming_and_going(first: list[int], events: list[list[int] | int | set[int]]) -> None:
-    """A list is a pack that joins, a number so many steps, a set the rows that stay."""
-    draw = np.random.default_rng(5)
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data())
+def test_guesses_are_taken_back(kind: str, data: st.DataObject) -> None:
+    """Steps on several tokens, of which each row keeps the first and perhaps more, between joins and leaves."""
+    factory = play(kind)
+    rows = factory.single(*data.draw(st.lists(st.integers(1, 13), min_size=1, max_size=3)))
+    for _ in range(data.draw(st.integers(1, 6))):
+        match data.draw(st.integers(0, 3)):
+            case 0:
+                rows = rows.join(factory.pack(*data.draw(st.lists(st.integers(1, 13), min_size=2, max_size=3))))
+            case 1 if len(rows.histories) > 1:
+                rows = rows.select([*range(len(rows.histories))][data.draw(st.integers(0, 1)) :: 2])
+            case _:
+                guesses = data.draw(st.integers(0, 20))
+                counts = st.lists(st.integers(0, guesses), min_size=len(rows.histories), max_size=len(rows.histories))
+                kv.reserve(rows.cache, guesses)
+                rows.step([factory.vectors(1 + count) for count in data.draw(counts)], widest=1 + guesses)
+                rows.rollback(data.draw(counts))
+        factory.decode(rows, data.draw(st.integers(0, 2)))
+    factory.decode(rows)
 
-    def arriving(pack_lengths: list[int]) -> Rows:
-        return single(draw, *pack_lengths) if len(pack_lengths) == 1 else pack(draw, pack_lengths)
 
-    rows = arriving(first)
-    for event in events:
-        if isinstance(event, list):
-            rows = rows.join(arriving(event))
-        elif isinstance(event, int):
-            for _ in range(event):
-                decode(draw, rows)
-        elif 0 < len(staying := sorted(row for row in event if row < len(rows.histories))) < len(rows.histories):
-            rows = rows.select(staying)
-        rows.check_state()
-    decode(draw, rows)
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_search(kind: str) -> None:
+    """Taken in any order, some twice: both go on, and so do those that they come from."""
+    factory = play(kind)
+    rows = factory.pack(9, 2, 6)
+    taken = Rows(rows.oracle, kv.take(rows.cache, [2, 0, 2, 2]), [rows.histories[row] for row in (2, 0, 2, 2)])
+    factory.decode(taken, 3)
+    factory.decode(rows, 3)
+    alone = Rows(rows.oracle, kv.alone(rows.cache, 1), [rows.histories[1]])
+    factory.decode(alone, 3)
+    factory.decode(rows, 3)
+
+
+@given(st.sets(st.integers(0, 9), min_size=1))
+def test_those_beyond_take_the_places_of_those_who_leave(staying: set[int]) -> None:
+    order = kv.compacted(staying)
+    assert set(order) == staying and kv.compacted(order) == order
+    assert all(row in (slot, row) and (row == slot or row >= len(staying)) for slot, row in enumerate(order))
+
+
+def test_what_joins_and_leaves_copies_no_other_row() -> None:
+    """There is a slot to spare once rows have joined; after that only the arriving or the moved row is written."""
+    factory = play("full")
+    rows = factory.single(300)
+    for _ in range(3):
+        rows = rows.join(factory.single(300))
+    before, slots = mx.get_active_memory(), rows.slots
+    assert slots > 4
+    mx.reset_peak_memory()
+    rows = rows.join(factory.single(10))
+    whole = rows.cache[0].nbytes
+    assert rows.slots == slots and mx.get_peak_memory() - before < whole / 2
+    mx.reset_peak_memory()
+    rows = rows.select([0, 2, 3, 4])
+    assert mx.get_peak_memory() - before < whole / 2
+    factory.decode(rows)
+
+
+def test_columns_that_no_row_needs_are_given_back() -> None:
+    cache = kv.make_cache([Full()], padded=[20 * STEP, 3, 4, 5])
+    x = mx.zeros((4, 2, 20 * STEP, SIZE))
+    cache[0].update_and_fetch(x, x)
+    kv.finalize(cache)
+    whole = cache[0].nbytes
+    kv.select(cache, kv.compacted([1, 2, 3]))
+    assert cache[0].nbytes < whole / 10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_row_leaves_behind_reaches_nobody(kind: str) -> None:
+    """A row whose values are not numbers, in whose slot others go on."""
+    factory = play(kind)
+    rows = factory.pack(9, 9, 9).join(factory.single(2))
+    [layer] = rows.cache
+    poison = mx.full((4, 2, 1, SIZE), mx.nan)
+    for _ in range(3):  # of all rows, but only the third keeps them
+        layer.reserve(1)
+        layer.update_and_fetch(poison, poison)
+    layer.lengths = [9, 9, 12, 2]
+    layer.columns[0].arrays = [
+        mx.where(mx.arange(len(a))[:, None, None, None] == 2, a, mx.nan_to_num(a)) for a in layer.columns[0].arrays
+    ]
+    rows.histories[2] = factory.vectors(12)
+    rows = rows.select([0, 1, 3])
+    factory.decode(rows, 1)
+    rows = rows.join(factory.single(1))
+    factory.decode(rows, 3)
+
+
+def states(values: Sequence[float]) -> kv.Cache:
+    cache = kv.make_cache([Recurrent(2)])
+    cache[0][0] = mx.array(values)[:, None]
+    cache[0][1] = -mx.array(values)[:, None]
+    return cache
+
+
+def test_states_join_and_leave() -> None:
+    cache = states([1, 2])
+    kv.join(cache, states([3]), 2)
+    taken, alone = kv.take(cache, [2, 2, 0]), kv.alone(cache, 1)
+    kv.select(cache, kv.compacted([0, 2]))
+    for layers, expected in ((cache, [1, 3]), (taken, [3, 3, 1]), (alone, [2])):
+        assert np.array(layers[0][0])[:, 0].tolist() == expected
+        assert np.array(layers[0][1])[:, 0].tolist() == [-value for value in expected]
+
+
+def test_a_join_that_lacks_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that had taken the row give it up again."""
+    layout: list[LayerKind] = [Full(), Recurrent(1), Full()]
+    x = mx.zeros((1, 2, 3, SIZE))
+    caches = [kv.make_cache(layout), kv.make_cache(layout)]
+    for cache in caches:
+        cache[1][0] = mx.zeros((1, 5))
+        for layer in (cache[0], cache[2]):
+            layer.update_and_fetch(x, x)
+    calls = iter([None, None, None, RuntimeError("[malloc] Unable to allocate 1234 bytes.")])
+
+    def evaluate(cache: kv.Cache) -> None:
+        if error := next(calls):
+            raise error
+
+    monkeypatch.setattr(kv, "evaluate", evaluate)
+    with pytest.raises(RuntimeError, match="allocate"):
+        kv.join(*caches, 1)
+    first, second, third = caches[0]
+    assert first.lengths == third.lengths == [3] and second[0].shape == (1, 5)
 
 
 def test_opaque_rows_stay_alone() -> None:
@@ -179,6 +223,6 @@ def test_opaque_rows_stay_alone() -> None:
     cache = object()
     layout: list[LayerKind] = [Full(), Opaque(lambda: cache)]
     assert kv.make_cache(layout)[1] is cache
-    assert kv.can_batch(LAYOUT) and not kv.can_batch(layout)
+    assert kv.can_batch([Full(), Sliding(3), Recurrent(2)]) and not kv.can_batch(layout)
     with pytest.raises(ValueError, match="together"):
-        kv.make_pack(layout, [1, 2])
+        kv.make_cache(layout, padded=[1, 2])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from invariants.family import Ask, Family
 
-from mlx_vlgen._mlx_lm import KVCache
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.engine.slots import AttentionCache, Reach
 from mlx_vlgen.errors import UnsupportedError
 from mlx_vlgen.models.base import Embedded, Full, LayerKind, Model, Opaque, Recurrent, Sliding
 
@@ -56,9 +56,9 @@ class Run:
     def prefill(self, chunk: int = 1000) -> "Run":
         """All rows in one forward; one alone in chunks."""
         if len(self.inputs) > 1:
-            self.cache = kv.make_pack(self.layout, self.lengths, self.settings)
+            self.cache = kv.make_cache(self.layout, self.settings, padded=self.lengths)
             logits = self.model(Embedded.stack(self.inputs), self.cache, at=mx.array(self.lengths) - 1)
-            kv.finalize(self.cache, self.lengths)
+            kv.finalize(self.cache)
         else:
             self.cache = self.cache or kv.make_cache(self.layout, self.settings)
             for start in range(0, self.lengths[0], chunk):
@@ -83,15 +83,16 @@ class Run:
         return self
 
     def join(self, other: "Run") -> None:
-        self.cache = kv.join(self.cache or [], other.cache or [], self.lengths + other.lengths)
+        kv.join(self.cache or [], other.cache or [], len(self.lengths))
         for name in ("lengths", "deltas", "names", "steps"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.scores |= other.scores
 
     def select(self, rows: Sequence[int]) -> None:
+        rows = kv.compacted(rows)
         for name in ("lengths", "deltas", "names", "steps"):
             setattr(self, name, [getattr(self, name)[row] for row in rows])
-        self.cache = kv.select(self.cache or [], rows, self.lengths)
+        kv.select(self.cache or [], rows)
 
 
 def difference(one: Run, other: Run) -> float:
@@ -147,7 +148,7 @@ def test_rows_that_come_and_go(case: tuple[Family, KVSettings]) -> None:
     first.decode(2)
     first.select([4, 2, 1])
     first.decode(1)
-    first.select([1])
+    first.select([first.names.index(asks[4].name)])
     first.decode(2)
     assert len(first.scores[asks[4].name]) == 7
     for ask in asks:
@@ -157,7 +158,7 @@ def test_rows_that_come_and_go(case: tuple[Family, KVSettings]) -> None:
         assert difference(quantized, plain) < tolerance(family, settings), ask.name
 
 
-class Masked(KVCache):
+class Masked(AttentionCache):
     """Holds everything, and hides from each token what a bounded cache would not hold."""
 
     def __init__(self, bound: int):
@@ -175,7 +176,7 @@ def test_bounded_is_full_attention_with_a_mask(name: str, load_family: Callable[
     for settings in BOUNDED:
         cache = kv.make_cache(family.model.cache_layout())
         bound = settings.max_size or 0
-        masked = [Masked(bound) if type(layer) is KVCache else layer for layer in cache]
+        masked = [Masked(bound) if getattr(layer, "reach", None) == Reach() else layer for layer in cache]
         oracle = Run(family, [longest(family)], KVSettings(), masked).prefill().decode()
         assert difference(alone(family, longest(family), settings), oracle) < 1e-4
 

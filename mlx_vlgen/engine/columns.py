@@ -1,0 +1,128 @@
+"""Buffers in which every position of every row has its column."""
+
+from collections.abc import Iterator, Sequence
+
+from .._runtime import mx
+
+STEP = 256
+"""Columns by which a buffer grows at least; more than four times as many grow by a quarter, for growing copies."""
+
+Parts = list[mx.array]
+"""Arrays (B, H, columns, ·) whose columns are the same positions."""
+
+
+class Columns:
+    """Arrays (S, H, C, ·) of S slots, one for a row and some to spare; made and grown as they are needed.
+
+    first, last: the positions that are stored here, from `first` on and below `last`.
+    head, ring: positions below `head` have their columns in order; with `ring` the others share so many columns after
+    these, each new one in the place of the oldest; without it all are in order.
+
+    MLX writes into an array in place while nothing else refers to it: nobody keeps a part of `arrays`.
+    """
+
+    def __init__(self, first: int = 0, last: int | None = None, head: int = 0, ring: int | None = None):
+        self.first, self.last, self.head, self.ring = first, last, head, ring
+        self.arrays: Parts = []
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Slots and columns."""
+        return (self.arrays[0].shape[0], self.arrays[0].shape[2]) if self.arrays else (0, 0)
+
+    def count(self, length: int) -> int:
+        """Columns that a row of so many positions takes."""
+        if self.ring is not None:
+            return min(length, self.head + self.ring)
+        return max(0, (length if self.last is None else min(length, self.last)) - self.first)
+
+    def runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The positions from `start` to `stop` that are stored together, as runs of neighbouring columns: the first
+        position, its column, and how many there are."""
+        start = max(start, self.first)
+        stop = stop if self.last is None else min(stop, self.last)
+        while start < stop:
+            if self.ring is None:
+                column, end = start - self.first, stop
+            elif start < self.head:
+                column, end = start, min(stop, self.head)
+            else:
+                start = max(start, stop - self.ring)
+                column = self.head + (start - self.head) % self.ring
+                end = min(stop, start + self.head + self.ring - column)
+            yield start, column, end - start
+            start = end
+
+    def write(self, starts: Sequence[int], counts: Sequence[int], new: Parts) -> None:
+        """Store the first counts[b] of the tokens `new` (B, H, N, ·), from position starts[b] on."""
+        spans = list(zip(starts, counts, strict=True))
+        if len(set(spans)) == 1:
+            groups = [(slice(0, len(spans)), *spans[0])]
+        elif new[0].shape[2] == 1:
+            groups = []
+            self._write_one(starts, new)
+        else:
+            groups = [(slice(row, row + 1), *span) for row, span in enumerate(spans)]
+        for rows, start, count in groups:
+            for position, column, size in self.runs(start, start + count):
+                token = position - start
+                for array, part in zip(self.arrays, new, strict=True):
+                    array[rows, :, column : column + size] = part[rows, :, token : token + size]
+
+    def _write_one(self, starts: Sequence[int], new: Parts) -> None:
+        """One token a row, each in its column. A scatter writes in place."""
+        places = [(row, column) for row, start in enumerate(starts) for _, column, _ in self.runs(start, start + 1)]
+        if places:
+            rows, columns = (mx.array(axis) for axis in zip(*places, strict=True))
+            for array, part in zip(self.arrays, new, strict=True):
+                array[rows, :, columns] = part[rows, :, 0]
+
+    def write_row(self, slot: int, source: "Columns", row: int, length: int) -> None:
+        """Store a row of so many positions, one of `source`, which has other arrays."""
+        for first, column, size in source.runs(0, length):
+            for position, target, count in self.runs(first, first + size):
+                origin = column + position - first
+                for array, old in zip(self.arrays, source.arrays, strict=True):
+                    array[slot, :, target : target + count] = old[row, :, origin : origin + count]
+        self.clear(slot, self.count(length))
+
+    def clear(self, slot: int, start: int) -> None:
+        """Forget what an earlier row left in the columns from `start` on. Masks hide it, but a value that is not a
+        number would come through: its weight of 0 times NaN is NaN."""
+        if start < self.shape[1]:
+            for values in self.arrays[len(self.arrays) // 2 :]:
+                values[slot, :, start:] = 0
+
+    def make_room(self, slots: int, length: int, like: Parts) -> None:
+        """At least so many slots, with columns for so many positions. More slots come with some to spare, so that the
+        next row that joins copies no other. like: arrays (·, H, ·, ·) of the same widths and dtypes."""
+        columns, before = self.count(length), self.shape
+        if columns > before[1]:
+            columns = self.rounded(max(columns, before[1] + before[1] // 4))
+        if before[0] and slots > before[0]:
+            slots += max(1, slots // 4)
+        slots, columns = max(slots, before[0]), max(columns, before[1])
+        if not self.arrays:
+            self.arrays = [mx.zeros((slots, x.shape[1], columns, x.shape[3]), x.dtype) for x in like]
+        elif (slots, columns) != before:
+            self.resize(slots, columns)
+
+    def rounded(self, columns: int) -> int:
+        """So many columns as they are allocated."""
+        return self.count(self.first + -(-columns // STEP) * STEP)
+
+    def resize(self, slots: int, columns: int) -> None:
+        """The first so many slots and columns."""
+        for place, array in enumerate(self.arrays):
+            old = array[:slots, :, :columns]
+            new = mx.zeros((slots, array.shape[1], columns, array.shape[3]), array.dtype)
+            new[: old.shape[0], :, : old.shape[2]] = old
+            mx.eval(new)  # where memory does not suffice, the old one stays
+            self.arrays[place] = new
+
+    def taken(self, rows: Sequence[int]) -> "Columns":
+        """These rows, some perhaps more than once, as others with their own arrays."""
+        taken = Columns(self.first, self.last, self.head, self.ring)
+        index = mx.array(list(rows))
+        taken.arrays = [array[index] for array in self.arrays]
+        return taken

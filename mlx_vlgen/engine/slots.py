@@ -1,0 +1,216 @@
+"""The cache of a layer with attention: keys and values of the rows that run together."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from .._runtime import mx
+from .columns import Columns, Parts
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which earlier positions a token attends to: the last `window`, itself included, and those below `head`; with
+    window None, all."""
+
+    head: int = 0
+    window: int | None = None
+
+
+class AttentionCache:
+    """Rows of any length in slots, each position at its column (`Columns`): alone and batched in one class.
+
+    Nothing moves when rows join, leave or forget their last tokens; lengths are known on the host. What a slot holds
+    beyond its row's length, padding on the right among it, is hidden by the mask, and the next tokens overwrite it.
+    Masks follow from positions alone, and so depend on no chunk and on no neighbour. With one row, or rows of equal
+    length, `offset` is an int and a decoding step needs no mask array.
+
+    lengths: the positions that each row holds. padded: rows that are about to be prefilled together, padded on the
+    right, have these lengths; from then to `finalize` all count as equally long.
+    """
+
+    def __init__(self, reach: Reach = Reach(), padded: Sequence[int] | None = None):
+        self.reach = reach
+        self.lengths = [0] * (1 if padded is None else len(padded))
+        self._padded = padded
+        self.columns = self._make_columns()
+        self.oldest = 0
+        """Of the keys that the last forward of rows of equal length got, which is the first in order."""
+
+    def _make_columns(self) -> list[Columns]:
+        return [Columns(head=self.reach.head, ring=self.reach.window)]
+
+    # -- what a layer asks for
+
+    @property
+    def offset(self) -> int | mx.array:
+        """The next token's position: an int, or (B,)."""
+        return self.lengths[0] if self._equal else mx.array(self.lengths)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
+        """Store keys and values (B, H, N, D) of N more tokens a row. Returns all that these may attend to, in the order
+        of `make_mask`; in a prefill those of the N tokens come last."""
+        new, [columns] = [keys, values], self.columns
+        rows, N, before = len(self.lengths), keys.shape[2], self.lengths
+        in_place = self._fits(N)
+        earlier = [] if in_place else self._earlier()
+        columns.make_room(rows, self._longest + N, new)
+        self.lengths = [length + N for length in before]
+        if in_place:
+            columns.write(before, [N] * rows, new)
+            used = columns.count(self._longest)
+            self.oldest = self._longest % used if self.reach.head == 0 else 0
+            return columns.arrays[0][:rows, :, :used], columns.arrays[1][:rows, :, :used]
+        self.oldest = 0
+        fetched = [
+            mx.concatenate([*(array[:rows, :, start:end] for start, end in earlier), part], axis=2)
+            for array, part in zip(columns.arrays, new, strict=True)
+        ]
+        ends = self._padded or self.lengths
+        columns.write(before, [end - start for start, end in zip(before, ends, strict=True)], new)
+        return fetched[0], fetched[1]
+
+    def _fits(self, N: int) -> bool:
+        """Whether N more tokens a row can be stored before they attend: none takes the place of what another needs."""
+        window, ring = self.reach.window, self.columns[0].ring
+        if window is None or ring is None:
+            return True
+        return self._longest + N <= self.reach.head + ring or window + N - 1 <= ring
+
+    def _earlier(self) -> list[tuple[int, int]]:
+        """The columns that tokens of a chunk attend to which does not fit: in order where rows are equally long."""
+        [columns], head, window = self.columns, self.reach.head, self.reach.window or 0
+        if not self._equal:
+            return [(0, columns.count(self._longest))]
+        length = self.lengths[0]
+        sinks, others = columns.runs(0, min(head, length)), columns.runs(max(head, length - window + 1), length)
+        return [(column, column + size) for _, column, size in (*sinks, *others)]
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
+        """For what `update_and_fetch` is about to return for N tokens a row: None, "causal", or a bool array
+        (B or 1, 1, N, keys). window_size: attend to so many last positions only."""
+        head, window = self.reach.head, self.reach.window
+        if window_size is not None and head == 0 and window is not None and window <= window_size:
+            window_size = None
+        if window_size is None and self._attends_to_all(N):
+            if N == 1:
+                return None
+            if not return_array:
+                return "causal"
+        lengths = mx.array(self.lengths[:1] if self._equal else self.lengths)[:, None]  # (B or 1, 1)
+        if self._fits(N):
+            keys = self._positions(lengths + N, mx.arange(self._columns_of(self._longest + N)))
+        else:
+            earlier = [mx.arange(start, end) for start, end in self._earlier()]
+            keys = lengths + mx.arange(N)
+            if earlier:
+                keys = mx.concatenate([self._positions(lengths, mx.concatenate(earlier)), keys], axis=1)
+        keys = keys[:, None, None]
+        queries = (lengths + mx.arange(N))[:, None, :, None]
+        mask = (keys >= 0) & (keys <= queries)
+        if window is not None:
+            mask = mask & ((keys < head) | (keys > queries - window))
+        return mask if window_size is None else mask & (keys > queries - window_size)
+
+    def _attends_to_all(self, N: int) -> bool:
+        """Whether each of N new tokens a row attends to every key up to its position, which come in order; for N = 1:
+        whether it attends to all keys."""
+        reach = self.reach.window and self.reach.head + self.reach.window
+        if N > 1:
+            return self._equal and (reach is None or self._longest + N <= reach)
+        used = self._columns_of(self._longest + 1)
+        return all((length + 1 if reach is None else min(length + 1, reach)) == used for length in set(self.lengths))
+
+    def _columns_of(self, length: int) -> int:
+        return sum(columns.count(length) for columns in self.columns)
+
+    def _positions(self, lengths: mx.array, columns: mx.array) -> mx.array:
+        """(B or 1, T): what these columns (T,) hold of rows of so many positions (B or 1, 1), below 0 for nothing."""
+        ring, head = self.columns[0].ring, self.reach.head
+        if ring is None:
+            return columns[None]  # what is beyond a row is beyond its queries too
+        latest = lengths - 1 - (lengths - 1 - columns) % ring
+        position = mx.where(columns < head, columns, mx.where(latest < head, -1, latest))
+        return mx.where(position < lengths, position, -1)
+
+    # -- what the engine asks for
+
+    @property
+    def state(self) -> Parts:
+        """All arrays, to be evaluated."""
+        return [array for columns in self.columns for array in columns.arrays]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that is allocated, in use or not."""
+        return sum(array.nbytes for array in self.state)
+
+    def finalize(self) -> None:
+        """After the forward on padded rows."""
+        self.lengths, self._padded = list(self._padded or self.lengths), None
+
+    def extend(self, other: Self) -> None:
+        """Add the rows of `other`, whose arrays stay its own: only they are written, where slots are free."""
+        count, longest = len(self.lengths), max(self._longest, other._longest)
+        for columns, source in zip(self.columns, other.columns, strict=True):
+            columns.make_room(count + len(other.lengths), longest, source.arrays)
+            for row, length in enumerate(other.lengths):
+                columns.write_row(count + row, source, row, length)
+        self.lengths = self.lengths + other.lengths
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Only these rows: row rows[slot] in each slot, where each is in its slot already or comes from beyond them."""
+        lengths = [self.lengths[row] for row in rows]
+        for columns in self.columns:
+            self._select(columns, rows, lengths)
+        self.lengths = lengths
+
+    def _select(self, columns: Columns, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        for slot, row in enumerate(rows):
+            if row != slot:
+                moved = columns.taken([row])
+                mx.eval(moved.arrays)  # nothing may refer to what is written
+                columns.write_row(slot, moved, 0, lengths[slot])
+        slots, allocated = columns.shape
+        needed = allocated if columns.ring is not None else columns.rounded(columns.count(max(lengths)))
+        if len(rows) == 1 < slots or 4 * len(rows) * needed < slots * allocated:
+            columns.resize(len(rows), needed)
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """These rows, in this order, some perhaps more than once, in another cache; this one stays as it is."""
+        taken = copy.copy(self)
+        taken.lengths = [self.lengths[row] for row in rows]
+        taken.columns = [columns.taken(rows) for columns in self.columns]
+        return taken
+
+    def extract(self, row: int) -> Self:
+        """One row alone, in a cache of its own; this one stays as it is."""
+        alone = self.take([row])
+        alone.select([0])
+        mx.eval(alone.state)
+        return alone
+
+    def rollback(self, drop: Sequence[int]) -> None:
+        """Forget the last drop[b] positions of each row, of at most so many as `reserve` was called for."""
+        self.lengths = [length - count for length, count in zip(self.lengths, drop, strict=True)]
+
+    def reserve(self, count: int) -> None:
+        """Of the next forward's tokens, which are at most 1 + count, any but the first may be taken back."""
+        columns = self.columns[0]
+        if columns.ring is None or self.reach.window is None or columns.ring >= self.reach.window + count:
+            return
+        wider = Columns(head=columns.head, ring=self.reach.window + -(-count // 16) * 16)
+        if columns.arrays:
+            wider.make_room(len(self.lengths), self._longest, columns.arrays)
+            for row, length in enumerate(self.lengths):
+                wider.write_row(row, columns, row, length)
+        self.columns = [wider]
+
+    @property
+    def _longest(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def _equal(self) -> bool:
+        return len(set(self.lengths)) == 1
