@@ -23,10 +23,8 @@ from speed import SIZES, build
 
 from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate
 from mlx_vlgen._runtime import mx, tree_flatten
+from mlx_vlgen.engine.columns import STEP
 from mlx_vlgen.models.attention import SCORE_BYTES, is_fused
-
-STEP = 256
-"""Positions by which mlx-lm's caches grow."""
 
 VISION_BATCH = 3 * 4096 * 1024
 """Pixel values that go through the vision tower at once: what the iterator has by default."""
@@ -51,11 +49,10 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
     heads, kv_heads, size = text["num_attention_heads"], text["num_key_value_heads"], text["head_dim"]
     chunk = min(chunk, length)
     fused = is_fused(size)  # then no scores are kept
-    layer = 2 * kv_heads * size * math.ceil(length / STEP + 1) * STEP * width  # keys and values, with room to grow
+    layer = 2 * kv_heads * size * math.ceil((length + NEW_TOKENS) / STEP) * STEP * width  # keys and values
     return {
         "embeddings of the prompt": length * d * width,
         "cache": layers * layer,
-        "a layer's cache while it grows": layer,
         "its keys and values, contiguous": layer,
         "scores of a chunk, and their mask": 0 if fused else chunk * length * (heads * width + 1),
         # The residual and its norm twice; queries, keys and values before and after their rotation; gate, up, product.
@@ -92,11 +89,11 @@ def image_terms(config: Mapping[str, Any], length: int, rows: int, max_pixels: i
     waiting = math.ceil(step / length)  # rows that are admitted at once
     together = min(waiting, max(1, VISION_BATCH // (max_pixels * 3 * vision["temporal_patch_size"])))
     prefill = prefill_terms(text, length, step, width)
-    caches = rows * prefill["cache"]
+    caches = (rows + max(1, rows // 4)) * prefill["cache"]  # with slots to spare
     steps = {
         "tower": sum(tower_terms(vision, together, max_pixels // vision["patch_size"] ** 2, width).values()),
         "prefill": max(1, step // length) * (sum(prefill.values()) - prefill["embeddings of the prompt"]),
-        "join, which copies the caches": caches,
+        "join, which copies a layer's": caches / text["num_hidden_layers"],
     }
     largest_step = max(steps, key=lambda name: steps[name])
     return {

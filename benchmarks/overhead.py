@@ -21,10 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from mlx_lm.models.cache import BatchKVCache, KVCache
 from speed import SIZES, build, request
 
 from mlx_vlgen import Request, SamplingParams, TokenIterator
+from mlx_vlgen._mlx_lm import KVCache, models
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.models.base import Embedded, Model
 
@@ -46,7 +46,7 @@ def speak(model: Any, tokenizer: Any) -> None:
 
 def bare(model: Model, prompt: np.ndarray, rows: int, steps: int, ahead: bool) -> float:
     """Seconds for `steps` decoding steps after the prompt (L,), the same in each row."""
-    caches = [KVCache() if rows == 1 else BatchKVCache([0] * rows) for _ in model.cache_layout()]
+    caches = [KVCache() if rows == 1 else models.cache.BatchKVCache([0] * rows) for _ in model.cache_layout()]
     tokens = mx.broadcast_to(mx.array(prompt), (rows, len(prompt)))
     token = mx.argmax(model(Embedded(tokens), caches, at=mx.array([len(prompt) - 1] * rows)), axis=-1)
     mx.eval(token)

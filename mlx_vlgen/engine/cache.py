@@ -21,21 +21,24 @@ Cache = list[Any]
 
 
 def make_cache(
-    layout: Sequence[LayerKind], settings: KVSettings = KVSettings(), padded: Sequence[int] | None = None
+    layout: Sequence[LayerKind],
+    settings: KVSettings = KVSettings(),
+    padded: Sequence[int] | None = None,
+    expected: int = 0,
 ) -> Cache:
     """Empty caches for one row. padded: for rows of these lengths, which will be prefilled in one forward, padded on
-    the right, and `finalize` called after it."""
+    the right, and `finalize` called after it. expected: positions that rows will probably come to."""
 
     def one(kind: LayerKind) -> Any:
         match kind:
             case Full() if settings.bits is not None:
-                return QuantizedCache(settings, padded)
+                return QuantizedCache(settings, padded, expected)
             case Full() if settings.max_size is not None:
-                return AttentionCache(Reach(SINKS, settings.max_size - SINKS), padded)
+                return AttentionCache(Reach(SINKS, settings.max_size - SINKS), padded, expected)
             case Full():
-                return AttentionCache(padded=padded)
+                return AttentionCache(padded=padded, expected=expected)
             case Sliding(window):
-                return AttentionCache(Reach(window=window), padded)
+                return AttentionCache(Reach(window=window), padded, expected)
             case Recurrent(size):
                 return StateCache(size, padded)
             case Opaque(make):
@@ -88,11 +91,11 @@ def finalize(cache: Cache) -> None:
 def join(cache: Cache, other: Cache, rows: int) -> None:
     """Add the rows of `other` to the `rows` of `cache`. `other` is not needed any more. Where memory does not suffice,
     the error leaves `cache` with the rows that it had."""
-    evaluate(cache)
+    mx.eval([layer.state for layer in cache])
     try:
         for layer, arriving in zip(cache, other, strict=True):
             layer.extend(arriving)
-            evaluate([layer])
+        evaluate(cache)
     except BaseException:
         select(cache, range(rows))
         raise

@@ -69,7 +69,9 @@ class Prefill:
     def _empty(self, row: Row) -> kv.Cache:
         """The cache that its prefill begins with."""
         past = row.request.past
-        return kv.alone(past.cache, 0) if past else kv.make_cache(self._layout, row.request.kv)
+        if past:
+            return kv.alone(past.cache, 0)
+        return kv.make_cache(self._layout, row.request.kv, expected=row.expected_positions)
 
     def _chunk(self, row: Row, inputs: Embedded, cache: kv.Cache, start: int) -> tuple[int, mx.array]:
         """The next chunk of a row's prompt: where it ends, and the logits (1, V) there."""
@@ -82,7 +84,8 @@ class Prefill:
     def _pack(self, prompts: Sequence[Encoded]) -> tuple[kv.Cache, mx.array]:
         """Several prompts at once, which begin with no past."""
         lengths = [prompt.row.length for prompt in prompts]
-        cache = kv.make_cache(self._layout, prompts[0].row.request.kv, padded=lengths)
+        expected = max(prompt.row.expected_positions for prompt in prompts)
+        cache = kv.make_cache(self._layout, prompts[0].row.request.kv, lengths, expected)
         inputs = Embedded.stack([prompt.inputs for prompt in prompts])
         logits = self._model(inputs, cache, at=mx.array(lengths) - 1)
         kv.finalize(cache)

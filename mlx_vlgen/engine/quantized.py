@@ -28,10 +28,10 @@ class QuantizedCache(AttentionCache):
 
     bits: int
 
-    def __init__(self, settings: KVSettings, padded: Sequence[int] | None = None):
+    def __init__(self, settings: KVSettings, padded: Sequence[int] | None = None, expected: int = 0):
         assert settings.bits is not None
         self.group_size, self._bits, self._start = settings.group_size, settings.bits, settings.start
-        super().__init__(padded=padded)
+        super().__init__(padded=padded, expected=expected)
 
     def _make_columns(self) -> list[Columns]:
         """Keys and values of the start; packed, scales and biases of the keys, then of the values."""
@@ -45,7 +45,7 @@ class QuantizedCache(AttentionCache):
         beyond = min(N - 1, max(0, self._start - self._longest))  # at least one token, for the widths
         new = self._quantize(keys[:, :, beyond:]) + self._quantize(values[:, :, beyond:])
         for columns, parts, first in ((whole, [keys, values], 0), (packed, new, beyond)):
-            columns.make_room(rows, longest, parts)
+            columns.make_room(rows, max(longest, self._expected), parts)
             columns.write([length + first for length in before], [N - first] * rows, parts)
         self.lengths = [length + N for length in before]
         head = [part[:rows, :, : whole.count(longest)] for part in whole.arrays]

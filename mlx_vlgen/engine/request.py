@@ -12,6 +12,7 @@ import numpy as np
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Capture, Embedded
 from ..results import Beam, FinishReason
+from .columns import STEP
 from .kv_settings import KVSettings
 from .modes import Beams, Drafter, Guidance, Past, Trace
 from .params import SamplingParams
@@ -102,6 +103,11 @@ class Row:
         max_tokens = self.sampling.max_tokens
         beams = self.request.beams.count if self.request.beams else 1
         return [self.length + max_tokens] * beams + ([self.negative.length + max_tokens] if self.negative else [])
+
+    @property
+    def expected_positions(self) -> int:
+        """What its cache has room for from the first on: the prompt, and an answer that is short beside it."""
+        return self.length + min(self.sampling.max_tokens, max(STEP, self.length // 4))
 
     @property
     def computed(self) -> int:

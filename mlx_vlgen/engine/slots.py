@@ -27,13 +27,14 @@ class AttentionCache:
     length, `offset` is an int and a decoding step needs no mask array.
 
     lengths: the positions that each row holds. padded: rows that are about to be prefilled together, padded on the
-    right, have these lengths; from then to `finalize` all count as equally long.
+    right, have these lengths; from then to `finalize` all count as equally long. expected: positions that rows will
+    probably come to, for which there is room from the first on.
     """
 
-    def __init__(self, reach: Reach = Reach(), padded: Sequence[int] | None = None):
+    def __init__(self, reach: Reach = Reach(), padded: Sequence[int] | None = None, expected: int = 0):
         self.reach = reach
         self.lengths = [0] * (1 if padded is None else len(padded))
-        self._padded = padded
+        self._padded, self._expected = padded, expected
         self.columns = self._make_columns()
         self.oldest = 0
         """Of the keys that the last forward of rows of equal length got, which is the first in order."""
@@ -55,7 +56,7 @@ class AttentionCache:
         rows, N, before = len(self.lengths), keys.shape[2], self.lengths
         in_place = self._fits(N)
         earlier = [] if in_place else self._earlier()
-        columns.make_room(rows, self._longest + N, new)
+        columns.make_room(rows, max(self._longest + N, self._expected), new)
         self.lengths = [length + N for length in before]
         if in_place:
             columns.write(before, [N] * rows, new)
@@ -153,8 +154,9 @@ class AttentionCache:
     def extend(self, other: Self) -> None:
         """Add the rows of `other`, whose arrays stay its own: only they are written, where slots are free."""
         count, longest = len(self.lengths), max(self._longest, other._longest)
+        self._expected = max(self._expected, other._expected)
         for columns, source in zip(self.columns, other.columns, strict=True):
-            columns.make_room(count + len(other.lengths), longest, source.arrays)
+            columns.make_room(count + len(other.lengths), max(longest, self._expected), source.arrays)
             for row, length in enumerate(other.lengths):
                 columns.write_row(count + row, source, row, length)
         self.lengths = self.lengths + other.lengths
@@ -164,7 +166,7 @@ class AttentionCache:
         lengths = [self.lengths[row] for row in rows]
         for columns in self.columns:
             self._select(columns, rows, lengths)
-        self.lengths = lengths
+        self.lengths, self._expected = lengths, 0
 
     def _select(self, columns: Columns, rows: Sequence[int], lengths: Sequence[int]) -> None:
         for slot, row in enumerate(rows):

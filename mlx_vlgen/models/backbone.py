@@ -82,11 +82,11 @@ class Masks:
 
     def _make(self, cache: Any) -> Any:
         length = self._h.shape[1]
-        if isinstance(cache, ArraysCache) or self._two_way is None:
+        if isinstance(cache, ArraysCache):
             return cache.make_mask(length)
-        mask = cache.make_mask(length, return_array=True)
-        if mask is None:  # a single token
-            return None
+        mask = cache.make_mask(length, return_array=self._two_way is not None, window_size=None)
+        if self._two_way is None or mask is None:  # None: a single token
+            return mask
         same = (self._two_way[:, :, None] == self._two_way[:, None, :]) & (self._two_way > 0)[:, :, None]
         if self._within_window and cache.reach.window and not cache.reach.head:
             index = mx.arange(length)
