@@ -55,19 +55,21 @@ class Columns:
 
     def write(self, starts: Sequence[int], counts: Sequence[int], new: Parts) -> None:
         """Store the first counts[b] of the tokens `new` (B, H, N, ·), from position starts[b] on."""
-        spans = list(zip(starts, counts, strict=True))
-        if len(set(spans)) == 1:
-            groups = [(slice(0, len(spans)), *spans[0])]
+        if len(set(starts)) == len(set(counts)) == 1:
+            self._write_rows(slice(0, len(starts)), starts[0], counts[0], new)
         elif new[0].shape[2] == 1:
-            groups = []
             self._write_one(starts, new)
         else:
-            groups = [(slice(row, row + 1), *span) for row, span in enumerate(spans)]
-        for rows, start, count in groups:
-            for position, column, size in self.runs(start, start + count):
-                token = position - start
-                for array, part in zip(self.arrays, new, strict=True):
-                    array[rows, :, column : column + size] = part[rows, :, token : token + size]
+            for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+                self._write_rows(slice(row, row + 1), start, count, [part[row : row + 1] for part in new])
+
+    def _write_rows(self, rows: slice, start: int, count: int, new: Parts) -> None:
+        """The same positions of neighbouring rows."""
+        for position, column, size in self.runs(start, start + count):
+            token = position - start
+            for array, part in zip(self.arrays, new, strict=True):
+                whole = size == part.shape[2]
+                array[rows, :, column : column + size] = part if whole else part[:, :, token : token + size]
 
     def _write_one(self, starts: Sequence[int], new: Parts) -> None:
         """One token a row, each in its column. A scatter writes in place."""
@@ -75,7 +77,8 @@ class Columns:
         if places:
             rows, columns = (mx.array(axis) for axis in zip(*places, strict=True))
             for array, part in zip(self.arrays, new, strict=True):
-                array[rows, :, columns] = part[rows, :, 0]
+                tokens = part.squeeze(2)
+                array[rows, :, columns] = tokens if len(places) == len(starts) else tokens[rows]
 
     def write_row(self, slot: int, source: "Columns", row: int, length: int) -> None:
         """Store a row of so many positions, one of `source`, which has other arrays."""
