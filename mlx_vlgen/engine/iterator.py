@@ -252,8 +252,9 @@ class TokenIterator:
                     self._limits,
                     time.perf_counter(),
                 )
-            lacks = plan.lacks and len(decoding) + len(self._coming) < self._slots.now
-            if self._queue.read(plan.unread, lacks, idle=not (decoding or self._coming or plan.ended)):
+            inside, nothing_else = len(decoding) + len(self._coming), plan.lacks or not plan.admitted
+            idle = not inside and not plan.ended and nothing_else
+            if self._queue.read(plan.unread, plan.lacks and inside < self._slots.now, idle):
                 return plan
         return Plan()
 

@@ -115,7 +115,7 @@ def _admit(
     unread: list[Row] = []
     inside = [row for row in (*coming, *decoding) if row.positive is None]
     taken = sum(map(budget.needed, inside))
-    tokens = sum(row.length for row in coming)
+    tokens = sum(row.length for row in coming if not row.prefill_started)
     full = lacks = False
     ahead = 0
     for row in queue:

@@ -74,7 +74,8 @@ class Waiting:
                 return True
             self._unread = deque(row for row in unread if not row.reading_since)
             first = unread[0]
-            alone = idle and not first.reading_since and (len(unread) == 1 or self._num_readers == READERS)
+            being_read = len(unread) - len(self._unread)
+            alone = idle and not first.reading_since and (len(unread) == 1 or being_read >= READERS)
             if not alone:
                 self._start_readers()
                 if idle:
