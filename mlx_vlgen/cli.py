@@ -9,12 +9,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 from . import __version__
 from .errors import MediaError, UnreachableError, VlgenError, one_line
 from .flags import COMMANDS, DEFAULT_MODEL, MODEL_VARIABLE, Parser, convert_parser, generate_parser, keywords_to_flags
-from .notices import notice, on_terminal, print_stderr, progress_bar, rewriting_notices
+from .notices import PromptBar, notice, on_terminal, print_stderr, rewriting_notices
 from .options import OPTIONS, group_keywords
 from .results import GenerationResult
 
@@ -71,8 +72,9 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     if args.verbose:
         print_stderr(f"{'=' * 10}\nPrompt: {text}\n")
     screen, result = Screen(args.hide_thinking), None
-    for result in stream_generate(model, processor, messages, **keywords, **prompt_progress()):
-        screen.show(result)
+    with closing(PromptBar()) as bar:
+        for result in stream_generate(model, processor, messages, **keywords, prompt_progress_callback=bar.update):
+            screen.show(result)
     screen.finish()
     if result is not None and result.finish_reason == "length" and not {"max_tokens", "max_time"} & set(keywords):
         notice(f"the answer was cut after {result.generation_tokens} tokens; --max-tokens allows more")
@@ -104,21 +106,6 @@ def make_messages(args: argparse.Namespace, text: str) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text})
     return messages
-
-
-def prompt_progress() -> dict[str, Any]:
-    """The keyword that shows a bar while the prompt is read; nothing where stderr is no terminal."""
-    bar = progress_bar("reading the prompt", "token")
-    if bar is None:
-        return {}
-
-    def progress(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return {"prompt_progress_callback": progress}
 
 
 class Screen:

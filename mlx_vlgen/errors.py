@@ -35,6 +35,10 @@ class UnsupportedError(VlgenError, ValueError):
     """An option that is known but that this model, cache or version cannot honour."""
 
 
+class QueueFullError(VlgenError, RuntimeError):
+    """A request that a TokenIterator does not take, since too many wait already."""
+
+
 def one_line(error: BaseException | None) -> str:
     """An error in one line: its message, after its type where the message was not written for a person."""
     if isinstance(error, VlgenError | ValueError | TypeError):

@@ -3,6 +3,7 @@
 import os
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,3 +59,37 @@ def progress_bar(doing: str, unit: str, total: int | None = None) -> Any | None:
     from huggingface_hub.utils import tqdm
 
     return tqdm(desc=doing, unit=f" {unit}s", total=total, leave=False, delay=1.0)
+
+
+class PromptBar:
+    """Shows on a terminal how much of a prompt is read, from two seconds on until it is read."""
+
+    def __init__(self, seconds: float = 2.0) -> None:
+        self._bar = progress_bar("reading the prompt", "token")
+        self._lock = threading.Lock()
+        # A short prompt is one step, however long that takes: nobody else would tell the bar that time passes.
+        self._timer = threading.Timer(seconds, self._show)
+        if self._bar is not None:
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.delay = 0.0  # without which it would not be cleared
+                self._bar.refresh()
+
+    def update(self, done: int, total: int) -> None:
+        """Tokens computed, and tokens in all."""
+        if self._bar is not None:
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        self._timer.cancel()
+        with self._lock:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None

@@ -1,7 +1,7 @@
 """Rows that decode together: what every kind of batch does, and the one in which each row draws a token a step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import numpy as np
@@ -35,24 +35,28 @@ class Batch(Protocol):
 
     @classmethod
     def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
-        """Rows whose prompt is through, and its last logits (B, V)."""
+        """Rows whose prompt is through, and its last logits (B, V): their first tokens are drawn."""
+
+    def read(self, emit: Emit) -> Self | None:
+        """Hand out the tokens that are drawn; returns what goes on, if anything does."""
 
     def step(self, model: Model, emit: Emit) -> Self | None:
         """Decode and hand out tokens; returns what goes on, if anything does."""
 
     def join(self, other: Self) -> Self:
-        """The rows of both."""
+        """The rows of both, all of whose tokens are handed out."""
 
 
 @dataclass
 class SampledBatch:
-    """Some rows, their caches, and the token each has drawn but nobody has read yet."""
+    """Some rows, their caches, and the token that each has drawn last."""
 
     rows: list[Row]
     cache: kv.Cache
     sampler: BatchSampler
     tokens: mx.array  # (B,), being computed
     scores: list[Scores]  # what they were drawn from
+    unread: bool = True  # whether the tokens are still to be handed out
 
     @classmethod
     def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
@@ -60,36 +64,49 @@ class SampledBatch:
         sampler = BatchSampler(rows)
         return cls(rows, cache, sampler, *_drawn(rows, sampler, logits, None))
 
-    def step(self, model: Model, emit: Emit) -> Self | None:
-        """Hand out the tokens of this step, and start the next one. Returns the rows that go on, None without any.
+    def read(self, emit: Emit) -> Self | None:
+        if not self.unread:
+            return self
+        self._hand_out(emit)
+        left = [place for place, row in enumerate(self.rows) if not row.over]
+        return replace(self, unread=False).select(left) if left else None
 
-        With `LOOKAHEAD` the next forward starts first. A row that ends by its length is known before and computes
-        nothing more; one that its token ends (an end token, a stop string) has computed a token in vain, which is
-        dropped. Where one row needs its token, all draw after it was read.
-        """
-        going = [i for i, row in enumerate(self.rows) if not row.last_token_due]
-        rows, following, logits = self.rows, None, None
-        if LOOKAHEAD and going and not any(row.request.trace for row in rows):
-            following = self.select(going)
-            logits = following.forward(model)
-            if not any(row.needs_token for row in rows):
-                following, logits = following.draw(logits, unread=True), None
-            else:
-                mx.async_eval(logits)
-        for row, token, scores in zip(rows, np.array(self.tokens).tolist(), self.scores, strict=True):
+    def _hand_out(self, emit: Emit) -> None:
+        for row, token, scores in zip(self.rows, np.array(self.tokens).tolist(), self.scores, strict=True):
             emit(row, token, scores)
-        left = [i for i in going if not rows[i].over]
         self.store_past()
+
+    def step(self, model: Model, emit: Emit) -> Self | None:
+        """Compute the next tokens and hand them out. Returns the rows that go on, None without any."""
+        drawn = self if self.unread else self.draw(self.forward(model), unread=False)
+        if LOOKAHEAD and not any(row.request.trace for row in self.rows):
+            return drawn.step_ahead(model, emit)
+        return drawn.read(emit)
+
+    def step_ahead(self, model: Model, emit: Emit) -> Self | None:
+        """Start the next step, then hand out the tokens of this one.
+
+        A row that ends by its length is known before and computes nothing more; one that its token ends (an end token,
+        a stop string) has computed a token in vain, which is dropped. Where one row needs its token, all draw after it
+        was read.
+        """
+        going = [place for place, row in enumerate(self.rows) if not row.last_token_due]
+        if not going:
+            return self.read(emit)
+        following = self.select(going)
+        logits = following.forward(model)
+        waits = any(row.needs_token for row in self.rows)
+        if waits:
+            mx.async_eval(logits)
+        else:
+            following = following.draw(logits, unread=True)
+        self._hand_out(emit)
+        left = [place for place, row in enumerate(following.rows) if not row.over]
         if not left:
             return None
-        if following is None:
-            following = self.select(left)
-            return following.draw(following.forward(model), unread=False)
-        places = kv.compacted([place for place, row in enumerate(following.rows) if not row.over])
-        following = following.select(places)
-        if logits is None:
-            return following
-        return following.draw(logits[mx.array(places)], unread=False)
+        places = kv.compacted(left)
+        following = following.select(left)
+        return following.draw(logits[mx.array(places)], unread=False) if waits else following
 
     def store_past(self) -> None:
         """Store the caches of rows that are over in their traces, where the requests want them."""
@@ -116,14 +133,14 @@ class SampledBatch:
         return self.rows[0].delta if len(self.rows) == 1 else mx.array([row.delta for row in self.rows])
 
     def lengths(self) -> list[int]:
-        """Positions of each row once its tokens so far are in the cache."""
-        return [row.length + len(row.tokens) for row in self.rows]
+        """Positions of each row in the cache, where the last token that was handed out is not."""
+        return [row.length + len(row.tokens) - (not self.unread) for row in self.rows]
 
     def join(self, other: Self) -> Self:
         rows = self.rows + other.rows
         kv.join(self.cache, other.cache, len(self.rows))
         tokens = mx.concatenate([self.tokens, other.tokens])
-        return type(self)(rows, self.cache, BatchSampler(rows), tokens, self.scores + other.scores)
+        return type(self)(rows, self.cache, BatchSampler(rows), tokens, self.scores + other.scores, unread=False)
 
     def select(self, places: Sequence[int]) -> Self:
         """Only these rows, in the order of `kv.compacted`; this batch is of no use any more."""
@@ -132,7 +149,8 @@ class SampledBatch:
         places = kv.compacted(places)
         kv.select(self.cache, places)
         rows, index = [self.rows[i] for i in places], mx.array(places)
-        return type(self)(rows, self.cache, BatchSampler(rows), self.tokens[index], [self.scores[i] for i in places])
+        scores = [self.scores[i] for i in places]
+        return type(self)(rows, self.cache, BatchSampler(rows), self.tokens[index], scores, self.unread)
 
 
 def _drawn(

@@ -172,11 +172,14 @@ class Search:
         return [search.row for search in self.searches]
 
     def step(self, model: Model, emit: Emit) -> Self | None:
+        return self._forward(model).read(emit)
+
+    def read(self, emit: Emit) -> Self | None:
         for search in self.searches:
             if search.over or search.row.cancelled or search.row.error:
                 _hand_out(search, emit)
         left = [place for place, row in enumerate(self.rows) if not row.over]
-        return self._select(left)._forward(model) if left else None
+        return self._select(left) if left else None
 
     def _forward(self, model: Model) -> Self:
         delta = mx.array([search.row.delta for search in self.searches for _ in search.running])

@@ -1,20 +1,18 @@
-"""From a request to the inputs of a forward: prompts are read and checked, media encoded."""
+"""From a request to a row: prompts, media, forms and settings are read and checked."""
 
-import time
-from collections import deque
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from .._runtime import mx
 from ..errors import PromptError, UnsupportedError
-from ..inputs.prompt import Media, Prompt
-from ..models.base import Embedded, Features, Model
+from ..inputs.prompt import Prompt
+from ..models.base import Model
 from . import cache as kv
 from .kv_settings import KVSettings
 from .modes import Guidance
 from .params import SamplingParams
-from .request import Encoded, Request, Row
-from .scheduling import encoding_groups
+from .request import Request, Row
 from .structured import Constraint, Forms
 from .text import TextStream
 from .thinking import Marks, Thinking
@@ -22,18 +20,23 @@ from .token_ids import check_ids, check_prompt, ids_of_file
 
 
 class Intake:
-    """Reads requests into rows. vision_batch: pixel values that go through the vision tower at once; group: whether
-    pictures of equal shape are brought together for it."""
+    """Reads requests into rows: `read` in any thread, then `check`, which uses MLX, in the one that iterates."""
 
-    def __init__(self, model: Model, processor: Any, vision_batch: int, group: bool):
+    def __init__(self, model: Model, processor: Any):
         self._model, self._processor = model, processor
-        self._vision_batch, self._group = vision_batch, group
+        self._layout = model.cache_layout()
+        safe = getattr(processor, "thread_safe", False)
+        self._one_by_one: AbstractContextManager[Any] = nullcontext() if safe else threading.Lock()
         self._vocab_size = model.vocab_size
         self._end_tokens = end_tokens(model, processor)
         self._possible = {KVSettings()}  # caches that this model is known to work with
 
     def read(self, row: Row) -> None:
-        """The row's prompt, media and ends. Raises what is wrong with the request."""
+        """The row's prompt, media, form and ends. Raises what is wrong with the request."""
+        with self._one_by_one:
+            self._read(row)
+
+    def _read(self, row: Row) -> None:
         request, sampling = row.request, row.sampling
         row.text = TextStream(self._processor.tokenizer, sampling.stop, sampling.skip_special_tokens)
         if isinstance(request.prompt, Prompt):
@@ -44,11 +47,9 @@ class Intake:
             )
         self._check_tokens(row)
         self._check_length(row)
-        if request.kv not in self._possible:
-            kv.check(self._model, request.kv)
-            self._possible.add(request.kv)
         request.kv.check_spans(row.prompt.two_way)
-        row.unquantized_layers = len(kv.unquantized(self._model.cache_layout(), request.kv))
+        row.unquantized_layers = len(kv.unquantized(self._layout, request.kv))
+        row.filled = row.computed
         end_tokens = self._end_tokens if request.end_tokens is None else request.end_tokens
         row.end_tokens = end_tokens | self._token_ids(request.sampling.eos_tokens)
         _check_together(request)
@@ -56,10 +57,18 @@ class Intake:
         row.constraint = self._constraint(row)
         if request.drafter is not None:
             self._check_rollback(request.kv)
-            row.drafter = request.drafter()
-            row.drafter.read(row.prompt)
         if request.guidance is not None:
             row.negative = self._negative(row, request.guidance)
+
+    def check(self, row: Row) -> None:
+        """What of a row that was read concerns MLX: its cache, and the drafter. Raises what is wrong with it."""
+        request = row.request
+        if request.kv not in self._possible:
+            kv.check(self._model, request.kv)
+            self._possible.add(request.kv)
+        if request.drafter is not None:
+            row.drafter = request.drafter()
+            row.drafter.read(row.prompt)
 
     def _check_tokens(self, row: Row) -> None:
         """Every id of the request reaches MLX through here."""
@@ -76,7 +85,7 @@ class Intake:
             )
 
     def _check_rollback(self, settings: KVSettings) -> None:
-        if not kv.can_roll_back(self._model.cache_layout(), settings):
+        if not kv.can_roll_back(self._layout, settings):
             why = "a bounded cache (max_kv_size)" if settings.max_size else "this model's recurrent layers"
             raise UnsupportedError(
                 f"speculative decoding: {why} cannot forget a wrong guess; leave the draft model or prompt_lookup out"
@@ -137,66 +146,6 @@ class Intake:
                 f"the prompt has {row.length} tokens and the model has {max_positions} positions: "
                 "shorten it, give fewer or smaller pictures (max_pixels), or fewer frames (max_frames)"
             )
-
-    def encode(self, rows: Sequence[Row]) -> list[Encoded]:
-        """Features of all media of these rows, equal shapes together; then each row's embeddings, and its pixels are
-        let go. A row whose media fail is left out, gets an error and keeps them: it may only have lacked memory."""
-        features = self._encode_media([*rows, *(row.negative for row in rows if row.negative)])
-        encoded = []
-        for row in rows:
-            parts = [row, row.negative] if row.negative else [row]
-            if row.error:
-                continue
-            try:
-                inputs = [self._embed(part, [features[id(medium)] for medium in part.prompt.media]) for part in parts]
-                deltas = [int(part.delta) for part in inputs]
-            except Exception as error:
-                row.error = error
-                continue
-            for part, delta in zip(parts, deltas, strict=True):
-                part.delta, part.prompt = delta, part.prompt.without_pixels()
-            encoded.append(Encoded(row, *inputs))
-        return encoded
-
-    def _encode_media(self, rows: Sequence[Row]) -> dict[int, Features]:
-        """Features by the identity of a medium, which several rows of one prompt share."""
-        owners: dict[int, list[Row]] = {}
-        known: dict[int, Media] = {}
-        for row in rows:
-            for medium in row.prompt.media:
-                owners.setdefault(id(medium), []).append(row)
-                known[id(medium)] = medium
-        media, sharing = list(known.values()), list(owners.values())
-        features: dict[int, Features] = {}
-        groups = deque(encoding_groups(media, self._vision_batch, self._group))
-        while groups:
-            group, begun = groups.popleft(), time.perf_counter()
-            try:
-                encoded = self._model.encode([media[i] for i in group])
-                mx.eval([[f.embeds, *f.deepstack] for f in encoded])
-                features |= zip((id(media[i]) for i in group), encoded, strict=True)
-            except Exception as error:
-                if len(group) > 1:  # one by one, to find the one at fault
-                    groups.extend([i] for i in group)
-                else:
-                    for row in sharing[group[0]]:
-                        (row.positive or row).error = error
-                continue
-            for i in group:
-                for row in sharing[i]:
-                    row.encode_time += (time.perf_counter() - begun) / len(group) / len(sharing[i])
-        return features
-
-    def _embed(self, row: Row, features: Sequence[Features]) -> Embedded:
-        """The prompt's embeddings, or those after its past, whose rotary positions go on from it."""
-        past = row.request.past
-        if past is None:
-            return self._model.embed(row.prompt, features)
-        inputs = self._model.embed(row.prompt.after(past.length), features)
-        inputs.delta = inputs.delta + past.delta
-        if inputs.positions is not None:
-            inputs.positions = inputs.positions + (past.length + past.delta)
-        return inputs
 
 
 def _check_together(request: Request) -> None:

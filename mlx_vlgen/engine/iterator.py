@@ -1,16 +1,18 @@
 """The one loop: requests in, tokens out, for one request and for many.
 
 while rows or queue:
-    admit       take queued requests while there is room; read their media; encode equal shapes together
-    prefill     at most one chunk's worth of tokens; rows that are through join the batch
-    decode      start the next step of all rows, then read and hand out the tokens of this one
+    plan        who is admitted, read, encoded, prefilled and ended (`scheduler.make_plan`)
+    decode      one step of all rows that decode; their tokens are handed out
+    encode      media of admitted rows: all groups of equal shape, or one while rows decode
+    prefill     a chunk of a long prompt, or several short ones: a small one, behind the next step, while rows decode.
+                Rows that are through have their first token, which is handed out before anything else is launched
 """
 
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,18 +22,17 @@ from ..notices import notice
 from ..results import FinishReason, GenerationResult
 from . import cache as kv
 from . import wired
-from .batch import Batch, SampledBatch
-from .beam import Search
 from .budget import Budget
 from .emit import end_row, record_token
+from .executor import Executor
 from .intake import Intake
-from .prefill import Prefill
-from .request import Encoded, Request, Row, fresh_seed
+from .request import Request, Row, fresh_seed
 from .row_result import RowResult
 from .sampling import Scores
-from .scheduling import Slots, admissible, is_out_of_memory
-from .speculative import Speculative
+from .scheduler import Chunk, Limits, Plan, make_plan
+from .scheduling import Slots, is_out_of_memory
 from .text import TextStream
+from .waiting import Waiting
 
 # Each thread that iterates has a stream; MLX evaluates an array on the stream it was made on.
 _stream = mx.new_thread_local_stream(mx.default_device())
@@ -44,9 +45,11 @@ class TokenIterator:
 
     max_batch_size: rows that run together. kv_token_budget: cache positions that the rows inside may come to need
     together (prompt and max_tokens); None is what fits into free memory, judged by the first rows. A row that needs
-    more runs alone. prefill_step_size: prompt tokens a step. vision_batch_pixels: pixel values (3 a pixel and frame)
-    that go through the vision tower at once. group_by_shape: whether pictures of equal processed shape are encoded
-    together. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
+    more runs alone. prefill_step_size: prompt tokens a step; decode_prefill_size: at most, while rows decode, which
+    wait for it. vision_batch_pixels: pixel values (3 a pixel and frame) that go through the vision tower at once; while
+    rows decode one group a step does, of a picture of 1024 x 1024 or several smaller ones. group_by_shape: whether
+    pictures of equal processed shape are encoded together. max_queue_size: requests that wait, at most; None: any
+    number. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
 
     Every row gets one last result, with a finish_reason. What a row's parts raise (its prompt, media, processors,
     sampler, criteria, form, drafter, tokens' text, or `progress`) ends that row with "error", and what
@@ -54,7 +57,8 @@ class TokenIterator:
     the iterator itself with "error"; both exceptions come out of the iteration, and after them the last results can
     be iterated, as after `close`.
 
-    One thread iterates; `add`, `cancel` and `close` may be called from any.
+    One thread iterates; `prepare`, `add`, `cancel`, `wait` and `close` may be called from any. Requests that wait are
+    read ahead by two threads: one that takes long to read is overtaken by those behind it.
     """
 
     def __init__(
@@ -65,24 +69,37 @@ class TokenIterator:
         max_batch_size: int = 32,
         kv_token_budget: int | None = None,
         prefill_step_size: int = 2048,
+        decode_prefill_size: int = 512,
         vision_batch_pixels: int = 3 * 4096 * 1024,
         group_by_shape: bool = True,
+        max_queue_size: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
     ):
-        for name, value in (("max_batch_size", max_batch_size), ("prefill_step_size", prefill_step_size)):
-            if value < 1:
+        for name, value in (
+            ("max_batch_size", max_batch_size),
+            ("prefill_step_size", prefill_step_size),
+            ("decode_prefill_size", decode_prefill_size),
+            ("max_queue_size", max_queue_size),
+        ):
+            if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
-        self._model, self._processor = model, processor
-        self._layout = model.cache_layout()
-        self._intake = Intake(model, processor, vision_batch_pixels, group_by_shape)
-        self._slots = Slots(max_batch_size if kv.can_batch(self._layout) else 1)
-        self._budget = Budget(self._layout, kv_token_budget)
-        self._prompts = Prefill(model, self._layout, prefill_step_size)
+        layout = model.cache_layout()
+        self._intake = Intake(model, processor)
+        self._executor = Executor(model)
+        self._limits = Limits(
+            step_size=prefill_step_size,
+            decode_step_size=decode_prefill_size,
+            vision_pixels=vision_batch_pixels,
+            group=group_by_shape,
+        )
+        self._slots = Slots(max_batch_size if kv.can_batch(layout) else 1)
+        self._budget = Budget(layout, kv_token_budget)
         self._progress = progress
-        self._lock = threading.Lock()
-        self._queue: deque[Row] = deque()
+        self._changed = threading.Condition()  # locked for what several threads write
+        self._queue = Waiting(self._changed, self._intake.read, max_queue_size)
+        self._coming: list[Row] = []  # admitted, and their prompt is not through
+        self._plan: Plan | None = None  # of the step that is half done
         self._rows: dict[int, Row] = {}  # every row whose last result was not handed out
-        self._batches: dict[Any, Batch] = {}  # by batch_key
         self._out: deque[tuple[int, RowResult]] = deque()
         self._latest: dict[int, RowResult] = {}  # what was handed out last for each row
         self._cancelled: set[int] = set()  # ids, until the next step
@@ -96,22 +113,44 @@ class TokenIterator:
 
     # -- from any thread
 
-    def add(self, request: Request) -> int:
-        """Queue a request; its id. Its faults come out of the iteration, as a result with finish_reason "error".
-        RuntimeError once the iterator is closed."""
-        with self._lock:
+    def prepare(self, request: Request) -> Row:
+        """Read a request in this thread; `add` takes it, once. Raises what is wrong with it. Its time runs from now."""
+        row = self._new_row(request)
+        self._intake.read(row)
+        row.ready = True
+        return row
+
+    def add(self, request: Request | Row) -> int:
+        """Queue a request, or a prepared one; its id. Faults of a request come out of the iteration, as a result with
+        finish_reason "error". QueueFullError where too many wait, RuntimeError once the iterator is closed."""
+        with self._changed:
             if self._closed:
                 raise RuntimeError("add: this TokenIterator is closed, by close() or by Ctrl-C; make another one")
-            row = Row(self._next_id, request, TextStream(), fresh_seed(request.sampling))
-            self._next_id += 1
-            self._queue.append(row)
+            row = request if isinstance(request, Row) else self._new_row(request)
+            if row.id in self._rows or row.over:
+                raise RuntimeError("add: this prepared request was added before; prepare it again")
+            self._queue.add(row)
             self._rows[row.id] = row
+            self._changed.notify_all()
         return row.id
+
+    def _new_row(self, request: Request) -> Row:
+        with self._changed:
+            self._next_id += 1
+            return Row(self._next_id - 1, request, TextStream(), fresh_seed(request.sampling))
 
     def cancel(self, id: int) -> None:
         """End a row at the next step, with finish_reason "cancelled". A row that has ended is left alone."""
-        with self._lock:
+        with self._changed:
             self._cancelled.add(id)
+            self._changed.notify_all()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until there is something to iterate, for at most so many seconds. Whether there is: not, once the
+        iterator is closed and all was handed out."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._rows or self._out, timeout)
+            return bool(self._rows or self._out)
 
     def __enter__(self) -> "TokenIterator":
         return self
@@ -124,12 +163,14 @@ class TokenIterator:
     def close(self) -> None:
         """End all rows with "cancelled" and free the caches, once the step is over that another thread may be in. What
         was not handed out yet can still be iterated; `add` raises from now on."""
-        self._closed = True
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         with self._stepping:
             self._end_all("cancelled")
 
     def _end_all(self, reason: FinishReason, error: Exception | None = None) -> None:
-        with self._lock:
+        with self._changed:
             self._closed = True
             rows = list(self._rows.values())
         ended = {id for id, result in self._out if result.finish_reason is not None}
@@ -138,10 +179,10 @@ class TokenIterator:
                 self._hand_out(row, end_row(row, reason, error))
         self._rows.clear()
         self._queue.clear()
-        self._prompts.waiting.clear()
+        self._coming.clear()
         self._latest.clear()
-        self._prompts.partial = None
-        self._batches.clear()
+        self._plan = None
+        self._executor.clear()
         if self._unwire.alive:
             with mx.stream(_stream):
                 mx.synchronize()  # the limit must not change under a step that still runs
@@ -158,7 +199,7 @@ class TokenIterator:
                 if not self._rows:
                     raise StopIteration
                 try:
-                    self._step()
+                    self._advance()
                 except Exception as error:  # a fault of the loop itself: it ends every row
                     self._end_all("error", error)
                     raise
@@ -174,128 +215,117 @@ class TokenIterator:
                 self._rows.pop(id, None)
             return self._out.popleft()
 
-    def _step(self) -> None:
+    def _advance(self) -> None:
+        """Half a step: what the rows that decode say is handed out before others are prefilled."""
         if self._closed:
             self._end_all("cancelled")
             return
-        self._sweep()
-        self._admit()
         begun = time.perf_counter()
-        self._prefill()
-        between = time.perf_counter()
-        self._decode()
-        self.prompt_time += between - begun
-        self.generation_time += time.perf_counter() - between
+        if self._plan is None:
+            self._plan = plan = self._next_plan()
+            begun = time.perf_counter()
+            self._admit(plan)
+            self._decode()
+            self.generation_time += time.perf_counter() - begun
+        else:
+            plan, self._plan = self._plan, None
+            self._encode(plan.encoded)
+            begun = time.perf_counter()
+            self._prefill(plan.prefilled)
+            self.prompt_time += time.perf_counter() - begun
+
+    # -- plan
+
+    def _next_plan(self) -> Plan:
+        """What the next step does. While nothing is inside, it waits for the rows that are being read."""
+        while not self._closed:
+            self._sweep()
+            decoding = self._executor.decoding
+            with self._changed:
+                plan = make_plan(
+                    self._queue,
+                    self._coming,
+                    decoding,
+                    self._executor.features,
+                    self._slots.now,
+                    self._budget,
+                    self._limits,
+                    time.perf_counter(),
+                )
+            inside, nothing_else = len(decoding) + len(self._coming), plan.lacks or not plan.admitted
+            idle = not inside and not plan.ended and nothing_else
+            if self._queue.read(plan.unread, plan.lacks and inside < self._slots.now, idle):
+                return plan
+        return Plan()
 
     def _sweep(self) -> None:
-        """End rows that are cancelled before they decode, and a long prompt whose time is up. Rows that decode end when
-        their next token comes."""
-        with self._lock:
+        """Mark rows that are cancelled, and end those that wait. Others end with the plan or with their next token."""
+        with self._changed:
             cancelled = [self._rows[id] for id in self._cancelled if id in self._rows]
             self._cancelled.clear()
             for row in cancelled:
                 row.cancelled = True
-            if cancelled:
-                self._queue = deque(row for row in self._queue if not row.cancelled)
-        if cancelled:
-            decoding = {row.id for batch in self._batches.values() for row in batch.rows}
-            waiting = [prompt for prompt in self._prompts.waiting if not prompt.row.cancelled]
-            self._prompts.waiting = deque(waiting)
-            for row in cancelled:
-                if row.id not in decoding:
-                    self._end(row, "cancelled")
-        if self._prompts.partial:
-            row = self._prompts.partial.prompt.row
-            if row.error:
-                self._end(row, "error", row.error)
-            elif row.timed_out:
-                self._end(row, "length")
-            if row.over:
-                self._prompts.partial = None
+            waiting = self._queue.remove(cancelled)
+        for row in waiting:
+            self._end(row, "cancelled")
 
-    # -- admit
+    def _admit(self, plan: Plan) -> None:
+        """End rows, and let others in."""
+        for id, reason in plan.ended:
+            self._end(self._rows[id], reason, self._rows[id].error)
+        admitted = [self._rows[id] for id in plan.admitted]
+        self._queue.remove([*(self._rows[id] for id, _ in plan.ended), *admitted])
+        for row in admitted:
+            try:
+                self._intake.check(row)
+            except Exception as error:  # a fault of one row's input ends that row only
+                self._end(row, "error", error)
+        self._coming += admitted
+        self._leave()
 
-    @property
-    def _live(self) -> int:
-        """How many rows decode."""
-        return sum(len(batch.rows) for batch in self._batches.values())
+    def _leave(self) -> None:
+        """Forget what belongs to rows that are over, or decode."""
+        self._coming = [row for row in self._coming if not (row.over or row.prefilled)]
+        self._executor.forget(self._coming)
 
-    def _inside(self) -> list[Row]:
-        return [*self._prompts.rows, *(row for batch in self._batches.values() for row in batch.rows)]
+    # -- encode and prefill
 
-    def _admit(self) -> None:
-        """Bring in as many rows as there is room for, but no more at once than one prefill step takes."""
-        admitted: list[Row] = []
-        waiting = sum(prompt.row.length for prompt in self._prompts.waiting)
-        while waiting < self._prompts.step_size:
-            inside = [*self._inside(), *admitted]
-            with self._lock:
-                row = self._queue.popleft() if self._queue else None
-            if row is None:
-                break
-            if row.length == 0 and not self._read(row):
-                continue
-            need = self._budget.needed(row)
-            taken = sum(self._budget.needed(other) for other in inside if other.positive is None)
-            if not admissible([need], taken, self._slots.now - len(inside), self._budget.limit):
-                with self._lock:
-                    self._queue.appendleft(row)
-                break
-            waiting += row.length
-            admitted.append(row)
-        if admitted:
-            self._prompts.waiting.extend(self._intake.encode(admitted))
-            starved = self._end_failed([row for row in admitted if row.error], len(self._inside()))
-            with self._lock:
-                self._queue.extendleft(reversed(starved))
+    def _encode(self, groups: Sequence[Sequence[tuple[int, int]]]) -> None:
+        """Media, and the embeddings of rows all of whose media are encoded."""
+        self._executor.encode(groups, {row.id: row for row in self._coming})
+        self._executor.embed(self._coming)
+        if failed := [row for row in self._coming if row.error]:
+            starved = self._end_failed(failed, len(self._coming) + self._live - len(failed))
+            self._coming = [row for row in self._coming if row not in starved]
+            self._queue.give_back(starved)
+            self._leave()
 
-    def _read(self, row: Row) -> bool:
-        """The row's prompt and media; False when the row has ended already."""
-        try:
-            self._intake.read(row)
-        except Exception as error:  # a fault of one row's input ends that row only
-            self._end(row, "error", error)
-            return False
-        if row.sampling.max_tokens == 0:
-            self._end(row, "length")
-            return False
-        return True
-
-    # -- prefill
-
-    def _prefill(self) -> None:
+    def _prefill(self, chunks: Sequence[Chunk]) -> None:
         """One step: a chunk of a long prompt, or several whole short ones."""
-        prompts = self._prompts.next(self._slots.now - self._live)
-        if not prompts:
+        chunks = [chunk for chunk in chunks if chunk.id in self._executor.prefill.prompts]
+        rows = [row for row in self._coming if any(chunk.id == row.id for chunk in chunks)]
+        if not rows:
             return
         try:
-            if computed := self._prompts.step(prompts):
-                self._arrive(prompts, *computed)
-            elif self._prompts.partial:
-                self._report_progress(self._prompts.partial.prompt.row, self._prompts.partial.end)
+            batch = self._executor.compute(chunks)
         except Exception as error:
-            self._prompts.partial = None
-            rows = [prompt.row for prompt in prompts]
             for row in rows:
                 row.error = error
-            if self._end_failed(rows, self._live):
-                self._prompts.waiting.extendleft(reversed(prompts))
-
-    def _arrive(self, prompts: list[Encoded], cache: kv.Cache, logits: mx.array) -> None:
-        """Rows whose prompt is through: draw their first token and let them decode with the others."""
-        self._budget.learn(cache)
-        rows, logits = self._prompts.with_negatives(prompts, cache, logits)
-        key = rows[0].batch_key
-        new = _batch_class(rows[0]).begin(rows, cache, logits)
-        kv.evaluate(new.cache, new.tokens)
-        if live := self._batches.get(key):
-            new = live.join(new)
-        self._batches[key] = new
-        now = time.perf_counter()
+                self._executor.prefill.restart(row)
+            self._end_failed(rows, self._live)
+            self._leave()
+            return
+        if batch is None:
+            [chunk] = chunks
+            if not chunk.negative:
+                self._report_progress(rows[0], chunk.end)
+            return
+        self._budget.learn(batch.cache)
         for row in rows:
-            row.prefilled = now
-            if row.positive is None:
-                self._report_progress(row, row.length)
+            self._report_progress(row, row.length)
+        if batch := batch.read(self._emit):
+            self._executor.arrived.append(batch)
+        self._leave()
 
     def _report_progress(self, row: Row, done: int) -> None:
         """What `progress` raises ends the row."""
@@ -305,7 +335,30 @@ class TokenIterator:
             except Exception as error:
                 row.error = error
 
-    def _end_failed(self, rows: list[Row], others: int) -> list[Row]:
+    # -- decode
+
+    @property
+    def _live(self) -> int:
+        """How many rows decode."""
+        return len(self._executor.decoding)
+
+    def _decode(self) -> None:
+        """One step of every batch. After a lack of memory so many rows never run together again."""
+        for rows, error in self._executor.join(self._emit):
+            for row in rows:
+                row.error = error
+            self._end_failed(rows, self._live - len(rows))
+        live = self._live
+        for rows, error in self._executor.decode(self._emit):
+            if is_out_of_memory(error):
+                self._slots = Slots(max(1, live - 1))
+                self._warn()
+            for row in rows:
+                self._end(row, "error", error)
+
+    # -- emit
+
+    def _end_failed(self, rows: Sequence[Row], others: int) -> list[Row]:
         """End rows that have an error. Rows that lacked memory do not end: they are returned, wait at the front until
         some of the `others` are through, and fewer run together. One row alone has nothing to wait for, and ends."""
         starved = [row for row in rows if row.error and is_out_of_memory(row.error)]
@@ -323,28 +376,6 @@ class TokenIterator:
 
     def _warn(self) -> None:
         notice(f"memory does not suffice for more than {self._slots.now} rows at once: the others wait")
-
-    # -- decode
-
-    def _decode(self) -> None:
-        """One step of every batch. An error ends the rows of the batch, for their caches are half written. After a lack
-        of memory so many rows never run together again."""
-        for key, batch in list(self._batches.items()):
-            try:
-                following = batch.step(self._model, self._emit)
-            except Exception as error:
-                following = None
-                if is_out_of_memory(error):
-                    self._slots = Slots(max(1, self._live - 1))
-                    self._warn()
-                for row in batch.rows:
-                    self._end(row, "error", error)
-            if following is None:
-                self._batches.pop(key, None)
-            else:
-                self._batches[key] = following
-
-    # -- emit
 
     def _emit(self, row: Row, token: int, scores: Scores | None) -> None:
         """Record a row's token and hand out its result."""
@@ -364,8 +395,3 @@ class TokenIterator:
         self._out.append((row.id, result))
         if result.finish_reason is not None and result.error is None:
             self._slots.row_ended()
-
-
-def _batch_class(row: Row) -> type[Batch]:
-    """How a row steps."""
-    return Search if row.request.beams else Speculative if row.drafter else SampledBatch

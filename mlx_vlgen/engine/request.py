@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..inputs.prompt import MediaInputs, Prompt
+from .._runtime import mx
+from ..inputs.prompt import Media, MediaInputs, Prompt
 from ..models.base import Capture, Embedded
 from ..results import Beam, FinishReason
 from .columns import STEP
@@ -66,6 +67,10 @@ class Row:
     text: TextStream
     seed: int
     prompt: Prompt = _NO_PROMPT  # empty until it is read
+    reading_since: float = 0.0  # when a thread began to read it; 0 before
+    ready: bool = False  # it is read, or failed to be
+    embedded: bool = False  # its media are encoded, and let go
+    filled: int = 0  # positions of the prompt that are in its cache
     delta: int = 0  # what its rotary positions are ahead of its cache once the prompt is over
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
@@ -115,10 +120,33 @@ class Row:
         return self.request.past.length if self.request.past else 0
 
     @property
+    def media(self) -> tuple[Media, ...]:
+        """Those of its prompt, then those of its negative prompt."""
+        return self.prompt.media + (self.negative.prompt.media if self.negative else ())
+
+    @property
+    def packs(self) -> bool:
+        """Whether its prompt can be computed together with others: not one that is under way, whose past is given, or
+        that has a negative prompt beside it."""
+        return not (self.filled or self.request.past or self.negative)
+
+    @property
+    def begun(self) -> bool:
+        """Whether something was computed for it."""
+        return self.encode_time > 0 or self.prefill_started > 0
+
+    def is_slow(self, now: float, patience: float) -> bool:
+        """Whether it is still being read after so many seconds."""
+        return 0 < self.reading_since <= now - patience
+
+    @property
+    def deadline(self) -> float | None:
+        """When its time is up."""
+        return None if self.sampling.max_time is None else self.arrived + self.sampling.max_time
+
+    @property
     def timed_out(self) -> bool:
-        """Whether its time is up."""
-        max_time = self.sampling.max_time
-        return max_time is not None and time.perf_counter() - self.arrived >= max_time
+        return self.deadline is not None and time.perf_counter() >= self.deadline
 
     @property
     def over(self) -> bool:
@@ -176,11 +204,13 @@ class Row:
 
 @dataclass(eq=False)
 class Encoded:
-    """A row's prompt from encoding to the end of its prefill. inputs: without what `past` holds."""
+    """A row's prompt from encoding to the end of its prefill. inputs: without what `past` holds. cache: of the
+    positions that are filled; None before the first. logits: (1, V) at the last of them."""
 
     row: Row
     inputs: Embedded
-    negative_inputs: Embedded | None = None  # of `row.negative`
+    cache: list[Any] | None = None
+    logits: mx.array | None = None
 
 
 def fresh_seed(sampling: SamplingParams) -> int:

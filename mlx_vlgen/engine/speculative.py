@@ -28,10 +28,8 @@ class Speculative(SampledBatch):
     """Rows whose next tokens are guessed, each as many as its drafter does. Nothing is under way between steps."""
 
     def step(self, model: Model, emit: Emit) -> Self | None:
-        for row, token, scores in zip(self.rows, np.array(self.tokens).tolist(), self.scores, strict=True):
-            emit(row, token, scores)
-        left = [place for place, row in enumerate(self.rows) if not row.over]
-        return self.select(left)._check(model, emit) if left else None
+        checked = self._check(model, emit)
+        return checked.read(emit) if checked else None
 
     def _check(self, model: Model, emit: Emit) -> Self | None:
         """One forward on each row's last token and the guesses after it. Tokens are handed out as long as guesses are
@@ -66,7 +64,7 @@ class Speculative(SampledBatch):
                     row.drafter.update(len(guessed), accepted)
             except Exception as error:
                 row.error = error
-        self.tokens, self.scores = mx.array(tokens, dtype=mx.int32), scores
+        self.tokens, self.scores, self.unread = mx.array(tokens, dtype=mx.int32), scores, True
         kv.rollback(self.cache, [longest - accepted for accepted in right])
         left = [place for place, row in enumerate(self.rows) if not row.over]
         return self.select(left) if left else None

@@ -191,7 +191,9 @@ def render(
             raise PromptError(f"a message's role is a name like 'user' or 'system'; this is {message['role']!r:.80}")
     masker = Masker(control, texts)
     renderer = _Template(template, Budget(texts), variables, variables.pop("continue_final_message", False))
-    if any(isinstance(message["content"], str) for message in bare) and renderer.reads_only_parts():
+    if any(isinstance(message["content"], str) for message in bare) and _reads_only_parts(
+        template, tuple((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    ):
         bare = [string_to_parts(message) for message in bare]
 
     def render_masked(mask: Mask) -> str | PromptError:
@@ -262,15 +264,6 @@ class _Template:
         unreadable = isinstance(text, PromptError) or "[{'type': 'text', 'text': " in text
         return self.render(strings) if unreadable else text
 
-    def reads_only_parts(self) -> bool:
-        """Whether the template reads contents that are lists of parts and ignores strings, as LLaVA's do."""
-        probe = {"role": "user", "content": "\ue0fd"}
-        return not self._reads(probe) and self._reads(string_to_parts(probe))
-
-    def _reads(self, probe: Message) -> bool:
-        text = self.render([probe])
-        return isinstance(text, str) and "\ue0fd" in text
-
     def _continue(self, messages: list[dict[str, Any]]) -> str:
         """The text up to the end of the last message."""
         if self.variables.get("add_generation_prompt"):
@@ -296,6 +289,20 @@ class _Template:
                 "continue_final_message: this checkpoint's chat template leaves out the last message's text"
             )
         return before if after.startswith(" ") else before.rstrip()  # a template that trims, trims the end, too
+
+
+@functools.lru_cache(maxsize=16)
+def _reads_only_parts(template: str, special_tokens: tuple[tuple[str, str], ...]) -> bool:
+    """Whether the template reads contents that are lists of parts and ignores strings, as LLaVA's do."""
+
+    def reads(probe: Message) -> bool:
+        variables = {"tools": None, "documents": None, **dict(special_tokens)}
+        text = _Template(template, Budget(), template_sandbox.to_plain(variables), continued=False).render([probe])
+        return isinstance(text, str) and probe_text in text
+
+    probe_text = "\ue0fd"
+    probe = {"role": "user", "content": probe_text}
+    return not reads(probe) and reads(string_to_parts(probe))
 
 
 def _masked(message: Message, mask: Mask, masker: Masker, media: frozenset[str]) -> dict[str, Any]:

@@ -98,6 +98,11 @@ class Processor:
         fields = cls.read_fields(read_settings(folder), config)
         return cls(tokenizer, load_template(folder, tokenizer), **fields)
 
+    @property
+    def thread_safe(self) -> bool:
+        """Whether several threads may call `prepare` at once: tokenizers in Python are not made for it."""
+        return bool(getattr(self.tokenizer, "is_fast", False))
+
     # -- what a family defines
 
     @classmethod

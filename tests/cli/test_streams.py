@@ -15,7 +15,7 @@ from PIL import Image
 
 from mlx_vlgen import GenerationResult, batch_generate
 from mlx_vlgen.flags import keywords_to_flags
-from mlx_vlgen.notices import notice, progress_bar
+from mlx_vlgen.notices import PromptBar, notice, progress_bar
 
 from .conftest import GENERATE, Completed, Outcome
 
@@ -257,6 +257,20 @@ def test_progress_is_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capsys:
     bar.close()
     monkeypatch.setattr(sys, "stderr", None)
     assert progress_bar("answering", "prompt", 3) is None
+
+
+def test_a_slow_prompt_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one that is a single step; the line is empty again before the answer."""
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    bar, shown = PromptBar(seconds=0.01), ""
+    while "reading the prompt: " not in shown:
+        shown += capsys.readouterr().err
+    bar.update(7, 7)
+    assert re.search(r"\r {20,}\r$", capsys.readouterr().err.rstrip("\r") + "\r")
+    quick = PromptBar(seconds=60)
+    quick.update(7, 7)
+    assert capsys.readouterr().err.strip() == ""
 
 
 def test_a_batchs_rows_are_counted(

@@ -142,6 +142,15 @@ def test_late_joins_during_chunked_prefill(family: Family, chunk: int) -> None:
 
 
 @every_family
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_rows_that_join_in_mid_prefill(family: Family, chunk: int) -> None:
+    """While rows decode prompts are computed in other chunks and pictures encoded one by one; others come meanwhile."""
+    long = Ask("repeated", family.asks["words16"].text * 10)
+    rows = [Row(family.asks["words5"]), Row(long, joins=1), *drawn_rows(family, 5, 12, joins=(2, 12))]
+    play_and_check(family, rows, decode_prefill_size=chunk)
+
+
+@every_family
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=slow), pytest.param(2, marks=slow)])
 def test_neighbours_are_cancelled(family: Family, seed: int) -> None:
     """At every possible step, in waves, while others join."""

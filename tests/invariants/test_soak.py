@@ -152,7 +152,7 @@ class Starved:
         return self._family.model.embed(prompt, features)
 
     def _forward(self, inputs: Any, cache: Any, at: mx.array | None = None) -> mx.array:
-        self._perhaps("prefill", 25) if at is not None else self._perhaps("decode", 60, min_rows=4)
+        self._perhaps("prefill", 25) if at is not None else self._perhaps("decode", 20, min_rows=4)
         return self._family.model(inputs, cache, at=at)
 
 

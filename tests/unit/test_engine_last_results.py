@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from mlx_vlgen import GenerationResult, MediaInputs, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine import batch
+from mlx_vlgen.engine import iterator as loop
 from mlx_vlgen.engine.intake import Intake
 from mlx_vlgen.engine.modes import Beams, Guidance
 from mlx_vlgen.inputs.prompt import Media, Prompt
@@ -293,7 +295,7 @@ def test_threads_that_add_cancel_and_close(seed: int) -> None:
 
 def test_a_fault_of_a_forward_ends_the_rows_in_it_only() -> None:
     """Those of other batches, and those that come later, are answered."""
-    mines = Mines({("forward", 4): Fault})
+    mines = Mines({("forward", 5 if batch.LOOKAHEAD else 4): Fault})  # of the plain rows
     heard = Heard()
     with mined(mines) as iterator:
         lost = [iterator.add(request("plain", mines)) for _ in range(2)]
@@ -352,9 +354,9 @@ def test_ctrl_c_while_closing() -> None:
 
 
 def test_a_fault_of_the_loop_comes_out_and_ends_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    mines, heard = Mines({("admit", 3): Fault}), Heard()
+    mines, heard = Mines({("plan", 3): Fault}), Heard()
     iterator = mined(mines, max_batch_size=2)
-    monkeypatch.setattr(iterator, "_admit", mines.at("admit", iterator._admit))
+    monkeypatch.setattr(loop, "make_plan", mines.at("plan", loop.make_plan))
     ids = [iterator.add(request(kind, mines)) for kind in ("plain", "long", "beams")]
     with pytest.raises(Fault):
         heard.listen(iterator)
@@ -458,8 +460,8 @@ def test_a_cancel_between_a_row_and_its_negative_prompt(monkeypatch: pytest.Monk
     with mined(mines) as iterator:
         guided, plain = (iterator.add(request(kind, mines)) for kind in ("guided", "plain"))
         heard.listen(iterator, 2)
-        [batch] = iterator._batches.values()
-        kind = type(batch.rows[0])
+        [rows] = [batch.rows for batch in iterator._executor.batches]
+        kind = type(rows[0])
         due = kind.last_token_due.fget
 
         def cancelling(row: Any) -> bool:

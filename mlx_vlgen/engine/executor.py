@@ -1,0 +1,170 @@
+"""Runs the plan: the arrays of the rows inside, from their media to the batches that they decode in."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from .._runtime import mx
+from ..inputs.prompt import Media
+from ..models.base import Embedded, Features, Model
+from . import cache as kv
+from .batch import Batch, Emit, SampledBatch
+from .beam import Search
+from .prefill import Prefill
+from .request import Encoded, Row
+from .scheduler import Chunk
+from .scheduling import is_out_of_memory
+from .speculative import Speculative
+
+CLEAR_EVERY = 256
+"""Steps after which MLX's unused buffers are freed, as mlx-lm does."""
+
+Failed = tuple[Sequence[Row], Exception]
+"""Rows that cannot go on, and why."""
+
+
+class Executor:
+    """features: of the media that are encoded and not embedded yet. batches: rows that decode; arrived: those that had
+    their first token and join the others at the next step."""
+
+    def __init__(self, model: Model):
+        self._model = model
+        self.prefill = Prefill(model)
+        self.features: dict[Media, Features] = {}
+        self.batches: list[Batch] = []
+        self.arrived: list[Batch] = []
+        self._steps = 0
+
+    @property
+    def decoding(self) -> list[Row]:
+        """Rows that decode, with the negative prompts among them."""
+        return [row for batch in (*self.batches, *self.arrived) for row in batch.rows]
+
+    def clear(self) -> None:
+        self.features.clear()
+        self.prefill.prompts.clear()
+        self.batches.clear()
+        self.arrived.clear()
+
+    # -- encode
+
+    def encode(self, groups: Iterable[Sequence[tuple[int, int]]], rows: Mapping[int, Row]) -> None:
+        """Each group of media through the vision tower as one batch. A row whose media fail gets an error."""
+        live = bool(self.batches or self.arrived)
+        waiting = [[rows[id].media[place] for id, place in group] for group in groups]
+        while waiting:
+            group, begun = waiting.pop(0), time.perf_counter()
+            sharing = [[row for row in rows.values() if not row.embedded and medium in row.media] for medium in group]
+            try:
+                encoded = self._model.encode(group)
+                arrays = [[f.embeds, *f.deepstack] for f in encoded]
+                if live:  # behind the step that runs
+                    mx.async_eval(arrays)
+                else:
+                    mx.eval(arrays)
+                self.features |= zip(group, encoded, strict=True)
+            except Exception as error:
+                if len(group) > 1:  # one by one, to find the one at fault
+                    waiting.extend([medium] for medium in group)
+                else:
+                    for row in sharing[0]:
+                        row.error = error
+                continue
+            for owners in sharing:
+                for row in owners:
+                    row.encode_time += (time.perf_counter() - begun) / len(group) / len(owners)
+
+    def embed(self, rows: Iterable[Row]) -> None:
+        """Embeddings of the rows whose media are all encoded, and their pixels are let go. One that fails gets an error
+        and keeps them: it may only have lacked memory."""
+        for row in rows:
+            if row.embedded or row.error or any(medium not in self.features for medium in row.media):
+                continue
+            parts = [row, row.negative] if row.negative else [row]
+            try:
+                prompts = [Encoded(part, self._embed(part)) for part in parts]
+                deltas = [int(prompt.inputs.delta) for prompt in prompts]
+            except Exception as error:
+                row.error = error
+                continue
+            for part, delta in zip(parts, deltas, strict=True):
+                part.delta, part.prompt = delta, part.prompt.without_pixels()
+            row.embedded = True
+            self.prefill.prompts[row.id] = prompts
+
+    def _embed(self, row: Row) -> Embedded:
+        """The prompt's embeddings, or those after its past, whose rotary positions go on from it."""
+        past, features = row.request.past, [self.features[medium] for medium in row.prompt.media]
+        if past is None:
+            return self._model.embed(row.prompt, features)
+        inputs = self._model.embed(row.prompt.after(past.length), features)
+        inputs.delta = inputs.delta + past.delta
+        if inputs.positions is not None:
+            inputs.positions = inputs.positions + (past.length + past.delta)
+        return inputs
+
+    def forget(self, rows: Iterable[Row]) -> None:
+        """Rows that do not come any further: only the features stay that one of these others waits for."""
+        self.prefill.prompts = {row.id: self.prefill.prompts[row.id] for row in rows if row.id in self.prefill.prompts}
+        wanted = {medium for row in rows if not row.embedded for medium in row.media}
+        self.features = {medium: known for medium, known in self.features.items() if medium in wanted}
+
+    # -- prefill
+
+    def compute(self, chunks: Sequence[Chunk]) -> Batch | None:
+        """One prefill step. Rows whose prompt is through come back as a batch: their first tokens are drawn, and still
+        to be handed out."""
+        through = self.prefill.step(chunks, live=bool(self.decoding))
+        if through is None:
+            return None
+        rows, cache, logits = through
+        batch = _batch_class(rows[0]).begin(rows, cache, logits)
+        kv.evaluate(batch.cache, batch.tokens)
+        for row in rows:
+            row.prefilled = time.perf_counter()
+            self.prefill.prompts.pop(row.id, None)
+        return batch
+
+    # -- decode
+
+    def join(self, emit: Emit) -> list[Failed]:
+        """The rows that have arrived, with those of their kind. Where memory lacks for that they decode apart."""
+        failed: list[Failed] = []
+        arrived, self.arrived = self.arrived, []
+        for new in arrived:
+            key = new.rows[0].batch_key
+            place = next((i for i, live in enumerate(self.batches) if live.rows[0].batch_key == key), None)
+            live = None if place is None else self.batches[place].read(emit)
+            if place is None or live is None:
+                self.batches = [batch for at, batch in enumerate(self.batches) if at != place] + [new]
+                continue
+            try:
+                joined = live.join(new)
+                kv.evaluate(joined.cache)
+            except Exception as error:
+                failed.append((new.rows, error))
+                joined = live
+                if is_out_of_memory(error):
+                    self.batches.append(new)
+            self.batches[place] = joined
+        return failed
+
+    def decode(self, emit: Emit) -> list[Failed]:
+        """One step of every batch. An error ends the rows of the batch, for their caches are half written."""
+        failed: list[Failed] = []
+        following: list[Batch] = []
+        for batch in self.batches:
+            try:
+                if (going := batch.step(self._model, emit)) is not None:
+                    following.append(going)
+            except Exception as error:
+                failed.append((batch.rows, error))
+        self.batches = following
+        self._steps += 1
+        if self._steps % CLEAR_EVERY == 0:
+            mx.clear_cache()
+        return failed
+
+
+def _batch_class(row: Row) -> type[Batch]:
+    """How a row steps."""
+    return Search if row.request.beams else Speculative if row.drafter else SampledBatch

@@ -1,0 +1,126 @@
+"""Requests that wait for their turn, and the threads that read them ahead of it."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+from ..errors import QueueFullError
+from .request import Row
+from .scheduler import READ_AHEAD, SLOW
+
+READERS = 2
+"""Threads that read. They live while there is something to read, and neither Ctrl-C nor Python's end waits for them."""
+
+AT_ONCE = 0.01
+"""Seconds that a step waits for the first row to be read, once a row: a text is, and comes in with this step."""
+
+PIXEL_BYTES = 256 << 20
+"""Bytes of pixels that are read and wait for the vision tower, above which no other row is read ahead."""
+
+
+class Waiting:
+    """Rows in order of arrival, until they are admitted. changed: what is written by several threads is, under its
+    lock. read: reads a row, or raises what is wrong with it. max_size: rows that may wait; None: any number."""
+
+    def __init__(self, changed: threading.Condition, read: Callable[[Row], None], max_size: int | None):
+        self._changed, self._read_row, self._max_size = changed, read, max_size
+        self._rows: deque[Row] = deque()
+        self._unread: deque[Row] = deque()  # what the readers take next
+        self._num_readers = 0
+        self._waited_for: Row | None = None
+        self._interrupt: BaseException | None = None  # of a reader
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    def add(self, row: Row) -> None:
+        if self._max_size is not None and len(self._rows) >= self._max_size:
+            raise QueueFullError(
+                f"add: {len(self._rows)} requests wait already and max_queue_size is {self._max_size}: "
+                "add it again once some of them have their first token, or allow more"
+            )
+        self._rows.append(row)
+
+    def remove(self, rows: Iterable[Row]) -> list[Row]:
+        """Those of `rows` that wait, which do not any longer."""
+        with self._changed:
+            waiting = [row for row in rows if row in self._rows]
+            for row in waiting:
+                self._rows.remove(row)
+            return waiting
+
+    def give_back(self, rows: Sequence[Row]) -> None:
+        """Rows that were admitted too early: they wait at the front."""
+        with self._changed:
+            self._rows.extendleft(reversed(rows))
+
+    def clear(self) -> None:
+        with self._changed:
+            self._rows.clear()
+            self._unread.clear()
+
+    def read(self, ids: Sequence[int], lacks: bool, idle: bool) -> bool:
+        """Have these rows read. Whether the step can go on: not after a moment's wait for the first of them, where it
+        could have come in (`lacks`), nor while there is nothing else to do (`idle`) than to wait. A row that is alone
+        then is read in this thread."""
+        with self._changed:
+            if self._interrupt:
+                error, self._interrupt = self._interrupt, None
+                raise error
+            unread = list(islice((row for row in self._rows if row.id in ids), len(ids)))
+            if not unread or self._num_bytes > PIXEL_BYTES:
+                return True
+            self._unread = deque(row for row in unread if not row.reading_since)
+            first = unread[0]
+            being_read = len(unread) - len(self._unread)
+            alone = idle and not first.reading_since and (len(unread) == 1 or being_read >= READERS)
+            if not alone:
+                self._start_readers()
+                if idle:
+                    self._changed.wait(SLOW / 5)
+                elif lacks and self._waited_for is not first:
+                    self._waited_for = first
+                    self._changed.wait_for(lambda: first.ready, AT_ONCE)
+                    return False
+                return not idle
+            self._unread.remove(first)
+            first.reading_since = time.perf_counter()
+        self._read(first)
+        return False
+
+    def _start_readers(self) -> None:
+        while self._num_readers < min(READERS, len(self._unread)):
+            self._num_readers += 1
+            threading.Thread(target=self._read_ahead, name="mlx_vlgen reader", daemon=True).start()
+
+    def _read_ahead(self) -> None:
+        while True:
+            with self._changed:
+                if not self._unread or self._num_bytes > PIXEL_BYTES:
+                    self._num_readers -= 1
+                    return
+                row = self._unread.popleft()
+                row.reading_since = time.perf_counter()
+            try:
+                self._read(row)
+            except BaseException as error:  # Ctrl-C, raised by the user's code: it comes out where rows are iterated
+                with self._changed:
+                    self._interrupt = error
+                    self._changed.notify_all()
+
+    def _read(self, row: Row) -> None:
+        try:
+            self._read_row(row)
+        except Exception as error:  # a fault of one row's input, which ends that row only
+            row.error = error
+        with self._changed:
+            row.ready = True
+            self._changed.notify_all()
+
+    @property
+    def _num_bytes(self) -> int:
+        """Of the pixels that are read, near the front."""
+        ready = (row for row in islice(self._rows, 4 * READ_AHEAD) if row.ready)
+        return sum(medium.pixels.nbytes for row in ready for medium in row.media)
