@@ -191,8 +191,10 @@ def engine_probabilities(
     for token in new:
         row.record(token)
     logits = penalize([row], mx.array(scores)[None], None)
-    temperature = row.sampling.temperature
-    return softmax(np.array(BatchSampler([row]).truncate(logits / temperature) if temperature else logits)[0])
+    if row.sampling.temperature:
+        [(_, group)] = BatchSampler([row]).groups
+        _, logits = group.truncate(logits)  # of a small vocabulary: all are looked at
+    return softmax(np.array(logits)[0])
 
 
 @given(

@@ -25,8 +25,17 @@ def sampler(*settings: dict[str, Any]) -> BatchSampler:
 
 def probabilities(logits: np.ndarray, *settings: dict[str, Any]) -> np.ndarray:
     """(B, V): what the sampler would draw from."""
-    temperature = np.array([keywords.get("temperature", 1.0) for keywords in settings], np.float32)[:, None]
-    return np.array(mx.softmax(sampler(*settings).truncate(mx.array(logits / temperature)), axis=-1))
+    return chances(sampler(*({"temperature": 1.0} | keywords for keywords in settings)), logits)
+
+
+def chances(draw: BatchSampler, logits: np.ndarray) -> np.ndarray:
+    """(B, V), from the scores of those tokens that are looked at."""
+    out = np.zeros(logits.shape)
+    for rows, group in draw.groups:
+        ids, scores = group.truncate(mx.array(logits[rows]))
+        ids = mx.broadcast_to(mx.arange(logits.shape[-1]), scores.shape) if ids is None else ids
+        out[np.array(rows)[:, None], np.array(ids)] = np.array(mx.softmax(scores, axis=-1))
+    return out
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
