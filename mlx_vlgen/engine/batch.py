@@ -11,7 +11,7 @@ from ..models.base import Embedded, Model
 from . import cache as kv
 from .guidance import follow, mix
 from .modes import Past
-from .penalties import penalize
+from .penalties import Penalties
 from .request import Row
 from .sampling import BatchSampler, Scores, apply_processors, apply_samplers
 from .structured import constrain
@@ -46,19 +46,20 @@ class Batch(Protocol):
 
 @dataclass
 class SampledBatch:
-    """Some rows, their caches, and the token each has drawn but nobody has read yet."""
+    """Some rows, their caches, and the token each has drawn but nobody has read yet, which `penalties` do not count."""
 
     rows: list[Row]
     cache: kv.Cache
     sampler: BatchSampler
+    penalties: Penalties
     tokens: mx.array  # (B,), being computed
     scores: list[Scores]  # what they were drawn from
 
     @classmethod
     def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
         """Rows whose prompt is through: draw their first token from its logits (B, V)."""
-        sampler = BatchSampler(rows)
-        return cls(rows, cache, sampler, *_drawn(rows, sampler, logits, None))
+        sampler, penalties = BatchSampler(rows), Penalties.of(rows, logits.shape[-1])
+        return cls(rows, cache, sampler, penalties, *_drawn(rows, sampler, penalties, logits, ahead=0))
 
     def step(self, model: Model, emit: Emit) -> Self | None:
         """Hand out the tokens of this step, and start the next one. Returns the rows that go on, None without any.
@@ -107,8 +108,9 @@ class SampledBatch:
     def draw(self, logits: mx.array, unread: bool) -> Self:
         """The same rows with their next tokens, from logits (B, V). unread: whether the last ones are still to be read
         and recorded."""
-        drawn = _drawn(self.rows, self.sampler, logits, self.tokens if unread else None)
-        return type(self)(self.rows, self.cache, self.sampler, *drawn)
+        self.penalties.add(self.tokens)
+        drawn = _drawn(self.rows, self.sampler, self.penalties, logits, ahead=int(unread))
+        return type(self)(self.rows, self.cache, self.sampler, self.penalties, *drawn)
 
     @property
     def delta(self) -> int | mx.array:
@@ -123,7 +125,8 @@ class SampledBatch:
         rows = self.rows + other.rows
         cache = kv.join(self.cache, other.cache, self.lengths() + other.lengths())
         tokens = mx.concatenate([self.tokens, other.tokens])
-        return type(self)(rows, cache, BatchSampler(rows), tokens, self.scores + other.scores)
+        penalties = self.penalties.join(other.penalties)
+        return type(self)(rows, cache, BatchSampler(rows), penalties, tokens, self.scores + other.scores)
 
     def select(self, places: Sequence[int]) -> Self:
         if len(places) == len(self.rows):
@@ -131,25 +134,23 @@ class SampledBatch:
         rows, index = [self.rows[i] for i in places], mx.array(list(places))
         lengths = [row.length + len(row.tokens) for row in rows]
         cache = kv.select(self.cache, places, lengths)
-        return type(self)(rows, cache, BatchSampler(rows), self.tokens[index], [self.scores[i] for i in places])
+        penalties, scores = self.penalties.select(places), [self.scores[i] for i in places]
+        return type(self)(rows, cache, BatchSampler(rows), penalties, self.tokens[index], scores)
 
 
 def _drawn(
-    rows: list[Row], sampler: BatchSampler, logits: mx.array, unread: mx.array | None
+    rows: list[Row], sampler: BatchSampler, penalties: Penalties, logits: mx.array, ahead: int
 ) -> tuple[mx.array, list[Scores]]:
-    """One token a row from logits (B, V), being computed, and what each was drawn from.
-
-    unread (B,): the token that each row drew before and that is not recorded yet, if there is one.
-    """
-    tokens = draw(rows, sampler, logits, unread)
+    """One token a row from logits (B, V), being computed, and what each was drawn from."""
+    tokens = draw(rows, sampler, penalties, logits, ahead)
     mx.async_eval(tokens, logits)
     return tokens, [Scores(logits, place) for place in range(len(rows))]
 
 
-def draw(rows: list[Row], sampler: BatchSampler, logits: mx.array, unread: mx.array | None) -> mx.array:
-    """Tokens (B,) from logits (B, V) through the rows' settings."""
-    scores = constrain(rows, apply_processors(rows, penalize(rows, mix(rows, logits), unread)))
-    tokens = apply_samplers(rows, scores, sampler(scores, ahead=0 if unread is None else 1))
+def draw(rows: list[Row], sampler: BatchSampler, penalties: Penalties, logits: mx.array, ahead: int) -> mx.array:
+    """Tokens (B,) from logits (B, V) through the rows' settings. ahead: drawn tokens that they have not recorded."""
+    scores = constrain(rows, apply_processors(rows, penalties(mix(rows, logits))))
+    tokens = apply_samplers(rows, scores, sampler(scores, ahead))
     for place, row in enumerate(rows):
         if row.thinking and row.thinking.forced is not None:
             tokens[place] = row.thinking.forced
