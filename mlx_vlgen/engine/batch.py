@@ -15,6 +15,7 @@ from .penalties import Penalties
 from .request import Row
 from .sampling import BatchSampler, Scores, apply_processors, apply_samplers
 from .structured import constrain
+from .thinking import Thinking
 
 LOOKAHEAD = mx.default_device().type == mx.DeviceType.gpu
 """Whether a step starts before the tokens of the last one are read, so that the device does not wait for Python. On the
@@ -59,7 +60,7 @@ class SampledBatch:
     def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
         """Rows whose prompt is through: draw their first token from its logits (B, V)."""
         sampler, penalties = BatchSampler(rows), Penalties.of(rows, logits.shape[-1])
-        return cls(rows, cache, sampler, penalties, *_drawn(rows, sampler, penalties, logits, ahead=0))
+        return cls(rows, cache, sampler, penalties, *_drawn(rows, sampler, penalties, logits, None))
 
     def step(self, model: Model, emit: Emit) -> Self | None:
         """Hand out the tokens of this step, and start the next one. Returns the rows that go on, None without any.
@@ -109,7 +110,7 @@ class SampledBatch:
         """The same rows with their next tokens, from logits (B, V). unread: whether the last ones are still to be read
         and recorded."""
         self.penalties.add(self.tokens)
-        drawn = _drawn(self.rows, self.sampler, self.penalties, logits, ahead=int(unread))
+        drawn = _drawn(self.rows, self.sampler, self.penalties, logits, self.tokens if unread else None)
         return type(self)(self.rows, self.cache, self.sampler, self.penalties, *drawn)
 
     @property
@@ -139,22 +140,35 @@ class SampledBatch:
 
 
 def _drawn(
-    rows: list[Row], sampler: BatchSampler, penalties: Penalties, logits: mx.array, ahead: int
+    rows: list[Row], sampler: BatchSampler, penalties: Penalties, logits: mx.array, unread: mx.array | None
 ) -> tuple[mx.array, list[Scores]]:
     """One token a row from logits (B, V), being computed, and what each was drawn from."""
-    tokens = draw(rows, sampler, penalties, logits, ahead)
+    tokens = draw(rows, sampler, penalties, logits, unread)
     mx.async_eval(tokens, logits)
     return tokens, [Scores(logits, place) for place in range(len(rows))]
 
 
-def draw(rows: list[Row], sampler: BatchSampler, penalties: Penalties, logits: mx.array, ahead: int) -> mx.array:
-    """Tokens (B,) from logits (B, V) through the rows' settings. ahead: drawn tokens that they have not recorded."""
+def draw(
+    rows: list[Row], sampler: BatchSampler, penalties: Penalties, logits: mx.array, unread: mx.array | None
+) -> mx.array:
+    """Tokens (B,) from logits (B, V) through the rows' settings. unread (B,): the token that each row drew before and
+    that is not recorded yet, if there is one."""
     scores = constrain(rows, apply_processors(rows, penalties(mix(rows, logits))))
-    tokens = apply_samplers(rows, scores, sampler(scores, ahead))
+    tokens = apply_samplers(rows, scores, sampler(scores, ahead=0 if unread is None else 1))
     for place, row in enumerate(rows):
-        if row.thinking and row.thinking.forced is not None:
-            tokens[place] = row.thinking.forced
+        if row.thinking:
+            _close(row.thinking, tokens, place, unread)
         if trace := row.request.trace:
             trace.logits.append(logits[place])
             trace.scores.append(scores[place])
     return follow(rows, tokens)
+
+
+def _close(thinking: Thinking, tokens: mx.array, place: int, unread: mx.array | None) -> None:
+    """Set the token at `place` to what the row's budget forces, if it does. An unread token is compared where it is."""
+    if unread is None:
+        if thinking.forced is not None:
+            tokens[place] = thinking.forced
+    elif thinking.undecided and thinking.decider:
+        mark, forces = thinking.decider
+        tokens[place] = mx.where((unread[place] == mark) == forces, thinking.marks.end[0], tokens[place])

@@ -137,7 +137,9 @@ class Row:
         """Whether the next token of this row can be drawn only when its last one is read: it runs the user's code,
         which must not see a token that is thrown away later, or that token decides what the next one may be."""
         observed = self.sampling.calls_user or self.request.trace is not None
-        return observed or self.constraint is not None or (self.thinking is not None and self.thinking.undecided)
+        thinking = self.thinking
+        waits = thinking is not None and thinking.undecided and thinking.decider is None
+        return observed or self.constraint is not None or waits
 
     @property
     def runs_alone(self) -> bool:

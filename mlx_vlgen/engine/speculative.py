@@ -76,7 +76,7 @@ class Speculative(SampledBatch):
         rows = [self.rows[place] for place in places]
         selected = logits if len(rows) == len(self.rows) else logits[mx.array(list(places))]
         penalties = Penalties.of(rows, logits.shape[-1])
-        return np.array(draw(rows, BatchSampler(rows), penalties, selected, ahead=0))
+        return np.array(draw(rows, BatchSampler(rows), penalties, selected, None))
 
     def _draw_all(self, logits: mx.array) -> np.ndarray:
         """(B, L): the tokens at all positions at once, from logits (B, L, V)."""
