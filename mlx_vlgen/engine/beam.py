@@ -15,12 +15,13 @@ from ..models.base import Embedded, Model
 from ..results import Beam, FinishReason
 from . import cache as kv
 from .batch import Emit
+from .draw_keys import draw_key
 from .emit import criteria_met
 from .logits import log_softmax
 from .modes import Beams
 from .penalties import Penalties
 from .request import Row
-from .sampling import apply_processors, draw_key
+from .sampling import apply_processors
 
 OUT = np.float32(-1e9)
 """Added to the score of a continuation that must not be chosen."""

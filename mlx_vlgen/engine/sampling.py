@@ -6,15 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .._runtime import mx
+from .draw_keys import draw_key
 from .logits import best, exclude_top_choices, log_softmax, min_p, top_k, top_n_sigma, top_p, typical_p
 from .params import Sampler, SamplingParams
 from .request import Row
-
-
-def draw_key(seed: int, step: int, use: int = 0) -> np.ndarray:
-    """The random key (2,) uint32 for a row's step-th token. It depends on nothing else: not on the other rows,
-    and not on what was drawn before, so that a step can be taken back and drawn again. use: of several draws a step."""
-    return np.random.SeedSequence((seed & (2**64 - 1), step, use)).generate_state(2)
 
 
 class Scores(NamedTuple):
