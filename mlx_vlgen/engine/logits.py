@@ -59,11 +59,12 @@ def best(scores: mx.array, count: int) -> mx.array:
     rows, vocabulary = scores.shape
     size = 1 << max(0, round(math.log2(vocabulary / count) / 2))  # of a block: both levels look at as many
     blocks = -(-vocabulary // size)
-    lowest = mx.maximum(scores, mx.finfo(scores.dtype).min)  # above what fills the last blocks, which is no token
-    filled = mx.pad(lowest, [(0, 0), (0, blocks * size - vocabulary)], constant_values=-mx.inf)
-    index = _partition(mx.max(filled.reshape(rows, size, blocks), axis=1), count)
+    if lacking := blocks * size - vocabulary:
+        scores = mx.maximum(scores, mx.finfo(scores.dtype).min)  # above what fills the last blocks, which is no token
+        scores = mx.pad(scores, [(0, 0), (0, lacking)], constant_values=-mx.inf)
+    index = _partition(mx.max(scores.reshape(rows, size, blocks), axis=1), count)
     places = (index[:, None] + mx.arange(size, dtype=index.dtype)[:, None] * blocks).reshape(rows, -1)
-    index = _partition(mx.take_along_axis(filled, places, axis=-1), count)
+    index = _partition(mx.take_along_axis(scores, places, axis=-1), count)
     return mx.sort(mx.take_along_axis(places, index, axis=-1), axis=-1)
 
 

@@ -32,7 +32,8 @@ class Penalties:
         settings = [row.sampling for row in self.rows]
         self._factor = _column(s.repetition_penalty or 1 for s in settings)
         self._presence = _column(s.presence_penalty or 0 for s in settings)
-        self._frequency = _column(s.frequency_penalty or 0 for s in settings)
+        frequencies = [s.frequency_penalty or 0 for s in settings]
+        self._frequency = _column(frequencies) if any(frequencies) else None
         biases = [s.logit_bias for s in settings]
         self._bias = add_biases(mx.zeros((len(biases), self.vocabulary)), biases) if any(biases) else None
 
@@ -82,7 +83,9 @@ class Penalties:
             scores = repetition_penalty(scores, self.recent > 0, self._factor).astype(logits.dtype)
         if self.generated is not None:
             scores = presence_penalty(scores, self.generated > 0, self._presence)
-            scores = (scores - self._frequency * self.generated).astype(logits.dtype)
+            if self._frequency is not None:
+                scores = scores - self._frequency * self.generated
+            scores = scores.astype(logits.dtype)
         return scores if self._bias is None else scores + self._bias.astype(logits.dtype)
 
     def select(self, places: Sequence[int]) -> Self:
