@@ -11,10 +11,11 @@ from ..models.base import Embedded, Model
 from . import cache as kv
 from .guidance import follow, mix
 from .modes import Past
-from .penalties import penalize
+from .penalties import Penalties
 from .request import Row
 from .sampling import BatchSampler, Scores, apply_processors, apply_samplers
 from .structured import constrain
+from .thinking import Thinking
 
 LOOKAHEAD = mx.default_device().type == mx.DeviceType.gpu
 """Whether a step starts before the tokens of the last one are read, so that the device does not wait for Python. On the
@@ -49,11 +50,12 @@ class Batch(Protocol):
 
 @dataclass
 class SampledBatch:
-    """Some rows, their caches, and the token that each has drawn last."""
+    """Some rows, their caches, and the token that each has drawn last, which `penalties` do not count."""
 
     rows: list[Row]
     cache: kv.Cache
     sampler: BatchSampler
+    penalties: Penalties
     tokens: mx.array  # (B,), being computed
     scores: list[Scores]  # what they were drawn from
     unread: bool = True  # whether the tokens are still to be handed out
@@ -61,8 +63,8 @@ class SampledBatch:
     @classmethod
     def begin(cls, rows: list[Row], cache: kv.Cache, logits: mx.array) -> Self:
         """Rows whose prompt is through: draw their first token from its logits (B, V)."""
-        sampler = BatchSampler(rows)
-        return cls(rows, cache, sampler, *_drawn(rows, sampler, logits, None))
+        sampler, penalties = BatchSampler(rows), Penalties.of(rows, logits.shape[-1])
+        return cls(rows, cache, sampler, penalties, *_drawn(rows, sampler, penalties, logits, None))
 
     def read(self, emit: Emit) -> Self | None:
         if not self.unread:
@@ -124,8 +126,9 @@ class SampledBatch:
     def draw(self, logits: mx.array, unread: bool) -> Self:
         """The same rows with their next tokens, from logits (B, V). unread: whether the last ones are still to be read
         and recorded."""
-        drawn = _drawn(self.rows, self.sampler, logits, self.tokens if unread else None)
-        return type(self)(self.rows, self.cache, self.sampler, *drawn)
+        self.penalties.add(self.tokens)
+        drawn = _drawn(self.rows, self.sampler, self.penalties, logits, self.tokens if unread else None)
+        return type(self)(self.rows, self.cache, self.sampler, self.penalties, *drawn)
 
     @property
     def delta(self) -> int | mx.array:
@@ -140,7 +143,8 @@ class SampledBatch:
         rows = self.rows + other.rows
         kv.join(self.cache, other.cache, len(self.rows))
         tokens = mx.concatenate([self.tokens, other.tokens])
-        return type(self)(rows, self.cache, BatchSampler(rows), tokens, self.scores + other.scores, unread=False)
+        penalties, scores = self.penalties.join(other.penalties), self.scores + other.scores
+        return type(self)(rows, self.cache, BatchSampler(rows), penalties, tokens, scores, unread=False)
 
     def select(self, places: Sequence[int]) -> Self:
         """Only these rows, in the order of `kv.compacted`; this batch is of no use any more."""
@@ -149,30 +153,41 @@ class SampledBatch:
         places = kv.compacted(places)
         kv.select(self.cache, places)
         rows, index = [self.rows[i] for i in places], mx.array(places)
-        scores = [self.scores[i] for i in places]
-        return type(self)(rows, self.cache, BatchSampler(rows), self.tokens[index], scores, self.unread)
+        penalties, scores = self.penalties.select(places), [self.scores[i] for i in places]
+        tokens = self.tokens[index]
+        return type(self)(rows, self.cache, BatchSampler(rows), penalties, tokens, scores, self.unread)
 
 
 def _drawn(
-    rows: list[Row], sampler: BatchSampler, logits: mx.array, unread: mx.array | None
+    rows: list[Row], sampler: BatchSampler, penalties: Penalties, logits: mx.array, unread: mx.array | None
 ) -> tuple[mx.array, list[Scores]]:
-    """One token a row from logits (B, V), being computed, and what each was drawn from.
-
-    unread (B,): the token that each row drew before and that is not recorded yet, if there is one.
-    """
-    tokens = draw(rows, sampler, logits, unread)
+    """One token a row from logits (B, V), being computed, and what each was drawn from."""
+    tokens = draw(rows, sampler, penalties, logits, unread)
     mx.async_eval(tokens, logits)
     return tokens, [Scores(logits, place) for place in range(len(rows))]
 
 
-def draw(rows: list[Row], sampler: BatchSampler, logits: mx.array, unread: mx.array | None) -> mx.array:
-    """Tokens (B,) from logits (B, V) through the rows' settings."""
-    scores = constrain(rows, apply_processors(rows, penalize(rows, mix(rows, logits), unread)))
+def draw(
+    rows: list[Row], sampler: BatchSampler, penalties: Penalties, logits: mx.array, unread: mx.array | None
+) -> mx.array:
+    """Tokens (B,) from logits (B, V) through the rows' settings. unread (B,): the token that each row drew before and
+    that is not recorded yet, if there is one."""
+    scores = constrain(rows, apply_processors(rows, penalties(mix(rows, logits))))
     tokens = apply_samplers(rows, scores, sampler(scores, ahead=0 if unread is None else 1))
     for place, row in enumerate(rows):
-        if row.thinking and row.thinking.forced is not None:
-            tokens[place] = row.thinking.forced
+        if row.thinking:
+            _close(row.thinking, tokens, place, unread)
         if trace := row.request.trace:
             trace.logits.append(logits[place])
             trace.scores.append(scores[place])
     return follow(rows, tokens)
+
+
+def _close(thinking: Thinking, tokens: mx.array, place: int, unread: mx.array | None) -> None:
+    """Set the token at `place` to what the row's budget forces, if it does. An unread token is compared where it is."""
+    if unread is None:
+        if thinking.forced is not None:
+            tokens[place] = thinking.forced
+    elif thinking.undecided and thinking.decider:
+        mark, forces = thinking.decider
+        tokens[place] = mx.where((unread[place] == mark) == forces, thinking.marks.end[0], tokens[place])

@@ -4,7 +4,6 @@ Source: what is kept, finished and returned is transformers' `GenerationMixin._b
 and scores are equal.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -16,12 +15,13 @@ from ..models.base import Embedded, Model
 from ..results import Beam, FinishReason
 from . import cache as kv
 from .batch import Emit
+from .draw_keys import draw_key
 from .emit import criteria_met
 from .logits import log_softmax
 from .modes import Beams
-from .penalties import penalize
+from .penalties import Penalties
 from .request import Row
-from .sampling import apply_processors, draw_key
+from .sampling import apply_processors
 
 OUT = np.float32(-1e9)
 """Added to the score of a continuation that must not be chosen."""
@@ -46,7 +46,7 @@ class Hypotheses:
 
     def __init__(self, row: Row, settings: Beams):
         self.row, self.settings = row, settings
-        self.running = [replace(row, tokens=[], counts=Counter()) for _ in range(self.settings.count)]
+        self.running = [replace(row, tokens=[]) for _ in range(self.settings.count)]
         self.scores = np.full(self.settings.count, OUT)
         self.scores[0] = 0  # all are the same at first: only one of them counts
         self.origins: list[list[int]] = [[] for _ in self.running]
@@ -86,9 +86,7 @@ class Hypotheses:
         running, origins = [], []
         for place in chosen:
             parent, token = self.running[parents[place]], int(tokens[place])
-            counts = parent.counts.copy()
-            counts[token] += 1
-            running.append(replace(parent, tokens=[*parent.tokens, token], counts=counts))
+            running.append(replace(parent, tokens=[*parent.tokens, token]))
             origins.append([*self.origins[parents[place]], int(parents[place])])
         self.running, self.origins, self.scores = running, origins, open_scores[chosen]
         self.improvable &= self._may_improve(length)
@@ -192,7 +190,7 @@ class Search:
         """Every search one token further. logits (places, V), one row a hypothesis; owners: each one's place in
         `cache`."""
         beams = _running(searches)
-        log_probs = apply_processors(beams, penalize(beams, log_softmax(logits), None))
+        log_probs = apply_processors(beams, Penalties.of(beams, logits.shape[-1])(log_softmax(logits)))
         ranges, start = [], 0
         for search in searches:
             ranges.append(slice(start, start + len(search.running)))

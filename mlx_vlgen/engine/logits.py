@@ -4,6 +4,7 @@ Scores are logits after some of these. penalty, share, threshold: (B, 1), or a n
 of the best tokens always stay.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -48,9 +49,34 @@ def top_n_sigma(scores: mx.array, sigma: mx.array) -> mx.array:
     return mask(scores, (scores < lowest) & (sigma > 0))
 
 
-def top_k(scores: mx.array, counts: Sequence[int]) -> mx.array:
-    """Only the counts[b] best tokens of each row; 0 and -1 are off."""
-    return mask(scores, scores < kth_largest(scores, counts))
+def best(scores: mx.array, count: int) -> mx.array:
+    """(B, count) ids in ascending order: the best tokens of each row, whatever rows stand beside it. Of equal ones at
+    the end any may be among them.
+
+    Exact in two levels, since MLX's partition of 151,936 scores takes 1.3 ms a row on the CPU and this 0.2 ms: what is
+    among the best lies in a block whose best is among the best.
+    """
+    rows, vocabulary = scores.shape
+    size = 1 << max(0, round(math.log2(vocabulary / count) / 2))  # of a block: both levels look at as many
+    blocks = -(-vocabulary // size)
+    if lacking := blocks * size - vocabulary:
+        scores = mx.maximum(scores, mx.finfo(scores.dtype).min)  # above what fills the last blocks, which is no token
+        scores = mx.pad(scores, [(0, 0), (0, lacking)], constant_values=-mx.inf)
+    index = _partition(mx.max(scores.reshape(rows, size, blocks), axis=1), count)
+    places = (index[:, None] + mx.arange(size, dtype=index.dtype)[:, None] * blocks).reshape(rows, -1)
+    index = _partition(mx.take_along_axis(scores, places, axis=-1), count)
+    return mx.sort(mx.take_along_axis(places, index, axis=-1), axis=-1)
+
+
+def _partition(scores: mx.array, count: int) -> mx.array:
+    """(B, count): where each row's largest are, in any order."""
+    return mx.argpartition(-scores, kth=count - 1, axis=-1)[:, :count]
+
+
+def top_k(scores: mx.array, counts: mx.array, largest: int) -> mx.array:
+    """Only the counts[b] (B, 1) best tokens of each row, and what ties with the last; 0 and -1 are off. largest: of the
+    counts, or more."""
+    return mask(scores, scores < kth_largest(scores, counts, largest))
 
 
 def top_p(scores: mx.array, share: mx.array, min_keep: int = 1) -> mx.array:
@@ -62,7 +88,7 @@ def min_p(scores: mx.array, share: mx.array, min_keep: int = 1) -> mx.array:
     """Only what is at least `share` as likely as the most likely token."""
     excluded = scores < mx.max(scores, axis=-1, keepdims=True) + mx.log(share)
     if min_keep > 1:
-        excluded = excluded & (scores < kth_largest(scores, [min_keep]))
+        excluded = excluded & (scores < kth_largest(scores, mx.array([[min_keep]]), min_keep))
     return mask(scores, excluded)
 
 
@@ -86,14 +112,14 @@ def entropy(surprise: mx.array) -> mx.array:
     return mx.where(mx.isinf(surprise), 0, mx.exp(-surprise) * surprise).sum(axis=-1, keepdims=True)
 
 
-def kth_largest(scores: mx.array, ranks: Sequence[int]) -> mx.array:
-    """(B, 1): the ranks[b]-th largest score of each row; -inf where the rank is off (0, -1) or past the vocabulary."""
+def kth_largest(scores: mx.array, ranks: mx.array, largest: int) -> mx.array:
+    """(B, 1): the ranks[b]-th (B, 1) largest score of each row; -inf where the rank is off (0, -1) or past the
+    vocabulary. largest: of the ranks, or more."""
     vocabulary = scores.shape[-1]
-    largest = min(max(ranks), vocabulary)
-    best = mx.sort(mx.topk(scores, largest, axis=-1), axis=-1)  # ascending
-    index = mx.array([largest - min(max(rank, 1), largest) for rank in ranks])[:, None]
-    off = mx.array([rank <= 0 or rank >= vocabulary for rank in ranks])[:, None]
-    return mx.where(off, -mx.inf, mx.take_along_axis(best, index, axis=-1))
+    largest = min(largest, vocabulary)
+    ascending = mx.sort(mx.topk(scores, largest, axis=-1), axis=-1)
+    kth = mx.take_along_axis(ascending, largest - mx.clip(ranks, 1, largest), axis=-1)
+    return mx.where((ranks <= 0) | (ranks >= vocabulary), -mx.inf, kth)
 
 
 def _deviation(scores: mx.array) -> mx.array:

@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +73,6 @@ class Row:
     delta: int = 0  # what its rotary positions are ahead of its cache once the prompt is over
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
-    counts: Counter[int] = field(default_factory=Counter)  # of the same tokens
     thinking: Thinking | None = None  # None for a model that does not think
     constraint: Constraint | None = None  # None where any answer will do
     negative: "Row | None" = None  # its negative prompt, a row that decodes beside it
@@ -155,30 +153,27 @@ class Row:
     def record(self, token: int) -> None:
         """A token that was drawn for this row and read."""
         self.tokens.append(token)
-        self.counts[token] += 1
         if self.constraint:
             self.constraint.add(token)
         if self.thinking:
             self.thinking.add(token)
 
-    def recent(self, size: int | None, ahead: int) -> list[int]:
-        """The last `size` tokens of prompt and text (None: all), of which `ahead` are still to be recorded.
-        Placeholders of media are no tokens that appeared."""
-        if size is not None and size <= ahead:
-            return []
-        tail = self.tokens if size is None else self.tokens[-(size - ahead) :]
-        lacking = None if size is None else size - ahead - len(tail)
-        if lacking == 0:
-            return tail
-        text = self.prompt.text_tokens
-        return [*(text if lacking is None else text[-lacking:]), *tail]
+    def recent(self, size: int | None) -> list[int]:
+        """The last `size` tokens of prompt and text (None: all). Placeholders of media are no tokens that appeared."""
+        if size is None:
+            return [*self.prompt.text_tokens, *self.tokens]
+        lacking = max(0, size - len(self.tokens))
+        text = self.prompt.text_tokens[-lacking:] if lacking else []
+        return [*text, *self.tokens[len(self.tokens) - (size - lacking) :]]
 
     @property
     def needs_token(self) -> bool:
         """Whether the next token of this row can be drawn only when its last one is read: it runs the user's code,
         which must not see a token that is thrown away later, or that token decides what the next one may be."""
         observed = self.sampling.calls_user or self.request.trace is not None
-        return observed or self.constraint is not None or (self.thinking is not None and self.thinking.undecided)
+        thinking = self.thinking
+        waits = thinking is not None and thinking.undecided and thinking.decider is None
+        return observed or self.constraint is not None or waits
 
     @property
     def runs_alone(self) -> bool:

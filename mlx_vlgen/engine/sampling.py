@@ -1,20 +1,15 @@
 """Drawing the next token of every row at once, each with its settings and its random numbers."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .._runtime import mx
-from .logits import exclude_top_choices, log_softmax, min_p, top_k, top_n_sigma, top_p, typical_p
-from .params import Sampler
+from .draw_keys import draw_key
+from .logits import best, exclude_top_choices, log_softmax, min_p, top_k, top_n_sigma, top_p, typical_p
+from .params import Sampler, SamplingParams
 from .request import Row
-
-
-def draw_key(seed: int, step: int, use: int = 0) -> np.ndarray:
-    """The random key (2,) uint32 for a row's step-th token. It depends on nothing else: not on the other rows,
-    and not on what was drawn before, so that a step can be taken back and drawn again. use: of several draws a step."""
-    return np.random.SeedSequence((seed & (2**64 - 1), step, use)).generate_state(2)
 
 
 class Scores(NamedTuple):
@@ -38,63 +33,104 @@ class Scores(NamedTuple):
         return Scores(row, 0)
 
 
-class BatchSampler:
-    """The settings of some rows as arrays; built when rows join or leave, used at every step.
+class Signature(NamedTuple):
+    """What rows must have in common to draw in one call. greedy: take the best token. on: the settings that are used.
 
-    Every row draws through the same vmapped call whatever the number of rows, since MLX draws other numbers for
-    other shapes. Truncation masks logits and keeps their places, for the same reason.
+    candidates: how many of its best tokens a row with top_k draws from, which hang on its own top_k only: they hold at
+    least half as many more for what ties with the last, and what ties beyond them is dropped. 0 is all.
+    """
+
+    greedy: bool
+    candidates: int = 0
+    on: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, settings: SamplingParams) -> "Signature":
+        if settings.greedy:
+            return cls(True)
+        spare = max(settings.top_k // 2, 32)
+        candidates = 1 << (settings.top_k + spare - 1).bit_length() if settings.top_k > 0 else 0
+        return cls(False, candidates, tuple(name for name, off in _OFF.items() if getattr(settings, name) != off))
+
+
+_OFF = {"top_n_sigma": 0, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "xtc_probability": 0}
+"""Settings and the value that switches each off."""
+
+_FLOATS = ("temperature", "top_n_sigma", "top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold")
+
+
+class Group:
+    """Rows of one signature, and their settings as arrays (G, 1)."""
+
+    def __init__(self, signature: Signature, rows: Sequence[Row]):
+        self._signature, self._seeds = signature, [row.seed for row in rows]
+        settings = [row.sampling for row in rows]
+        self._values = {name: mx.array([[float(getattr(s, name))] for s in settings]) for name in _FLOATS}
+        self._values["top_k"] = mx.array([[s.top_k] for s in settings], dtype=mx.int32)
+
+    def draw(self, logits: mx.array, steps: Sequence[int]) -> mx.array:
+        """logits (G, V) -> tokens (G,) int32."""
+        if self._signature.greedy:
+            return mx.argmax(logits, axis=-1).astype(mx.int32)
+        places, scores = self.truncate(logits)
+        if "xtc_probability" in self._signature.on:
+            coins = mx.vmap(lambda key: mx.random.uniform(key=key))(self._keys(steps, use=1))[:, None]
+            chosen = coins < self._values["xtc_probability"]
+            scores = exclude_top_choices(scores, self._values["xtc_threshold"], chosen)
+        # Gumbel's trick as `mx.random.categorical` does it, with noise for all tokens: what a row draws does not hang
+        # on how many of them are looked at.
+        shape = logits.shape[-1:]
+        noise = mx.vmap(lambda key: mx.random.uniform(shape=shape, key=key))(self._keys(steps))
+        if places is None:
+            return mx.argmax(scores - mx.log(-mx.log(noise)), axis=-1).astype(mx.int32)
+        noise = mx.take_along_axis(noise, places, axis=-1)
+        index = mx.argmax(scores - mx.log(-mx.log(noise)), axis=-1, keepdims=True)
+        return mx.take_along_axis(places, index, axis=-1)[:, 0].astype(mx.int32)
+
+    def truncate(self, logits: mx.array) -> tuple[mx.array | None, mx.array]:
+        """The ids (G, C) that are looked at, None for all of them in their order, and their scores (G, C), with what is
+        excluded at -inf."""
+        on, candidates, values = self._signature.on, self._signature.candidates, self._values
+        scores, places = logits.astype(mx.float32) / values["temperature"], None
+        if "top_n_sigma" in on:
+            scores = top_n_sigma(scores, values["top_n_sigma"])
+        if 0 < candidates < logits.shape[-1]:
+            places = best(scores, candidates)
+            scores = mx.take_along_axis(scores, places, axis=-1)
+        if "top_k" in on:
+            scores = top_k(scores, values["top_k"], candidates)
+        for name, truncate in (("top_p", top_p), ("min_p", min_p), ("typical_p", typical_p)):
+            if name in on:
+                scores = truncate(scores, values[name])
+        return places, scores
+
+    def _keys(self, steps: Sequence[int], use: int = 0) -> mx.array:
+        return mx.array(np.stack([draw_key(seed, step, use) for seed, step in zip(self._seeds, steps, strict=True)]))
+
+
+class BatchSampler:
+    """The settings of some rows, in groups that draw together; built when rows join or leave, used at every step.
+
+    A row draws what it draws alone: in a group each operation is one of each row's own.
     """
 
     def __init__(self, rows: Sequence[Row]):
         self._rows = rows
-        settings = [row.sampling for row in rows]
-        self._greedy = [s.greedy for s in settings]
-        self._temperature = _array([1.0 if s.greedy else s.temperature for s in settings])
-        truncations: list[tuple[Callable[..., mx.array], Any]] = [
-            (top_n_sigma, _column([s.top_n_sigma for s in settings], off=0)),
-            (top_k, [s.top_k for s in settings] if any(s.top_k > 0 for s in settings) else None),
-            (top_p, _column([s.top_p for s in settings], off=1)),
-            (min_p, _column([s.min_p for s in settings], off=0)),
-            (typical_p, _column([s.typical_p for s in settings], off=1)),
-        ]
-        self._truncations = [(truncate, values) for truncate, values in truncations if values is not None]
-        self._xtc = _column([s.xtc_probability for s in settings], off=0)
-        self._xtc_threshold = _array([s.xtc_threshold for s in settings])
+        places: dict[Signature, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(Signature.of(row.sampling), []).append(place)
+        self.groups = [(group, Group(signature, [rows[i] for i in group])) for signature, group in places.items()]
+        self._order = mx.array(np.argsort([place for group in places.values() for place in group]))
 
     def __call__(self, logits: mx.array, ahead: int | Sequence[int]) -> mx.array:
         """logits (B, V) -> tokens (B,) int32. ahead: how many drawn tokens the rows, or each of them, have not recorded
         yet."""
-        if all(self._greedy):
-            return mx.argmax(logits, axis=-1).astype(mx.int32)
-        scores = self.truncate(logits.astype(mx.float32) / self._temperature)
         more = [ahead] * len(self._rows) if isinstance(ahead, int) else ahead
         steps = [len(row.tokens) + unrecorded for row, unrecorded in zip(self._rows, more, strict=True)]
-        if self._xtc is not None:
-            coins = mx.vmap(lambda key: mx.random.uniform(key=key))(self._keys(steps, use=1))[:, None]
-            scores = exclude_top_choices(scores, self._xtc_threshold, coins < self._xtc)
-        drawn = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))(scores, self._keys(steps))
-        if any(self._greedy):
-            drawn = mx.where(mx.array(self._greedy), mx.argmax(logits, axis=-1), drawn)
-        return drawn.astype(mx.int32)
-
-    def _keys(self, steps: Sequence[int], use: int = 0) -> mx.array:
-        return mx.array(np.stack([draw_key(r.seed, step, use) for r, step in zip(self._rows, steps, strict=True)]))
-
-    def truncate(self, scores: mx.array) -> mx.array:
-        """Scores (B, V), already divided by the temperature, with what is excluded at -inf."""
-        for truncate, values in self._truncations:
-            scores = truncate(scores, values)
-        return scores
-
-
-def _array(values: Sequence[float]) -> mx.array:
-    """(B, 1)."""
-    return mx.array([float(value) for value in values])[:, None]
-
-
-def _column(values: Sequence[float], off: float) -> mx.array | None:
-    """(B, 1); None where every row has the value that switches it off."""
-    return None if all(value == off for value in values) else _array(values)
+        if len(self.groups) == 1:
+            return self.groups[0][1].draw(logits, steps)
+        drawn = [group.draw(logits[mx.array(places)], [steps[i] for i in places]) for places, group in self.groups]
+        return mx.concatenate(drawn)[self._order]
 
 
 def apply_processors(rows: Sequence[Row], logits: mx.array) -> mx.array:
@@ -156,7 +192,7 @@ def top(logits: mx.array, count: int) -> Callable[[], list[tuple[int, float]]]:
     and any thread may call for them, as (id, log-probability), best first."""
     count = min(count, logits.size)
     scores = log_softmax(logits)
-    index = mx.argpartition(-scores, kth=count - 1)[mx.arange(count)]  # copies: a slice would be a view of all
+    index = best(scores[None], count)[0]
     values = scores[index]
     mx.async_eval(index, values)
 

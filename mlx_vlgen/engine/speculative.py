@@ -17,6 +17,7 @@ from ..inputs.prompt import Prompt
 from ..models.base import Embedded, Model
 from . import cache as kv
 from .batch import Emit, SampledBatch, draw
+from .penalties import Penalties
 from .request import Row
 from .sampling import BatchSampler, Scores
 from .scheduling import is_out_of_memory
@@ -73,7 +74,8 @@ class Speculative(SampledBatch):
         """The next token of these rows, from logits (B, V) of all."""
         rows = [self.rows[place] for place in places]
         selected = logits if len(rows) == len(self.rows) else logits[mx.array(list(places))]
-        return np.array(draw(rows, BatchSampler(rows), selected, None))
+        penalties = Penalties.of(rows, logits.shape[-1])
+        return np.array(draw(rows, BatchSampler(rows), penalties, selected, None))
 
     def _draw_all(self, logits: mx.array) -> np.ndarray:
         """(B, L): the tokens at all positions at once, from logits (B, L, V)."""

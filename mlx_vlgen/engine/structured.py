@@ -26,17 +26,18 @@ _CANNOT = re.compile(
     "supported|Unimplemented|Unknown format|not disjoint|does not fetch|Failed to generate|limit|fuel"
     "|too (large|many|complex|deep)"
 )
+_NO_BITS = np.zeros(0, dtype=np.uint8)
 _WITHOUT_EFFECT = re.compile(r"^\s*[?!]?[\w.-]+\s*\[[^\]\n]*\b(temperature|stop)\b\s*=", re.MULTILINE)
 
 
 class Form:
     """What an answer must be, for one tokenizer. kind: the keyword that gave it. ll_tokenizer: llguidance's.
-    spaced: tokens that an answer must not begin with, since their space would be lost.
+    spaced: bits of the tokens that an answer must not begin with, since their space would be lost.
 
     PromptError for a form that is wrong, UnsupportedError for one that llguidance cannot hold an answer to.
     """
 
-    def __init__(self, ll_tokenizer: Any, kind: str, text: str, spaced: Sequence[int] = ()):
+    def __init__(self, ll_tokenizer: Any, kind: str, text: str, spaced: np.ndarray = _NO_BITS):
         self.kind, self.spaced, self._ll_tokenizer = kind, spaced, ll_tokenizer
         self.ends = frozenset(ll_tokenizer.eos_tokens)
         """What llguidance takes for end tokens, which need not be the row's."""
@@ -117,11 +118,13 @@ class Forms:
         return cls._of[tokenizer]
 
 
-def _spaced(tokenizer: Any, ll_tokenizer: Any) -> list[int]:
-    """The tokens that begin with a space, where the tokenizer leaves out that of a text's first one (as Llama 2's)."""
+def _spaced(tokenizer: Any, ll_tokenizer: Any) -> np.ndarray:
+    """Bits of the tokens that begin with a space, where the tokenizer leaves out that of a text's first one (as Llama
+    2's)."""
     if tokenizer.decode(ll_tokenizer.tokenize_str(" a"), clean_up_tokenization_spaces=False) != "a":
-        return []
-    return [token for token in range(ll_tokenizer.vocab_size) if ll_tokenizer.decode_bytes([token]).startswith(b" ")]
+        return _NO_BITS
+    begins = [ll_tokenizer.decode_bytes([token]).startswith(b" ") for token in range(ll_tokenizer.vocab_size)]
+    return np.packbits(begins, bitorder="little")
 
 
 class Constraint:
@@ -144,36 +147,38 @@ class Constraint:
         return self._thinking is not None and self._thinking.inside
 
     def allowed(self, vocabulary: int) -> np.ndarray:
-        """(vocabulary,) bool: the tokens that may come next. UnsupportedError where there are none."""
-        mask = np.zeros(vocabulary, dtype=bool)
+        """(vocabulary / 8,) uint8, rounded up: a bit for each token that may come next, lowest first. UnsupportedError
+        where there are none."""
+        bits = np.zeros(-(-vocabulary // 8), dtype=np.uint8)
         if self._thinks:
-            mask[:] = True
-            _set(mask, self._ends, False)
+            bits[:] = 255
+            _set(bits, self._ends, False)
         elif self._opened:
-            mask[self._opening[self._opened]] = True
+            _set(bits, [self._opening[self._opened]], True)
         else:
             if not self._fault:
-                self._fill(mask)
+                self._fill(bits, vocabulary)
             if self._fault:
                 raise UnsupportedError(f"{self._form.kind}: {self._fault}")
-        return mask
+        return bits
 
-    def _fill(self, mask: np.ndarray) -> None:
-        """Set what the answer may go on with, in a mask of nothing."""
-        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
-        known = min(len(mask), len(bits))  # embeddings are often padded
-        mask[:known] = bits[:known]
+    def _fill(self, bits: np.ndarray, vocabulary: int) -> None:
+        """Set what the answer may go on with, in bits of nothing."""
+        known = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)[: len(bits)]
+        bits[: len(known)] = known  # embeddings are often padded
         if self._matcher.is_error():
             self._fault = f"llguidance gave up: {self._matcher.get_error().splitlines()[0]}"
             return
         if not self._answer:
-            _set(mask, self._form.spaced, False)
-        _set(mask, self._form.ends | self._ends, False)
+            begins = self._form.spaced[: len(bits)]
+            bits[: len(begins)] &= ~begins
+        _set(bits, self._form.ends | self._ends, False)
         if self._matcher.is_accepting():
-            _set(mask, self._ends, True)
+            _set(bits, self._ends, True)
         if self._may_think:
-            mask[self._opening[0]] = True
-        if not mask.any():
+            _set(bits, [self._opening[0]], True)
+        _set(bits, range(vocabulary, 8 * len(bits)), False)
+        if not bits.any():
             self._fault = "no token of this model can go on with the answer, and it is not whole"
 
     @property
@@ -212,22 +217,30 @@ class Constraint:
         return self._form.fits(text.decode(self._answer)) if text.stopped else bool(self._matcher.is_accepting())
 
 
-def _set(mask: np.ndarray, tokens: Iterable[int], value: bool) -> None:
+def _set(bits: np.ndarray, tokens: Iterable[int], value: bool) -> None:
     for token in tokens:
-        if token < len(mask):
-            mask[token] = value
+        if token < 8 * len(bits):
+            one = 1 << (token & 7)
+            bits[token >> 3] = bits[token >> 3] | one if value else bits[token >> 3] & (255 ^ one)
+
+
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_ADDENDS = np.where(_BITS, 0, -np.inf).astype(np.float32)
+"""(256, 8): for each byte what masks eight tokens by being added: a quarter of the time that `mx.where` takes."""
 
 
 def constrain(rows: "Sequence[Row]", logits: mx.array) -> mx.array:
     """logits (B, V) with the tokens at -inf that the rows' forms do not allow. A row whose form allows none gets an
-    error; its logits then mean nothing, and no other row's change."""
+    error; its logits then mean nothing, and no other row's change. Nothing here waits for the logits."""
     if not any(row.constraint for row in rows):
         return logits
-    allowed = np.ones(logits.shape, dtype=bool)
+    vocabulary = logits.shape[-1]
+    allowed = np.full((len(rows), -(-vocabulary // 8)), 255, dtype=np.uint8)
     for place, row in enumerate(rows):
         if row.constraint and row.error is None:
             try:
-                allowed[place] = row.constraint.allowed(logits.shape[-1])
+                allowed[place] = row.constraint.allowed(vocabulary)
             except Exception as error:  # whatever llguidance raises ends that row only
                 row.error = error
-    return mx.where(mx.array(allowed), logits, -mx.inf)
+    addends = mx.array(_ADDENDS, dtype=logits.dtype)[mx.array(allowed)]  # (B, V / 8, 8)
+    return logits + addends.reshape(len(rows), -1)[:, :vocabulary]

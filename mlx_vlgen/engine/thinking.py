@@ -85,10 +85,17 @@ class Thinking:
 
     @property
     def undecided(self) -> bool:
-        """Whether an unread token decides if the one after it is forced: such a row waits until it is read."""
+        """Whether an unread token decides if the one after it is forced."""
         if self._budget is None:
             return False
         return self.count + int(self.inside) >= self._budget
+
+    @property
+    def decider(self) -> tuple[int, bool] | None:
+        """Where `undecided` is true, the mark that decides if the unread token is it, and whether that forces the
+        closing mark, or all else does. None where it has several tokens: such a row waits until its token is read."""
+        mark = self.marks.end if self.inside else self.marks.start
+        return (mark[0], not self.inside) if len(mark) == 1 else None
 
     @property
     def forced(self) -> int | None:

@@ -93,7 +93,8 @@ def warpers(settings: GenerationSettings, *, prompt_length: int) -> list[LogitsP
         if s.top_h is not None:
             chain.append(partial(_top_h, share=s.top_h))
         if s.top_k > 0:
-            chain.append(lambda tokens, logits: transforms.top_k(logits, [max(s.top_k, min_keep)]))
+            count = max(s.top_k, min_keep)
+            chain.append(lambda tokens, logits: transforms.top_k(logits, mx.array([[count]]), count))
         if s.top_p < 1:
             chain.append(lambda tokens, logits: transforms.top_p(logits, mx.array(s.top_p), min_keep))
         if s.min_p:
@@ -259,7 +260,10 @@ def _top_h(tokens: mx.array, logits: mx.array, *, share: float) -> mx.array:
 
 def _epsilon(tokens: mx.array, logits: mx.array, *, cutoff: float | mx.array, min_keep: int) -> mx.array:
     """Without tokens less likely than that. Source for this and the next: https://arxiv.org/abs/2210.15191."""
-    return mask(logits, (mx.softmax(logits, axis=-1) < cutoff) & (logits < kth_largest(logits, [min_keep])))
+    return mask(
+        logits,
+        (mx.softmax(logits, axis=-1) < cutoff) & (logits < kth_largest(logits, mx.array([[min_keep]]), min_keep)),
+    )
 
 
 def _eta(tokens: mx.array, logits: mx.array, *, cutoff: float, min_keep: int) -> mx.array:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mlx_vlgen import Request, SamplingParams
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine.params import LogitsProcessor
-from mlx_vlgen.engine.penalties import penalize
+from mlx_vlgen.engine.penalties import Penalties
 from mlx_vlgen.engine.request import Row
 from mlx_vlgen.engine.sampling import BatchSampler
 from mlx_vlgen.engine.text import TextStream
@@ -190,9 +190,11 @@ def engine_probabilities(
     row.prompt = Prompt(tokens=np.array(prompt, np.int32), media=())
     for token in new:
         row.record(token)
-    logits = penalize([row], mx.array(scores)[None], None)
-    temperature = row.sampling.temperature
-    return softmax(np.array(BatchSampler([row]).truncate(logits / temperature) if temperature else logits)[0])
+    logits = Penalties.of([row], len(scores))(mx.array(scores)[None])
+    if row.sampling.temperature:
+        [(_, group)] = BatchSampler([row]).groups
+        _, logits = group.truncate(logits)  # of a small vocabulary: all are looked at
+    return softmax(np.array(logits)[0])
 
 
 @given(

@@ -14,7 +14,7 @@ from chi_square import limit, statistic
 
 from mlx_vlgen import Request, SamplingParams
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine.penalties import penalize
+from mlx_vlgen.engine.penalties import Penalties
 from mlx_vlgen.engine.request import Row
 from mlx_vlgen.engine.sampling import BatchSampler
 from mlx_vlgen.engine.text import TextStream
@@ -122,7 +122,7 @@ def row(seed: int, settings: dict[str, Any]) -> Row:
 )
 def test_frequencies(settings: dict[str, Any], count: int) -> None:
     rows = [row(seed, settings) for seed in range(count)]
-    scores = penalize(rows, mx.array(np.tile(LOGITS, (count, 1)).astype(np.float32)), None)
+    scores = Penalties.of(rows, VOCABULARY)(mx.array(np.tile(LOGITS, (count, 1)).astype(np.float32)))
     draw = BatchSampler(rows)
     drawn = np.array(mx.concatenate([draw(scores, ahead) for ahead in range(STEPS)]))
     counts, chances = np.bincount(drawn, minlength=VOCABULARY), probabilities(settings)

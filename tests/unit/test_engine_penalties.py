@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_vlgen import Request, SamplingParams
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.engine.penalties import penalize
+from mlx_vlgen.engine.penalties import Penalties
 from mlx_vlgen.engine.request import Row
 from mlx_vlgen.engine.text import TextStream
 from mlx_vlgen.inputs.prompt import Media, Prompt
@@ -63,22 +63,59 @@ def test_each_row_as_if_alone(rows: list[tuple[list[int], list[int], dict[str, A
     logits = draw.normal(size=(len(rows), VOCABULARY)).astype(np.float32) * 3
     drawn = draw.integers(0, VOCABULARY, len(rows))
     penalized = [row(prompt, generated, **kw) for prompt, generated, kw in rows]
-    got = np.array(penalize(penalized, mx.array(logits), mx.array(drawn.astype(np.int32)) if unread else None))
+    penalties = Penalties.of(penalized, VOCABULARY)
+    if unread:
+        penalties.add(mx.array(drawn.astype(np.int32)))
+    got = np.array(penalties(mx.array(logits)))
     for place, (prompt, generated, kw) in enumerate(rows):
         said = [*generated, int(drawn[place])] if unread else generated
         np.testing.assert_allclose(got[place], plain(logits[place], prompt, said, SamplingParams(**kw)), atol=1e-4)
 
 
+@given(
+    rows=st.lists(histories, min_size=2, max_size=4),
+    drawn=st.lists(st.lists(tokens, min_size=4, max_size=4), min_size=1, max_size=12),
+    left=st.integers(0, 11),
+    late=st.booleans(),
+)
+def test_counts_that_are_advanced(
+    rows: list[tuple[list[int], list[int], dict[str, Any]]], drawn: list[list[int]], left: int, late: bool
+) -> None:
+    """To the bit what is built anew after each step, read a step late or at once, when a row joins and one leaves."""
+    penalized = [row(prompt, generated, **kw) for prompt, generated, kw in rows]
+    penalties = Penalties.of(penalized[:1], VOCABULARY).join(Penalties.of(penalized[1:], VOCABULARY))
+    logits = mx.random.normal((len(rows), VOCABULARY), key=mx.random.key(left))
+    unread: list[int] = []
+    for step, said in enumerate(drawn):
+        for one, token in zip(penalized, unread, strict=False):
+            one.record(token)
+        unread = said[: len(penalized)]
+        if not late:
+            for one, token in zip(penalized, unread, strict=True):
+                one.record(token)
+        penalties.add(mx.array(unread, dtype=mx.int32))
+        got = np.array(penalties(logits))
+        if late:
+            again = Penalties.of(penalized, VOCABULARY)
+            again.add(mx.array(unread, dtype=mx.int32))
+        else:
+            again, unread = Penalties.of(penalized, VOCABULARY), []
+        assert got.tolist() == np.array(again(logits)).tolist()
+        if step == left:
+            penalized, unread, logits = penalized[1:], unread[1:], logits[1:]
+            penalties = penalties.select(range(1, len(penalized) + 1))
+
+
 def test_placeholders_are_no_tokens_that_appeared() -> None:
     pad = 7
     with_media = row([1, pad, pad, pad, 2], [], spans=((1, 4),), repetition_penalty=2.0, repetition_context_size=3)
-    got = np.array(penalize([with_media], mx.ones((1, VOCABULARY)), None))[0]
+    got = np.array(Penalties.of([with_media], VOCABULARY)(mx.ones((1, VOCABULARY))))[0]
     assert got[pad] == 1.0 and got[1] == got[2] == 0.5
 
 
 def test_nothing_asked_changes_nothing() -> None:
     logits = mx.random.normal((1, VOCABULARY))
-    assert penalize([row([1], [2])], logits, None) is logits
+    assert Penalties.of([row([1], [2])], VOCABULARY)(logits) is logits
 
 
 @pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"])

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from mlx_vlgen import Request, SamplingParams
 from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine.draw_keys import BLOCK, draw_key
 from mlx_vlgen.engine.logits import log_softmax
 from mlx_vlgen.engine.request import Row
-from mlx_vlgen.engine.sampling import BatchSampler, draw_key, top
+from mlx_vlgen.engine.sampling import BatchSampler, top
 from mlx_vlgen.engine.text import TextStream
 
 TIES = np.array([2.0, 1.0, 1.0, 1.0, 0.0, 0.0, -1.0, -3.0], np.float32)
@@ -25,8 +26,17 @@ def sampler(*settings: dict[str, Any]) -> BatchSampler:
 
 def probabilities(logits: np.ndarray, *settings: dict[str, Any]) -> np.ndarray:
     """(B, V): what the sampler would draw from."""
-    temperature = np.array([keywords.get("temperature", 1.0) for keywords in settings], np.float32)[:, None]
-    return np.array(mx.softmax(sampler(*settings).truncate(mx.array(logits / temperature)), axis=-1))
+    return chances(sampler(*({"temperature": 1.0} | keywords for keywords in settings)), logits)
+
+
+def chances(draw: BatchSampler, logits: np.ndarray) -> np.ndarray:
+    """(B, V), from the scores of those tokens that are looked at."""
+    out = np.zeros(logits.shape)
+    for rows, group in draw.groups:
+        ids, scores = group.truncate(mx.array(logits[rows]))
+        ids = mx.broadcast_to(mx.arange(logits.shape[-1]), scores.shape) if ids is None else ids
+        out[np.array(rows)[:, None], np.array(ids)] = np.array(mx.softmax(scores, axis=-1))
+    return out
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -131,6 +141,13 @@ def test_draw_keys_differ() -> None:
     assert len(keys) == len(pairs)
     assert draw_key(3, 4).tolist() == draw_key(3, 4).tolist()
     assert draw_key(0, 0).dtype == np.uint32
+
+
+@given(st.integers(-1, 2**64), st.integers(0, 3 * BLOCK) | st.integers(0, 2**32 - 1), st.integers(0, 1))
+def test_draw_keys_are_numpys(seed: int, step: int, use: int) -> None:
+    """Those that every answer so far was drawn with."""
+    sequence = np.random.SeedSequence((seed % 2**64, step, use))
+    assert draw_key(seed, step, use).tolist() == sequence.generate_state(2).tolist()
 
 
 def test_draws_do_not_depend_on_neighbours() -> None:

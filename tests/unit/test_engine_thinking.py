@@ -1,12 +1,19 @@
 """Thinking blocks: opened by the prompt or by the model, closed by the model or by the budget, exactly."""
 
+import copy
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
+from chain_model import Chain, Letters
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_vlgen import Request, SamplingParams, TokenIterator
+from mlx_vlgen.engine import batch
+from mlx_vlgen.engine.request import Row
 from mlx_vlgen.engine.thinking import Marks, Thinking
+from mlx_vlgen.inputs.prompt import Prompt
 
 OPEN, CLOSE, SINGLE = 1, 2, Marks((1,), (2,))
 LONG = Marks((1, 3), (2, 4, 5))
@@ -71,7 +78,8 @@ def test_a_second_block_has_what_the_first_left() -> None:
 
 @given(tokens=st.lists(st.integers(1, 6), max_size=20), budget=st.integers(0, 6), marks=st.sampled_from([SINGLE, LONG]))
 def test_rows_that_do_not_wait_are_never_forced_next(tokens: list[int], budget: int, marks: Marks) -> None:
-    """Where `undecided` is false, whatever the unread token turns out to be, the one after it is free."""
+    """Where `undecided` is false, whatever the unread token turns out to be, the one after it is free; where it is true
+    and there is a `decider`, that tells which."""
     thinking = run(marks, [9], [], budget, 0)
     for token in tokens:
         if thinking.forced is None and not thinking.undecided:
@@ -79,4 +87,34 @@ def test_rows_that_do_not_wait_are_never_forced_next(tokens: list[int], budget: 
                 ahead = run(marks, [9], thinking._tokens, budget, len(thinking._tokens))
                 ahead.add(unread)
                 assert ahead.forced is None
+        elif thinking.undecided and (decider := thinking.decider):
+            mark, forces = decider
+            for unread in range(1, 7) if thinking.forced is None else [thinking.forced]:
+                ahead = copy.deepcopy(thinking)
+                ahead.add(unread)
+                assert ahead.forced == (marks.end[0] if (unread == mark) == forces else None)
         thinking.add(token if thinking.forced is None else thinking.forced)
+
+
+def test_a_budget_with_tokens_that_are_read_a_step_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens as where each is read before the next is drawn, and no row waits for its token."""
+    size, steps = 8, 30
+    processor = Letters(size)
+    processor.tokenizer.encode = lambda text, **_: [ord(letter) - 97 for letter in text]
+    logits = np.random.default_rng(0).normal(size=(size, size)) * 2
+
+    def answers(lookahead: bool) -> list[list[int]]:
+        monkeypatch.setattr(batch, "LOOKAHEAD", lookahead)
+        settings = {"thinking_start_token": "b", "thinking_end_token": "c", "temperature": 1.0, "max_tokens": steps}
+        with TokenIterator(Chain(logits), processor) as iterator:
+            for budget in (None, *range(8)):
+                sampling = SamplingParams(thinking_budget=budget, seed=3, **settings)
+                iterator.add(Request(Prompt(np.array([1], dtype=np.int32)), sampling=sampling))
+            last = dict(iterator)
+        assert all(result.error is None for result in last.values())
+        assert [last[i].thinking_tokens for i in range(1, 9)] == [min(i, last[0].thinking_tokens) for i in range(8)]
+        return [last[i].tokens for i in sorted(last)]
+
+    read_at_once = answers(False)
+    monkeypatch.setattr(Row, "needs_token", property(lambda row: False))
+    assert answers(True) == read_at_once
