@@ -13,7 +13,7 @@ from typing import Any
 
 from .._mlx_lm import KVCache, RotatingKVCache, scaled_dot_product_attention
 from .._runtime import mx, nn
-from .attention import GATED, MLP, SCORE_BYTES, linear_without_bias, merge_heads, split_heads
+from .attention import GATED, MLP, linear_without_bias, merge_heads, query_block, split_heads
 from .configuration import BaseConfig
 
 
@@ -115,7 +115,7 @@ def softcapped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array |
         mask = mx.arange(keys) <= mx.arange(keys - length, keys)[:, None]
     q = q.reshape(batch, groups, heads // groups, length, size)
     k, v = k[:, :, None].swapaxes(-1, -2), v[:, :, None]
-    rows = max(1, SCORE_BYTES // (4 * batch * heads * keys))
+    rows = query_block(batch, heads, keys)
     blocks = []
     for start in range(0, length, rows):
         scores = softcap(q[..., start : start + rows, :] @ k, cap)  # (B, h, H / h, rows, K)

@@ -15,15 +15,51 @@ def naive_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -
 
 @pytest.mark.parametrize("budget", [1, 4 * 2 * 3 * 37 * 5, 128 << 20], ids=["one row", "blocks of 5", "whole"])
 def test_attention_in_blocks_is_attention(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    monkeypatch.setattr(attention, "SCORE_BYTES", budget)
+    monkeypatch.setitem(attention.SCORE_BYTES, mx.default_device().type.name, budget)
+    monkeypatch.setattr(attention, "fused_head_size", lambda *_: None)
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 37, 12)).astype(np.float32)
     ours = attention.attention(mx.array(q), mx.array(k), mx.array(v), scale=0.3)
     np.testing.assert_allclose(np.array(ours), naive_attention(q, k, v, 0.3), atol=1e-5)
 
 
+def test_heads_padded_to_a_fused_size_attend_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "fused_head_size", lambda *_: 16)
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 3, 37, 12)).astype(np.float32)
+    ours = attention.attention(mx.array(q), mx.array(k), mx.array(v), scale=0.3)
+    np.testing.assert_allclose(np.array(ours), naive_attention(q, k, v, 0.3), atol=1e-5)
+
+
+def test_unfused_attention_where_heads_share_keys_and_scores_are_large() -> None:
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 6, 37, 12)).astype(np.float32)
+    k, v = k[:, :2], v[:, :2]
+    expected = naive_attention(q, k.repeat(3, axis=1), v.repeat(3, axis=1), 40.0)  # scores of some hundreds
+    ours = attention.unfused_attention(mx.array(q), mx.array(k), mx.array(v), scale=40.0)
+    np.testing.assert_allclose(np.array(ours), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "expected"),
+    [
+        ("cpu", mx.float32, {64: None}),
+        ("metal", mx.float32, {8: 64, 64: 64, 72: 72, 88: 96, 100: 128, 128: 128, 192: None}),
+        ("cuda", mx.bfloat16, {8: 8, 72: 72, 100: 104, 128: 128, 192: None}),
+        ("cuda", mx.float32, {64: None}),
+        ("cuda before Ampere", mx.float16, {64: None}),
+    ],
+)
+def test_head_sizes_that_backends_fuse(
+    monkeypatch: pytest.MonkeyPatch, backend: str, dtype: mx.Dtype, expected: dict[int, int | None]
+) -> None:
+    device = mx.Device(mx.cpu if backend == "cpu" else mx.gpu)
+    monkeypatch.setattr(attention.mx, "default_device", lambda: device)
+    monkeypatch.setattr(attention.mx.metal, "is_available", lambda: backend == "metal")
+    monkeypatch.setattr(attention, "_cudnn_attends", lambda: backend == "cuda")
+    assert {size: attention.fused_head_size(size, dtype) for size in expected} == expected
+
+
 def test_attention_in_blocks_bounds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "FUSED_HEAD_SIZES", {"cpu": (), "gpu": ()})
-    monkeypatch.setattr(attention, "SCORE_BYTES", 1 << 20)
+    monkeypatch.setattr(attention, "fused_head_size", lambda *_: None)
+    monkeypatch.setitem(attention.SCORE_BYTES, mx.default_device().type.name, 1 << 20)
     q = mx.random.normal((1, 2, 3000, 8))
     mx.eval(q)
     mx.reset_peak_memory()
