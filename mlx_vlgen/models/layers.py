@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .._runtime import mx, nn
+from ..inputs.prompt import Normalization
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu": nn.gelu,
@@ -129,15 +130,39 @@ class PositionTable(nn.Module):
         self.weight = mx.zeros((count, size))
 
 
+def normalize(levels: mx.array, normalization: Normalization) -> mx.array:
+    """levels: uint8 (..., n * 3), channels last -> float32, of the same shape."""
+    scale, shift = (mx.array(np.tile(c, levels.shape[-1] // 3)) for c in normalization.coefficients)
+    return levels.astype(mx.float32) * scale - shift
+
+
+PATCHES_AT_ONCE = 4096
+"""Of a large picture, that are floats at the same time: 12 MB."""
+
+
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride is its kernel, computed as one matmul. Patches come flattened as (C, T, P, P)."""
+    """A convolution whose stride is its kernel, computed as one matmul."""
 
     def __init__(self, channels: int, frames: int, size: int, hidden: int, bias: bool = True):
         super().__init__()
         kernel = (frames, size, size)
         self.proj = nn.Conv3d(channels, hidden, kernel, stride=kernel, bias=bias)  # weight (O, T, P, P, C)
 
-    def __call__(self, patches: mx.array) -> mx.array:
-        weight = self.proj.weight.transpose(0, 4, 1, 2, 3).reshape(self.proj.weight.shape[0], -1)
-        out = patches.astype(weight.dtype) @ weight.T
+    def __call__(self, patches: mx.array, normalization: Normalization | None = None) -> mx.array:
+        """patches (B, N, values), `Media.pixels` of one form: uint8 levels (T, P, P, C), or (P, P, C) of a single frame
+        that stands for all of T, to be normalised; or floats (C, T, P, P)."""
+        kernel = self.proj.weight
+        if normalization is None or patches.dtype != mx.uint8:
+            weight = kernel.transpose(0, 4, 1, 2, 3).reshape(len(kernel), -1)
+            out = patches.astype(weight.dtype) @ weight.T
+        else:
+            if patches.shape[-1] < kernel[0].size:
+                # Some microseconds for each picture, and never stale. In float32: rounded sums would be less exact than
+                # both kernels.
+                kernel = kernel.astype(mx.float32).sum(axis=1)
+            weight = kernel.reshape(len(kernel), -1)
+            starts = range(0, patches.shape[1], PATCHES_AT_ONCE)
+            parts = (normalize(patches[:, start : start + PATCHES_AT_ONCE], normalization) for start in starts)
+            out = mx.concatenate([part.astype(weight.dtype) @ weight.T for part in parts], axis=1)
+            out = out.astype(self.proj.weight.dtype)
         return out + self.proj.bias if "bias" in self.proj else out

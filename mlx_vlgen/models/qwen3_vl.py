@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
+from ..inputs.prompt import Normalization
 from .attention import MLP, VisionAttention
 from .configuration import with_rope
 from .layers import PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
@@ -70,13 +71,16 @@ class VisionTower(nn.Module):
         self.merger = PatchMerger(config, norm_joined=False)
         self.deepstack_merger_list = [PatchMerger(config, norm_joined=True) for _ in self._deepstack]
 
-    def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
-        """pixels (B, N, patch): B pictures or pairs of frames of one grid, N = rows * columns, in merge order.
+    def __call__(
+        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+    ) -> tuple[mx.array, list[mx.array]]:
+        """pixels (B, N, patch): B pictures or pairs of frames of one grid, N = rows * columns, in merge order, as
+        `PatchEmbedding` takes them.
 
         Returns (B, N / merge^2, d) and one of the same for each deepstack layer. Frames do not see each other.
         """
         row, column = merge_order(rows, columns, self.merge)
-        x = self.patch_embed(pixels)
+        x = self.patch_embed(pixels, normalization)
         x = x + interpolate_table(self.pos_embed.weight, row, column, rows, columns)
         cos, sin = rotary_2d(row, column, self.head_size, self._theta)
         deepstack = []

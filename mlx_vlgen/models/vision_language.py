@@ -99,8 +99,8 @@ TILES_AT_ONCE = 16
 
 
 def join_pixels(media: Sequence[Media]) -> mx.array:
-    """media: pixels (T, ...) each -> one batch (media * T, ...)."""
-    return mx.array(np.concatenate([medium.pixels for medium in media]))
+    """media: of one form, pixels (T, ...) each -> one batch (media * T, ...)."""
+    return mx.array(media[0].pixels if len(media) == 1 else np.concatenate([medium.pixels for medium in media]))
 
 
 def encode_tiles(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> list[Features]:
