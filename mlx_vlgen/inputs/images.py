@@ -43,12 +43,6 @@ class ImageSettings:
     def normalization(self) -> Normalization:
         return Normalization(self.mean, self.std)
 
-    def normalize(self, levels: np.ndarray) -> np.ndarray:
-        return self.normalization(levels)
-
-    def channels_first(self, levels: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(self.normalize(levels).transpose(0, 3, 1, 2))
-
     def load(self, source: Any, media: MediaInputs) -> tuple[Image.Image, Size]:
         """An image, resized to `media.resize_shape` where that is given, and its original size."""
         image = load_image(source)

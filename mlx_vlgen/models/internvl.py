@@ -103,7 +103,7 @@ class Encoder(nn.Module):
 
 
 class InternViT(nn.Module):
-    """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d), the class token first."""
+    """pixels (B, H, W, 3) -> hidden states (B, 1 + N, d), the class token first."""
 
     def __init__(self, config: InternVLVisionConfig):
         super().__init__()
@@ -159,7 +159,7 @@ class InternVL(VisionLanguageModel):
         return encode_tiles(media, self.encode_pixels)
 
     def encode_pixels(self, tiles: mx.array) -> mx.array:
-        """(B, 3, H, W) -> (B, n, d) for the text decoder."""
+        """(B, H, W, 3) -> (B, n, d) for the text decoder."""
         patches = self.vision_model(tiles)[:, 1:]
         batch, count, hidden = patches.shape
         rows = math.isqrt(count)
