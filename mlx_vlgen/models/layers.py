@@ -70,9 +70,13 @@ def rotary_2d(
     """
     quarter = head_size // 4
     steps = np.arange(quarter, dtype=np.float32)
-    down, across = theta ** -(steps / quarter), theta ** -((steps + np.float32(column_step)) / quarter)
-    angles = np.concatenate([np.outer(row, down), np.outer(column, across)], axis=1).astype(np.float32)
-    return mx.array(np.cos(angles)), mx.array(np.sin(angles))
+    cos, sin = [], []
+    for index, step in ((row, 0.0), (column, column_step)):
+        frequencies = theta ** -((steps + np.float32(step)) / quarter)
+        angles = np.outer(np.arange(index.max() + 1), frequencies).astype(np.float32)  # of each row, not of each patch
+        cos.append(mx.array(np.cos(angles))[mx.array(index)])
+        sin.append(mx.array(np.sin(angles))[mx.array(index)])
+    return mx.concatenate(cos, axis=1), mx.concatenate(sin, axis=1)
 
 
 def fold_squares(x: mx.array, merge: int) -> mx.array:
@@ -83,25 +87,6 @@ def fold_squares(x: mx.array, merge: int) -> mx.array:
     return x.reshape(batch, -1, merge**2 * hidden)
 
 
-def interpolate_table(table: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
-    """table (side * side, d), row and column (N,) of a rows x columns grid -> (N, d): learned positions, bilinearly
-    resampled with corners aligned."""
-    side = int(table.shape[0] ** 0.5)
-
-    def taps(index: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        source = index.astype(np.float32) * np.float32(side - 1) / np.float32(max(length - 1, 1))
-        low = np.floor(source).astype(np.int32)
-        return low, np.minimum(low + 1, side - 1), (source - low).astype(np.float32)
-
-    top, bottom, down = taps(row, rows)
-    left, right, across = taps(column, columns)
-    corners = [(top, left, (1 - down) * (1 - across)), (top, right, (1 - down) * across),
-               (bottom, left, down * (1 - across)), (bottom, right, down * across)]  # fmt: skip
-    index = np.stack([r * side + c for r, c, _ in corners])  # (4, N)
-    weight = np.stack([w for _, _, w in corners])[..., None]
-    return (table[mx.array(index)] * mx.array(weight).astype(table.dtype)).sum(axis=0)
-
-
 def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
     """A grid (..., R, C, d) bilinearly resampled to (..., rows, columns, d), without smoothing: a new point lies
     between its four nearest old ones. Source: torch's `interpolate`, mode "bilinear"."""
@@ -109,6 +94,21 @@ def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
     def weights(length: int, to: int) -> mx.array:
         """(to, length); a point lies in the middle of its cell."""
         source = np.maximum((np.arange(to) + 0.5) * length / to - 0.5, 0)
+        low = np.floor(source).astype(int)
+        weight = np.zeros((to, length), np.float32)
+        np.add.at(weight, (np.arange(to), low), 1 - (source - low))
+        np.add.at(weight, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
+        return mx.array(weight)
+
+    return _resample(x, rows, columns, weights)
+
+
+def resample_aligned(x: mx.array, rows: int, columns: int) -> mx.array:
+    """The same with the corners in their places: the old points lie evenly from one to the other. Source:
+    `fast_pos_embed_interpolate` of transformers' Qwen3VLVisionModel."""
+
+    def weights(length: int, to: int) -> mx.array:
+        source = np.arange(to, dtype=np.float32) * np.float32(length - 1) / np.float32(max(to - 1, 1))
         low = np.floor(source).astype(int)
         weight = np.zeros((to, length), np.float32)
         np.add.at(weight, (np.arange(to), low), 1 - (source - low))

@@ -4,6 +4,7 @@ Source: Qwen3-VL technical report (arXiv 2511.21631); transformers' Qwen3VLForCo
 Qwen3VLMoeForConditionalGeneration. Parameter names are those of checkpoints converted for MLX.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
 from .attention import MLP, VisionAttention
 from .configuration import with_rope
-from .layers import PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
+from .layers import PatchEmbedding, PositionTable, merge_order, resample_aligned, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -81,7 +82,10 @@ class VisionTower(nn.Module):
         """
         row, column = merge_order(rows, columns, self.merge)
         x = self.patch_embed(pixels, normalization)
-        x = x + interpolate_table(self.pos_embed.weight, row, column, rows, columns)
+        table = self.pos_embed.weight
+        side = math.isqrt(len(table))
+        grid = resample_aligned(table.reshape(side, side, -1), rows, columns)
+        x = x + grid[mx.array(row), mx.array(column)]
         cos, sin = rotary_2d(row, column, self.head_size, self._theta)
         deepstack = []
         for index, block in enumerate(self.blocks):
