@@ -15,7 +15,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .configuration import BaseConfig, with_rope
-from .layers import PatchEmbedding, PositionTable, merge_order, resample_bicubic, rotary_2d
+from .layers import PatchEmbedding, PositionTable, merge_order, pace, resample_bicubic, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -132,7 +132,8 @@ class VisionTower(nn.Module):
             row, column, rows, columns
         )
         for block in self.blocks:
-            x = block(x, cos, sin)
+            before, x = x, block(x, cos, sin)
+            pace(before, x)
         return self.merger(self.downsample(self.post_layernorm(x))), []
 
 

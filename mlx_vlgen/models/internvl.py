@@ -17,7 +17,7 @@ from ..inputs.prompt import Media
 from .attention import MLP, VisionAttention
 from .base import Features
 from .configuration import BaseConfig
-from .layers import ACTIVATIONS, fold_squares
+from .layers import ACTIVATIONS, fold_squares, pace
 from .vision_language import VisionLanguageModel, encode_tiles
 from .vit import PatchConv
 
@@ -112,7 +112,8 @@ class InternViT(nn.Module):
     def __call__(self, pixels: mx.array) -> mx.array:
         x = self.embeddings(pixels)
         for layer in self.encoder.layers:
-            x = layer(x)
+            before, x = x, layer(x)
+            pace(before, x)
         return x
 
 

@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -45,11 +45,34 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array, traditional: bool = False)
 
     traditional: pairs are the values 2i and 2i + 1; otherwise they are the two halves of D.
     """
+    # On a GPU as one kernel: otherwise most of a layer's memory would be its parts in float32.
+    turn = _turn if mx.default_device().type.name == "cpu" else _turn_compiled
     if traditional:
-        a, b = x[..., ::2].astype(cos.dtype), x[..., 1::2].astype(cos.dtype)
-        return mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
-    a, b = mx.split(x.astype(cos.dtype), 2, axis=-1)
-    return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+        return mx.stack(turn(x[..., ::2], x[..., 1::2], cos, sin), axis=-1).reshape(x.shape)
+    a, b = mx.split(x, 2, axis=-1)
+    return mx.concatenate(turn(a, b, cos, sin), axis=-1)
+
+
+def _turn(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array) -> list[mx.array]:
+    """In the precision of cos and sin."""
+    first, second = a.astype(cos.dtype), b.astype(cos.dtype)
+    turned = first * cos - second * sin, second * cos + first * sin
+    return [part.astype(a.dtype) for part in turned]
+
+
+_turn_compiled = mx.compile(_turn, shapeless=True)
+
+LARGE_STATES = 16 << 20
+"""Bytes of a tower's states: 8192 patches of 1024 values in half precision."""
+
+
+def pace(before: mx.array, *after: mx.array) -> None:
+    """Between two layers: launch the second and wait for the first, where states are large and run on a GPU. MLX holds
+    the memory of all that is launched, which would be that of all layers; so it is that of two, and the GPU never
+    waits. On a CPU MLX itself is at most ten operations ahead."""
+    if after[0].nbytes >= LARGE_STATES and mx.default_device().type.name != "cpu":
+        mx.async_eval(*after)
+        mx.eval(before)
 
 
 def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,6 +100,19 @@ def rotary_2d(
         cos.append(mx.array(np.cos(angles))[mx.array(index)])
         sin.append(mx.array(np.sin(angles))[mx.array(index)])
     return mx.concatenate(cos, axis=1), mx.concatenate(sin, axis=1)
+
+
+def hidden_states(blocks: Sequence[nn.Module], x: mx.array, layers: Sequence[int], *args: mx.array) -> list[mx.array]:
+    """x (B, N, d) -> (B, N, d) for each of `layers`, 0 being `x` and -1 what the last block gives; later blocks are not
+    computed. args: of every block."""
+    indices = [layer % (len(blocks) + 1) for layer in layers]
+    states = {0: x}
+    for index, block in enumerate(blocks[: max(indices)], 1):
+        before, x = x, block(x, *args)
+        pace(before, x)
+        if index in indices:
+            states[index] = x
+    return [states[index] for index in indices]
 
 
 def fold_squares(x: mx.array, merge: int) -> mx.array:

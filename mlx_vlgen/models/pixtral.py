@@ -15,7 +15,7 @@ from ..inputs.prompt import Media
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .base import Features
 from .configuration import BaseConfig
-from .layers import rotary_2d
+from .layers import hidden_states, rotary_2d
 from .llava import Llava, projector
 from .vision_language import VisionLanguageModel, encode_tiles
 from .vit import PatchConv, Tower
@@ -76,11 +76,7 @@ class PixtralVision(nn.Module):
         row, column = np.indices((pixels.shape[1] // patch, pixels.shape[2] // patch)).reshape(2, -1)
         # Frequencies go to rows and columns in turn: those of the columns lie half a step lower.
         cos, sin = rotary_2d(row, column, self.head_size, self.theta, column_step=0.5)
-        indices = [layer % (len(self.transformer.layers) + 1) for layer in layers]
-        states = [self.ln_pre(self.patch_conv(pixels))]
-        for block in self.transformer.layers[: max(indices)]:
-            states.append(block(states[-1], cos, sin))
-        return [states[index] for index in indices]
+        return hidden_states(self.transformer.layers, self.ln_pre(self.patch_conv(pixels)), layers, cos, sin)
 
 
 class Pixtral(VisionLanguageModel):

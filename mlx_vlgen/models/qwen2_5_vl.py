@@ -14,7 +14,7 @@ import numpy as np
 from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
 from .attention import GATED, MLP, VisionAttention
-from .layers import PatchEmbedding, merge_order, rotary_2d
+from .layers import PatchEmbedding, merge_order, pace, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 from .qwen2_vl import PatchMerger, text_arguments
 
@@ -72,7 +72,8 @@ class VisionTower(nn.Module):
         cos, sin = rotary_2d(row[patches], column[patches], self.head_size)
         x = self.patch_embed(pixels, normalization)[:, mx.array(patches)]
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, () if index in self._full else windows)
+            before, x = x, block(x, cos, sin, () if index in self._full else windows)
+            pace(before, x)
         return self.merger(x)[:, mx.array(np.argsort(tokens))], []
 
 

@@ -13,7 +13,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
 from .attention import MLP, VisionAttention
 from .configuration import BaseConfig, with_rope
-from .layers import PatchEmbedding, merge_order, rotary_2d
+from .layers import PatchEmbedding, merge_order, pace, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -76,7 +76,8 @@ class VisionTower(nn.Module):
         cos, sin = rotary_2d(*merge_order(rows, columns, self.merge), self.head_size)
         x = self.patch_embed(pixels, normalization)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            before, x = x, block(x, cos, sin)
+            pace(before, x)
         return self.merger(x), []
 
 

@@ -15,7 +15,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
 from .attention import MLP, VisionAttention
 from .configuration import with_rope
-from .layers import PatchEmbedding, PositionTable, merge_order, resample_aligned, rotary_2d
+from .layers import PatchEmbedding, PositionTable, merge_order, pace, resample_aligned, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -89,9 +89,10 @@ class VisionTower(nn.Module):
         cos, sin = rotary_2d(row, column, self.head_size, self._theta)
         deepstack = []
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin)
+            before, x = x, block(x, cos, sin)
             if index in self._deepstack:
                 deepstack.append(self.deepstack_merger_list[self._deepstack.index(index)](x))
+            pace(before, x, *deepstack)
         return self.merger(x), deepstack
 
 

@@ -14,7 +14,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from .attention import MLP, VisionAttention
 from .configuration import BaseConfig
-from .layers import PositionTable
+from .layers import PositionTable, hidden_states
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,8 @@ class Encoder(nn.Module):
         return self.states(x, [-1])[0]
 
     def states(self, x: mx.array, layers: Sequence[int]) -> list[mx.array]:
-        """x (B, N, d) -> (B, N, d) for each of `layers`, 0 being `x` and -1 the last; later ones are not computed."""
-        indices = [layer % (len(self.layers) + 1) for layer in layers]
-        states = [x]
-        for block in self.layers[: max(indices)]:
-            states.append(block(states[-1]))
-        return [states[index] for index in indices]
+        """See `hidden_states`."""
+        return hidden_states(self.layers, x, layers)
 
 
 class CLIPEmbeddings(nn.Module):

@@ -68,6 +68,16 @@ def test_attention_in_blocks_bounds_memory(monkeypatch: pytest.MonkeyPatch) -> N
     assert mx.get_peak_memory() - before < 40 << 20  # whole scores are 72 MB, twice
 
 
+def test_rotation_compiled_is_the_rotation() -> None:
+    for shape in ((1, 2, 6, 8), (3, 1, 5, 8)):
+        x, cos, sin = mx.random.normal(shape), mx.random.normal((shape[2], 4)), mx.random.normal((shape[2], 4))
+        for half in (mx.float32, mx.bfloat16):
+            a, b = mx.split(x.astype(half), 2, axis=-1)
+            for one, other in zip(layers._turn(a, b, cos, sin), layers._turn_compiled(a, b, cos, sin), strict=True):
+                assert one.dtype == other.dtype == half
+                assert np.abs(np.array((one - other).astype(mx.float32))).max() < (1e-6 if half == mx.float32 else 0.05)
+
+
 def test_merge_order_brings_neighbours_together() -> None:
     row, column = layers.merge_order(4, 6, 2)
     assert list(zip(row, column, strict=True))[:8] == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]

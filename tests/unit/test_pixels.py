@@ -12,6 +12,7 @@ from parity import media
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine.scheduling import encoding_groups
 from mlx_vlgen.inputs.prompt import Media, MediaInputs, Normalization
+from mlx_vlgen.models import layers
 from mlx_vlgen.models.layers import PatchEmbedding
 
 FAMILIES = [
@@ -46,6 +47,21 @@ def test_floats_of_transformers_have_the_features_of_the_levels(
         for one, other in zip((ours.embeds, *ours.deepstack), (theirs.embeds, *theirs.deepstack), strict=True):
             assert np.abs(np.array(one - other)).max() < 1e-5
         assert list(encoding_groups([medium, values], 10**9)) in ([[0], [1]], [[1], [0]])
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "glm4v", "pixtral", "gemma4", "siglip", "internvl"])
+def test_what_a_gpu_takes_instead_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch, load_family: Callable[[str], Family], name: str
+) -> None:
+    family = load_family("llava_siglip" if name == "siglip" else name)
+    media = prepared(family)[:1]
+    [expected] = family.model.encode(media)
+    mx.eval(expected.embeds)
+    monkeypatch.setattr(layers, "LARGE_STATES", 0)
+    monkeypatch.setattr(layers.mx, "default_device", lambda: mx.Device(mx.gpu))
+    [features] = family.model.encode(media)
+    for one, other in zip((expected.embeds, *expected.deepstack), (features.embeds, *features.deepstack), strict=True):
+        assert np.abs(np.array(one - other)).max() < 1e-5
 
 
 def test_a_single_frame_is_as_if_it_stood_in_all_and_no_sum_of_kernels_is_kept() -> None:
