@@ -24,7 +24,7 @@ from speed import SIZES, build
 from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.engine.columns import STEP
-from mlx_vlgen.models.attention import SCORE_BYTES, is_fused
+from mlx_vlgen.models.attention import SCORE_BYTES, fused_head_size
 
 VISION_BATCH = 3 * 4096 * 1024
 """Pixel values that go through the vision tower at once: what the iterator has by default."""
@@ -48,7 +48,7 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
     d, inner, layers = text["hidden_size"], text["intermediate_size"], text["num_hidden_layers"]
     heads, kv_heads, size = text["num_attention_heads"], text["num_key_value_heads"], text["head_dim"]
     chunk = min(chunk, length)
-    fused = is_fused(size)  # then no scores are kept
+    fused = fused_head_size(size, mx.bfloat16 if width == 2 else mx.float32) == size  # then no scores are kept
     layer = 2 * kv_heads * size * math.ceil((length + NEW_TOKENS) / STEP) * STEP * width  # keys and values
     return {
         "embeddings of the prompt": length * d * width,
@@ -67,7 +67,7 @@ def tower_terms(vision: Mapping[str, Any], images: int, patches: int, width: int
     scores = images * vision["num_heads"] * patches**2 * 4  # as many bytes as `attention` counts
     return {
         "pixels": images * patches * values * 4,
-        "scores of blocks of queries": min(scores, BLOCKS_AHEAD * SCORE_BYTES),
+        "scores of blocks of queries": min(scores, BLOCKS_AHEAD * SCORE_BYTES[mx.default_device().type.name]),
         # The residual and its norm; queries, keys and values before and after their rotation, and what attention gives;
         # the four times wider inner layer and what its activation makes of it.
         "activations": images * patches * (2 + 2 * 3 + 2 + 4 * 3) * hidden * width,

@@ -67,12 +67,9 @@ def chunk_end(start: int, length: int, step: int, two_way: Sequence[Span]) -> in
 def encoding_groups(media: Sequence[Media], pixels: int, group: bool = True) -> Iterator[list[int]]:
     """Indices of media that go through the vision tower together: equal shapes, within `pixels` values a group
     (at least one a group). group: whether order may change to bring equal shapes together."""
-
-    def shape(index: int) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
-        return media[index].kind, media[index].grid, media[index].pixels.shape
-
-    order = sorted(range(len(media)), key=shape) if group else range(len(media))
-    for _, same in groupby(order, key=shape):
+    forms = [medium.form for medium in media]
+    order = sorted(range(len(media)), key=forms.__getitem__) if group else range(len(media))
+    for _, same in groupby(order, key=forms.__getitem__):
         indices = list(same)
         size = max(1, pixels // media[indices[0]].pixels.size)
         yield from (indices[start : start + size] for start in range(0, len(indices), size))

@@ -207,6 +207,7 @@ def _encode(processor: Processor, prompts: Sequence[Prompt], how: _Padding) -> E
     as_lists = how.return_tensors is None
     ragged = as_lists and how.padding in (False, "do_not_pad")  # padded here and cut again
     tensors = pack(
+        processor,
         prompts,
         processor.tokenizer.pad_token_id if not ragged else 0,
         side=how.padding_side or processor.tokenizer.padding_side,

@@ -87,7 +87,7 @@ class AnyRes:
         return rows, columns, patch_rows, patch_columns - (patch_columns - used) // 2 * 2
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """(1 + tiles, 3, side, side) float32: the whole image, its aspect lost, and its tiles, row by row."""
+        """(1 + tiles, side, side, 3) uint8: the whole image, its aspect lost, and its tiles, row by row."""
         canvas = self.canvas((image.height, image.width))
         whole = self.square.resize(image, self.whole_size)
         fitted = np.asarray(self.square.resize(image, fitting((image.height, image.width), canvas)))

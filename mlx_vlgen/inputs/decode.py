@@ -225,6 +225,10 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
     except Exception:  # damaged metadata does not make a damaged picture
         orientation = 1
     try:
+        if image.mode == "RGB" and orientation == 1 and not image.has_transparency_data:
+            plain = image.copy()
+            plain.info = {}
+            return plain
         ends = _ends(image, name) if image.mode in ("I", "F") else (0.0, 0.0)
         return in_boxes(image.size, lambda box: to_rgb(image.crop(box), ends), orientation)
     except MediaError:
@@ -238,7 +242,7 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
 def in_boxes(size: tuple[int, int], part: Callable[[Box], Image.Image], orientation: int = 1) -> Image.Image:
     """An RGB picture from its parts. Converting it whole would take several times its memory."""
     width, height = size if orientation < 5 else size[::-1]
-    image = Image.new("RGB", (width, height))
+    image = Image.new("RGB", (width, height), None)  # not filled: the parts cover it
     for box in boxes(size):
         rgb = part(box)
         left, top, right, bottom = box

@@ -1,4 +1,4 @@
-"""Images of one fixed size: resized, cropped, normalised, as the processors of CLIP and SigLIP do it."""
+"""Images of one fixed size: resized and cropped, as the processors of CLIP and SigLIP do it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class FixedSizeSettings(ImageSettings):
         )
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """(3, height, width) float32. Source: transformers' CLIPImageProcessor, SiglipImageProcessor."""
+        """(height, width, 3) uint8. Source: transformers' CLIPImageProcessor, SiglipImageProcessor."""
         if self.shortest_edge:
             longer = int(self.shortest_edge * max(image.size) / min(image.size))
             wide = image.width >= image.height
@@ -44,18 +44,16 @@ class FixedSizeSettings(ImageSettings):
         elif self.size:
             image = self.resize(image, self.size)
         levels = np.asarray(image)
-        if self.crop:
-            levels = center_crop(levels, self.crop)
-        return self.normalize(levels).transpose(2, 0, 1)
+        return center_crop(levels, self.crop) if self.crop else levels
 
     def load_pixels(self, source: Any, media: MediaInputs) -> tuple[np.ndarray, Size]:
-        """One image as (1, 3, height, width) float32, and its original size."""
+        """One image as (1, height, width, 3) uint8, and its original size."""
         refuse_pixel_bounds(media)
         image, original = self.load(source, media)
         return self.pixels(image)[np.newaxis], original
 
     def video_pixels(self, frames: np.ndarray, media: MediaInputs) -> np.ndarray:
-        """frames: uint8 (T, height, width, 3) -> (T, 3, height, width) float32, of the fixed size."""
+        """frames: uint8 (T, height, width, 3) -> the same, of the fixed size."""
         return np.stack([self.pixels(image) for image in self.frame_images(frames, media)])
 
 

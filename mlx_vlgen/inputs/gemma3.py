@@ -41,7 +41,8 @@ class Gemma3Processor(Processor):
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         pixels, original = self.image_settings.load_pixels(source, media)
         text = f"\n\n{self.placeholders[kind]}{self.feature_tokens[kind] * self.image_tokens}<end_of_image>\n\n"
-        return Expansion(text, (self.image_tokens,), pixels, (), original)
+        normalization = self.image_settings.normalization
+        return Expansion(text, (self.image_tokens,), pixels, (), original, normalization=normalization)
 
     def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
         return tuple(span for image in media for span in image.spans)

@@ -49,11 +49,10 @@ class Gemma4ImageSettings(ImageSettings):
         return self.patch * self.pool
 
     def patches(self, images: Sequence[Image.Image], media: MediaInputs) -> tuple[np.ndarray, Size, int]:
-        """Images of one size -> (T, N, patch * patch * 3), their grid (rows, columns) in reading order, and the number
-        of tokens of each."""
+        """Images of one size -> (T, N, patch * patch * 3) uint8, their grid (rows, columns) in reading order, and the
+        number of tokens of each."""
         size = fitted(images[0].height, images[0].width, self.side, self._token_budget(media))
-        levels = np.stack([np.asarray(self.resize(image, size)) for image in images])
-        patches = np.stack([cut_tiles(image, self.patch) for image in self.normalize(levels)])
+        patches = np.stack([cut_tiles(np.asarray(self.resize(image, size)), self.patch) for image in images])
         grid = size[0] // self.patch, size[1] // self.patch
         return patches.reshape(*patches.shape[:2], -1), grid, math.prod(grid) // self.pool**2
 
@@ -114,7 +113,8 @@ class Gemma4Processor(Processor):
     def _expand_image(self, source: Any, media: MediaInputs) -> Expansion:
         image, original = self.image_settings.load(source, media)
         pixels, grid, count = self.image_settings.patches([image], media)
-        return Expansion(self._delimited("image", count), (count,), pixels, grid, original)
+        text, normalization = self._delimited("image", count), self.image_settings.normalization
+        return Expansion(text, (count,), pixels, grid, original, normalization=normalization)
 
     def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
         def sampler(total: int, rate: float) -> np.ndarray:
@@ -127,7 +127,8 @@ class Gemma4Processor(Processor):
         pixels, grid, count = self.video_settings.patches(images, media)
         frame = self._delimited("video", count)
         text = " ".join(f"{int(at // 60):02d}:{int(at % 60):02d} {frame}" for at in video.timestamps)
-        return Expansion(text, (count,) * len(images), pixels, grid, video.frames.shape[1:3])
+        original, normalization = video.frames.shape[1:3], self.video_settings.normalization
+        return Expansion(text, (count,) * len(images), pixels, grid, original, normalization=normalization)
 
     def _delimited(self, kind: Kind, count: int) -> str:
         """The tokens of an image or frame, between those that say where it begins and ends."""

@@ -118,8 +118,8 @@ class Idefics3Processor(Processor):
         self.check_count(
             kind, original, count * len(tiles), "a smaller `size` in preprocessor_config.json makes it less"
         )
-        pixels = self.image_settings.channels_first(tiles)
-        return Expansion(text, (count,) * len(tiles), pixels, (), original)
+        normalization = self.image_settings.normalization
+        return Expansion(text, (count,) * len(tiles), tiles, (), original, normalization=normalization)
 
 
 def whole_text(count: int) -> str:

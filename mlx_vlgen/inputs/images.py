@@ -1,7 +1,7 @@
 """Images to pixels: loading, sizes, resizing, normalising, patches. numpy and Pillow."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import MediaError, UnsupportedError
 from .media import load_image
-from .prompt import MediaInputs
+from .prompt import MediaInputs, Normalization
 
 Size = tuple[int, int]
 """(height, width)."""
@@ -39,13 +39,9 @@ class ImageSettings:
     def resize(self, image: Image.Image, size: Size) -> Image.Image:
         return resize(image, size, self.resample)
 
-    def normalize(self, levels: np.ndarray) -> np.ndarray:
-        """levels: uint8 (..., 3) -> float32, of the same shape."""
-        return normalize(levels, self.mean, self.std)
-
-    def channels_first(self, levels: np.ndarray) -> np.ndarray:
-        """levels: uint8 (N, height, width, 3) -> (N, 3, height, width) float32, normalised."""
-        return np.ascontiguousarray(self.normalize(levels).transpose(0, 3, 1, 2))
+    @property
+    def normalization(self) -> Normalization:
+        return Normalization(self.mean, self.std)
 
     def load(self, source: Any, media: MediaInputs) -> tuple[Image.Image, Size]:
         """An image, resized to `media.resize_shape` where that is given, and its original size."""
@@ -183,26 +179,28 @@ def resize(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.
     return image if image.size == size[::-1] else image.resize(size[::-1], resample)
 
 
-def normalize(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """uint8 levels (..., 3) to float32: (level / 255 - mean) / std."""
-    scale = (1 / (255 * np.asarray(std))).astype(np.float32)
-    shift = (np.asarray(mean) / np.asarray(std)).astype(np.float32)
-    return pixels.astype(np.float32) * scale - shift
-
-
 def patchify(frames: np.ndarray, settings: PixelSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """frames (T, H, W, C), resized -> patches (N, C * t * patch * patch) and their grid (frames, rows, columns).
+    """frames (T, H, W, C), resized -> patches (N, t * patch * patch * C) and their grid (frames, rows, columns).
 
-    The last frame is repeated until they fill whole patches in time (a picture is one frame, so it stands twice).
-    The merge x merge patches that become one token lie together, tokens in reading order.
-    Source: transformers' Qwen2VLImageProcessor and Qwen3VLVideoProcessor, `patchify`.
+    t: frames of a patch, the last one repeated until they fill it; 1 where there is a single frame, which would fill
+    it alone. The merge x merge patches that become one token lie together, tokens in reading order.
+    Source: transformers' Qwen2VLImageProcessor and Qwen3VLVideoProcessor, `patchify`; the order inside a patch is ours.
     """
-    t, patch, merge = settings.frames, settings.patch, settings.merge
-    frames = np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % t, axis=0)])
+    t, patch, merge = settings.frames if len(frames) > 1 else 1, settings.patch, settings.merge
+    if missing := -len(frames) % t:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
     count, height, width, channels = frames.shape
     grid = count // t, height // patch, width // patch
     parts = frames.reshape(
-        grid[0], t, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch, channels
-    )  # (T, t, rows, m, p, columns, m, p, C)
-    parts = parts.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+        grid[0], t, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch * channels
+    )  # (T, t, rows, m, p, columns, m, p * C)
+    parts = parts.transpose(0, 2, 5, 3, 6, 1, 4, 7)
     return parts.reshape(math.prod(grid), -1), grid
+
+
+def channels_first(patches: np.ndarray, settings: PixelSettings) -> np.ndarray:
+    """Patches (N, t * patch * patch * 3) as transformers has them: (N, 3 * frames * patch * patch), a single frame as
+    often as a patch has frames."""
+    parts = patches.reshape(len(patches), -1, settings.patch, settings.patch, 3).transpose(0, 4, 1, 2, 3)
+    shape = *parts.shape[:2], settings.frames, *parts.shape[3:]
+    return np.broadcast_to(parts, shape).reshape(len(patches), -1)

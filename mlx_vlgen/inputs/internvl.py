@@ -62,13 +62,13 @@ class InternVLImageSettings:
         return best_grid(height, width, self.tile, self.min_tiles, self.max_tiles)
 
     def cut(self, image: Image.Image, rows: int, columns: int) -> np.ndarray:
-        """An image -> its tiles in reading order and then the whole, (T, 3, H, W) float32; the whole alone where one
+        """An image -> its tiles in reading order and then the whole, (T, H, W, 3) uint8; the whole alone where one
         tile holds it."""
         tile = self.tile
         tiles = cut_tiles(np.asarray(self.square.resize(image, (rows * tile, columns * tile))), tile)
         if self.thumbnail and len(tiles) > 1:
             tiles = np.concatenate([tiles, np.asarray(self.square.resize(image, (tile, tile)))[None]])
-        return self.square.channels_first(tiles)
+        return tiles
 
 
 def read_square(settings: Mapping[str, Any], config: Mapping[str, Any]) -> FixedSizeSettings:
@@ -128,7 +128,8 @@ class InternVLProcessor(Processor):
         count = self.tile_tokens * (tiles + (self.image_settings.thumbnail and tiles > 1))
         self.check_count(kind, original, count, "a smaller `max_patches` in preprocessor_config.json makes it less")
         pixels = self.image_settings.cut(image, rows, columns)
-        return Expansion(f"<img>{FEATURE * count}</img>", (count,), pixels, (), original)
+        text, normalization = f"<img>{FEATURE * count}</img>", self.image_settings.square.normalization
+        return Expansion(text, (count,), pixels, (), original, normalization=normalization)
 
     def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
         def sampler(total: int, rate: float) -> np.ndarray:
@@ -141,7 +142,8 @@ class InternVLProcessor(Processor):
         self.check_count("video", original, self.tile_tokens * len(video.frames), FEWER_FRAMES)
         pixels = self.video_settings.video_pixels(video.frames, media)
         frames = (f"Frame{number}: <img>{FEATURE * self.tile_tokens}</img>" for number in range(1, len(pixels) + 1))
-        return Expansion("\n".join(frames), (self.tile_tokens,) * len(pixels), pixels, (), original)
+        counts, normalization = (self.tile_tokens,) * len(pixels), self.video_settings.normalization
+        return Expansion("\n".join(frames), counts, pixels, (), original, normalization=normalization)
 
 
 def middles(total: int, count: int) -> np.ndarray:

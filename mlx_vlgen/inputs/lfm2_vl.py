@@ -88,8 +88,8 @@ class Lfm2VLImageSettings(ImageSettings):
         return size
 
     def patches(self, levels: np.ndarray) -> np.ndarray:
-        """levels: uint8 (H, W, 3) -> (N, patch * patch * 3) float32, in reading order."""
-        patches = cut_tiles(self.normalize(levels), self.patch)
+        """levels: uint8 (H, W, 3) -> (N, patch * patch * 3), in reading order."""
+        patches = cut_tiles(levels, self.patch)
         return patches.reshape(len(patches), -1)
 
 
@@ -128,4 +128,5 @@ class Lfm2VLProcessor(Processor):
         token, delimited = self.placeholders[kind], settings.delimited
         pieces = [mark * delimited + token * count for mark, count in zip(marks, counts, strict=True)]
         begin, end = ("<|image_start|>", "<|image_end|>") if delimited else ("", "")
-        return Expansion(begin + "".join(pieces) + end, counts, pixels, grid, original)
+        text = begin + "".join(pieces) + end
+        return Expansion(text, counts, pixels, grid, original, normalization=settings.normalization)

@@ -30,4 +30,5 @@ class LlavaProcessor(Processor):
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         pixels, original = self.image_settings.load_pixels(source, media)
-        return Expansion(self.placeholders[kind] * self.image_tokens, (self.image_tokens,), pixels, (), original)
+        text, normalization = self.placeholders[kind] * self.image_tokens, self.image_settings.normalization
+        return Expansion(text, (self.image_tokens,), pixels, (), original, normalization=normalization)

@@ -31,4 +31,5 @@ class LlavaNextProcessor(Processor):
         count = self.image_settings.patches**2 + grid[2] * (grid[3] + 1)
         self.check_count(kind, original, count, "resize_shape (--resize-shape) makes it smaller")
         pixels = self.image_settings.pixels(image)
-        return Expansion(self.placeholders[kind] * count, (count,), pixels, grid, original)
+        text, normalization = self.placeholders[kind] * count, self.image_settings.square.normalization
+        return Expansion(text, (count,), pixels, grid, original, normalization=normalization)

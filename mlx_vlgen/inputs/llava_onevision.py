@@ -53,13 +53,15 @@ class LlavaOnevisionProcessor(Processor):
         square, patches = self.image_settings.square, self.image_settings.patches
         image, original = square.load(source, media)
         if len(media.images) > 1:
+            grid: tuple[int, ...] = ()
             pixels, count = square.pixels(pad_to_square(image, square.mean))[np.newaxis], patches**2 + 1
-            return Expansion(self.placeholders[kind] * count, (count,), pixels, (), original)
-        grid = self._layout((image.height, image.width))
-        count = patches**2 + grid[4] * (grid[5] + 1)
-        self.check_count(kind, original, count, "resize_shape (--resize-shape) makes it smaller")
-        pixels = self.image_settings.pixels(image)
-        return Expansion(self.placeholders[kind] * count, (count,), pixels, grid, original)
+        else:
+            grid = self._layout((image.height, image.width))
+            count = patches**2 + grid[4] * (grid[5] + 1)
+            self.check_count(kind, original, count, "resize_shape (--resize-shape) makes it smaller")
+            pixels = self.image_settings.pixels(image)
+        text = self.placeholders[kind] * count
+        return Expansion(text, (count,), pixels, grid, original, normalization=square.normalization)
 
     def _layout(self, size: Size) -> tuple[int, ...]:
         """`AnyRes.layout`, and the rows and columns to which its patches are resampled."""
@@ -73,7 +75,8 @@ class LlavaOnevisionProcessor(Processor):
         original, count = frames.shape[1:3], len(frames) * (-(-self.image_settings.patches // 2)) ** 2 + 1
         self.check_count("video", original, count, FEWER_FRAMES)
         pixels = self.video_settings.video_pixels(frames, media)
-        return Expansion(self.placeholders["video"] * count, (count,), pixels, (len(frames),), original)
+        text, normalization = self.placeholders["video"] * count, self.video_settings.normalization
+        return Expansion(text, (count,), pixels, (len(frames),), original, normalization=normalization)
 
 
 def pad_to_square(image: Image.Image, mean: Color) -> Image.Image:

@@ -49,7 +49,8 @@ class PaliGemmaProcessor(Processor):
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         pixels, original = self.image_settings.load_pixels(source, media)
-        return Expansion(self.placeholders[kind] * self.image_tokens, (self.image_tokens,), pixels, (), original)
+        text, normalization = self.placeholders[kind] * self.image_tokens, self.image_settings.normalization
+        return Expansion(text, (self.image_tokens,), pixels, (), original, normalization=normalization)
 
     def lay_out(self, segments: list[Segment], images: int) -> list[Segment]:
         """The first token after the last image, and a line feed at the end. Text that names no image gets all of them

@@ -62,9 +62,9 @@ class PixtralProcessor(Processor):
             kind, original, rows * columns,
             f"max_pixels (--max-pixels) makes it smaller: {MANY_TOKENS * settings.token**2} gives {MANY_TOKENS:,}",
         )  # fmt: skip
-        pixels = settings.channels_first(np.asarray(settings.resize(image, size))[np.newaxis])
-        row = self.placeholders[kind] * columns
-        return Expansion(self.row_end.join([row] * rows) + self.end, (columns,) * rows, pixels, (), original)
+        pixels = np.asarray(settings.resize(image, size))[np.newaxis]
+        text = self.row_end.join([self.placeholders[kind] * columns] * rows) + self.end
+        return Expansion(text, (columns,) * rows, pixels, (), original, normalization=settings.normalization)
 
 
 def image_size(height: int, width: int, settings: PixtralImageSettings, media: MediaInputs) -> Size:

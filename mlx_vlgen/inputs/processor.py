@@ -17,7 +17,7 @@ from .chat_template import Message
 from .encode import control_tokens, encode
 from .literal import Segment, check_text, split_at
 from .processor_files import ProcessorSettings, load_template, load_tokenizer, read_settings
-from .prompt import Media, MediaInputs, Prompt, Span
+from .prompt import Media, MediaInputs, Normalization, Prompt, Span
 
 Kind = Literal["image", "video"]
 Sources = dict[Kind, list[Any]]
@@ -41,6 +41,7 @@ class Expansion:
     grid: tuple[int, ...]
     size: tuple[int, int]
     seconds: float = 0.0
+    normalization: Normalization | None = None
 
 
 class _HfMethod:
@@ -121,6 +122,13 @@ class Processor:
     def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
         """The spans of a prompt whose tokens all attend to each other."""
         return ()
+
+    def pixel_values(self, media: Media) -> np.ndarray:
+        """Its pixels as transformers' processor returns them, float32."""
+        if media.pixels.dtype != np.uint8 or media.normalization is None:
+            return media.pixels
+        values = media.normalization(media.pixels.reshape(*media.pixels.shape[:-1], -1, 3)).reshape(media.pixels.shape)
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2)) if values.ndim == 4 else values
 
     # -- what all families share
 
@@ -260,7 +268,8 @@ class Processor:
         for kind, expansion in expansions:
             runs = [[next(positions[token_of[kind]]) for _ in range(count)] for count in expansion.counts]
             spans = tuple((run[0], run[-1] + 1) for run in runs)
-            media.append(Media(kind, expansion.pixels, expansion.grid, spans, expansion.size, expansion.seconds))
+            part = expansion
+            media.append(Media(kind, part.pixels, part.grid, spans, part.size, part.seconds, part.normalization))
         return media
 
 

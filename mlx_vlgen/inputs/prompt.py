@@ -33,16 +33,39 @@ class MediaInputs:
     max_frames: int | None = None
 
 
+@dataclass(frozen=True)
+class Normalization:
+    """What a vision tower takes of a level from 0 to 255: (level / 255 - mean) / std, by channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """(3,) float32 each: level * the first - the second."""
+        std = np.asarray(self.std)
+        return (1 / (255 * std)).astype(np.float32), (np.asarray(self.mean) / std).astype(np.float32)
+
+    def __call__(self, levels: np.ndarray) -> np.ndarray:
+        """uint8 (..., 3) -> float32."""
+        scale, shift = self.coefficients
+        return levels.astype(np.float32) * scale - shift
+
+
 @dataclass(frozen=True, eq=False)
 class Media:
     """One processed picture or video.
 
-    pixels: input of the family's tower, float32; for Qwen (patches, channels * frames * size * size), for families
-    that cut a picture into tiles (tiles, 3, height, width); empty once it is encoded. grid: its shape as the
-    family counts it; for Qwen (frames, rows, columns) in patches. Equal shapes and grids can be encoded as one batch.
-    spans: where its features go, in order, in `Prompt.tokens`; a Qwen3-VL video has one span per pair of frames. size:
-    the original (height, width) in pixels. seconds: how long one step of a video's grid in time takes, which some
-    families' positions tell; 0 for a picture, and in other families.
+    pixels: uint8 levels, channels last, which `Model.encode` normalises on the device; or float32, `pixel_values` as
+    transformers' processors return them, which it takes as they are; empty once it is encoded. For Qwen (patches,
+    frames * size * size * 3), one frame for a picture, which transformers writes twice; for families that cut a
+    picture into tiles (tiles, height, width, 3), in `pixel_values` (tiles, 3, height, width).
+    grid: its shape as the family counts it; for Qwen (frames, rows, columns) in patches.
+    spans: where its features go, in order, in `Prompt.tokens`; a Qwen3-VL video has one span per pair of frames.
+    size: the original (height, width) in pixels.
+    seconds: how long one step of a video's grid in time takes, which some families' positions tell; 0 for a picture,
+    and in other families.
+    normalization: of its levels.
     """
 
     kind: Literal["image", "video"]
@@ -51,13 +74,29 @@ class Media:
     spans: tuple[Span, ...]
     size: tuple[int, int]
     seconds: float = 0.0
+    normalization: Normalization | None = None
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What media have in common that are encoded as one batch; forms can be sorted."""
+        return self.kind, self.grid, self.pixels.shape, self.pixels.dtype.str, repr(self.normalization)
 
     @cached_property
     def key(self) -> str:
-        """Content hash: equal pixels, grid and pace have equal features and positions, wherever they came from."""
-        digest = hashlib.sha256(repr((self.kind, self.grid, self.seconds, self.pixels.shape)).encode())
+        """Content hash: media with the same have the same features and positions, wherever they came from. Computed
+        when it is first asked for, which must be before the pixels are let go; copies keep it."""
+        if not self.pixels.size:
+            raise ValueError("key: the pixels are gone; ask for it before they are encoded")
+        digest = hashlib.sha256(repr((self.form, self.seconds)).encode())
         digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.hexdigest()
+
+    def replace(self, **changes: Any) -> "Media":
+        """A copy with other pixels of the same content, or elsewhere in a prompt."""
+        copy = replace(self, **changes)
+        if "key" in self.__dict__:
+            copy.__dict__["key"] = self.key
+        return copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +126,12 @@ class Prompt:
 
     def without_pixels(self) -> "Prompt":
         """The same with its media encoded: a row lives long after, and its pixels take more than its cache."""
-        return replace(self, media=tuple(replace(media, pixels=np.empty(0, np.float32)) for media in self.media))
+        return replace(self, media=tuple(media.replace(pixels=np.empty(0, np.uint8)) for media in self.media))
 
     def after(self, length: int) -> "Prompt":
         """What comes after so many tokens. Its media must, too."""
         media = tuple(
-            replace(media, spans=tuple((start - length, end - length) for start, end in media.spans))
+            media.replace(spans=tuple((start - length, end - length) for start, end in media.spans))
             for media in self.media
         )
         two_way = tuple((start - length, end - length) for start, end in self.two_way if start >= length)

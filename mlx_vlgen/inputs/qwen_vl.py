@@ -15,6 +15,7 @@ from .images import (
     Color,
     PixelSettings,
     Size,
+    channels_first,
     image_size,
     patchify,
     pixel_bounds,
@@ -23,7 +24,7 @@ from .images import (
 )
 from .media import describe_source
 from .processor import FEWER_FRAMES, MANY_TOKENS, Expansion, Kind, Processor, ProcessorSettings
-from .prompt import MediaInputs
+from .prompt import Media, MediaInputs
 from .video import Sampler, Video, load_clip
 
 
@@ -98,8 +99,9 @@ class QwenVLProcessor(Processor):
         count = size[0] * size[1] // settings.factor**2
         remedy = f"max_pixels (--max-pixels) makes it smaller: {MANY_TOKENS * settings.factor**2} gives {MANY_TOKENS:,}"
         self.check_count("image", original, count, remedy)
-        pixels, grid = patchify(settings.normalize(np.asarray(settings.resize(image, size))[None]), settings)
-        return Expansion(self.placeholders["image"] * count, (count,), pixels, grid, original)
+        pixels, grid = patchify(np.asarray(settings.resize(image, size))[None], settings)
+        text = self.placeholders["image"] * count
+        return Expansion(text, (count,), pixels, grid, original, normalization=settings.normalization)
 
     def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
         video = load_clip(source, media, max_frames=768, sampler=self.sampler(media))
@@ -111,10 +113,17 @@ class QwenVLProcessor(Processor):
             size = self.frame_size(len(frames), frames.shape[1], frames.shape[2], media)
         count = -(-len(frames) // settings.frames) * size[0] * size[1] // settings.factor**2
         self.check_count("video", original, count, f"max_pixels (--max-pixels) makes frames smaller, {FEWER_FRAMES}")
-        pixels, grid = patchify(settings.normalize(_resize_frames(frames, size, settings)), settings)
+        pixels, grid = patchify(_resize_frames(frames, size, settings), settings)
         text, counts = self.video_text(video, grid[0], grid[1] * grid[2] // settings.merge**2)
         seconds = settings.frames / video.fps if self.timed else 0.0
-        return Expansion(text, counts, pixels, grid, original, seconds)
+        return Expansion(text, counts, pixels, grid, original, seconds, settings.normalization)
+
+    def pixel_values(self, media: Media) -> np.ndarray:
+        values = media.pixels
+        if values.dtype != np.uint8 or media.normalization is None:
+            return values
+        settings = self.image_settings if media.kind == "image" else self.video_settings
+        return channels_first(media.normalization(values.reshape(len(values), -1, 3)), settings)
 
 
 @dataclass(eq=False, repr=False)

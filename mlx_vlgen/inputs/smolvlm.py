@@ -93,7 +93,7 @@ class SmolVLMProcessor(Idefics3Processor):
         self.check_count("video", original, count * len(video.frames), FEWER_FRAMES)
         levels = np.stack([settings.frame_levels(image) for image in frame.frame_images(video.frames, media)])
         text = video_text(video, whole_text(count))
-        return Expansion(text, (count,) * len(levels), frame.channels_first(levels), (), original)
+        return Expansion(text, (count,) * len(levels), levels, (), original, normalization=frame.normalization)
 
 
 def sample_frames(total: int, rate: float, fps: float, max_frames: int) -> np.ndarray:

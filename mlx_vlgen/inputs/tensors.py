@@ -10,7 +10,7 @@ For the families of Qwen and GLM names, shapes and values are those of transform
 Families without such grids have the first two lines, pixels padded with zeros where images differ in shape, and
 
     num_image_tokens, num_video_tokens   (n,) int64, features of each
-    image_shapes, video_shapes           (n, d) int64, the shape of each one's `Media.pixels`
+    image_shapes, video_shapes           (n, d) int64, the shape of each one's pixels
     image_grids, video_grids             (n, g) int64, each one's `Media.grid`, -1 after its end; absent if all empty
 """
 
@@ -42,6 +42,7 @@ NAMES = (
 
 
 def pack(
+    processor: Processor,
     prompts: Sequence[Prompt],
     pad_token: int | None,
     *,
@@ -73,7 +74,7 @@ def pack(
     }
     for kind in KINDS:
         if media := [item for prompt in prompts for item in prompt.media if item.kind == kind]:
-            tensors |= _pack_media(kind, media)
+            tensors |= _pack_media(kind, media, [processor.pixel_values(item) for item in media])
     return tensors
 
 
@@ -99,18 +100,18 @@ def _types(prompt: Prompt) -> np.ndarray:
     return types
 
 
-def _pack_media(kind: Kind, media: Sequence[Media]) -> dict[str, np.ndarray]:
+def _pack_media(kind: Kind, media: Sequence[Media], pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     grids = [item.grid for item in media]
     if all(len(grid) == 3 for grid in grids):
-        tensors = {PIXELS[kind]: np.concatenate([item.pixels for item in media]), f"{kind}_grid_thw": np.array(grids)}
+        tensors = {PIXELS[kind]: np.concatenate(pixels), f"{kind}_grid_thw": np.array(grids)}
         if any(item.seconds for item in media):
             tensors["second_per_grid_ts"] = np.array([item.seconds for item in media])
         return tensors
-    shapes = np.array([item.pixels.shape for item in media])
+    shapes = np.array([values.shape for values in pixels])
     largest = shapes.max(axis=0)[1:]
     padded = np.zeros((shapes[:, 0].sum(), *largest), np.float32)
-    for item, index in zip(media, _indices(shapes), strict=True):
-        padded[index] = item.pixels
+    for values, index in zip(pixels, _indices(shapes), strict=True):
+        padded[index] = values
     tensors = {
         PIXELS[kind]: padded,
         f"num_{kind}_tokens": np.array([sum(end - start for start, end in item.spans) for item in media]),

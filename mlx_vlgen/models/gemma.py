@@ -13,7 +13,7 @@ from typing import Any
 
 from .._mlx_lm import KVCache, RotatingKVCache, scaled_dot_product_attention
 from .._runtime import mx, nn
-from .attention import GATED, MLP, SCORE_BYTES, linear_without_bias, merge_heads, split_heads
+from .attention import GATED, MLP, in_blocks, linear_without_bias, merge_heads, split_heads
 from .configuration import BaseConfig
 
 
@@ -109,21 +109,22 @@ def softcapped_attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array |
     k, v: (B, h, K, D), each for H / h heads of q.
     mask: None, "causal", or bool, (L, K) or (B, 1, L, K).
     """
-    batch, heads, length, size = q.shape
-    groups, keys = k.shape[1], k.shape[2]
+    length, keys = q.shape[2], k.shape[2]
     if isinstance(mask, str):
         mask = mx.arange(keys) <= mx.arange(keys - length, keys)[:, None]
-    q = q.reshape(batch, groups, heads // groups, length, size)
-    k, v = k[:, :, None].swapaxes(-1, -2), v[:, :, None]
-    rows = max(1, SCORE_BYTES // (4 * batch * heads * keys))
-    blocks = []
-    for start in range(0, length, rows):
-        scores = softcap(q[..., start : start + rows, :] @ k, cap)  # (B, h, H / h, rows, K)
+    if mask is not None:
+        mask = mx.broadcast_to(mask, (len(q), 1, length, keys))
+
+    def attend(q: mx.array, k: mx.array, v: mx.array, rows: slice, span: slice) -> mx.array:
+        batch, heads, queries, size = q.shape
+        q = q.reshape(batch, k.shape[1], -1, queries, size)
+        scores = softcap(q @ k[:, :, None].swapaxes(-1, -2), cap)  # (B, h, H / h, N, K)
         if mask is not None:
-            visible = mask[..., start : start + rows, :].reshape(-1, 1, 1, scores.shape[-2], keys)
-            scores = mx.where(visible, scores, mx.finfo(scores.dtype).min)
-        blocks.append(mx.softmax(scores, axis=-1, precise=True) @ v)
-    return mx.concatenate(blocks, axis=-2).reshape(batch, heads, length, size)
+            scores = mx.where(mask[rows, :, None, span], scores, mx.finfo(scores.dtype).min)
+        out = mx.softmax(scores, axis=-1, precise=True) @ v[:, :, None]
+        return out.reshape(batch, heads, queries, size)
+
+    return in_blocks(attend, q, k, v)
 
 
 class Layer(nn.Module):

@@ -11,7 +11,7 @@ from ..inputs.prompt import Media
 from .base import Features
 from .gemma import Norm
 from .llava import Llava
-from .vision_language import VisionLanguageModel, join_pixels
+from .vision_language import VisionLanguageModel, encode_tiles
 from .vit import SiglipVision, SiglipVisionConfig, Tower
 
 
@@ -44,5 +44,5 @@ class Gemma3(VisionLanguageModel):
     duplicated_layers: ClassVar[Mapping[str, str]] = {"language_model.lm_head": "language_model.model.embed_tokens"}
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        states = self.vision_tower.vision_model(join_pixels(media))
-        return [Features(image) for image in self.multi_modal_projector(states)]
+        tower = self.vision_tower.vision_model
+        return encode_tiles(media, lambda tiles: self.multi_modal_projector(tower(tiles)))

@@ -20,7 +20,7 @@ from .backbone import Masks, gather_last
 from .base import Embedded, Features, Model
 from .configuration import BaseConfig
 from .gemma import scale_embeddings
-from .layers import rotary_2d, rotate
+from .layers import pace, rotary_2d, rotate
 from .vision_language import VisionLanguageModel, encode_tiles
 
 
@@ -133,7 +133,8 @@ class VisionTower(nn.Module):
         cos, sin = cos.reshape(len(row), 2, -1), sin.reshape(len(row), 2, -1)
         x = self.patch_embedder(pixels, column, row)
         for layer in self.encoder.layers:
-            x = layer(x, cos, sin)
+            before, x = x, layer(x, cos, sin)
+            pace(before, x)
         pool, dtype = self._pool, x.dtype
         # In float32: what the root makes of it may be more than float16 holds.
         squares = x.astype(mx.float32).reshape(len(x), rows // pool, pool, columns // pool, pool, -1)

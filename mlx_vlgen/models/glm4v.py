@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx, nn
+from ..inputs.prompt import Normalization
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .configuration import BaseConfig, with_rope
-from .layers import PatchEmbedding, PositionTable, merge_order, resample_bicubic, rotary_2d
+from .layers import PatchEmbedding, PositionTable, merge_order, pace, resample_bicubic, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -122,12 +123,17 @@ class VisionTower(nn.Module):
         self.downsample = Downsample(hidden, out, self.merge)
         self.merger = Merger(out, config.intermediate_size, config.hidden_act)
 
-    def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
+    def __call__(
+        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+    ) -> tuple[mx.array, list[mx.array]]:
         row, column = merge_order(rows, columns, self.merge)
         cos, sin = rotary_2d(row, column, self.head_size, self._theta)
-        x = self.post_conv_layernorm(self.patch_embed(pixels)) + self.embeddings(row, column, rows, columns)
+        x = self.post_conv_layernorm(self.patch_embed(pixels, normalization)) + self.embeddings(
+            row, column, rows, columns
+        )
         for block in self.blocks:
-            x = block(x, cos, sin)
+            before, x = x, block(x, cos, sin)
+            pace(before, x)
         return self.merger(self.downsample(self.post_layernorm(x))), []
 
 

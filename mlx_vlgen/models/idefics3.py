@@ -29,7 +29,7 @@ class Embeddings(SiglipEmbeddings):
 
     def __call__(self, pixels: mx.array) -> mx.array:
         patch, side = self.patch_embedding.weight.shape[1], math.isqrt(len(self.position_embedding.weight))
-        row, column = (position_buckets(length // patch, side) for length in pixels.shape[2:])
+        row, column = (position_buckets(length // patch, side) for length in pixels.shape[1:3])
         index = mx.array((row[:, None] * side + column).reshape(-1))
         return self.patch_embedding(pixels) + self.position_embedding.weight[index]
 

@@ -17,7 +17,7 @@ from ..inputs.prompt import Media
 from .attention import MLP, VisionAttention
 from .base import Features
 from .configuration import BaseConfig
-from .layers import ACTIVATIONS, fold_squares
+from .layers import ACTIVATIONS, fold_squares, pace
 from .vision_language import VisionLanguageModel, encode_tiles
 from .vit import PatchConv
 
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
 
 
 class InternViT(nn.Module):
-    """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d), the class token first."""
+    """pixels (B, H, W, 3) -> hidden states (B, 1 + N, d), the class token first."""
 
     def __init__(self, config: InternVLVisionConfig):
         super().__init__()
@@ -112,7 +112,8 @@ class InternViT(nn.Module):
     def __call__(self, pixels: mx.array) -> mx.array:
         x = self.embeddings(pixels)
         for layer in self.encoder.layers:
-            x = layer(x)
+            before, x = x, layer(x)
+            pace(before, x)
         return x
 
 
@@ -159,7 +160,7 @@ class InternVL(VisionLanguageModel):
         return encode_tiles(media, self.encode_pixels)
 
     def encode_pixels(self, tiles: mx.array) -> mx.array:
-        """(B, 3, H, W) -> (B, n, d) for the text decoder."""
+        """(B, H, W, 3) -> (B, n, d) for the text decoder."""
         patches = self.vision_model(tiles)[:, 1:]
         batch, count, hidden = patches.shape
         rows = math.isqrt(count)

@@ -1,16 +1,41 @@
 """What vision towers share: patch embedding as a matmul, rotary positions in two dimensions, resampling."""
 
-from collections.abc import Callable
+import math
+import platform
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .._runtime import mx, nn
+from ..inputs.prompt import Normalization
 
-ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+LOG2_E = math.log2(math.e)
+
+
+def exp_is_slow(dtype: mx.Dtype) -> bool:
+    """On x86-64 MLX's exp calls libm's fma six times a value, which takes 13 ns, and its tanh is as slow; libm's power
+    takes 4.5 (measured)."""
+    on_x86 = mx.default_device().type.name == "cpu" and platform.machine() in ("x86_64", "AMD64")
+    return on_x86 and dtype == mx.float32
+
+
+Activation = Callable[[mx.array], mx.array]
+
+
+def _gated(activation: Activation, gate: Activation) -> Activation:
+    """x * sigmoid(gate(x)), by `activation` or where exp is slow by a power."""
+
+    def activate(x: mx.array) -> mx.array:
+        return x / (1 + mx.power(2.0, -LOG2_E * gate(x))) if exp_is_slow(x.dtype) else activation(x)
+
+    return activate
+
+
+ACTIVATIONS: dict[str, Activation] = {
     "gelu": nn.gelu,
-    "gelu_pytorch_tanh": nn.gelu_approx,
-    "silu": nn.silu,
-    "quick_gelu": nn.gelu_fast_approx,
+    "gelu_pytorch_tanh": _gated(nn.gelu_approx, lambda x: (8 / math.pi) ** 0.5 * x * (1 + 0.044715 * x * x)),
+    "silu": _gated(nn.silu, lambda x: x),
+    "quick_gelu": _gated(nn.gelu_fast_approx, lambda x: 1.702 * x),
 }
 """transformers' `hidden_act` names."""
 
@@ -20,11 +45,34 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array, traditional: bool = False)
 
     traditional: pairs are the values 2i and 2i + 1; otherwise they are the two halves of D.
     """
+    # On a GPU as one kernel: otherwise most of a layer's memory would be its parts in float32.
+    turn = _turn if mx.default_device().type.name == "cpu" else _turn_compiled
     if traditional:
-        a, b = x[..., ::2].astype(cos.dtype), x[..., 1::2].astype(cos.dtype)
-        return mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape).astype(x.dtype)
-    a, b = mx.split(x.astype(cos.dtype), 2, axis=-1)
-    return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+        return mx.stack(turn(x[..., ::2], x[..., 1::2], cos, sin), axis=-1).reshape(x.shape)
+    a, b = mx.split(x, 2, axis=-1)
+    return mx.concatenate(turn(a, b, cos, sin), axis=-1)
+
+
+def _turn(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array) -> list[mx.array]:
+    """In the precision of cos and sin."""
+    first, second = a.astype(cos.dtype), b.astype(cos.dtype)
+    turned = first * cos - second * sin, second * cos + first * sin
+    return [part.astype(a.dtype) for part in turned]
+
+
+_turn_compiled = mx.compile(_turn, shapeless=True)
+
+LARGE_STATES = 16 << 20
+"""Bytes of a tower's states: 8192 patches of 1024 values in half precision."""
+
+
+def pace(before: mx.array, *after: mx.array) -> None:
+    """Between two layers: launch the second and wait for the first, where states are large and run on a GPU. MLX holds
+    the memory of all that is launched, which would be that of all layers; so it is that of two, and the GPU never
+    waits. On a CPU MLX itself is at most ten operations ahead."""
+    if after[0].nbytes >= LARGE_STATES and mx.default_device().type.name != "cpu":
+        mx.async_eval(*after)
+        mx.eval(before)
 
 
 def merge_order(rows: int, columns: int, merge: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,9 +93,26 @@ def rotary_2d(
     """
     quarter = head_size // 4
     steps = np.arange(quarter, dtype=np.float32)
-    down, across = theta ** -(steps / quarter), theta ** -((steps + np.float32(column_step)) / quarter)
-    angles = np.concatenate([np.outer(row, down), np.outer(column, across)], axis=1).astype(np.float32)
-    return mx.array(np.cos(angles)), mx.array(np.sin(angles))
+    cos, sin = [], []
+    for index, step in ((row, 0.0), (column, column_step)):
+        frequencies = theta ** -((steps + np.float32(step)) / quarter)
+        angles = np.outer(np.arange(index.max() + 1), frequencies).astype(np.float32)  # of each row, not of each patch
+        cos.append(mx.array(np.cos(angles))[mx.array(index)])
+        sin.append(mx.array(np.sin(angles))[mx.array(index)])
+    return mx.concatenate(cos, axis=1), mx.concatenate(sin, axis=1)
+
+
+def hidden_states(blocks: Sequence[nn.Module], x: mx.array, layers: Sequence[int], *args: mx.array) -> list[mx.array]:
+    """x (B, N, d) -> (B, N, d) for each of `layers`, 0 being `x` and -1 what the last block gives; later blocks are not
+    computed. args: of every block."""
+    indices = [layer % (len(blocks) + 1) for layer in layers]
+    states = {0: x}
+    for index, block in enumerate(blocks[: max(indices)], 1):
+        before, x = x, block(x, *args)
+        pace(before, x)
+        if index in indices:
+            states[index] = x
+    return [states[index] for index in indices]
 
 
 def fold_squares(x: mx.array, merge: int) -> mx.array:
@@ -58,25 +123,6 @@ def fold_squares(x: mx.array, merge: int) -> mx.array:
     return x.reshape(batch, -1, merge**2 * hidden)
 
 
-def interpolate_table(table: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
-    """table (side * side, d), row and column (N,) of a rows x columns grid -> (N, d): learned positions, bilinearly
-    resampled with corners aligned."""
-    side = int(table.shape[0] ** 0.5)
-
-    def taps(index: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        source = index.astype(np.float32) * np.float32(side - 1) / np.float32(max(length - 1, 1))
-        low = np.floor(source).astype(np.int32)
-        return low, np.minimum(low + 1, side - 1), (source - low).astype(np.float32)
-
-    top, bottom, down = taps(row, rows)
-    left, right, across = taps(column, columns)
-    corners = [(top, left, (1 - down) * (1 - across)), (top, right, (1 - down) * across),
-               (bottom, left, down * (1 - across)), (bottom, right, down * across)]  # fmt: skip
-    index = np.stack([r * side + c for r, c, _ in corners])  # (4, N)
-    weight = np.stack([w for _, _, w in corners])[..., None]
-    return (table[mx.array(index)] * mx.array(weight).astype(table.dtype)).sum(axis=0)
-
-
 def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
     """A grid (..., R, C, d) bilinearly resampled to (..., rows, columns, d), without smoothing: a new point lies
     between its four nearest old ones. Source: torch's `interpolate`, mode "bilinear"."""
@@ -84,6 +130,21 @@ def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
     def weights(length: int, to: int) -> mx.array:
         """(to, length); a point lies in the middle of its cell."""
         source = np.maximum((np.arange(to) + 0.5) * length / to - 0.5, 0)
+        low = np.floor(source).astype(int)
+        weight = np.zeros((to, length), np.float32)
+        np.add.at(weight, (np.arange(to), low), 1 - (source - low))
+        np.add.at(weight, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
+        return mx.array(weight)
+
+    return _resample(x, rows, columns, weights)
+
+
+def resample_aligned(x: mx.array, rows: int, columns: int) -> mx.array:
+    """The same with the corners in their places: the old points lie evenly from one to the other. Source:
+    `fast_pos_embed_interpolate` of transformers' Qwen3VLVisionModel."""
+
+    def weights(length: int, to: int) -> mx.array:
+        source = np.arange(to, dtype=np.float32) * np.float32(length - 1) / np.float32(max(to - 1, 1))
         low = np.floor(source).astype(int)
         weight = np.zeros((to, length), np.float32)
         np.add.at(weight, (np.arange(to), low), 1 - (source - low))
@@ -129,15 +190,39 @@ class PositionTable(nn.Module):
         self.weight = mx.zeros((count, size))
 
 
+def normalize(levels: mx.array, normalization: Normalization) -> mx.array:
+    """levels: uint8 (..., n * 3), channels last -> float32, of the same shape."""
+    scale, shift = (mx.array(np.tile(c, levels.shape[-1] // 3)) for c in normalization.coefficients)
+    return levels.astype(mx.float32) * scale - shift
+
+
+PATCHES_AT_ONCE = 4096
+"""Of a large picture, that are floats at the same time: 12 MB."""
+
+
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride is its kernel, computed as one matmul. Patches come flattened as (C, T, P, P)."""
+    """A convolution whose stride is its kernel, computed as one matmul."""
 
     def __init__(self, channels: int, frames: int, size: int, hidden: int, bias: bool = True):
         super().__init__()
         kernel = (frames, size, size)
         self.proj = nn.Conv3d(channels, hidden, kernel, stride=kernel, bias=bias)  # weight (O, T, P, P, C)
 
-    def __call__(self, patches: mx.array) -> mx.array:
-        weight = self.proj.weight.transpose(0, 4, 1, 2, 3).reshape(self.proj.weight.shape[0], -1)
-        out = patches.astype(weight.dtype) @ weight.T
+    def __call__(self, patches: mx.array, normalization: Normalization | None = None) -> mx.array:
+        """patches (B, N, values), `Media.pixels` of one form: uint8 levels (T, P, P, C), or (P, P, C) of a single frame
+        that stands for all of T, to be normalised; or floats (C, T, P, P)."""
+        kernel = self.proj.weight
+        if normalization is None or patches.dtype != mx.uint8:
+            weight = kernel.transpose(0, 4, 1, 2, 3).reshape(len(kernel), -1)
+            out = patches.astype(weight.dtype) @ weight.T
+        else:
+            if patches.shape[-1] < kernel[0].size:
+                # Some microseconds for each picture, and never stale. In float32: rounded sums would be less exact than
+                # both kernels.
+                kernel = kernel.astype(mx.float32).sum(axis=1)
+            weight = kernel.reshape(len(kernel), -1)
+            starts = range(0, patches.shape[1], PATCHES_AT_ONCE)
+            parts = (normalize(patches[:, start : start + PATCHES_AT_ONCE], normalization) for start in starts)
+            out = mx.concatenate([part.astype(weight.dtype) @ weight.T for part in parts], axis=1)
+            out = out.astype(self.proj.weight.dtype)
         return out + self.proj.bias if "bias" in self.proj else out

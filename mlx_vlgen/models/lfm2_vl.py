@@ -17,7 +17,7 @@ from ..inputs.prompt import Media
 from .attention import MLP, PROJECTOR
 from .base import Features
 from .layers import PositionTable, fold_squares
-from .vision_language import VisionLanguageModel
+from .vision_language import VisionLanguageModel, join_pixels, tower_input
 from .vit import Encoder, SiglipVisionConfig
 
 
@@ -111,7 +111,8 @@ class Lfm2VL(VisionLanguageModel):
     def encode(self, media: Sequence[Media]) -> list[Features]:
         """Tiles of all pictures are one batch, and the whole pictures, which are of another size, are another."""
         count, side, rows, columns = media[0].grid
-        patches = mx.array(np.stack([medium.pixels for medium in media]))  # (B, N, P)
+        patches = join_pixels(media).reshape(len(media), *media[0].pixels.shape)  # (B, N, P)
+        patches = tower_input(patches, media[0].normalization)
         parts = []
         if count:
             tiles = patches[:, : count * side**2].reshape(len(media) * count, side**2, -1)

@@ -11,7 +11,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .attention import MLP, PROJECTOR
 from .base import Features
-from .vision_language import VisionLanguageModel, join_pixels
+from .vision_language import VisionLanguageModel, encode_squares
 from .vit import Tower, plain_vision
 
 
@@ -46,5 +46,9 @@ class Llava(VisionLanguageModel):
 
     def encode_pixels(self, media: Sequence[Media]) -> mx.array:
         """Features (B, patches, d), for the text decoder, of all B squares that are the media's pixels."""
-        states = self.vision_tower.vision_model.states(join_pixels(media), self._layers)
-        return self.multi_modal_projector(mx.concatenate(states, axis=-1)[:, self._first :])
+
+        def encode(squares: mx.array) -> mx.array:
+            states = self.vision_tower.vision_model.states(squares, self._layers)
+            return self.multi_modal_projector(mx.concatenate(states, axis=-1)[:, self._first :])
+
+        return encode_squares(media, encode)

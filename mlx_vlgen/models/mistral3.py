@@ -3,14 +3,12 @@
 Source: transformers' Mistral3ForConditionalGeneration and Ministral3Model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
-from ..inputs.prompt import Media
 from .attention import MLP, PROJECTOR
-from .base import Features
 from .pixtral import Pixtral, PixtralVisionConfig
 
 
@@ -49,10 +47,11 @@ class Mistral3(Pixtral):
         self.multi_modal_projector = Projector(config, vision.hidden_size, self.hidden_size, eps)
         self._patch = vision.patch_size
 
-    def encode(self, media: Sequence[Media]) -> list[Features]:
-        _, _, height, width = media[0].pixels.shape
-        grid = self.encode_pixels(media).reshape(len(media), height // self._patch, width // self._patch, -1)
-        return [Features(image) for image in self.multi_modal_projector(grid)]
+    def encode_pixels(self, pixels: mx.array) -> mx.array:
+        batch, height, width, _ = pixels.shape
+        return self.multi_modal_projector(
+            self.states(pixels).reshape(batch, height // self._patch, width // self._patch, -1)
+        )
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         return super().sanitize(from_fp8(weights))

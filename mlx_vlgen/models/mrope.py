@@ -14,7 +14,7 @@ from .attention import MLP, VisionAttention, Windows
 from .base import Embedded, Features
 from .configuration import BaseConfig, rope_type
 from .layers import rotate
-from .vision_language import VisionLanguageModel, scatter_features
+from .vision_language import VisionLanguageModel, join_pixels, scatter_features
 
 
 @dataclass
@@ -142,7 +142,8 @@ class VisionBlock(nn.Module):
 class MRopeModel(VisionLanguageModel):
     """A family gives the arguments of its text decoder, its tower and its M-RoPE.
 
-    tower: pixels (B, N, patch), rows, columns -> features (B, N / merge^2, d), and the same for each deepstack layer.
+    tower: pixels (B, N, patch), rows, columns, their normalization -> features (B, N / merge^2, d), and the same for
+    each deepstack layer.
     B counts pictures or groups of frames of one grid; N = rows * columns, in merge order. Frames do not attend to
     each other.
     section: how many frequencies time, rows and columns have, where the configuration is silent.
@@ -181,8 +182,8 @@ class MRopeModel(VisionLanguageModel):
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         frames, rows, columns = media[0].grid
-        pixels = np.stack([m.pixels for m in media]).reshape(len(media) * frames, rows * columns, -1)
-        embeds, deepstack = self.vision_tower(mx.array(pixels), rows, columns)
+        pixels = join_pixels(media).reshape(len(media) * frames, rows * columns, -1)
+        embeds, deepstack = self.vision_tower(pixels, rows, columns, media[0].normalization)
 
         def split(x: mx.array) -> mx.array:  # (media * frames, n, d) -> (media, frames * n, d)
             return x.reshape(len(media), -1, x.shape[-1])

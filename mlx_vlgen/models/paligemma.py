@@ -11,7 +11,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .base import Features
 from .llava import Llava
-from .vision_language import VisionLanguageModel, join_pixels
+from .vision_language import VisionLanguageModel, encode_tiles
 from .vit import SiglipVision, SiglipVisionConfig, Tower
 
 
@@ -39,5 +39,5 @@ class PaliGemma(VisionLanguageModel):
         self.multi_modal_projector = Projector(vision.hidden_size, self.hidden_size)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        states = self.vision_tower.vision_model(join_pixels(media))
-        return [Features(image) for image in self.multi_modal_projector(states)]
+        tower = self.vision_tower.vision_model
+        return encode_tiles(media, lambda tiles: self.multi_modal_projector(tower(tiles)))

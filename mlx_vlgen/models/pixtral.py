@@ -15,9 +15,9 @@ from ..inputs.prompt import Media
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .base import Features
 from .configuration import BaseConfig
-from .layers import rotary_2d
+from .layers import hidden_states, rotary_2d
 from .llava import Llava, projector
-from .vision_language import VisionLanguageModel, join_pixels
+from .vision_language import VisionLanguageModel, encode_tiles
 from .vit import PatchConv, Tower
 
 EPS = 1e-5
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
 
 
 class PixtralVision(nn.Module):
-    """pixels (B, 3, H, W) -> hidden states (B, N, d), N patches in reading order."""
+    """pixels (B, H, W, 3) -> hidden states (B, N, d), N patches in reading order."""
 
     def __init__(self, config: PixtralVisionConfig):
         super().__init__()
@@ -73,14 +73,10 @@ class PixtralVision(nn.Module):
     def __call__(self, pixels: mx.array, layers: Sequence[int]) -> list[mx.array]:
         """layers: which hidden states to return, 0 being what the first layer takes and -1 what the last one gives."""
         patch = self.patch_conv.weight.shape[1]
-        row, column = np.indices((pixels.shape[2] // patch, pixels.shape[3] // patch)).reshape(2, -1)
+        row, column = np.indices((pixels.shape[1] // patch, pixels.shape[2] // patch)).reshape(2, -1)
         # Frequencies go to rows and columns in turn: those of the columns lie half a step lower.
         cos, sin = rotary_2d(row, column, self.head_size, self.theta, column_step=0.5)
-        indices = [layer % (len(self.transformer.layers) + 1) for layer in layers]
-        states = [self.ln_pre(self.patch_conv(pixels))]
-        for block in self.transformer.layers[: max(indices)]:
-            states.append(block(states[-1], cos, sin))
-        return [states[index] for index in indices]
+        return hidden_states(self.transformer.layers, self.ln_pre(self.patch_conv(pixels)), layers, cos, sin)
 
 
 class Pixtral(VisionLanguageModel):
@@ -98,8 +94,12 @@ class Pixtral(VisionLanguageModel):
         self.multi_modal_projector = projector(config, vision.hidden_size * len(self._layers), self.hidden_size)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        return [Features(image) for image in self.multi_modal_projector(self.encode_pixels(media))]
+        return encode_tiles(media, self.encode_pixels)
 
-    def encode_pixels(self, media: Sequence[Media]) -> mx.array:
-        """(B, N, d) of pictures of one size: the hidden states that the projector takes."""
-        return mx.concatenate(self.vision_tower.vision_model(join_pixels(media), self._layers), axis=-1)
+    def encode_pixels(self, pixels: mx.array) -> mx.array:
+        """(B, H, W, 3) -> (B, n, d) for the text decoder."""
+        return self.multi_modal_projector(self.states(pixels))
+
+    def states(self, pixels: mx.array) -> mx.array:
+        """(B, H, W, 3) -> (B, N, d): the hidden states that the projector takes."""
+        return mx.concatenate(self.vision_tower.vision_model(pixels, self._layers), axis=-1)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx, nn
+from ..inputs.prompt import Normalization
 from .attention import GATED, MLP, VisionAttention
-from .layers import PatchEmbedding, merge_order, rotary_2d
+from .layers import PatchEmbedding, merge_order, pace, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 from .qwen2_vl import PatchMerger, text_arguments
 
@@ -60,16 +61,19 @@ class VisionTower(nn.Module):
         self.blocks = [vision_block(config) for _ in range(config.depth)]
         self.merger = PatchMerger(nn.RMSNorm(hidden, eps=1e-6), hidden, self.merge, config.out_hidden_size)
 
-    def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
+    def __call__(
+        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+    ) -> tuple[mx.array, list[mx.array]]:
         unit = self.merge**2  # the patches of a token lie together, and move together
         tokens, runs = window_order(rows // self.merge, columns // self.merge, self._window)
         patches = (tokens[:, None] * unit + np.arange(unit)).reshape(-1)
         windows = [(count, size * unit) for count, size in runs]
         row, column = merge_order(rows, columns, self.merge)
         cos, sin = rotary_2d(row[patches], column[patches], self.head_size)
-        x = self.patch_embed(pixels)[:, mx.array(patches)]
+        x = self.patch_embed(pixels, normalization)[:, mx.array(patches)]
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin, () if index in self._full else windows)
+            before, x = x, block(x, cos, sin, () if index in self._full else windows)
+            pace(before, x)
         return self.merger(x)[:, mx.array(np.argsort(tokens))], []
 
 

@@ -10,9 +10,10 @@ from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
+from ..inputs.prompt import Normalization
 from .attention import MLP, VisionAttention
 from .configuration import BaseConfig, with_rope
-from .layers import PatchEmbedding, merge_order, rotary_2d
+from .layers import PatchEmbedding, merge_order, pace, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -69,11 +70,14 @@ class VisionTower(nn.Module):
         self.blocks = [vision_block(config) for _ in range(config.depth)]
         self.merger = PatchMerger(nn.LayerNorm(hidden, eps=1e-6), hidden, self.merge, config.hidden_size)
 
-    def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
+    def __call__(
+        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+    ) -> tuple[mx.array, list[mx.array]]:
         cos, sin = rotary_2d(*merge_order(rows, columns, self.merge), self.head_size)
-        x = self.patch_embed(pixels)
+        x = self.patch_embed(pixels, normalization)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            before, x = x, block(x, cos, sin)
+            pace(before, x)
         return self.merger(x), []
 
 

@@ -4,6 +4,7 @@ Source: Qwen3-VL technical report (arXiv 2511.21631); transformers' Qwen3VLForCo
 Qwen3VLMoeForConditionalGeneration. Parameter names are those of checkpoints converted for MLX.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from functools import partial
 from typing import Any
 
 from .._runtime import mx, nn
+from ..inputs.prompt import Normalization
 from .attention import MLP, VisionAttention
 from .configuration import with_rope
-from .layers import PatchEmbedding, PositionTable, interpolate_table, merge_order, rotary_2d
+from .layers import PatchEmbedding, PositionTable, merge_order, pace, resample_aligned, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -70,20 +72,27 @@ class VisionTower(nn.Module):
         self.merger = PatchMerger(config, norm_joined=False)
         self.deepstack_merger_list = [PatchMerger(config, norm_joined=True) for _ in self._deepstack]
 
-    def __call__(self, pixels: mx.array, rows: int, columns: int) -> tuple[mx.array, list[mx.array]]:
-        """pixels (B, N, patch): B pictures or pairs of frames of one grid, N = rows * columns, in merge order.
+    def __call__(
+        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+    ) -> tuple[mx.array, list[mx.array]]:
+        """pixels (B, N, patch): B pictures or pairs of frames of one grid, N = rows * columns, in merge order, as
+        `PatchEmbedding` takes them.
 
         Returns (B, N / merge^2, d) and one of the same for each deepstack layer. Frames do not see each other.
         """
         row, column = merge_order(rows, columns, self.merge)
-        x = self.patch_embed(pixels)
-        x = x + interpolate_table(self.pos_embed.weight, row, column, rows, columns)
+        x = self.patch_embed(pixels, normalization)
+        table = self.pos_embed.weight
+        side = math.isqrt(len(table))
+        grid = resample_aligned(table.reshape(side, side, -1), rows, columns)
+        x = x + grid[mx.array(row), mx.array(column)]
         cos, sin = rotary_2d(row, column, self.head_size, self._theta)
         deepstack = []
         for index, block in enumerate(self.blocks):
-            x = block(x, cos, sin)
+            before, x = x, block(x, cos, sin)
             if index in self._deepstack:
                 deepstack.append(self.deepstack_merger_list[self._deepstack.index(index)](x))
+            pace(before, x, *deepstack)
         return self.merger(x), deepstack
 
 

@@ -7,10 +7,11 @@ import numpy as np
 
 from .._runtime import mx, nn, tree_flatten
 from ..errors import LoadError
-from ..inputs.prompt import Media, Prompt
+from ..inputs.prompt import Media, Normalization, Prompt
 from .backbone import layer_kinds
 from .base import Embedded, Features, LayerKind, Model
 from .decoders import DRIVEN
+from .layers import normalize
 from .text import Driver, last_norm, unwrapped
 
 UNUSED = ("vision_tower.vision_model.head.", "vision_tower.head.", "vision_model.head.")
@@ -99,19 +100,31 @@ TILES_AT_ONCE = 16
 
 
 def join_pixels(media: Sequence[Media]) -> mx.array:
-    """media: pixels (T, ...) each -> one batch (media * T, ...)."""
-    return mx.array(np.concatenate([medium.pixels for medium in media]))
+    """media: of one form, pixels (T, ...) each -> one batch (media * T, ...)."""
+    return mx.array(media[0].pixels if len(media) == 1 else np.concatenate([medium.pixels for medium in media]))
+
+
+def tower_input(pixels: mx.array, normalization: Normalization | None) -> mx.array:
+    """`Media.pixels` of some media -> what their tower takes: floats, tiles as (B, H, W, 3)."""
+    if normalization is not None and pixels.dtype == mx.uint8:
+        return normalize(pixels.flatten(2), normalization).reshape(pixels.shape)
+    return pixels.transpose(0, 2, 3, 1) if pixels.ndim == 4 else pixels
+
+
+def encode_squares(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> mx.array:
+    """Features (B, n, d) of all B tiles of media of one form, some tiles at a time.
+
+    encode: (b, H, W, 3), or (b, N, patch * patch * 3) -> (b, n, d).
+    """
+    tiles, normalization = join_pixels(media), media[0].normalization
+    starts = range(0, len(tiles), TILES_AT_ONCE)
+    parts = [encode(tower_input(tiles[start : start + TILES_AT_ONCE], normalization)) for start in starts]
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
 def encode_tiles(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> list[Features]:
-    """Features of media of equally many tiles, some tiles at a time.
-
-    media: pixels (T, 3, H, W) each.
-    encode: (B, 3, H, W) -> (B, n, d).
-    """
-    tiles = np.concatenate([medium.pixels for medium in media])
-    starts = range(0, len(tiles), TILES_AT_ONCE)
-    features = mx.concatenate([encode(mx.array(tiles[start : start + TILES_AT_ONCE])) for start in starts])
+    """The same, those of the tiles of each medium in a row."""
+    features = encode_squares(media, encode)
     return [Features(rows) for rows in features.reshape(len(media), -1, features.shape[-1])]
 
 

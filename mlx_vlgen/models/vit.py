@@ -14,7 +14,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from .attention import MLP, VisionAttention
 from .configuration import BaseConfig
-from .layers import PositionTable
+from .layers import PositionTable, hidden_states
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class CLIPVisionConfig(SiglipVisionConfig):
 
 
 class PatchConv(nn.Conv2d):
-    """A convolution whose stride is its kernel, computed as one matmul: pixels (B, C, H, W) -> (B, N, d)."""
+    """A convolution whose stride is its kernel, computed as one matmul: pixels (B, H, W, C) -> (B, N, d)."""
 
     def __init__(self, channels: int, hidden: int, patch: int, bias: bool):
         super().__init__(channels, hidden, patch, stride=patch, bias=bias)  # weight (O, P, P, C)
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        batch, channels, height, width = pixels.shape
+        batch, height, width, channels = pixels.shape
         patch = self.weight.shape[1]
         rows, columns = height // patch, width // patch
-        cut = pixels[:, :, : rows * patch, : columns * patch].reshape(batch, channels, rows, patch, columns, patch)
-        patches = cut.transpose(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+        cut = pixels[:, : rows * patch, : columns * patch].reshape(batch, rows, patch, columns, patch * channels)
+        patches = cut.swapaxes(2, 3).reshape(batch, rows * columns, -1)
         out = patches.astype(self.weight.dtype) @ self.weight.reshape(len(self.weight), -1).T
         return out + self.bias if "bias" in self else out
 
@@ -77,12 +77,8 @@ class Encoder(nn.Module):
         return self.states(x, [-1])[0]
 
     def states(self, x: mx.array, layers: Sequence[int]) -> list[mx.array]:
-        """x (B, N, d) -> (B, N, d) for each of `layers`, 0 being `x` and -1 the last; later ones are not computed."""
-        indices = [layer % (len(self.layers) + 1) for layer in layers]
-        states = [x]
-        for block in self.layers[: max(indices)]:
-            states.append(block(states[-1]))
-        return [states[index] for index in indices]
+        """See `hidden_states`."""
+        return hidden_states(self.layers, x, layers)
 
 
 class CLIPEmbeddings(nn.Module):
@@ -100,7 +96,7 @@ class CLIPEmbeddings(nn.Module):
 
 
 class CLIPVision(nn.Module):
-    """pixels (B, 3, H, W) -> hidden states (B, 1 + N, d) of some layers, the class token first."""
+    """pixels (B, H, W, 3) -> hidden states (B, 1 + N, d) of some layers, the class token first."""
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__()
@@ -137,7 +133,7 @@ def position_buckets(count: int, side: int) -> np.ndarray:
 
 
 class SiglipVision(nn.Module):
-    """pixels (B, 3, H, W) -> the normalised last hidden states (B, N, d), or those of some layers as they are."""
+    """pixels (B, H, W, 3) -> the normalised last hidden states (B, N, d), or those of some layers as they are."""
 
     def __init__(self, config: SiglipVisionConfig):
         super().__init__()

@@ -100,7 +100,7 @@ def tensors(loaded: Family, name: str) -> dict[str, mx.array]:
         pixels = [expected.pixels(loaded.name, image, len(images) > 1).normalised for image in images]
         replaced = [dataclasses.replace(item, pixels=new) for item, new in zip(prompt.media, pixels, strict=True)]
         prompts.append(dataclasses.replace(prompt, media=tuple(replaced)))
-    packed = pack(prompts, loaded.processor.tokenizer.pad_token_id)
+    packed = pack(loaded.processor, prompts, loaded.processor.tokenizer.pad_token_id)
     of_qwen = "image_grid_thw" in packed
     return {key: mx.array(value) for key, value in packed.items() if not of_qwen or key in QWEN}
 

@@ -12,7 +12,7 @@ from .layouts import REFERENCE, read_json
 
 @dataclass(frozen=True, eq=False)
 class Pixels:
-    """One picture or clip: levels uint8 in the shape of `Media.pixels`, its grid, and (2, 3) mean and standard
+    """One picture or clip: levels uint8 in the shape of transformers' pixels, its grid, and (2, 3) mean and standard
     deviation per channel; channels lie as `ProcessorKit` says."""
 
     levels: np.ndarray

@@ -41,6 +41,12 @@ def prepare(loaded: Loaded, prompt: Any, case: Expected) -> Prompt:
     return loaded[1].prepare(prompt, _media(case))
 
 
+def pixel_values(loaded: Loaded, medium: Media) -> np.ndarray:
+    """Normalised pixels of a processed medium, as transformers lays them out."""
+    values: np.ndarray = loaded[1].pixel_values(medium)
+    return values
+
+
 def with_pixels(prompt: Prompt, pixels: Sequence[np.ndarray]) -> Prompt:
     """The prompt with other pixels, one array per medium."""
     replaced = (dataclasses.replace(m, pixels=p) for m, p in zip(prompt.media, pixels, strict=True))

@@ -88,7 +88,7 @@ def test_pixels(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
     assert len(references) == len(case.images) + len(case.videos)
     for medium, reference in zip(prompt.media, references, strict=True):
         assert medium.grid == reference.grid
-        assert np.abs(reference.levels_of(medium.pixels) - reference.levels).max() < 1.001
+        assert np.abs(reference.levels_of(ours.pixel_values(checkpoint, medium)) - reference.levels).max() < 1.001
 
 
 def test_logits(checkpoint: ours.Loaded, case: Expected, family: str) -> None:

@@ -17,7 +17,7 @@ from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError, PromptError, UnsupportedError
 from mlx_vlgen.inputs.chat_template import Segment
 from mlx_vlgen.inputs.prompt import MediaInputs
-from mlx_vlgen.models import gemma
+from mlx_vlgen.models import attention, gemma
 from mlx_vlgen.models.base import Full, Sliding
 from mlx_vlgen.models.gemma3 import Gemma3
 from mlx_vlgen.models.paligemma import PaliGemma
@@ -168,6 +168,6 @@ def test_blocks_of_queries_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     q, (k, v) = mx.random.normal((2, 4, 7, 8)), mx.random.normal((2, 2, 2, 9, 8))
     masks = [None, "causal", mx.random.uniform(shape=(2, 1, 7, 9)) < 0.8]
     whole = [gemma.softcapped_attention(q, k, v, mask, 2.0) for mask in masks]
-    monkeypatch.setattr(gemma, "SCORE_BYTES", 4 * 2 * 4 * 9 * 3)  # three queries a block
+    monkeypatch.setitem(attention.SCORE_BYTES, "cpu", 4 * 2 * 4 * 9 * 3)  # three queries a block
     for mask, expected in zip(masks, whole, strict=True):
         assert np.abs(np.array(gemma.softcapped_attention(q, k, v, mask, 2.0) - expected)).max() < 1e-6

@@ -51,9 +51,9 @@ def test_a_white_picture_is_white_exactly_where_its_layout_says(height: int, wid
         assert max(height, width) > 20 * min(height, width) and "too thin" in str(error)
         return
     whole, *tiles = SQUARES.pixels(blank(width, height))
-    assert whole.min() == 1 and len(tiles) == rows * columns
-    laid = np.stack(tiles).reshape(rows, columns, 3, 28, 28).transpose(2, 0, 3, 1, 4).reshape(3, rows * 28, -1)
-    lines, across = (np.flatnonzero((laid[0] > 0.5).any(axis=axis)) for axis in (1, 0))
+    assert whole.min() == 255 and len(tiles) == rows * columns
+    laid = np.stack(tiles).reshape(rows, columns, 28, 28, 3).transpose(4, 0, 2, 1, 3).reshape(3, rows * 28, -1)
+    lines, across = (np.flatnonzero((laid[0] > 191).any(axis=axis)) for axis in (1, 0))
     for lit, size, tile in ((lines, high, rows), (across, wide, columns)):
         assert abs(len(lit) / 7 - size) < 2 and (tile * 4 - size) % 2 == 0
         assert abs(lit[0] + lit[-1] + 1 - tile * 28) <= 1  # in the middle
@@ -73,10 +73,10 @@ def test_a_picture_beside_others_is_one_square_wherever_it_was_given(onevision: 
     picture = blank(60, 40)
     part, text = {"type": "image", "image": picture}, ASK[0]["content"][0]
     alone = onevision.prepare(ASK, MediaInputs(images=[picture]))
-    assert shapes(alone) == shapes(onevision.prepare([{"role": "user", "content": [part, text]}])) == [(7, 3, 23, 23)]
+    assert shapes(alone) == shapes(onevision.prepare([{"role": "user", "content": [part, text]}])) == [(7, 23, 23, 3)]
     turns = [{"role": "user", "content": [part, text]}, {"role": "assistant", "content": "A."}] * 2
     for prompt in (onevision.prepare(turns[:3]), onevision.prepare(ASK, MediaInputs(images=[picture] * 2))):
-        assert shapes(prompt) == [(1, 3, 23, 23)] * 2
+        assert shapes(prompt) == [(1, 23, 23, 3)] * 2
 
 
 def test_words_reach_a_template_that_reads_parts_only(onevision: LlavaOnevisionProcessor) -> None:

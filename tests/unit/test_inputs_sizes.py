@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mlx_vlgen.errors import MediaError
-from mlx_vlgen.inputs.images import PixelSettings, image_size, normalize, patchify, video_size
-from mlx_vlgen.inputs.prompt import MediaInputs
+from mlx_vlgen.inputs.images import PixelSettings, channels_first, image_size, patchify, video_size
+from mlx_vlgen.inputs.prompt import MediaInputs, Normalization
 from mlx_vlgen.inputs.qwen_vl import bounded
 
 PUBLISHED = PixelSettings(min_pixels=65536, max_pixels=16777216, patch=16)  # Qwen3-VL's, on the Hub
@@ -157,16 +157,16 @@ def test_patchify_is_the_loop(frames: int, rows: int, columns: int, shape: tuple
     patch, merge, times = shape
     settings = PixelSettings(1, 1, patch=patch, merge=merge, frames=times)
     height, width = rows * settings.factor, columns * settings.factor
-    pixels = np.arange(frames * height * width * 3, dtype=np.float32).reshape(frames, height, width, 3)
+    pixels = np.arange(frames * height * width * 3).reshape(frames, height, width, 3)
     patches, grid = patchify(pixels, settings)
     assert grid == (math.ceil(frames / times), rows * merge, columns * merge)
-    assert np.array_equal(patches, by_hand(pixels, settings))
+    assert np.array_equal(channels_first(patches, settings), by_hand(pixels, settings))
 
 
 def test_normalize_is_level_over_255_less_mean_by_deviation() -> None:
     levels = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     expected = (levels / 255 - np.array(mean)) / np.array(std)
-    normalized = normalize(levels, mean, std)
+    normalized = Normalization(mean, std)(levels)
     assert normalized.dtype == np.float32
     assert np.abs(normalized - expected).max() < 1e-6

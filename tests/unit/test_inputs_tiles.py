@@ -135,7 +135,7 @@ def test_numbers_spell_number() -> None:
 
 def test_a_file_is_sampled_at_the_rate_of_the_checkpoint(processor: SmolVLMProcessor) -> None:
     prompt, text = shown(processor)
-    assert prompt.media[0].pixels.shape == (3, 3, 32, 32)
+    assert prompt.media[0].pixels.shape == (3, 32, 32, 3)
     assert "series of three frames from a 0:00:03 [H:MM:SS] video.\n\nFrame from 00:00:\nFrame from 00:01:" in text
 
 
