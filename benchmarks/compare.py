@@ -10,8 +10,8 @@ alike. The floor is bytes over bandwidth or operations over the matmul rate, bot
 Linux has a slow BLAS: both engines on MLX get the library that `mlx_vlgen._runtime` finds.
 
 Presets: cpu, float32, at most 25 minutes on two cores; gpu, the 4B shape in bfloat16 and with 4 bits, at most 8
-minutes; mac, 2B, 4B and 8B with 4 bits; tiny, seconds. When the time of a preset is over, what is left is left out and
-says so. On a machine that does other things compare ratios only.
+minutes; mac, 2B, 4B and 8B with 4 bits; tiny, seconds. When the time of a preset runs out there are fewer rounds, and
+the cells say so. On a machine that does other things compare ratios only.
 """
 
 import argparse
@@ -85,6 +85,8 @@ class Worker:
         self.versions: dict[str, str] = {}
         self.loaded: dict[str, Any] = {}
         self.start_seconds = 0.0
+        self.fresh = False
+        """Loaded, and has run nothing."""
 
     def __enter__(self) -> "Worker":
         return self
@@ -106,6 +108,7 @@ class Worker:
     def load(self) -> None:
         self.begin()
         self.loaded = self._read()
+        self.fresh = True
 
     def ask(self, **question: Any) -> dict[str, Any]:
         """The answer to a question. Failed for an error, or where the process dies."""
@@ -118,6 +121,7 @@ class Worker:
         except BrokenPipeError:
             self._give_up("the process ended")
         answer = self._read()
+        self.fresh = self.fresh and question["do"] != "run"
         if "error" in answer:
             raise Failed(answer["error"])
         return answer
@@ -187,8 +191,8 @@ def alternate(workers: Sequence[Worker], workload: Workload, repeat: int, deadli
             if workload.kind == "start":
                 cell["figures"].append(measure_start(worker))
                 return
-            if workload.kind == "call":
-                worker.end()  # what it did so far must not help
+            if workload.kind == "call" and not worker.fresh:
+                worker.end()  # the next question starts another
             answer = checked(worker.ask(do="run", workload=asked, memory=memory), workload)
             if workload.kind == "call":
                 second = worker.ask(do="run", workload=asked, memory=False)
@@ -275,13 +279,14 @@ class Job:
     repeat: int
     pythons: dict[str, str | None]
     tokenizer: Path | None
-    deadline: float
+    minutes: float
 
     def measure(self, folder: Path) -> dict[str, Any]:
         """All results, as --json writes them."""
         import mlx_vlgen
         from mlx_vlgen._runtime import blas
 
+        begun = time.monotonic()
         versions: dict[str, dict[str, str]] = {}
         runs, gpu = [], None
         for shape, bits in self.runs:
@@ -297,7 +302,8 @@ class Job:
                     else:
                         worker = Worker(engine, python, str(served), folder, blas() or "off")
                         workers.append(stack.enter_context(worker))
-                runs.append(self.measure_run(shape, bits, original, served, workers, absent))
+                deadline = begun + 60 * self.minutes * (len(runs) + 1) / len(self.runs)
+                runs.append(self.measure_run(shape, bits, original, served, workers, absent, deadline))
                 versions |= {worker.engine: worker.versions for worker in workers if worker.versions}
                 gpu = gpu or next((w.loaded["device_name"] for w in workers if w.loaded.get("device_name")), None)
         versions["ours"] = {"mlx-vlgen": mlx_vlgen.__version__} | versions.get("ours", {})
@@ -307,9 +313,16 @@ class Job:
         }  # fmt: skip
 
     def measure_run(
-        self, shape: str, bits: int | None, original: Path, served: Path, workers: list[Worker], absent: dict[str, str]
+        self,
+        shape: str,
+        bits: int | None,
+        original: Path,
+        served: Path,
+        workers: list[Worker],
+        absent: dict[str, str],
+        deadline: float,
     ) -> dict[str, Any]:
-        """One checkpoint."""
+        """One checkpoint. absent: engines that are not asked, and why. deadline: of `time.monotonic`."""
         ours = workers[0]
         for worker in list(workers):
             try:
@@ -320,28 +333,34 @@ class Job:
                     raise SystemExit(f"ours does not load: {failure}") from None
                 absent[worker.engine] = str(failure)
                 workers.remove(worker)
-        on_cpu = ours.loaded["device"] == "cpu"
-        rates = Rates(**ours.ask(do="rates"))
-        costs = Costs.of(original, served, width=4 if on_cpu else 2)
-        notes = drawn_alike(workers) if self.dtype == "float32" and not bits else []
+        computed = "float32" if ours.loaded["device"] == "cpu" else self.dtype  # what ours computes in
+        rates = Rates(**ours.ask(do="rates", dtype=computed))
+        costs = Costs.of(original, served, width=4 if computed == "float32" else 2)
+        notes: list[str] = []
         rows = []
-        for workload in self.workloads:
+        for index, workload in enumerate(self.workloads):
             row: dict[str, Any] = {"name": workload.name, "title": workload.title, "kind": workload.kind}
             row |= {"floor": None, "cache": 0.0}
-            if time.monotonic() > self.deadline:
+            now = time.monotonic()
+            if now > deadline:
                 row["engines"] = {worker.engine: {"figures": [], "reason": "no time was left"} for worker in workers}
             else:
                 if workload.kind not in ("start", "call", "gap"):
-                    prompts = as_rows(workload, ours)
-                    row["floor"] = floor(costs, rates, workload.to_dict(), prompts)
-                    row["cache"] = sum(costs.cache(one.tokens + workload.new) for one in prompts[: workload.together])
-                row["engines"] = alternate(workers, workload, self.repeat, self.deadline)
+                    with suppress(Failed):  # the engine will fail again, and say why
+                        prompts = as_rows(workload, ours)
+                        row["floor"] = floor(costs, rates, workload.to_dict(), prompts)
+                        cached = [one.tokens + workload.new for one in prompts[: workload.together]]
+                        row["cache"] = sum(map(costs.cache, cached))
+                share = 2 * (deadline - now) / (len(self.workloads) - index)  # some take less
+                row["engines"] = alternate(workers, workload, self.repeat, min(deadline, now + share))
             row["engines"] |= {engine: {"figures": [], "reason": reason} for engine, reason in absent.items()}
             lengths = {cell["prompt_tokens"] for cell in row["engines"].values() if "prompt_tokens" in cell}
             if len(lengths) > 1:
                 notes.append(f"{workload.title}: prompts of {' and '.join(map(str, sorted(lengths)))} tokens")
             rows.append(row)
             say(brief(row))
+        if self.dtype == "float32" and not bits:
+            notes += drawn_alike(workers)
         return {
             "shape": shape, "bits": bits, "dtype": self.dtype, "notes": notes, "workloads": rows,
             "rates": {"bandwidth": rates.bandwidth, "flops": rates.flops},
@@ -404,7 +423,7 @@ def main() -> None:
         args.preset, [(args.shape, args.bits)] if args.shape else preset.runs, preset.dtype,
         [known[name] for name in args.workload or preset.names], args.repeat,
         {"ours": sys.executable, "mlx-vlm": args.peer, "transformers": args.transformers},
-        args.tokenizer, time.monotonic() + 60 * (args.minutes or preset.minutes),
+        args.tokenizer, args.minutes or preset.minutes,
     )  # fmt: skip
     try:
         with tempfile.TemporaryDirectory() as temporary:

@@ -126,11 +126,11 @@ class Ours(Mlx):
                 patches.append(math.prod(media.grid))
         return {"tokens": len(prompt.tokens), "patches": patches}
 
-    def rates(self) -> dict[str, float]:
-        """Bytes and operations a second, the best of some runs, in the dtype that the model computes in."""
-        mx, on_cpu = self.mx, self.device() == "cpu"
-        dtype = mx.float32 if on_cpu else mx.bfloat16
-        size, large = (1024, 8192) if on_cpu else (4096, 16384)
+    def rates(self, dtype: str) -> dict[str, float]:
+        """Bytes and operations a second, the best of some runs."""
+        mx = self.mx
+        dtype = getattr(mx, dtype)
+        size, large = (1024, 8192) if self.device() == "cpu" else (4096, 16384)
         square = mx.random.normal((size, size)).astype(dtype)  # of equal numbers a GPU is faster
         matrix, vector = mx.ones((large, large), dtype), mx.ones((large, 1), dtype)
         mx.eval(square, matrix, vector)
@@ -189,7 +189,7 @@ class MlxVlm(Mlx):
         return tokens
 
     def gap(self, words: str, images: list[Any], new: int) -> tuple[float, float]:
-        raise NotImplementedError("its documentation shows no way to add a prompt to a stream that runs")
+        raise NotImplementedError("neither `stream_generate` nor `batch_generate` takes a prompt while it runs")
 
 
 class Transformers:
@@ -373,7 +373,7 @@ def reply(engine: Any, weights: int, question: dict[str, Any], folder: Path) -> 
     workload = question.get("workload", {})
     match question["do"]:
         case "rates":
-            return engine.rates()
+            return engine.rates(question["dtype"])
         case "rest":
             engine.reset_peak()
             return {}

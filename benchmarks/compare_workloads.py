@@ -68,7 +68,7 @@ def workloads(small: bool) -> dict[str, Workload]:
     """By name. small: for two cores, up to 4k tokens and 2 megapixels."""
     long, jpeg, edge = (4096, (1632, 1224), 256) if small else (16384, (4000, 3000), 448)
     megapixels = f"{jpeg[0] * jpeg[1] / 1e6:.0f}-megapixel"
-    steps = 16 if small else 128
+    steps = 16 if small else 64
     every = [
         Workload("start", "start of the process and imports", "start"),
         Workload("call", "first call after load, in parts of the second", "call", words=512),
@@ -79,7 +79,7 @@ def workloads(small: bool) -> dict[str, Workload]:
         Workload("picture", "first token, 1024 x 1024 picture", "first", sizes=[(1024, 1024)]),
         Workload("jpeg", f"first token, {megapixels} JPEG file", "first", sizes=[jpeg], jpeg=True),
         Workload("ten", f"first token, ten {edge} x {edge} pictures", "first", sizes=[(edge, edge)] * 10),
-        Workload("decode-1", "decode, 1 row", "decode", words=64, new=steps),
+        Workload("decode-1", "decode, 1 row", "decode", words=64, new=2 * steps),
         Workload("decode-8", "8 rows of text, with their prompts", "batch", new=steps, rows=8, together=8),
         Workload("decode-32", "32 rows of text, with their prompts", "batch", new=steps // 2, rows=32, together=32),
         Workload(
@@ -88,7 +88,7 @@ def workloads(small: bool) -> dict[str, Workload]:
         ),
         Workload(
             "sizes-64", "64 rows, a picture of another size each, 8 at once", "batch",
-            sizes=mixed(64, 192, 24) if small else mixed(64, 224, 32), new=4 if small else 16, rows=64, together=8,
+            sizes=mixed(64, 192, 24) if small else mixed(64, 224, 32), new=4 if small else 8, rows=64, together=8,
         ),
         Workload(
             "gap", f"longest gap of a row while {long // 1024}k tokens and ten pictures come", "gap",
