@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from speed import SIZES, build
+from shapes import SIZES, build
 
 from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate
 from mlx_vlgen._runtime import mx, tree_flatten

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from speed import SIZES, build, request
+from shapes import SIZES, build, request
 
 from mlx_vlgen import Request, SamplingParams, TokenIterator
 from mlx_vlgen._mlx_lm import KVCache, models

@@ -18,7 +18,7 @@ def memory() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         module = importlib.import_module("memory")
-        shape = importlib.import_module("speed").shape(128, 256, 2, 1, 1, 64, 1, 8192)
+        shape = importlib.import_module("shapes").shape(128, 256, 2, 1, 1, 64, 1, 8192)
         shape["vision_config"]["deepstack_visual_indexes"] = [0]
         patch.setitem(module.SIZES, "test", shape)
         yield module
