@@ -12,7 +12,7 @@ from .kv_settings import KVSettings
 from .request import Row
 
 MEMORY_SHARE = 0.8
-"""Of the memory that is free, what caches may take: forwards need some, and so do other programs."""
+"""Of the memory that is free, what caches may take: forwards need some, slots to spare, and so do other programs."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ class Reach:
     head: int = 0
     window: int | None = None
 
+    def count(self, length: int) -> int:
+        """How many the last of so many tokens attends to."""
+        return length if self.window is None else min(length, self.head + self.window)
+
 
 class AttentionCache:
     """Rows of any length in slots, each position at its column (`Columns`): alone and batched in one class.
@@ -28,16 +32,16 @@ class AttentionCache:
 
     lengths: the positions that each row holds. padded: rows that are about to be prefilled together, padded on the
     right, have these lengths; from then to `finalize` all count as equally long. expected: positions that rows will
-    probably come to, for which there is room from the first on.
+    probably come to, for which there is room from the first on. oldest: of the keys that the last forward of rows of
+    equal length got, the place of the first in order; those before it come after the others.
     """
 
     def __init__(self, reach: Reach = Reach(), padded: Sequence[int] | None = None, expected: int = 0):
         self.reach = reach
         self.lengths = [0] * (1 if padded is None else len(padded))
         self._padded, self._expected = padded, expected
-        self.columns = self._make_columns()
         self.oldest = 0
-        """Of the keys that the last forward of rows of equal length got, which is the first in order."""
+        self.columns = self._make_columns()
 
     def _make_columns(self) -> list[Columns]:
         return [Columns(head=self.reach.head, ring=self.reach.window)]
@@ -52,35 +56,36 @@ class AttentionCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Store keys and values (B, H, N, D) of N more tokens a row. Returns all that these may attend to, in the order
         of `make_mask`; in a prefill those of the N tokens come last."""
-        new, [columns] = [keys, values], self.columns
-        rows, N, before = len(self.lengths), keys.shape[2], self.lengths
-        in_place = self._fits(N)
-        earlier = [] if in_place else self._earlier()
-        columns.make_room(rows, max(self._longest + N, self._expected), new)
-        self.lengths = [length + N for length in before]
-        if in_place:
-            columns.write(before, [N] * rows, new)
-            used = columns.count(self._longest)
-            self.oldest = self._longest % used if self.reach.head == 0 else 0
-            return columns.arrays[0][:rows, :, :used], columns.arrays[1][:rows, :, :used]
-        self.oldest = 0
+        [columns], rows, N = self.columns, len(self.lengths), keys.shape[2]
+        columns.make_room(rows, max(self._longest + N, self._expected), [keys, values])
+        if not self._fits(N):
+            return self._chunk([keys, values])
+        columns.write(self.lengths, [N] * rows, [keys, values])
+        self.lengths = [length + N for length in self.lengths]
+        used = columns.count(self._longest)
+        self.oldest = self._longest % used if self.reach.head == 0 else 0
+        return columns.arrays[0][:rows, :, :used], columns.arrays[1][:rows, :, :used]
+
+    def _chunk(self, new: Parts) -> tuple[mx.array, mx.array]:
+        """Of more tokens than fit: the first attend to keys whose places the last ones take."""
+        [columns], rows, earlier = self.columns, len(self.lengths), self._earlier()
         fetched = [
             mx.concatenate([*(array[:rows, :, start:end] for start, end in earlier), part], axis=2)
             for array, part in zip(columns.arrays, new, strict=True)
         ]
-        ends = self._padded or self.lengths
+        before, self.lengths = self.lengths, [length + new[0].shape[2] for length in self.lengths]
+        ends = self._padded or self.lengths  # padding must not push out what the row attends to next
         columns.write(before, [end - start for start, end in zip(before, ends, strict=True)], new)
+        self.oldest = 0
         return fetched[0], fetched[1]
 
     def _fits(self, N: int) -> bool:
         """Whether N more tokens a row can be stored before they attend: none takes the place of what another needs."""
         window, ring = self.reach.window, self.columns[0].ring
-        if window is None or ring is None:
-            return True
-        return self._longest + N <= self.reach.head + ring or window + N - 1 <= ring
+        return window is None or ring is None or self._longest + N <= self.reach.head + ring or window + N - 1 <= ring
 
     def _earlier(self) -> list[tuple[int, int]]:
-        """The columns that tokens of a chunk attend to which does not fit: in order where rows are equally long."""
+        """The columns that a chunk which does not fit attends to, in order where rows are equally long."""
         [columns], head, window = self.columns, self.reach.head, self.reach.window or 0
         if not self._equal:
             return [(0, columns.count(self._longest))]
@@ -117,11 +122,10 @@ class AttentionCache:
     def _attends_to_all(self, N: int) -> bool:
         """Whether each of N new tokens a row attends to every key up to its position, which come in order; for N = 1:
         whether it attends to all keys."""
-        reach = self.reach.window and self.reach.head + self.reach.window
         if N > 1:
-            return self._equal and (reach is None or self._longest + N <= reach)
+            return self._equal and self.reach.count(self._longest + N) == self._longest + N
         used = self._columns_of(self._longest + 1)
-        return all((length + 1 if reach is None else min(length + 1, reach)) == used for length in set(self.lengths))
+        return all(self.reach.count(length + 1) == used for length in set(self.lengths))
 
     def _columns_of(self, length: int) -> int:
         return sum(columns.count(length) for columns in self.columns)

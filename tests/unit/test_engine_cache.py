@@ -148,6 +148,18 @@ def test_what_joins_and_leaves_copies_no_other_row() -> None:
     factory.decode(rows)
 
 
+@pytest.mark.parametrize("settings", [KVSettings(), KVSettings(8, 32, 300)], ids=str)
+def test_a_prompt_in_chunks_finds_its_room_made(settings: KVSettings) -> None:
+    cache = kv.make_cache([Full()], settings, expected=1000)
+    x = mx.zeros((1, 2, 250, 32))
+    cache[0].update_and_fetch(x, x)
+    allocated = [part.shape for part in cache[0].state]
+    for _ in range(3):
+        cache[0].update_and_fetch(x, x)
+    assert [part.shape for part in cache[0].state] == allocated
+    assert max(shape[2] for shape in allocated) < 1000 + STEP
+
+
 def test_columns_that_no_row_needs_are_given_back() -> None:
     cache = kv.make_cache([Full()], padded=[20 * STEP, 3, 4, 5])
     x = mx.zeros((4, 2, 20 * STEP, SIZE))
