@@ -50,8 +50,8 @@ class Executor:
     def encode(self, groups: Iterable[Sequence[tuple[int, int]]], rows: Mapping[int, Row]) -> None:
         """Each group of media through the vision tower as one batch. A row whose media fail gets an error."""
         live = bool(self.batches or self.arrived)
-        waiting = [[rows[id].media[place] for id, place in group] for group in groups]
-        while waiting:
+        waiting = [[rows[id].media[place] for id, place in group if id in rows] for group in groups]
+        while waiting := [group for group in waiting if group]:
             group, begun = waiting.pop(0), time.perf_counter()
             sharing = [[row for row in rows.values() if not row.embedded and medium in row.media] for medium in group]
             try:
@@ -73,7 +73,7 @@ class Executor:
                 for row in owners:
                     row.encode_time += (time.perf_counter() - begun) / len(group) / len(owners)
 
-    def embed(self, rows: Iterable[Row]) -> None:
+    def embed(self, rows: Sequence[Row]) -> None:
         """Embeddings of the rows whose media are all encoded, and their pixels are let go. One that fails gets an error
         and keeps them: it may only have lacked memory."""
         for row in rows:
@@ -90,6 +90,7 @@ class Executor:
                 part.delta, part.prompt = delta, part.prompt.without_pixels()
             row.embedded = True
             self.prefill.prompts[row.id] = prompts
+        self.forget(rows)
 
     def _embed(self, row: Row) -> Embedded:
         """The prompt's embeddings, or those after its past, whose rotary positions go on from it."""
@@ -102,8 +103,8 @@ class Executor:
             inputs.positions = inputs.positions + (past.length + past.delta)
         return inputs
 
-    def forget(self, rows: Iterable[Row]) -> None:
-        """Rows that do not come any further: only the features stay that one of these others waits for."""
+    def forget(self, rows: Sequence[Row]) -> None:
+        """All that is of no use to these rows, which are on their way in."""
         self.prefill.prompts = {row.id: self.prefill.prompts[row.id] for row in rows if row.id in self.prefill.prompts}
         wanted = {medium for row in rows if not row.embedded for medium in row.media}
         self.features = {medium: known for medium, known in self.features.items() if medium in wanted}

@@ -220,11 +220,11 @@ class TokenIterator:
         if self._closed:
             self._end_all("cancelled")
             return
-        begun = time.perf_counter()
         if self._plan is None:
-            self._plan = plan = self._next_plan()
+            if self._coming or self._queue or self._cancelled:
+                self._plan = self._next_plan()
+                self._admit(self._plan)
             begun = time.perf_counter()
-            self._admit(plan)
             self._decode()
             self.generation_time += time.perf_counter() - begun
         else:
@@ -252,9 +252,9 @@ class TokenIterator:
                     self._limits,
                     time.perf_counter(),
                 )
-            inside, nothing_else = len(decoding) + len(self._coming), plan.lacks or not plan.admitted
-            idle = not inside and not plan.ended and nothing_else
-            if self._queue.read(plan.unread, plan.lacks and inside < self._slots.now, idle):
+            inside = len(decoding) + len(self._coming)
+            idle = not (inside or plan.ended or (plan.admitted and not plan.lacks))
+            if self._queue.read(plan.unread, plan.lacks and inside < self._slots.now, idle) or self._out:
                 return plan
         return Plan()
 

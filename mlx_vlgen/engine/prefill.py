@@ -37,7 +37,7 @@ class Prefill:
             mx.async_eval([layer.state for layer in cache])
         else:
             kv.evaluate(cache)
-        mx.clear_cache()
+            mx.clear_cache()  # not while a step runs: giving memory back waits for the device
         return None
 
     def restart(self, row: Row) -> None:

@@ -35,6 +35,9 @@ class Waiting:
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows)
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
     def add(self, row: Row) -> None:
         if self._max_size is not None and len(self._rows) >= self._max_size:
             raise QueueFullError(
