@@ -26,6 +26,7 @@ from shapes import SIZES, build, request
 from mlx_vlgen import Request, SamplingParams, TokenIterator
 from mlx_vlgen._mlx_lm import KVCache, models
 from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine.params import PRESETS
 from mlx_vlgen.models.base import Embedded, Model
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -33,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "greedy, logprobs that nobody reads": {"logprobs": True},
     "greedy, a stop string": {"stop": ["\n\nUser:"]},
     "temperature 0.7, top_p 0.9, seed": {"temperature": 0.7, "top_p": 0.9, "seed": 1},
+    "Qwen's Instruct settings": {**PRESETS["instruct"], "seed": 1},
 }
 
 

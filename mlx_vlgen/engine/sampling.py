@@ -48,15 +48,13 @@ class Signature(NamedTuple):
     def of(cls, settings: SamplingParams) -> "Signature":
         if settings.greedy:
             return cls(True)
-        spare = max(settings.top_k // 2, 32)
-        candidates = 1 << (settings.top_k + spare - 1).bit_length() if settings.top_k > 0 else 0
-        return cls(False, candidates, tuple(name for name, off in _OFF.items() if getattr(settings, name) != off))
+        on = tuple(name for name, off in _OFF.items() if getattr(settings, name) != off)
+        k = settings.top_k
+        return cls(False, 1 << (k + max(k // 2, 32) - 1).bit_length() if k > 0 else 0, on)
 
 
-_OFF = {"top_n_sigma": 0, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "xtc_probability": 0}
+_OFF = {"top_n_sigma": 0, "top_p": 1, "min_p": 0, "typical_p": 1, "xtc_probability": 0}
 """Settings and the value that switches each off."""
-
-_FLOATS = ("temperature", "top_n_sigma", "top_p", "min_p", "typical_p", "xtc_probability", "xtc_threshold")
 
 
 class Group:
@@ -64,9 +62,9 @@ class Group:
 
     def __init__(self, signature: Signature, rows: Sequence[Row]):
         self._signature, self._seeds = signature, [row.seed for row in rows]
-        settings = [row.sampling for row in rows]
-        self._values = {name: mx.array([[float(getattr(s, name))] for s in settings]) for name in _FLOATS}
-        self._values["top_k"] = mx.array([[s.top_k] for s in settings], dtype=mx.int32)
+        settings, names = [row.sampling for row in rows], ("temperature", *signature.on, "xtc_threshold")
+        self._values = {name: mx.array([[float(getattr(s, name))] for s in settings]) for name in names}
+        self._top_k = mx.array([[min(s.top_k, 2**30)] for s in settings], dtype=mx.int32)
 
     def draw(self, logits: mx.array, steps: Sequence[int]) -> mx.array:
         """logits (G, V) -> tokens (G,) int32."""
@@ -97,8 +95,8 @@ class Group:
         if 0 < candidates < logits.shape[-1]:
             places = best(scores, candidates)
             scores = mx.take_along_axis(scores, places, axis=-1)
-        if "top_k" in on:
-            scores = top_k(scores, values["top_k"], candidates)
+        if candidates:
+            scores = top_k(scores, self._top_k, candidates)
         for name, truncate in (("top_p", top_p), ("min_p", min_p), ("typical_p", typical_p)):
             if name in on:
                 scores = truncate(scores, values[name])
