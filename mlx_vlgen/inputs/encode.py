@@ -50,6 +50,36 @@ def encode(
     return np.array(ids, dtype=np.int32)
 
 
+def encode_features(
+    tokenizer: Any,
+    segments: Sequence[Segment],
+    added: frozenset[str],
+    control: frozenset[str],
+    first_token: bool,
+    features: frozenset[str],
+) -> np.ndarray:
+    """`encode`, where each of thousands of equal tokens in a row need not be read: two of them stand for all. features:
+    the tokens that stand for one feature each."""
+    runs = re.compile("|".join(f"(?:{re.escape(token)})+" for token in sorted(features, key=len, reverse=True)))
+    lengths = {token: len(token) for token in features}
+    repeats: list[int] = []  # of each feature token that is left in the text
+
+    def shorten(run: re.Match[str]) -> str:
+        token = next(token for token in features if run[0].startswith(token))
+        count = len(run[0]) // lengths[token]
+        repeats.extend([count - 1, 1] if count > 2 else [1] * count)
+        return token * min(count, 2)
+
+    short = [s if s.literal else Segment(runs.sub(shorten, s.text)) for s in segments]
+    ids = encode(tokenizer, short, added, control, first_token)
+    is_feature = np.isin(ids, tokenizer.convert_tokens_to_ids(list(features)))
+    if np.count_nonzero(is_feature) != len(repeats):
+        return encode(tokenizer, segments, added, control, first_token)
+    times = np.ones(len(ids), np.int64)
+    times[is_feature] = repeats
+    return np.repeat(ids, times)
+
+
 def _check_literal(tokenizer: Any, ids: Sequence[int], control: frozenset[str]) -> None:
     id_of = tokenizer.added_tokens_encoder
     for token in control - {tokenizer.unk_token}:

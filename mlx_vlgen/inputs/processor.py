@@ -14,7 +14,7 @@ from ..errors import PromptError, UnsupportedError
 from ..notices import notice
 from . import chat_template as templates
 from .chat_template import Message
-from .encode import control_tokens, encode
+from .encode import control_tokens, encode, encode_features
 from .literal import Segment, check_text, split_at
 from .processor_files import ProcessorSettings, load_template, load_tokenizer, read_settings
 from .prompt import Media, MediaInputs, Normalization, Prompt, Span
@@ -174,7 +174,9 @@ class Processor:
         expansions: list[tuple[Kind, Expansion]] = []
         expanded = [self._expand_segment(segment, sources, media, expansions) for segment in segments]
         added = frozenset(token for token, _ in self._added)
-        tokens = encode(self.tokenizer, expanded, added, self._control_tokens(), self.adds_first_token)
+        features = frozenset({**self.placeholders, **self.feature_tokens}.values())
+        arguments = self.tokenizer, expanded, added, self._control_tokens(), self.adds_first_token
+        tokens = encode_features(*arguments, features) if expansions else encode(*arguments)
         processed = tuple(self._with_spans(tokens, expansions))
         tail = "".join(segment.text[segment.tail_start :] for segment in segments)
         return Prompt(tokens, processed, self.two_way(tokens, processed), text, tail)
