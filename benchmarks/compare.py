@@ -263,9 +263,10 @@ def as_rows(workload: Workload, ours: Worker) -> list[Row]:
 
     if workload.kind != "batch":
         return [ask(workload.sizes)]
-    known = {size: ask([size]) for size in set(workload.sizes)} or {None: ask([])}
-    sizes: Sequence[Any] = workload.sizes or [None] * workload.rows
-    return [known[size] for size in sizes]
+    if not workload.sizes:
+        return [ask([])] * workload.rows
+    known = {size: ask([size]) for size in set(workload.sizes)}
+    return [known[size] for size in workload.sizes]
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,8 @@ class Job:
 
         begun = time.monotonic()
         versions: dict[str, dict[str, str]] = {}
-        runs, gpu = [], None
+        runs: list[dict[str, Any]] = []
+        gpu: str | None = None
         for shape, bits in self.runs:
             with ExitStack() as stack:
                 original, served = prepare(folder, shape, bits, self.dtype, self.tokenizer)
