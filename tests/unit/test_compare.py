@@ -160,7 +160,7 @@ def test_engines_take_turns_and_one_that_fails_stops_no_other(compare: Any) -> N
                 return {}
             asked.append((self.engine, memory))
             if asked.count((self.engine, memory)) > self.answers:
-                raise compare.command.Failed("out of memory")
+                raise compare.command.Failed("out of memory in /home/me/a-b/c.py:3")
             return {"seconds": 0.5, "tokens": self.tokens, "peak": 7 if memory else None, "prompt_tokens": 11}
 
     workload = compare.workloads.Workload("decode-1", "", "decode", new=5)
@@ -169,7 +169,7 @@ def test_engines_take_turns_and_one_that_fails_stops_no_other(compare: Any) -> N
     assert asked[:3] == [("ours", True), ("mlx-vlm", True), ("transformers", True)]
     assert asked[3:] == [("ours", False), ("mlx-vlm", False)] * 2
     assert cells["ours"] == {"figures": [8.0, 8.0], "peak": 7, "prompt_tokens": 11}
-    assert cells["mlx-vlm"]["reason"] == "out of memory" and cells["mlx-vlm"]["figures"] == []
+    assert cells["mlx-vlm"]["reason"] == "out of memory in c.py:3" and cells["mlx-vlm"]["figures"] == []
     assert cells["transformers"]["reason"] == "3 tokens where 4 were asked for"
     assert len(compare.command.alternate(engines[:1], workload, 9, deadline=0)["ours"]["figures"]) == 1
 
@@ -223,14 +223,15 @@ def test_the_tiny_preset_runs_with_ours_alone(compare: Any, tmp_path: Path) -> N
     """And says why another engine has no figures."""
     file = tmp_path / "results" / "tiny.json"
     broken = shutil.which("false") or "false"
-    done = subprocess.run(command("--json", str(file), "--peer", broken), capture_output=True, text=True, check=False)
+    others = ("--peer", broken, "--transformers", str(tmp_path / "python"))
+    done = subprocess.run(command("--json", str(file), *others), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     measured = json.loads(file.read_text(encoding="utf-8"))
     assert done.stdout == compare.report.report(measured)
     for row in measured["runs"][0]["workloads"]:
         assert len(row["engines"]["ours"]["figures"]) == 1, row
         assert row["engines"]["mlx-vlm"]["reason"] == "the process ended"
-        assert row["engines"]["transformers"]["reason"] == "not given"
+        assert row["engines"]["transformers"]["reason"].startswith("its Python does not start")
 
 
 @pytest.mark.slow
