@@ -19,6 +19,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import select
 import signal
 import subprocess
@@ -70,7 +71,10 @@ def say(text: str) -> None:
 
 
 class Failed(Exception):
-    """An engine that did not answer; its text is the reason."""
+    """An engine that did not answer; its text is the reason, without folders, since results are published."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(re.sub(r"(/[^\s/:'\"]+)+/", "", reason))
 
 
 class Worker:
@@ -97,11 +101,14 @@ class Worker:
     def begin(self) -> None:
         """Start the process, and wait until its imports are done."""
         begun = time.perf_counter()
-        with self.log.open("w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=self.environment, start_new_session=True,  # Ctrl-C reaches this process only, which ends the other
-            )  # fmt: skip
+        try:
+            with self.log.open("w", encoding="utf-8") as log:
+                self.process = subprocess.Popen(
+                    self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                    env=self.environment, start_new_session=True,  # Ctrl-C reaches this process only, which ends it
+                )  # fmt: skip
+        except OSError as error:
+            raise Failed(f"its Python does not start: {error.strerror}") from None
         self.versions = self._read()["versions"]
         self.start_seconds = time.perf_counter() - begun
 
@@ -263,9 +270,10 @@ def as_rows(workload: Workload, ours: Worker) -> list[Row]:
 
     if workload.kind != "batch":
         return [ask(workload.sizes)]
-    known = {size: ask([size]) for size in set(workload.sizes)} or {None: ask([])}
-    sizes: Sequence[Any] = workload.sizes or [None] * workload.rows
-    return [known[size] for size in sizes]
+    if not workload.sizes:
+        return [ask([])] * workload.rows
+    known = {size: ask([size]) for size in set(workload.sizes)}
+    return [known[size] for size in workload.sizes]
 
 
 @dataclass(frozen=True)
@@ -288,7 +296,8 @@ class Job:
 
         begun = time.monotonic()
         versions: dict[str, dict[str, str]] = {}
-        runs, gpu = [], None
+        runs: list[dict[str, Any]] = []
+        gpu: str | None = None
         for shape, bits in self.runs:
             with ExitStack() as stack:
                 original, served = prepare(folder, shape, bits, self.dtype, self.tokenizer)
@@ -303,7 +312,9 @@ class Job:
                         worker = Worker(engine, python, str(served), folder, blas() or "off")
                         workers.append(stack.enter_context(worker))
                 deadline = begun + 60 * self.minutes * (len(runs) + 1) / len(self.runs)
-                runs.append(self.measure_run(shape, bits, original, served, workers, absent, deadline))
+                once = [workload for workload in self.workloads if workload.kind != "start" or not runs]
+                job = replace(self, workloads=once)
+                runs.append(job.measure_run(shape, bits, original, served, workers, absent, deadline))
                 versions |= {worker.engine: worker.versions for worker in workers if worker.versions}
                 gpu = gpu or next((w.loaded["device_name"] for w in workers if w.loaded.get("device_name")), None)
         versions["ours"] = {"mlx-vlgen": mlx_vlgen.__version__} | versions.get("ours", {})

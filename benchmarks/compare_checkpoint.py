@@ -34,7 +34,8 @@ def linear(name: str, outputs: int, inputs: int, bias: bool = True) -> Shapes:
 
 
 def norm(name: str, size: int, bias: bool = True) -> Shapes:
-    return {f"{name}.weight": (size,)} | ({f"{name}.bias": (size,)} if bias else {})
+    out: Shapes = {f"{name}.weight": (size,)}
+    return out | {f"{name}.bias": (size,)} if bias else out
 
 
 def decoder(prefix: str, text: Mapping[str, Any], head_norms: bool, layer_norms: tuple[str, ...]) -> Shapes:
@@ -307,7 +308,7 @@ def write_weights(folder: Path, shapes: Shapes, model_type: str, undrawn: list[i
         shards[-1].append(name)
         filled += math.prod(dims) * dtype.size
     keys = dict(zip(shapes, mx.random.split(mx.random.key(0), len(shapes)), strict=True))
-    places = {}
+    places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         tensors = {}

@@ -129,15 +129,14 @@ class Ours(Mlx):
     def rates(self, dtype: str) -> dict[str, float]:
         """Bytes and operations a second, the best of some runs."""
         mx = self.mx
-        dtype = getattr(mx, dtype)
         size, large = (1024, 8192) if self.device() == "cpu" else (4096, 16384)
-        square = mx.random.normal((size, size)).astype(dtype)  # of equal numbers a GPU is faster
-        matrix, vector = mx.ones((large, large), dtype), mx.ones((large, 1), dtype)
+        square = mx.random.normal((size, size)).astype(getattr(mx, dtype))  # of equal numbers a GPU is faster
+        matrix, vector = mx.ones((large, large), square.dtype), mx.ones((large, 1), square.dtype)
         mx.eval(square, matrix, vector)
 
         def best(compute: Callable[[], Any]) -> float:
             mx.eval(compute())
-            seconds = []
+            seconds: list[float] = []
             while len(seconds) < 2 or sum(seconds) < 1:
                 begun = time.perf_counter()
                 mx.eval(compute())

@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -19,6 +19,11 @@ UNITS = {"start": " s", "call": " x", "first": " s", "decode": " tok/s", "batch"
 MEMORY = (
     "Peak memory above the weights and the final cache: on the device, and of the whole process (its resident set, "
     "without the weights where they are in it)."
+)
+READING = (
+    "Made by `benchmarks/compare.py`: random weights of a real shape, the engines in turn, each in a process of its "
+    "own. A ratio is ours over the column before it: for seconds less is better, for tokens a second more. The floor "
+    "is what reading the weights or multiplying the matrices takes alone, at the rates measured in the run."
 )
 RATES = ("decode", "batch")
 """Kinds of workload of which more is better."""
@@ -149,12 +154,12 @@ def section(every: Sequence[Results]) -> str:
     if not every:
         return "Nothing is measured yet.\n"
     reports = "\n".join(map(report, every))
-    return f"![Speed beside others]({CHART.relative_to(ROOT).as_posix()})\n\n{reports}"
+    return f"![Speed beside others]({CHART.relative_to(ROOT).as_posix()})\n\n{READING}\n\n{reports}"
 
 
 # The chart
 
-WIDTH, LABELS, LINE = 800, 330, 24
+WIDTH, LABELS, LINE = 840, 370, 24
 LEAST, MOST = 1 / 16, 16
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1f2328}.grid{stroke:#8c959f;stroke-opacity:.35}"
@@ -170,14 +175,14 @@ def place(value: float) -> float:
     return LABELS + share * (WIDTH - LABELS - 20)
 
 
-def times(row: Mapping[str, Any]) -> dict[str, float]:
+def relative_times(row: Mapping[str, Any]) -> dict[str, float]:
     """Of each engine and the floor, in parts of ours."""
     ours = median(row["engines"].get("ours"))
     others = {name: median(row["engines"].get(name)) for name in ("transformers", "mlx-vlm")} | {"floor": row["floor"]}
     if not ours or row["kind"] == "call":
         return {}
-    parts: Callable[[float], float] = lambda value: ours / value if row["kind"] in RATES else value / ours  # noqa: E731
-    return {name: parts(value) for name, value in others.items() if value}
+    is_rate = row["kind"] in RATES
+    return {name: ours / value if is_rate else value / ours for name, value in others.items() if value}
 
 
 def chart(every: Sequence[Results]) -> str:
@@ -187,23 +192,21 @@ def chart(every: Sequence[Results]) -> str:
     for results in every:
         machine = results["machine"]
         for run in results["runs"]:
-            lines = [(row, marks) for row in run["workloads"] if (marks := times(row))]
+            lines = [(row, marks) for row in run["workloads"] if (marks := relative_times(row))]
             if not lines:
                 continue
             title = f"{machine['gpu'] or machine['cpu']}: {heading(run)}"
             out.append(f'<text x="8" y="{y:.0f}" font-weight="bold">{escape(title)}</text>')
-            top = y + 10
+            bottom = y + LINE * len(lines) + 12
+            for value in (1 / 16, 1 / 4, 1, 4, 16):
+                kind, x = "one" if value == 1 else "grid", place(value)
+                label = f"{value:.0f}" if value >= 1 else f"1/{1 / value:.0f}"
+                out.append(f'<line class="{kind}" x1="{x:.1f}" y1="{y + 10:.0f}" x2="{x:.1f}" y2="{bottom:.0f}"/>')
+                out.append(f'<text x="{x:.1f}" y="{bottom + 14:.0f}" text-anchor="middle">{label}</text>')
             for row, marks in lines:
                 y += LINE
                 out.append(f'<text x="8" y="{y + 4:.0f}">{escape(row["title"])}</text>')
-                for name, value in (marks | {"ours": 1.0}).items():
-                    out.append(mark(name, place(value), y))
-            for value in (1 / 16, 1 / 4, 1, 4, 16):
-                kind = "one" if value == 1 else "grid"
-                x = place(value)
-                out.append(f'<line class="{kind}" x1="{x:.1f}" y1="{top:.0f}" x2="{x:.1f}" y2="{y + 12:.0f}"/>')
-                label = str(value) if value >= 1 else f"1/{1 / value:.0f}"
-                out.append(f'<text x="{x:.1f}" y="{y + 26:.0f}" text-anchor="middle">{label}</text>')
+                out += [mark(name, place(value), y) for name, value in (marks | {"ours": 1.0}).items()]
             y += 62
     legend = []
     for i, name in enumerate(("ours", "mlx-vlm", "transformers", "floor")):

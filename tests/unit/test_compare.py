@@ -31,7 +31,8 @@ def compare() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         names = ("checkpoint", "floors", "report", "workloads")
-        yield SimpleNamespace(**{name: importlib.import_module(f"compare_{name}") for name in names})
+        modules = {name: importlib.import_module(f"compare_{name}") for name in names}
+        yield SimpleNamespace(command=importlib.import_module("compare"), **modules)
 
 
 def results() -> dict[str, Any]:
@@ -145,6 +146,34 @@ def test_sixty_four_sizes_are_all_unlike(compare: Any) -> None:
         assert len(set(sizes)) == 64
 
 
+def test_engines_take_turns_and_one_that_fails_stops_no_other(compare: Any) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    class Engine:
+        fresh = True
+
+        def __init__(self, name: str, answers: int, tokens: int) -> None:
+            self.engine, self.answers, self.tokens = name, answers, tokens
+
+        def ask(self, do: str, memory: bool = False, **question: Any) -> dict[str, Any]:
+            if do == "rest":
+                return {}
+            asked.append((self.engine, memory))
+            if asked.count((self.engine, memory)) > self.answers:
+                raise compare.command.Failed("out of memory in /home/me/a-b/c.py:3")
+            return {"seconds": 0.5, "tokens": self.tokens, "peak": 7 if memory else None, "prompt_tokens": 11}
+
+    workload = compare.workloads.Workload("decode-1", "", "decode", new=5)
+    engines = [Engine("ours", 9, 4), Engine("mlx-vlm", 1, 4), Engine("transformers", 9, 3)]
+    cells = compare.command.alternate(engines, workload, 2, math.inf)
+    assert asked[:3] == [("ours", True), ("mlx-vlm", True), ("transformers", True)]
+    assert asked[3:] == [("ours", False), ("mlx-vlm", False)] * 2
+    assert cells["ours"] == {"figures": [8.0, 8.0], "peak": 7, "prompt_tokens": 11}
+    assert cells["mlx-vlm"]["reason"] == "out of memory in c.py:3" and cells["mlx-vlm"]["figures"] == []
+    assert cells["transformers"]["reason"] == "3 tokens where 4 were asked for"
+    assert len(compare.command.alternate(engines[:1], workload, 9, deadline=0)["ours"]["figures"]) == 1
+
+
 @pytest.mark.parametrize("family", ["qwen3_vl", "gemma3", "smolvlm"])
 def test_tensors_are_those_that_transformers_has(compare: Any, family: str) -> None:
     """By the references, whose names are transformers 5's: Gemma's tower lies a level deeper on the Hub."""
@@ -194,14 +223,15 @@ def test_the_tiny_preset_runs_with_ours_alone(compare: Any, tmp_path: Path) -> N
     """And says why another engine has no figures."""
     file = tmp_path / "results" / "tiny.json"
     broken = shutil.which("false") or "false"
-    done = subprocess.run(command("--json", str(file), "--peer", broken), capture_output=True, text=True, check=False)
+    others = ("--peer", broken, "--transformers", str(tmp_path / "python"))
+    done = subprocess.run(command("--json", str(file), *others), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     measured = json.loads(file.read_text(encoding="utf-8"))
     assert done.stdout == compare.report.report(measured)
     for row in measured["runs"][0]["workloads"]:
         assert len(row["engines"]["ours"]["figures"]) == 1, row
         assert row["engines"]["mlx-vlm"]["reason"] == "the process ended"
-        assert row["engines"]["transformers"]["reason"] == "not given"
+        assert row["engines"]["transformers"]["reason"].startswith("its Python does not start")
 
 
 @pytest.mark.slow
