@@ -48,7 +48,7 @@ class TokenIterator:
     more runs alone. prefill_step_size: prompt tokens a step; decode_prefill_size: at most, while rows decode, which
     wait for it. vision_batch_pixels: pixel values (3 a pixel and frame) that go through the vision tower at once; while
     rows decode one group a step does, of a picture of 1024 x 1024 or several smaller ones. group_by_shape: whether
-    pictures of equal processed shape are encoded together. max_queue_size: requests that wait, at most; None: any
+    pictures of equal processed shape are encoded together. max_queue: requests that wait, at most; None: any
     number. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
 
     Every row gets one last result, with a finish_reason. What a row's parts raise (its prompt, media, processors,
@@ -72,14 +72,14 @@ class TokenIterator:
         decode_prefill_size: int = 512,
         vision_batch_pixels: int = 3 * 4096 * 1024,
         group_by_shape: bool = True,
-        max_queue_size: int | None = None,
+        max_queue: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
     ):
         for name, value in (
             ("max_batch_size", max_batch_size),
             ("prefill_step_size", prefill_step_size),
             ("decode_prefill_size", decode_prefill_size),
-            ("max_queue_size", max_queue_size),
+            ("max_queue", max_queue),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
@@ -96,7 +96,7 @@ class TokenIterator:
         self._budget = Budget(layout, kv_token_budget)
         self._progress = progress
         self._changed = threading.Condition()  # locked for what several threads write
-        self._queue = Waiting(self._changed, self._intake.read, max_queue_size)
+        self._queue = Waiting(self._changed, self._intake.read, max_queue)
         self._coming: list[Row] = []  # admitted, and their prompt is not through
         self._plan: Plan | None = None  # of the step that is half done
         self._rows: dict[int, Row] = {}  # every row whose last result was not handed out

@@ -41,7 +41,7 @@ class Waiting:
     def add(self, row: Row) -> None:
         if self._max_size is not None and len(self._rows) >= self._max_size:
             raise QueueFullError(
-                f"add: {len(self._rows)} requests wait already and max_queue_size is {self._max_size}: "
+                f"add: {len(self._rows)} requests wait already and max_queue is {self._max_size}: "
                 "add it again once some of them have their first token, or allow more"
             )
         self._rows.append(row)

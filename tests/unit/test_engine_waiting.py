@@ -89,15 +89,15 @@ def test_a_prepared_request(family: Family) -> None:
 def test_a_bounded_queue(family: Family) -> None:
     """Who finds it full is told so; a place is free again once a row has come in."""
     row = ask_for(family, "words5")
-    with TokenIterator(family.model, family.processor, max_queue_size=2) as iterator:
+    with TokenIterator(family.model, family.processor, max_queue=2) as iterator:
         ids = [iterator.add(row.request) for _ in range(2)]
-        with pytest.raises(QueueFullError, match="max_queue_size is 2"):
+        with pytest.raises(QueueFullError, match="max_queue is 2"):
             iterator.add(row.request)
         next(iterator)
         ids.append(iterator.add(row.request))
         assert {id for id, _ in iterator} == set(ids)
-    with pytest.raises(ValueError, match="max_queue_size=0"):
-        TokenIterator(family.model, family.processor, max_queue_size=0)
+    with pytest.raises(ValueError, match="max_queue=0"):
+        TokenIterator(family.model, family.processor, max_queue=0)
 
 
 def test_waiting_for_work(family: Family) -> None:
