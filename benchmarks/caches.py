@@ -3,7 +3,8 @@
     python benchmarks/caches.py [--rows 8] [--positions 16384] [--layers 5] [--heads 2] [--size 64] [--repeats 5]
 
 Attention layers alone, float32, with as many queries as keys. Seconds are the least of the repeats, the two kinds in
-turn; bytes are the peak above what was there before. mlx-lm's batched cache is padded on the left: each of these operations copies it.
+turn; bytes are the peak above what was there before. mlx-lm's batched cache is padded on the left: each of these
+operations copies it.
 """
 
 import argparse
