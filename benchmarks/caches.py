@@ -2,12 +2,12 @@
 
     python benchmarks/caches.py [--rows 8] [--positions 16384] [--layers 5] [--heads 2] [--size 64] [--repeats 5]
 
-Attention layers alone, float32, with as many queries as keys. Seconds are medians, the two kinds in turn; bytes are the
-peak above what was there before. mlx-lm's batched cache is padded on the left: each of these operations copies it.
+Attention layers alone, float32, with as many queries as keys. Seconds are the least of the repeats, the two kinds in
+turn; bytes are the peak above what was there before. mlx-lm's batched cache is padded on the left: each of these
+operations copies it.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -138,9 +138,9 @@ def main() -> None:
             mx.clear_cache()
     for operation in dict.fromkeys(name for name, _ in results):
         print(operation)
-        seconds = {kind: statistics.median(time for time, _ in results[operation, kind]) for kind in kinds}
+        seconds = {kind: min(time for time, _ in results[operation, kind]) for kind in kinds}
         for kind in kinds:
-            peak = statistics.median(peak for _, peak in results[operation, kind])
+            peak = max(peak for _, peak in results[operation, kind])
             ratio = seconds[kind] / seconds["mlx-lm's"]
             print(f"  {kind:10}{1000 * seconds[kind]:10.2f} ms  {ratio:7.3f}  {peak / 1e6:8.1f} MB")
 

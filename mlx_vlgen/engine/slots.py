@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from .._runtime import mx
-from .columns import Columns, Parts
+from .columns import STEP, Columns, Parts
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,10 @@ class AttentionCache:
                 moved = columns.taken([row])
                 mx.eval(moved.arrays)  # nothing may refer to what is written
                 columns.write_row(slot, moved, 0, lengths[slot])
-        slots, allocated = columns.shape
-        needed = allocated if columns.ring is not None else columns.rounded(columns.count(max(lengths)))
+        (slots, allocated), longest = columns.shape, max(lengths)
+        needed = allocated
+        if columns.ring is None:
+            needed = min(allocated, columns.rounded(columns.count(longest + max(STEP, longest // 4))))
         if len(rows) == 1 < slots or 4 * len(rows) * needed < slots * allocated:
             columns.resize(len(rows), needed)
 
