@@ -65,9 +65,9 @@ class Waiting:
             self._unread.clear()
 
     def read(self, ids: Sequence[int], lacks: bool, idle: bool) -> bool:
-        """Have these rows read. Whether the step can go on: not after a moment's wait for the first of them, where it
-        could have come in (`lacks`), nor while there is nothing else to do (`idle`) than to wait. A row that is alone
-        then is read in this thread."""
+        """Have these rows read, and say whether the step can go on. It has to be planned again after a moment's wait
+        for the first of them, where that could come in (`lacks`), and while there is nothing to do but to wait
+        (`idle`). In this thread are read a row that is alone then, and one with nothing to read but numbers."""
         with self._changed:
             if self._interrupt:
                 error, self._interrupt = self._interrupt, None
@@ -77,17 +77,17 @@ class Waiting:
                 return True
             self._unread = deque(row for row in unread if not row.reading_since)
             first = unread[0]
-            being_read = len(unread) - len(self._unread)
-            alone = idle and not first.reading_since and (len(unread) == 1 or being_read >= READERS)
-            if not alone:
+            alone = idle and (len(unread) == 1 or len(unread) - len(self._unread) >= READERS)
+            if first.reading_since or not (alone or first.is_plain):
                 self._start_readers()
                 if idle:
                     self._changed.wait(SLOW / 5)
                 elif lacks and self._waited_for is not first:
                     self._waited_for = first
                     self._changed.wait_for(lambda: first.ready, AT_ONCE)
-                    return False
-                return not idle
+                else:
+                    return True
+                return False
             self._unread.remove(first)
             first.reading_since = time.perf_counter()
         self._read(first)
