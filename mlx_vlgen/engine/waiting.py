@@ -26,14 +26,14 @@ class Waiting:
 
     def __init__(self, changed: threading.Condition, read: Callable[[Row], None], max_size: int | None):
         self._changed, self._read_row, self._max_size = changed, read, max_size
-        self._rows: deque[Row] = deque()
+        self._rows: dict[int, Row] = {}  # by id
         self._unread: deque[Row] = deque()  # what the readers take next
         self._num_readers = 0
         self._waited_for: Row | None = None
         self._interrupt: BaseException | None = None  # of a reader
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows)
+        return iter(self._rows.values())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -44,20 +44,17 @@ class Waiting:
                 f"add: {len(self._rows)} requests wait already and max_queue_size is {self._max_size}: "
                 "add it again once some of them have their first token, or allow more"
             )
-        self._rows.append(row)
+        self._rows[row.id] = row
 
     def remove(self, rows: Iterable[Row]) -> list[Row]:
         """Those of `rows` that wait, which do not any longer."""
         with self._changed:
-            waiting = [row for row in rows if row in self._rows]
-            for row in waiting:
-                self._rows.remove(row)
-            return waiting
+            return [row for row in rows if self._rows.pop(row.id, None)]
 
     def give_back(self, rows: Sequence[Row]) -> None:
         """Rows that were admitted too early: they wait at the front."""
         with self._changed:
-            self._rows.extendleft(reversed(rows))
+            self._rows = {row.id: row for row in rows} | self._rows
 
     def clear(self) -> None:
         with self._changed:
@@ -72,7 +69,7 @@ class Waiting:
             if self._interrupt:
                 error, self._interrupt = self._interrupt, None
                 raise error
-            unread = list(islice((row for row in self._rows if row.id in ids), len(ids)))
+            unread = [row for id in ids if (row := self._rows.get(id))]
             if not unread or self._num_bytes > PIXEL_BYTES:
                 return True
             self._unread = deque(row for row in unread if not row.reading_since)
@@ -125,5 +122,5 @@ class Waiting:
     @property
     def _num_bytes(self) -> int:
         """Of the pixels that are read, near the front."""
-        ready = (row for row in islice(self._rows, 4 * READ_AHEAD) if row.ready)
+        ready = (row for row in islice(self, 4 * READ_AHEAD) if row.ready)
         return sum(medium.pixels.nbytes for row in ready for medium in row.media)
