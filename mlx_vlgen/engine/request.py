@@ -129,6 +129,11 @@ class Row:
         return not (self.filled or self.request.past or self.negative)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is read in no time: its prompt is ready, and no form has to be compiled."""
+        return isinstance(self.request.prompt, Prompt) and self.sampling.form is None
+
+    @property
     def begun(self) -> bool:
         """Whether something was computed for it."""
         return self.encode_time > 0 or self.prefill_started > 0

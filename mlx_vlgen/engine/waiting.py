@@ -26,14 +26,14 @@ class Waiting:
 
     def __init__(self, changed: threading.Condition, read: Callable[[Row], None], max_size: int | None):
         self._changed, self._read_row, self._max_size = changed, read, max_size
-        self._rows: deque[Row] = deque()
+        self._rows: dict[int, Row] = {}  # by id
         self._unread: deque[Row] = deque()  # what the readers take next
         self._num_readers = 0
         self._waited_for: Row | None = None
         self._interrupt: BaseException | None = None  # of a reader
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows)
+        return iter(self._rows.values())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -44,20 +44,17 @@ class Waiting:
                 f"add: {len(self._rows)} requests wait already and max_queue is {self._max_size}: "
                 "add it again once some of them have their first token, or allow more"
             )
-        self._rows.append(row)
+        self._rows[row.id] = row
 
     def remove(self, rows: Iterable[Row]) -> list[Row]:
         """Those of `rows` that wait, which do not any longer."""
         with self._changed:
-            waiting = [row for row in rows if row in self._rows]
-            for row in waiting:
-                self._rows.remove(row)
-            return waiting
+            return [row for row in rows if self._rows.pop(row.id, None)]
 
     def give_back(self, rows: Sequence[Row]) -> None:
         """Rows that were admitted too early: they wait at the front."""
         with self._changed:
-            self._rows.extendleft(reversed(rows))
+            self._rows = {row.id: row for row in rows} | self._rows
 
     def clear(self) -> None:
         with self._changed:
@@ -65,29 +62,29 @@ class Waiting:
             self._unread.clear()
 
     def read(self, ids: Sequence[int], lacks: bool, idle: bool) -> bool:
-        """Have these rows read. Whether the step can go on: not after a moment's wait for the first of them, where it
-        could have come in (`lacks`), nor while there is nothing else to do (`idle`) than to wait. A row that is alone
-        then is read in this thread."""
+        """Have these rows read, and say whether the step can go on. It has to be planned again after a moment's wait
+        for the first of them, where that could come in (`lacks`), and while there is nothing to do but to wait
+        (`idle`). In this thread are read a row that is alone then, and one with nothing to read but numbers."""
         with self._changed:
             if self._interrupt:
                 error, self._interrupt = self._interrupt, None
                 raise error
-            unread = list(islice((row for row in self._rows if row.id in ids), len(ids)))
+            unread = [row for id in ids if (row := self._rows.get(id))]
             if not unread or self._num_bytes > PIXEL_BYTES:
                 return True
             self._unread = deque(row for row in unread if not row.reading_since)
             first = unread[0]
-            being_read = len(unread) - len(self._unread)
-            alone = idle and not first.reading_since and (len(unread) == 1 or being_read >= READERS)
-            if not alone:
+            alone = idle and (len(unread) == 1 or len(unread) - len(self._unread) >= READERS)
+            if first.reading_since or not (alone or first.is_plain):
                 self._start_readers()
                 if idle:
                     self._changed.wait(SLOW / 5)
                 elif lacks and self._waited_for is not first:
                     self._waited_for = first
                     self._changed.wait_for(lambda: first.ready, AT_ONCE)
-                    return False
-                return not idle
+                else:
+                    return True
+                return False
             self._unread.remove(first)
             first.reading_since = time.perf_counter()
         self._read(first)
@@ -125,5 +122,5 @@ class Waiting:
     @property
     def _num_bytes(self) -> int:
         """Of the pixels that are read, near the front."""
-        ready = (row for row in islice(self._rows, 4 * READ_AHEAD) if row.ready)
+        ready = (row for row in islice(self, 4 * READ_AHEAD) if row.ready)
         return sum(medium.pixels.nbytes for row in ready for medium in row.media)

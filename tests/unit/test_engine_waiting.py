@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from invariants.family import Family
-from invariants.play import Heard, Row, Wrapped, ask_for, check, collect
+from invariants.play import Heard, Row, Wrapped, ask_for, check, collect, play_and_check
 
 from mlx_vlgen import MediaInputs, Request, SamplingParams, TokenIterator, generate
+from mlx_vlgen.engine import waiting
 from mlx_vlgen.engine.scheduler import READ_AHEAD
 from mlx_vlgen.errors import MediaError, QueueFullError
 
@@ -69,6 +70,26 @@ def test_little_is_read_ahead(family: Family) -> None:
             iterator.add(ask_for(family, "words5").request)
         for count, _ in enumerate(iterator, 1):
             assert len(read) <= 2 + count // 8 + READ_AHEAD + 1
+
+
+def test_pixels_that_wait_stop_reading_ahead(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing else."""
+    monkeypatch.setattr(waiting, "PIXEL_BYTES", 1)
+    play_and_check(family, [Row(family.asks[name]) for name in ("img1", "words5", "upright", "img2", "img1")])
+
+
+def test_pictures_of_a_row_that_cannot_come_in(family: Family) -> None:
+    """Its drafter fails when the row is admitted; one with the same pictures is answered."""
+
+    def fail() -> Any:
+        raise ArithmeticError("mine")
+
+    good = Row(family.asks["img1"])
+    with TokenIterator(family.model, family.processor) as iterator:
+        bad, id = iterator.add(replace(good.request, drafter=fail)), iterator.add(good.request)
+        heard = collect(iterator)
+    check(family, [good], [heard[id]])
+    assert isinstance(heard[bad].results[-1].error, ArithmeticError)
 
 
 def test_a_prepared_request(family: Family) -> None:
