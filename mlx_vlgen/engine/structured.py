@@ -147,9 +147,9 @@ class Constraint:
         return self._thinking is not None and self._thinking.inside
 
     def allowed(self, vocabulary: int) -> np.ndarray:
-        """(vocabulary / 8,) uint8, rounded up to words of 32 bits: one for each token that may come next, lowest first.
-        UnsupportedError where there are none."""
-        bits = np.zeros(_bytes(vocabulary), dtype=np.uint8)
+        """(vocabulary / 8,) uint8, rounded up: a bit for each token that may come next, lowest first. UnsupportedError
+        where there are none."""
+        bits = np.zeros(-(-vocabulary // 8), dtype=np.uint8)
         if self._thinks:
             bits[:] = 255
             _set(bits, self._ends, False)
@@ -224,7 +224,7 @@ def _set(bits: np.ndarray, tokens: Iterable[int], value: bool) -> None:
             bits[token >> 3] = bits[token >> 3] | one if value else bits[token >> 3] & (255 ^ one)
 
 
-_ONE_BIT = 1 << np.arange(32, dtype=np.uint32)
+_ONE_BIT = 1 << np.arange(8, dtype=np.uint8)
 
 
 def constrain(rows: "Sequence[Row]", logits: mx.array) -> mx.array:
@@ -233,17 +233,12 @@ def constrain(rows: "Sequence[Row]", logits: mx.array) -> mx.array:
     if not any(row.constraint for row in rows):
         return logits
     vocabulary = logits.shape[-1]
-    allowed = np.full((len(rows), _bytes(vocabulary)), 255, dtype=np.uint8)
+    allowed = np.full((len(rows), -(-vocabulary // 8)), 255, dtype=np.uint8)
     for place, row in enumerate(rows):
         if row.constraint and row.error is None:
             try:
                 allowed[place] = row.constraint.allowed(vocabulary)
             except Exception as error:  # whatever llguidance raises ends that row only
                 row.error = error
-    bits = mx.array(allowed.view("<u4"))[..., None] & mx.array(_ONE_BIT)  # (B, V / 32, 32)
+    bits = mx.array(allowed)[..., None] & mx.array(_ONE_BIT)  # (B, V / 8, 8)
     return mx.where((bits > 0).reshape(len(rows), -1)[:, :vocabulary], logits, -mx.inf)
-
-
-def _bytes(vocabulary: int) -> int:
-    """Of its bits, in whole words of 32."""
-    return 4 * -(-vocabulary // 32)
