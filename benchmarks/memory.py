@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="that run together")
     args = parser.parse_args()
     model, processor = build(args.size, None)
-    text, vision, weights = model.config["text_config"], model.config["vision_config"], weight_bytes(model)
+    text, weights = model.config["text_config"], weight_bytes(model)
     width = 4 if mx.default_device().type == mx.DeviceType.cpu else 2
 
     for chunk in args.chunks:
@@ -207,7 +207,7 @@ def main() -> None:
         terms = {"weights": weights, **image_terms(model.config, length, args.rows, max_pixels, step, width)}
         show(f"{args.pictures} JPEGs of 12 megapixels, {length:,} tokens each, MLX", peak, terms)
         if grown is not None:
-            terms = {"MLX, without the weights": peak - weights, **host_terms(vision, length, source, max_pixels, step)}
+            terms = {"MLX, without the weights": peak - weights, **host_terms(length, source, max_pixels, step)}
             show("the process, above what it had before", grown, terms)
 
 
