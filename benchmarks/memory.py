@@ -63,10 +63,10 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
 
 def tower_terms(vision: Mapping[str, Any], images: int, patches: int, width: int) -> Terms:
     """Of pictures with so many patches each that go through the vision tower at once."""
-    hidden, values = vision["hidden_size"], 3 * vision["temporal_patch_size"] * vision["patch_size"] ** 2
+    hidden, values = vision["hidden_size"], 3 * vision["patch_size"] ** 2
     scores = images * vision["num_heads"] * patches**2 * 4  # as many bytes as `attention` counts
     return {
-        "pixels": images * patches * values * 4,
+        "pixels": images * patches * values,  # some of them are floats before there are activations
         "scores of blocks of queries": min(scores, BLOCKS_AHEAD * SCORE_BYTES[mx.default_device().type.name]),
         # The residual and its norm; queries, keys and values before and after their rotation, and what attention gives;
         # the four times wider inner layer and what its activation makes of it.
@@ -87,7 +87,7 @@ def image_terms(config: Mapping[str, Any], length: int, rows: int, max_pixels: i
     other. step: prompt tokens that are computed at once."""
     text, vision = config["text_config"], config["vision_config"]
     waiting = math.ceil(step / length)  # rows that are admitted at once
-    together = min(waiting, max(1, VISION_BATCH // (max_pixels * 3 * vision["temporal_patch_size"])))
+    together = min(waiting, max(1, VISION_BATCH // (max_pixels * 3)))
     prefill = prefill_terms(text, length, step, width)
     caches = (rows + max(1, rows // 4)) * prefill["cache"]  # with slots to spare
     steps = {
@@ -104,15 +104,15 @@ def image_terms(config: Mapping[str, Any], length: int, rows: int, max_pixels: i
     }
 
 
-def host_terms(vision: Mapping[str, Any], length: int, source: Size, max_pixels: int, step: int) -> Terms:
+def host_terms(length: int, source: Size, max_pixels: int, step: int) -> Terms:
     """What Python holds meanwhile. source: of a picture's file."""
-    pixels = max_pixels * 3 * vision["temporal_patch_size"] * 4  # of one picture: its frame stands twice
+    pixels = max_pixels * 3  # of one picture
     waiting = math.ceil(step / length) + 1  # one more is read before it has to wait
     return {
         "pixels of rows that wait": waiting * pixels,
-        "a copy of those that go through the tower": max(1, VISION_BATCH * 4 // pixels) * pixels,
-        # At the file's size as decoded and as RGB; as float32, before and after its frame stands twice.
-        "a picture decoded, and turned into pixels": 2 * 3 * math.prod(source) + max_pixels * 3 * 4 + pixels,
+        "a copy of those that go through the tower": max(1, VISION_BATCH // pixels) * pixels,
+        # At the file's size as decoded and as RGB; resized, as an array, and as patches.
+        "a picture decoded, and turned into pixels": 2 * 3 * math.prod(source) + 3 * pixels,
     }
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="that run together")
     args = parser.parse_args()
     model, processor = build(args.size, None)
-    text, vision, weights = model.config["text_config"], model.config["vision_config"], weight_bytes(model)
+    text, weights = model.config["text_config"], weight_bytes(model)
     width = 4 if mx.default_device().type == mx.DeviceType.cpu else 2
 
     for chunk in args.chunks:
@@ -204,7 +204,7 @@ def main() -> None:
         terms = {"weights": weights, **image_terms(model.config, length, args.rows, max_pixels, step, width)}
         show(f"{args.pictures} JPEGs of 12 megapixels, {length:,} tokens each, MLX", peak, terms)
         if grown is not None:
-            terms = {"MLX, without the weights": peak - weights, **host_terms(vision, length, source, max_pixels, step)}
+            terms = {"MLX, without the weights": peak - weights, **host_terms(length, source, max_pixels, step)}
             show("the process, above what it had before", grown, terms)
 
 

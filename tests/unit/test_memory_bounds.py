@@ -41,7 +41,7 @@ def check_pictures(
     terms = memory.image_terms(model.config, length, 4, max_pixels, step, 4)
     bound = memory.weight_bytes(model) + sum(terms.values())
     assert peak <= bound < CLOSE * peak, (peak, bound, terms)
-    host = memory.host_terms(model.config["vision_config"], length, source, max_pixels, step)
+    host = memory.host_terms(length, source, max_pixels, step)
     return grown, peak + sum(host.values())
 
 
