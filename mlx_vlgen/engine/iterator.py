@@ -135,6 +135,9 @@ class TokenIterator:
         return row.id
 
     def _new_row(self, request: Request) -> Row:
+        mx.eval(
+            request.prompt, request.media.images, request.media.videos
+        )  # MLX's arrays: another thread may read them
         with self._changed:
             self._next_id += 1
             return Row(self._next_id - 1, request, TextStream(), fresh_seed(request.sampling))

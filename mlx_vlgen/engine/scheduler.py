@@ -16,7 +16,7 @@ from .scheduling import admissible, chunk_end, encoding_groups, pack_size
 READ_AHEAD = 3
 """Rows that are read before there is room for them, at most: their pixels are in memory meanwhile."""
 
-SLOW = 0.25
+SLOW = 0.5
 """Seconds after which a row that is still being read is overtaken by those behind it."""
 
 

@@ -78,7 +78,7 @@ class Waiting:
             if first.reading_since or not (alone or first.is_plain):
                 self._start_readers()
                 if idle:
-                    self._changed.wait(SLOW / 5)
+                    self._changed.wait(SLOW / 10)
                 elif lacks and self._waited_for is not first:
                     self._waited_for = first
                     self._changed.wait_for(lambda: first.ready, AT_ONCE)

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from invariants.family import Family
 from invariants.play import Heard, Row, Wrapped, ask_for, check, collect, play_and_check
+from parity import media
 
 from mlx_vlgen import MediaInputs, Request, SamplingParams, TokenIterator, generate
+from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import waiting
 from mlx_vlgen.engine.scheduler import READ_AHEAD
 from mlx_vlgen.errors import MediaError, QueueFullError
@@ -70,6 +72,19 @@ def test_little_is_read_ahead(family: Family) -> None:
             iterator.add(ask_for(family, "words5").request)
         for count, _ in enumerate(iterator, 1):
             assert len(read) <= 2 + count // 8 + READ_AHEAD + 1
+
+
+def test_pictures_that_mlx_still_has_to_compute(family: Family) -> None:
+    """Only the thread that made them can: they are when they are added."""
+    picture = mx.array(media.picture("upright"))
+    rows = [Row(family.asks["upright"], media=MediaInputs(images=[picture + 0])) for _ in range(3)]
+    messages = [{"role": "user", "content": [{"type": "image", "image": picture + 0}]}]
+    with TokenIterator(family.model, family.processor) as iterator:
+        ids = [iterator.add(row.request) for row in rows]
+        last = iterator.add(Request(messages, sampling=SamplingParams(max_tokens=1)))
+        heard = collect(iterator)
+    check(family, rows, [heard[id] for id in ids])
+    assert heard[last].finish_reason == "length"
 
 
 def test_pixels_that_wait_stop_reading_ahead(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
