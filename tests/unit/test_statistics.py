@@ -188,7 +188,7 @@ def test_a_row_that_waited_counts_from_its_own_prompt(slow: tuple[Any, Any], fam
         last = {id: result for id, result in iterator if result.finish_reason}
         assert (iterator.prompt_time, iterator.generation_time) == (2 * PREFILL, (STEPS - 1) * DECODE)
     assert all(result.prompt_time == PREFILL for result in last.values())
-    assert last[late].generation_time == 2 * DECODE  # its step, and the other's next, which is under way by then
+    assert last[late].generation_time == (1 + batch.LOOKAHEAD) * DECODE  # its step, and a next one that is under way
     assert last[1 - late].generation_time == (STEPS - 1) * DECODE + PREFILL  # it had to wait for the other's prompt
 
 
