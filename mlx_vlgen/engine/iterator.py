@@ -244,17 +244,9 @@ class TokenIterator:
         while not self._closed:
             self._sweep()
             decoding = self._executor.decoding
+            state = self._queue, self._coming, decoding, self._executor.features
             with self._changed:
-                plan = make_plan(
-                    self._queue,
-                    self._coming,
-                    decoding,
-                    self._executor.features,
-                    self._slots.now,
-                    self._budget,
-                    self._limits,
-                    time.perf_counter(),
-                )
+                plan = make_plan(*state, self._slots.now, self._budget, self._limits, time.perf_counter())
             inside = len(decoding) + len(self._coming)
             idle = not (inside or plan.ended or (plan.admitted and not plan.lacks))
             if self._queue.read(plan.unread, plan.lacks and inside < self._slots.now, idle) or self._out:
@@ -347,10 +339,13 @@ class TokenIterator:
 
     def _decode(self) -> None:
         """One step of every batch. After a lack of memory so many rows never run together again."""
+        before = len(self._out)
         for rows, error in self._executor.join(self._emit):
             for row in rows:
                 row.error = error
             self._end_failed(rows, self._live - len(rows))
+        if len(self._out) > before:
+            return  # a row may be cancelled after each of its tokens
         live = self._live
         for rows, error in self._executor.decode(self._emit):
             if is_out_of_memory(error):

@@ -91,6 +91,21 @@ def test_work_between_two_tokens_of_a_row(family: Family, monkeypatch: pytest.Mo
         assert all(shape[0] * shape[1] <= chunk for kind, shape in between if kind == "chunk")
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_row_can_be_cancelled_after_each_of_its_tokens(
+    family: Family, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """Never two of them are under way to the caller, whoever joins."""
+    monkeypatch.setattr(batch, "LOOKAHEAD", ahead)
+    with TokenIterator(family.model, family.processor) as iterator:
+        iterator.add(request(family, tokens=12))
+        for count, _ in enumerate(iterator):
+            ids = [id for id, _ in iterator._out]
+            assert len(set(ids)) == len(ids)
+            if count in (2, 4, 9):
+                iterator.add(request(family))
+
+
 def test_a_first_token_leaves_before_anything_else_is_launched(family: Family) -> None:
     counted = Counted(family)
     with TokenIterator(counted.model, family.processor) as iterator:
