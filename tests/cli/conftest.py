@@ -92,7 +92,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         calls.update(model=name, options=options)
         return "model", "processor"
 
-    def stream(model: Any, processor: Any, messages: Any, **keywords: Any) -> list[GenerationResult]:
+    def stream(
+        model: Any, processor: Any, messages: Any, prompt_progress_callback: Any, **keywords: Any
+    ) -> list[GenerationResult]:
         calls.update(messages=messages, keywords=keywords)
         last = GenerationResult("wer", answer="answer", finish_reason=calls.get("reason", "stop"))
         return [GenerationResult("ans", answer="ans"), last]
