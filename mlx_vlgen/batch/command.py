@@ -1,0 +1,132 @@
+"""`batch`: from parsed flags to a job, its output and its exit code."""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import VlgenError
+from ..flags import DEFAULT_MODEL, MODEL_VARIABLE
+from ..notices import notice
+from ..options import DRAFTS, ENGINE
+from . import sinks, sources
+from .engine import Engine, ModelEngine
+from .job import Job, Retry, beside, open_settings, save_settings
+from .journal import Journal
+from .progress import Progress
+from .rows import Asked, template_columns
+
+Load = Callable[[], tuple[Any, Any]]
+
+_SAME_ANSWER = frozenset(option.name for option in DRAFTS + ENGINE)
+"""Keywords that may change while a job goes on."""
+
+
+def run(args: argparse.Namespace, keywords: dict[str, Any], load: Load) -> int:
+    """Run a job to its end. load: gives the model and processor, when they are needed."""
+    sources.check(args.input)
+    out = Path(args.output)
+    sinks.check_out(out)
+    sidecars = _sidecars(args, out)
+    if sidecars:
+        sidecars.folder.mkdir(parents=True, exist_ok=True)
+    elif not out.parent.is_dir():
+        raise VlgenError(f"{out}: there is no folder {out.parent}")
+    with Journal(beside(out, ".journal.jsonl")) as journal:
+        settings = open_settings(out, _settings(args, keywords), journal, args.restart)
+        asked = Asked(args.prompt, args.system)
+        job = Job(
+            journal,
+            lambda: _open_engine(out, settings, args.max_batch_size, keywords, load),
+            keywords=keywords,
+            seed=settings["seed"],
+            capacity=args.max_batch_size,
+            wants=sidecars.wants if sidecars else lambda row: True,
+            retry=Retry(args.retry_failed, args.retry_changed),
+            progress=Progress(sources.count(args.input)),
+        )
+        try:
+            job.run(_items(args, asked), asked)
+        except KeyboardInterrupt:
+            notice(f"stopped after {job.progress.finished:,} rows; the same command goes on from there")
+            raise
+        if not job.order:
+            raise VlgenError(f"{', '.join(args.input[:3])}: nothing to answer there")
+        if sidecars:
+            sidecars.write(job.entries(), journal)
+        elif out.suffix.lower() == ".jsonl":
+            sinks.write_jsonl(out, job.entries(), _model_name(args), settings["created"])
+        else:
+            sinks.FILES[out.suffix.lower()](out, job.entries())
+    _report(job, out)
+    return 1 if job.failed and not args.allow_errors else 0
+
+
+def _sidecars(args: argparse.Namespace, out: Path) -> sinks.Sidecars | None:
+    """None where OUT is a file."""
+    if not out.is_dir() and out.suffix:
+        for name in ("sidecar", "caption", "caption_prefix"):
+            if getattr(args, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise VlgenError(f"{flag} is for text files beside pictures, and {out} is one file: give -o FOLDER")
+        return None
+    unknown = template_columns(args.caption, args.caption_prefix) - sinks.CAPTION_FIELDS
+    if unknown:
+        raise VlgenError(f"--caption: {{{min(unknown)}}} is not known; a caption has {{name}}, {{folder}} and {{text}}")
+    return sinks.Sidecars(out, args.sidecar or "skip", args.caption or "{text}", args.caption_prefix or "")
+
+
+def _settings(args: argparse.Namespace, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """What the answers depend on. Several inputs are usually names that a shell found, of which there may be more the
+    next time."""
+    names = ("revision", "adapter_path", "dtype", "quantize", "system", "image_column")
+    of_job = {name: value for name, value in keywords.items() if name not in _SAME_ANSWER}
+    inputs = os.path.normpath(args.input[0]) if len(args.input) == 1 else None
+    return {"model": _model_name(args), "input": inputs, "prompt": args.prompt,
+            **{name: getattr(args, name) for name in names}, **of_job}  # fmt: skip
+
+
+def _model_name(args: argparse.Namespace) -> str:
+    return str(args.model or os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL)
+
+
+def _open_engine(
+    out: Path, settings: dict[str, Any], max_batch_size: int, keywords: dict[str, Any], load: Load
+) -> Engine:
+    model, processor = load()
+    config = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    if settings.get("config", config) != config:
+        raise VlgenError(
+            f"{settings['settings']['model']}: this is not the model that this job began with: its config.json is "
+            "another one, or the built-in model answers in its place. Take another OUT, or answer all rows again with "
+            "--restart"
+        )
+    if "config" not in settings:
+        save_settings(out, settings | {"config": config})
+    return ModelEngine(model, processor, keywords, max_batch_size)
+
+
+def _items(args: argparse.Namespace, asked: Asked) -> Iterator[sources.Item]:
+    said = False
+    for item in sources.read(args.input, args.image_column):
+        yield item
+        if asked.unread and not said:
+            said = True
+            notice(f"columns that are not read: {', '.join(sorted(asked.unread))}")
+
+
+def _report(job: Job, out: Path) -> None:
+    parts = [f"{len(job.order) - job.skipped:,} rows"]
+    if job.failed:
+        parts.append(f"{job.failed:,} failed (first: {job.first_failed})")
+    if job.skipped:
+        parts.append(f"{job.skipped:,} skipped, whose text file was there")
+    notice(f"{out}: {', '.join(parts)}{job.progress.summary()}")
+    if job.changed:
+        notice(
+            f"{job.changed:,} finished rows are other ones now, or their files have changed since (first: "
+            f"{job.first_changed}); --retry-changed answers them again"
+        )
