@@ -146,8 +146,8 @@ def batch_parser(program: str) -> Parser:
     )
     files = parser.add_argument_group("what to answer, and where to")
     files.add_argument("input", nargs="+", metavar="INPUT",
-                       help="folder, picture, PDF (a.pdf#2-5), pattern, list (.txt, - for stdin), .csv, .tsv, .jsonl or "
-                       ".parquet")  # fmt: skip
+                       help="folder, picture, PDF (a.pdf#2-5), pattern, list (.txt, - for stdin), .csv, .tsv, "
+                       ".jsonl or .parquet")  # fmt: skip
     files.add_argument("--output", "-o", required=True, metavar="OUT",
                        help="file in .jsonl, .csv or .parquet, or a folder for a text file a picture")  # fmt: skip
     files.add_argument("--prompt", "-p", action="append", default=[], metavar="TEXT",

@@ -45,8 +45,8 @@ class Journal:
                     torn = torn or (offset, number)
                 elif torn:
                     raise VlgenError(
-                        f"{self.path}, line {torn[1]} is damaged, and whole lines follow it: delete that line, or begin "
-                        "anew with --restart"
+                        f"{self.path}, line {torn[1]} is damaged, and whole lines follow it: delete that line, or "
+                        "begin anew with --restart"
                     )
                 else:
                     yield offset, value

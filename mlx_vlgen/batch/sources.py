@@ -45,13 +45,8 @@ def read(inputs: Sequence[str], image_column: str = "image") -> Iterator[Item]:
     image_column: the column of a table that holds the pictures.
     """
     for name in inputs:
-        for item in _reader(name)(name):
-            if image_column == "image" or not item.table or image_column not in item.fields:
-                yield item
-            else:
-                fields = {**item.fields, "image": item.fields[image_column]}
-                del fields[image_column]
-                yield Item(fields, item.where, item.base, item.stem, item.table, item.error)
+        reader = _reader(name)
+        yield from reader(name, image_column) if reader in (_read_csv, _read_parquet) else reader(name)
 
 
 def check(inputs: Sequence[str]) -> None:
@@ -77,7 +72,7 @@ def count(inputs: Sequence[str]) -> int | None:
     return total
 
 
-def _reader(name: str) -> Callable[[str], Iterator[Item]]:
+def _reader(name: str) -> Callable[..., Iterator[Item]]:
     """What reads an input."""
     if name == "-":
         return _read_list
@@ -184,12 +179,12 @@ def _read_list(name: str) -> Iterator[Item]:
             yield _file_item(path, path, base="" if name == "-" else str(Path(name).parent))
 
 
-def _read_csv(name: str) -> Iterator[Item]:
+def _read_csv(name: str, image_column: str = "image") -> Iterator[Item]:
     csv.field_size_limit(1 << 30)
     lines = csv.reader(_text_lines(name, newline=""), dialect="excel-tab" if name.lower().endswith("tsv") else "excel")
     try:
         header = next(lines, [])
-        _check_columns(name, header)
+        columns = _check_columns(name, header, image_column)
         for values in lines:
             where = f"{printable(name)}, line {lines.line_num}"
             if not values:
@@ -197,7 +192,7 @@ def _read_csv(name: str) -> Iterator[Item]:
             if len(values) != len(header):
                 yield Item(where=where, error=f"{len(values)} fields where the header has {len(header)}")
                 continue
-            fields = {key: value for key, value in zip(header, values, strict=True) if value != ""}
+            fields = {key: value for key, value in zip(columns, values, strict=True) if value != ""}
             yield _row_item(fields, where, name, table=True)
     except csv.Error as error:
         raise VlgenError(f"{name}, line {lines.line_num}: not CSV: {error}") from None
@@ -221,14 +216,14 @@ def _read_jsonl(name: str) -> Iterator[Item]:
                 yield Item(where=where, error=f"a JSON object is expected; this is {type(fields).__name__}")
 
 
-def _read_parquet(name: str) -> Iterator[Item]:
+def _read_parquet(name: str, image_column: str = "image") -> Iterator[Item]:
     file = _parquet_file(name)
-    _check_columns(name, file.schema_arrow.names)
+    columns = _check_columns(name, file.schema_arrow.names, image_column)
     number = 0
     for batch in file.iter_batches(batch_size=64):
         for fields in batch.to_pylist():
             number += 1
-            present = {key: value for key, value in fields.items() if value is not None}
+            present = {key: value for key, value in zip(columns, fields.values(), strict=True) if value is not None}
             yield _row_item(present, f"{printable(name)}, row {number}", name, table=True)
 
 
@@ -249,10 +244,21 @@ def _parquet_file(name: str) -> Any:
         raise VlgenError(f"{name}: not a Parquet file that can be read ({error})") from None
 
 
-def _check_columns(name: str, columns: Sequence[str]) -> None:
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice:
+def _check_columns(name: str, columns: Sequence[str], image_column: str) -> list[str]:
+    """What the columns are called here. VlgenError for a table of which nothing can be asked."""
+    there = f"it has {', '.join(columns)}"
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
         raise VlgenError(f"{name}: two columns are named {twice[0]!r}")
+    if image_column != "image" and "image" in columns:
+        raise VlgenError(f"{name} has a column 'image', and --image-column {image_column!r} names another: rename one")
+    if image_column not in columns and image_column != "image":
+        raise VlgenError(f"{name} has no column {image_column!r} (--image-column); {there}")
+    if image_column not in columns and not {"images", "video", "prompt", "messages"} & set(columns):
+        raise VlgenError(
+            f"{name} has no column image, images, video, prompt or messages; {there}. --image-column says which names "
+            "the pictures"
+        )
+    return ["image" if column == image_column else column for column in columns]
 
 
 def _row_item(fields: dict[str, Any], where: str, name: str, table: bool) -> Item:
