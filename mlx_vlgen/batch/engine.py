@@ -13,7 +13,7 @@ from ..inputs.prompt import Media, MediaInputs, Prompt
 from ..models.base import Model
 from ..options import group_keywords
 from ..results import GenerationResult
-from .rows import Row
+from .rows import MediaGroup, Row
 
 
 class Engine(Protocol):
@@ -30,7 +30,7 @@ class Engine(Protocol):
 class _Shared:
     """The media of rows that ask several prompts about them. images: decoded; media: processed, by the first row."""
 
-    group: object = None
+    group: MediaGroup | None = None
     images: tuple[Any, ...] = ()
     media: tuple[Media, ...] = ()
 

@@ -25,6 +25,13 @@ _NOT_SHOWN = ("logprobs", "top_logprobs", "logits_processors", "sampler", "stopp
 _TEMPLATE = re.compile(r"\{([^\W\d]\w*)\}")
 
 
+@dataclass(eq=False)
+class MediaGroup:
+    """Rows about the same media, so many, which follow each other."""
+
+    size: int
+
+
 @dataclass(frozen=True)
 class Row:
     """One request of a job.
@@ -34,7 +41,7 @@ class Row:
     prompt: the text that is asked, None for messages. messages: with their media, beside which images and videos go.
     keywords: over those of the job. files: the local ones that it reads. stem: what names its sidecar.
     openai: whether it came as a line of OpenAI's format. error: what keeps it from being asked.
-    media_group: the same object in rows that ask several prompts about the same media; None for one prompt.
+    media_group: of rows that ask several prompts about the same media; None for one prompt.
     """
 
     where: str = ""
@@ -49,7 +56,7 @@ class Row:
     stem: str | None = None
     openai: bool = False
     error: str | None = None
-    media_group: object = None
+    media_group: MediaGroup | None = None
 
     @property
     def identity(self) -> list[Any]:
@@ -130,7 +137,7 @@ def _read(item: Item, fields: Mapping[str, Any], asked: Asked, named: Row) -> It
             images=images,
             files=_files([*images, *media["video"]]),
             stem=f"{stem}{page.replace('#', '-')}" if stem and page else stem,
-            media_group=object() if len(prompts) > 1 else None,
+            media_group=MediaGroup(len(prompts)) if len(prompts) > 1 else None,
         )
         for number, prompt in enumerate(prompts):
             system = [{"role": "system", "content": asked.system}] if asked.system else []

@@ -212,7 +212,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
             open_settings(out, {}, journal, restart=False)
         (tmp_path / "out.jsonl.job.json").unlink()
         out.write_text("mine")
-        with pytest.raises(VlgenError, match="is there, and .* is not"):
+        with pytest.raises(VlgenError, match=r"is there, and .* is not"):
             open_settings(out, {}, journal, restart=False)
         assert out.read_text() == "mine"
 
@@ -309,18 +309,17 @@ def test_nothing_is_added_twice_however_often_it_is_killed(
     entries = [entry(name, f"text of {name}") for name in string.ascii_lowercase[:3]]
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text("old\n")
-    calls = 0
+    state = {"calls": 0, "deadly": 0}
 
     def dying(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         """The function, of which the process ends before or after some call."""
 
         def call(*arguments: Any, **keywords: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == deadly:
+            state["calls"] += 1
+            if state["calls"] == state["deadly"]:
                 raise KeyboardInterrupt
             result = real(*arguments, **keywords)
-            if calls == -deadly:
+            if state["calls"] == -state["deadly"]:
                 raise KeyboardInterrupt
             return result
 
@@ -329,7 +328,7 @@ def test_nothing_is_added_twice_however_often_it_is_killed(
     monkeypatch.setattr(Path, "replace", dying("replace", Path.replace))
     monkeypatch.setattr(Journal, "append", dying("append", Journal.append))
     for deadly in (1, 1, -1, 2, -2, 2, 3, -1, 0, 0):
-        calls = 0
+        state.update(calls=0, deadly=deadly)
         with Journal(tmp_path / ".journal") as journal:
             try:
                 Sidecars(tmp_path, mode).write(entries, journal)
