@@ -47,7 +47,7 @@ def open_settings(out: Path, settings: Mapping[str, Any], journal: Journal, rest
     settings = json.loads(json.dumps(settings))
     if restart:
         journal.clear()
-    elif path.exists():
+    elif journal.path.stat().st_size and path.exists():  # else nothing is answered that could be lost
         try:
             job = json.loads(path.read_bytes())
             _check_settings(path, job["settings"], settings)
@@ -56,7 +56,7 @@ def open_settings(out: Path, settings: Mapping[str, Any], journal: Journal, rest
                 raise
             raise VlgenError(f"{path} is damaged: begin anew with --restart, or take another OUT") from None
         return dict(job)
-    elif out.is_file() or journal.path.stat().st_size:
+    elif (out.is_file() and not path.exists()) or journal.path.stat().st_size:
         there = out if out.is_file() else journal.path
         raise VlgenError(f"{there} is there, and {path} is not: take another OUT, or replace it with --restart")
     job = {"settings": settings, "seed": secrets.randbits(62), "created": int(time.time())}
@@ -80,9 +80,13 @@ def _check_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any
         if before.get(name) != now.get(name):
             old, new = (_show(values.get(name)) for values in (before, now))
             raise VlgenError(
-                f"this job began with {name}={old}, and now {name}={new} is given ({path}): give what it began with, "
-                "take another OUT, or answer all rows again with --restart"
+                f"this job began with {_flag(name)} {old}, and now it is {new} ({path}): give what it began with, take "
+                "another OUT, or answer all rows again with --restart"
             )
+
+
+def _flag(name: str) -> str:
+    return "INPUT" if name == "input" else "--" + name.replace("_", "-")
 
 
 def _show(value: Any) -> str:
@@ -235,6 +239,7 @@ class Job:
         assert self._engine is not None
         id, result = next(iter(self._engine))
         self.progress.tokens += result.token is not None
+        self.progress.show()
         if result.finish_reason is None:
             return
         running = self._running.pop(id)
@@ -245,7 +250,6 @@ class Job:
         else:
             self._write(running, None, result)
             self.progress.answered += 1
-        self.progress.show()
 
     def _fail(self, running: Running, error: str, result: GenerationResult | None = None) -> None:
         self._write(running, error, result)

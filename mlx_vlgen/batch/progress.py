@@ -7,6 +7,7 @@ from ..notices import notice, progress_bar
 from ..results import speed
 
 LINE_SECONDS = 30.0
+BAR_SECONDS = 0.2
 
 
 class Progress:
@@ -38,16 +39,15 @@ class Progress:
         return self.before + self.answered + self.failed
 
     def show(self) -> None:
-        if not self._shows:
-            return
         now = time.monotonic()
-        if self._bar is not None:
-            self._bar.total, self._bar.initial = self._total, self.before
-            self._bar.set_postfix_str(self._postfix(now), refresh=False)
-            self._bar.update(self.finished - self._bar.n)
-        elif now - self._said >= LINE_SECONDS:
-            self._said = now
+        if not self._shows or now - self._said < (LINE_SECONDS if self._bar is None else BAR_SECONDS):
+            return
+        self._said = now
+        if self._bar is None:
             notice(self._line(now))
+            return
+        self._bar.total, self._bar.initial, self._bar.n = self._total, self.before, self.finished
+        self._bar.set_postfix_str(self._postfix(now))
 
     def summary(self) -> str:
         """The speed of this run, where there was any work."""

@@ -184,9 +184,9 @@ def test_going_on_retrying_and_beginning_anew(batch: Batch, folder: Path, tmp_pa
     assert batch("photos", "-o", "out.jsonl", "--retry-failed")[0] == 0
     assert all(row["error"] is None for row in rows_of(tmp_path / "out.jsonl"))
     code, _, error = batch("photos", "-o", "out.jsonl", "--top-k", "3")
-    assert code == 1 and "began with --top-k=none, and now --top-k=3" in error and "--restart" in error
+    assert code == 1 and "began with --top-k none, and now it is 3" in error and "--restart" in error
     code, _, error = batch("photos", "-o", "out.jsonl", model="other")
-    assert code == 1 and "began with model=demo, and now model=other" in error
+    assert code == 1 and "began with --model demo, and now it is other" in error
     assert batch("photos", "-o", "out.jsonl", "--restart", "--top-k", "3")[0] == 0
     assert len(rows_of(journal)) == 6
 

@@ -195,18 +195,20 @@ def test_interrupted_rows_are_not_in_the_journal(run: Run, tmp_path: Path, monke
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     with Journal(tmp_path / "journal") as journal:
-        first = open_settings(out, {"model": "a", "top_k": 3}, journal, restart=False)
+        open_settings(out, {"model": "z"}, journal, restart=False)
+        first = open_settings(out, {"model": "a", "top_k": 3}, journal, restart=False)  # nothing was answered yet
+        journal.append({})
         assert open_settings(out, {"model": "a", "top_k": 3}, journal, restart=False) == first
         for settings, why in (
-            ({"model": "b", "top_k": 3}, "began with model=a, and now model=b .*--restart"),
-            ({"model": "a"}, "began with top_k=3, and now top_k=none"),
-            ({"model": "a", "top_k": 3, "seed": 1}, "began with seed=none, and now seed=1"),
+            ({"model": "b", "top_k": 3}, "began with --model a, and now it is b .*--restart"),
+            ({"model": "a"}, "began with --top-k 3, and now it is none"),
+            ({"model": "a", "top_k": 3, "seed": 1}, "began with --seed none, and now it is 1"),
         ):
             with pytest.raises(VlgenError, match=why):
                 open_settings(out, settings, journal, restart=False)
-        journal.append({})
         assert open_settings(out, {"model": "b"}, journal, restart=True)["settings"] == {"model": "b"}
         assert not list(journal.read())
+        journal.append({})
         (tmp_path / "out.jsonl.job.json").write_text("{")
         with pytest.raises(VlgenError, match="is damaged"):
             open_settings(out, {}, journal, restart=False)
