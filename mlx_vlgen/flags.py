@@ -171,9 +171,9 @@ def batch_parser(program: str) -> Parser:
     again.add_argument("--allow-errors", action="store_true", help="exit with 0 though rows failed")
     add_model_flags(parser)
     add_option_groups(parser, hides_thinking=False)
-    parser.add_argument(
-        "--max-batch-size", type=int, default=32, metavar="N", help="rows that run together (default 32)"
-    )
+    batch = parser.add_argument_group("the batch")
+    batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",
+                       help="rows that run together (default 32)")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 

@@ -100,27 +100,27 @@ def _reader(name: str) -> Callable[..., Iterator[Item]]:
 # Files
 
 
-def _read_folder(folder: str) -> Iterator[Item]:
+def _read_folder(folder: str, root: str | None = None) -> Iterator[Item]:
     """The pictures and PDF files in a folder and those below it, in order of their names."""
-    for path in _walk(folder):
-        if Path(path).suffix.lower() in PICTURES | {PDF}:
-            yield _file_item(path, os.path.relpath(path, folder))
-
-
-def _walk(folder: str) -> Iterator[str]:
+    root = root or folder
     files: list[str] = []
     folders: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir(follow_symlinks=False) else files).append(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+                elif Path(entry.name).suffix.lower() in PICTURES | {PDF}:
+                    files.append(entry.name)
     except OSError as error:
-        raise VlgenError(f"{printable(folder)}: cannot be read ({error.strerror})") from None
+        yield Item(where=printable(folder), error=f"cannot be read ({error.strerror})")
     for name in sorted(files):
-        yield str(Path(folder, name))
+        if not name.startswith("."):
+            path = str(Path(folder, name))
+            yield _file_item(path, os.path.relpath(path, root))
     for name in sorted(folders):
-        yield from _walk(str(Path(folder, name)))
+        if not name.startswith("."):
+            yield from _read_folder(str(Path(folder, name)), root)
 
 
 def _read_glob(pattern: str) -> Iterator[Item]:

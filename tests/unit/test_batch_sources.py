@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import string
 import tempfile
 from collections.abc import Callable
@@ -60,6 +61,18 @@ def test_a_folder_is_read_in_order_without_what_is_hidden(folder: Path) -> None:
     assert [row.stem for row in found] == ["a", "b", "doc-1", "doc-2", "doc-3", "sub/c", "sub/deep/d"]
     assert {row.prompt for row in found} == {"Describe this image."}
     assert sources.count([str(folder)]) == 5
+
+
+def test_a_folder_that_cannot_be_read_is_a_failed_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path.endswith("sub"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert rows(folder)[-1].error == f"{folder / 'sub'}: cannot be read (Permission denied)"
 
 
 def test_patterns_files_and_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
