@@ -282,6 +282,7 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
             raise
         notice(f"the default model cannot be had: {error}")
         notice(NOTICE)
+        args.model = "demo"
         return load("demo", dtype=args.dtype)
 
 

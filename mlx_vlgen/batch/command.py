@@ -4,20 +4,19 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import VlgenError
+from ..errors import VlgenError, printable
 from ..flags import DEFAULT_MODEL, MODEL_VARIABLE
 from ..notices import notice
 from ..options import DRAFTS, ENGINE
 from . import sinks, sources
-from .engine import Engine, ModelEngine
-from .job import Job, Retry, beside, open_settings, save_settings
+from .job import Engine, Job, Retry, beside, open_settings, save_settings
 from .journal import Journal
 from .progress import Progress
-from .rows import Asked, template_columns
+from .rows import FILE_COLUMNS, Asked, template_columns
 
 Load = Callable[[], tuple[Any, Any]]
 
@@ -38,9 +37,10 @@ def run(args: argparse.Namespace, keywords: dict[str, Any], load: Load) -> int:
     with Journal(beside(out, ".journal.jsonl")) as journal:
         settings = open_settings(out, _settings(args, keywords), journal, args.restart)
         asked = Asked(args.prompt, args.system)
+        _check_prompts(asked, args.input)
         job = Job(
             journal,
-            lambda: _open_engine(out, settings, args.max_batch_size, keywords, load),
+            lambda: _open_engine(args, out, settings, keywords, load),
             keywords=keywords,
             seed=settings["seed"],
             capacity=args.max_batch_size,
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, keywords: dict[str, Any], load: Load) -> int:
         if sidecars:
             sidecars.write(job.entries(), journal)
         elif out.suffix.lower() == ".jsonl":
-            sinks.write_jsonl(out, job.entries(), _model_name(args), settings["created"])
+            sinks.write_jsonl(out, job.entries(), settings.get("answered_by", ""), settings["created"])
         else:
             sinks.FILES[out.suffix.lower()](out, job.entries())
     _report(job, out)
@@ -90,12 +90,14 @@ def _settings(args: argparse.Namespace, keywords: Mapping[str, Any]) -> dict[str
 
 
 def _model_name(args: argparse.Namespace) -> str:
-    return str(args.model or os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL)
+    return str(args.model if args.model is not None else os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL)
 
 
 def _open_engine(
-    out: Path, settings: dict[str, Any], max_batch_size: int, keywords: dict[str, Any], load: Load
+    args: argparse.Namespace, out: Path, settings: dict[str, Any], keywords: dict[str, Any], load: Load
 ) -> Engine:
+    from .engine import ModelEngine
+
     model, processor = load()
     config = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode()).hexdigest()[:32]
     if settings.get("config", config) != config:
@@ -105,17 +107,30 @@ def _open_engine(
             "--restart"
         )
     if "config" not in settings:
-        save_settings(out, settings | {"config": config})
-    return ModelEngine(model, processor, keywords, max_batch_size)
+        settings |= {"config": config, "answered_by": _model_name(args)}
+        save_settings(out, settings)
+    return ModelEngine(model, processor, keywords, args.max_batch_size)
+
+
+def _check_prompts(asked: Asked, inputs: Sequence[str]) -> None:
+    """VlgenError for a column in a template where no input has columns."""
+    if (unknown := asked.columns - FILE_COLUMNS) and not any(map(sources.has_columns, inputs)):
+        raise VlgenError(
+            f"--prompt: {{{min(unknown)}}} stands for a column, and this input has none but {{name}} and {{folder}}. "
+            "Write { and } with a blank where they are meant"
+        )
 
 
 def _items(args: argparse.Namespace, asked: Asked) -> Iterator[sources.Item]:
-    said = False
+    said = named = False
     for item in sources.read(args.input, args.image_column):
         yield item
         if asked.unread and not said:
             said = True
             notice(f"columns that are not read: {', '.join(sorted(asked.unread))}")
+        if asked.models - {_model_name(args)} and not named:
+            named = True
+            notice(f"the rows name the model {printable(min(asked.models))}; {_model_name(args)} answers them")
 
 
 def _report(job: Job, out: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +14,6 @@ from ..models.base import Model
 from ..options import group_keywords
 from ..results import GenerationResult
 from .rows import MediaGroup, Row
-
-
-class Engine(Protocol):
-    """What a job asks: `add` takes a row and its keywords and returns an id; iterating yields results, one a token."""
-
-    def add(self, row: Row, keywords: dict[str, Any]) -> int: ...
-
-    def __iter__(self) -> Iterator[tuple[int, GenerationResult]]: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ..errors import VlgenError, one_line
+from ..errors import VlgenError, one_line, printable
 from ..results import GenerationResult
-from .engine import Engine
 from .journal import Journal
 from .progress import Progress
 from .rows import Asked, MediaGroup, Row, rows_of
@@ -95,6 +94,17 @@ def _show(value: Any) -> str:
 
 
 # The rows
+
+
+class Engine(Protocol):
+    """What a job asks. `add` takes a row and its keywords, and returns an id or raises what is wrong with them;
+    iterating yields results, one for each token."""
+
+    def add(self, row: Row, keywords: dict[str, Any]) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[int, GenerationResult]]: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -205,7 +215,7 @@ class Job:
             if self._retry.changed:
                 return True
             self.changed += 1
-            self.first_changed = self.first_changed or row.title
+            self.first_changed = self.first_changed or printable(row.title)
         return False
 
     def _start(self, running: Running) -> None:
@@ -259,7 +269,7 @@ class Job:
     def _count_failure(self, row: Row, error: str) -> None:
         self.failed += 1
         if self.first_failed is None:
-            self.first_failed = error if row.title in error else f"{row.title}: {error}"
+            self.first_failed = printable(error if row.title in error else f"{row.title}: {error}")
 
     def _write(self, running: Running, error: str | None, result: GenerationResult | None) -> None:
         row = running.row

@@ -31,6 +31,7 @@ class Journal:
             raise VlgenError(f"{path}: another process runs this job; wait for it, or take another OUT") from None
         self._size = os.fstat(self._file).st_size
         self._unsynced = threading.Event()
+        self._sync_error: OSError | None = None
         self._closed = threading.Event()
         self._syncer = threading.Thread(target=self._sync_often, name="journal", daemon=True)
         self._syncer.start()
@@ -67,7 +68,9 @@ class Journal:
         return value
 
     def append(self, value: dict[str, Any]) -> int:
-        """Write a line; its offset."""
+        """Write a line; its offset. OSError where it, or the last ones, cannot be written."""
+        if self._sync_error:
+            raise self._sync_error
         offset, line = self._size, memoryview(json.dumps(value).encode() + b"\n")
         while line:
             written = os.write(self._file, line)
@@ -104,7 +107,10 @@ class Journal:
 
     def _sync_often(self) -> None:
         while not self._closed.wait(SYNC_SECONDS):
-            self.sync()
+            try:
+                self.sync()
+            except OSError as error:
+                self._sync_error = error
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -19,6 +19,9 @@ from .sources import Item
 FIELDS = ("custom_id", "image", "images", "video", "prompt", "messages")
 """What a row has beside keywords."""
 
+FILE_COLUMNS = frozenset(["name", "folder"])
+"""What templates may name of every file."""
+
 _OPTIONS = {option.name: option for option in OPTIONS}
 _OF_THE_JOB = frozenset(option.name for option in DRAFTS + ENGINE)
 _NOT_SHOWN = ("logprobs", "top_logprobs", "logits_processors", "sampler", "stopping_criteria")
@@ -83,13 +86,14 @@ class Asked:
     """What a job asks of each item, where the item does not say.
 
     prompts: templates. system: a first message. columns: what the templates name.
-    unread: columns of tables that nothing reads, as they are found.
+    unread: columns of tables that nothing reads; models: what lines of OpenAI's format name, as they are found.
     """
 
     prompts: Sequence[str] = ()
     system: str | None = None
     columns: frozenset[str] = field(init=False)
     unread: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.columns = template_columns(*self.prompts)
@@ -105,6 +109,8 @@ def rows_of(item: Item, asked: Asked) -> Iterator[Row]:
     named = Row(item.where, _id_or_none(item.fields.get("custom_id")), _name(item.fields), openai=is_openai)
     try:
         fields = openai.read_line(item.fields) if is_openai else item.fields
+        if is_openai and item.fields["body"].get("model") is not None:
+            asked.models.add(str(item.fields["body"]["model"]))
         yield from _read(item, fields, asked, named)
     except (PromptError, UnsupportedError, TypeError, ValueError) as error:
         prefix = "" if item.fields.keys() <= {"image", "video"} else f"{item.where}: "

@@ -129,15 +129,14 @@ class Sidecars:
             raise VlgenError(f"{self.path(row.stem)} is written for another picture of that name: rename one of them")
         return self.mode != "skip" or not self.path(row.stem).exists()
 
-    def write(self, entries: Iterable[Entry], journal: Journal) -> int:
-        """Write each, the answers to several prompts as lines of one; how many were written.
+    def write(self, entries: Iterable[Entry], journal: Journal) -> None:
+        """Write each, the answers to several prompts as lines of one.
 
         Where text is added to what is there, the journal first says which and what will come of it: whenever this is
         killed, nothing is added twice.
         """
         added = _Additions(journal) if self.mode in ("append", "prepend") else None
         answered = (entry for entry in entries if entry["row"]["error"] is None and entry["stem"] is not None)
-        count = 0
         for stem, group in itertools.groupby(answered, key=lambda entry: entry["stem"]):
             text = "\n".join(self.caption(entry["row"], stem) for entry in group)
             path = self.path(stem)
@@ -151,8 +150,6 @@ class Sidecars:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with whole_or_not(path) as file:
                     file.write(new)
-                count += 1
-        return count
 
 
 def _join(old: bytes | None, text: str, mode: str) -> bytes:

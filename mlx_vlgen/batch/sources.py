@@ -55,6 +55,11 @@ def check(inputs: Sequence[str]) -> None:
         _reader(name)
 
 
+def has_columns(name: str) -> bool:
+    """Whether the rows of an input have more than a file."""
+    return _reader(name) in (_read_csv, _read_jsonl, _read_parquet)
+
+
 def count(inputs: Sequence[str]) -> int | None:
     """About how many items there are, found without reading them; None where that cannot be known."""
     total = 0
@@ -100,16 +105,18 @@ def _reader(name: str) -> Callable[..., Iterator[Item]]:
 # Files
 
 
-def _read_folder(folder: str, root: str | None = None) -> Iterator[Item]:
-    """The pictures and PDF files in a folder and those below it, in order of their names."""
-    root = root or folder
+def _read_folder(folder: str, above: tuple[str, ...] = ()) -> Iterator[Item]:
+    """The pictures and PDF files in a folder and those below it, in order of their names. above: the folders that it is
+    in, to which a link may lead back."""
+    above = (*above, folder)
     files: list[str] = []
     folders: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.name)
+                if entry.is_dir():
+                    if not entry.is_symlink() or not any(Path(entry.path).samefile(path) for path in above):
+                        folders.append(entry.name)
                 elif Path(entry.name).suffix.lower() in PICTURES | {PDF}:
                     files.append(entry.name)
     except OSError as error:
@@ -117,10 +124,10 @@ def _read_folder(folder: str, root: str | None = None) -> Iterator[Item]:
     for name in sorted(files):
         if not name.startswith("."):
             path = str(Path(folder, name))
-            yield _file_item(path, os.path.relpath(path, root))
+            yield _file_item(path, os.path.relpath(path, above[0]))
     for name in sorted(folders):
         if not name.startswith("."):
-            yield from _read_folder(str(Path(folder, name)), root)
+            yield from _read_folder(str(Path(folder, name)), above)
 
 
 def _read_glob(pattern: str) -> Iterator[Item]:

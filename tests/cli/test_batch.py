@@ -221,7 +221,8 @@ def test_rows_with_keywords_and_openais_lines(batch: Batch, folder: Path, tmp_pa
         {"custom_id": "text", "prompt": "Who are you?"},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert batch("rows.jsonl", "-o", "out.jsonl")[0] == 1
+    code, _, error = batch("rows.jsonl", "-o", "out.jsonl")
+    assert code == 1 and "mlx_vlgen: the rows name the model gpt; demo answers them\n" in error
     ours, longer, unknown, theirs, yes, text = rows_of(tmp_path / "out.jsonl")
     assert longer["text"].startswith(ours["text"]) and longer["usage"]["completion_tokens"] > 4
     assert unknown["error"] == "rows.jsonl, line 3: unknown keyword 'max_token'; did you mean 'max_tokens'?"
@@ -241,6 +242,7 @@ def test_what_cannot_work_is_told_before_a_model_is_loaded(
         (["photos", "-o", "gone/out.csv"], 1, "there is no folder gone"),
         (["photos", "-o", "out.csv", "--sidecar", "append"], 1, "--sidecar is for text files beside pictures"),
         (["photos", "-o", "texts", "--caption", "{colour}"], 1, "{colour} is not known"),
+        (["photos", "-o", "out.csv", "--prompt", "{colour}?"], 1, "{colour} stands for a column"),
         (["empty", "-o", "out.csv"], 1, "empty: nothing to answer there"),
         (["photos"], 2, "required: --output/-o"),
         (["photos", "-o", "out.csv", "--top-p", "2"], 2, "--top-p=2.0: expected 0 to 1"),

@@ -61,6 +61,9 @@ def test_a_folder_is_read_in_order_without_what_is_hidden(folder: Path) -> None:
     assert [row.stem for row in found] == ["a", "b", "doc-1", "doc-2", "doc-3", "sub/c", "sub/deep/d"]
     assert {row.prompt for row in found} == {"Describe this image."}
     assert sources.count([str(folder)]) == 5
+    (folder / "sub" / "up").symlink_to(folder)  # which leads back
+    (folder / "sub" / "again").symlink_to(folder / "sub" / "deep")
+    assert [row.stem for row in rows(folder)][6:] == ["sub/again/d", "sub/deep/d"]
 
 
 def test_a_folder_that_cannot_be_read_is_a_failed_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
