@@ -130,7 +130,7 @@ def _items(args: argparse.Namespace, asked: Asked) -> Iterator[sources.Item]:
             notice(f"columns that are not read: {', '.join(sorted(asked.unread))}")
         if asked.models - {_model_name(args)} and not named:
             named = True
-            notice(f"the rows name the model {printable(min(asked.models))}; {_model_name(args)} answers them")
+            notice(f"rows name the model {printable(min(asked.models))}; the model of this job answers all of them")
 
 
 def _report(job: Job, out: Path) -> None:

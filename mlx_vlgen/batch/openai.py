@@ -67,7 +67,7 @@ def _form(value: Any) -> dict[str, Any]:
     if kind == "text":
         return {}
     if kind == "json_object":
-        return {"json_schema": {}}
+        return {"json_schema": {"type": "object"}}
     schema = value.get("json_schema") if kind == "json_schema" else None
     if not isinstance(schema, Mapping) or not isinstance(schema.get("schema"), Mapping):
         raise PromptError('response_format: expected {"type": "json_schema", "json_schema": {"schema": …}}')

@@ -222,7 +222,7 @@ def test_rows_with_keywords_and_openais_lines(batch: Batch, folder: Path, tmp_pa
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     code, _, error = batch("rows.jsonl", "-o", "out.jsonl")
-    assert code == 1 and "mlx_vlgen: the rows name the model gpt; demo answers them\n" in error
+    assert code == 1 and "rows name the model gpt; the model of this job answers all of them" in error
     ours, longer, unknown, theirs, yes, text = rows_of(tmp_path / "out.jsonl")
     assert longer["text"].startswith(ours["text"]) and longer["usage"]["completion_tokens"] > 4
     assert unknown["error"] == "rows.jsonl, line 3: unknown keyword 'max_token'; did you mean 'max_tokens'?"

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from mlx_vlgen.batch import sinks
 from mlx_vlgen.batch import sources as batch_sources
 from mlx_vlgen.batch.job import Job, Retry, open_settings
 from mlx_vlgen.batch.journal import Journal
+from mlx_vlgen.batch.progress import LINE_SECONDS, Progress
 from mlx_vlgen.batch.rows import Asked, Row
 from mlx_vlgen.batch.sinks import Sidecars
 from mlx_vlgen.errors import MediaError, VlgenError
 from mlx_vlgen.results import GenerationResult
-
-parquet = pytest.importorskip("pyarrow.parquet")
 
 
 class Echo:
@@ -137,6 +137,34 @@ def test_lines_are_on_the_disk_within_a_second(tmp_path: Path, monkeypatch: pyte
         appended = time.monotonic()
         time.sleep(0.8)
         assert len(synced) == 1 and synced[0] - appended < 1
+
+
+def test_a_disk_that_fails_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Journal(tmp_path / "journal") as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            journal.append({})
+            time.sleep(0.8)
+        with pytest.raises(OSError, match="No space left"):
+            journal.append({})
+
+
+def test_a_line_now_and_then_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = time.monotonic()
+    progress = Progress(items=10)
+    progress.start()
+    progress.read(rows=2)
+    progress.answered, progress.failed, progress.tokens = 4, 1, 240
+    for seconds in (1, LINE_SECONDS + 1, LINE_SECONDS + 2):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: now + seconds)
+        progress.show()
+    expected = "mlx_vlgen: 5 of about 20 rows, 0.2 rows/s, 8 tokens/s, 1 failed, about 2 min left\n"
+    assert capsys.readouterr().err == expected
 
 
 # Resuming

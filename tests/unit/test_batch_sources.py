@@ -10,17 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import parquet
 
 from mlx_vlgen.batch import pdf, sources
 from mlx_vlgen.batch.rows import Asked, Row, rows_of
 from mlx_vlgen.errors import MediaError, VlgenError
-
-pyarrow = pytest.importorskip("pyarrow")
-parquet = pytest.importorskip("pyarrow.parquet")
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip("\ufeff"))
 NAMES = st.text(string.ascii_uppercase, min_size=1, max_size=8)
