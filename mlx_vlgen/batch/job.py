@@ -209,7 +209,7 @@ class Job:
             if self._retry.failed:
                 return True
             self._count_failure(row, line["row"]["error"])
-        if line["asked"] != row.digest() or (
+        if line["asked"] != row.digest or (
             line["files"] != file_facts(row.files) and line["content"] != facts(row)["content"]
         ):
             if self._retry.changed:
@@ -231,7 +231,7 @@ class Job:
         keywords = {"seed": int(running.key[:15], 16) ^ self._seed, **self._keywords, **row.keywords}
         try:
             id = self._engine.add(row, keywords)
-        except (VlgenError, TypeError, ValueError) as error:
+        except Exception as error:  # a fault of one row's request ends that row only
             self._fail(running, one_line(error))
         else:
             self._running[id] = running
@@ -305,7 +305,7 @@ def _hash(value: Any) -> bytes:
 def facts(row: Row) -> dict[str, Any]:
     """asked: a hash of the request. files: see `file_facts`. content: a hash of what they hold."""
     files = file_facts(row.files)
-    return {"asked": row.digest(), "files": files, "content": _content(row.files, json.dumps(files))}
+    return {"asked": row.digest, "files": files, "content": _content(row.files, json.dumps(files))}
 
 
 def file_facts(paths: Sequence[str]) -> list[list[int] | None]:

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,14 @@ class Row:
             return ["custom_id", self.custom_id]
         if self.name or self.error is not None:
             return ["media", self.name] if self.name else ["line", self.where]
-        return ["text", self.digest()]
+        return ["text", self.digest]
 
     @property
     def title(self) -> str:
         """What a person knows it by."""
         return self.name.partition("\n")[0] or (self.where if self.custom_id is None else str(self.custom_id))
 
+    @cached_property
     def digest(self) -> str:
         """Of what is asked, media by their names: 16 hexadecimal digits."""
         asked = [self.prompt, self.messages, self.images, self.videos, self.keywords]
@@ -111,10 +113,13 @@ def rows_of(item: Item, asked: Asked) -> Iterator[Row]:
         fields = openai.read_line(item.fields) if is_openai else item.fields
         if is_openai and item.fields["body"].get("model") is not None:
             asked.models.add(str(item.fields["body"]["model"]))
-        yield from _read(item, fields, asked, named)
-    except (PromptError, UnsupportedError, TypeError, ValueError) as error:
+        rows = list(_read(item, fields, asked, named))
+        for row in rows:
+            row.digest  # noqa: B018  what is nested too deeply for it is told here
+    except Exception as error:  # a fault of one row's input ends that row only
         prefix = "" if item.fields.keys() <= {"image", "video"} else f"{item.where}: "
-        yield replace(named, error=prefix + one_line(error))
+        rows = [replace(named, error=prefix + one_line(error))]
+    yield from rows
 
 
 def _read(item: Item, fields: Mapping[str, Any], asked: Asked, named: Row) -> Iterator[Row]:

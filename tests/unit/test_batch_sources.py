@@ -1,6 +1,7 @@
 """What jobs read, and the rows that become of it."""
 
 import csv
+import functools
 import io
 import json
 import os
@@ -186,6 +187,9 @@ def test_prompts_are_templates_of_the_columns() -> None:
     assert one({"image": "a.png", "prompt": "{literal}"}, prompts=["{prompt}!"]).prompt == "{literal}"
 
 
+DEEP: dict[str, Any] = functools.reduce(lambda inner, _: {"not": inner}, range(3000), {})
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
@@ -200,6 +204,11 @@ def test_prompts_are_templates_of_the_columns() -> None:
         ({"prompt": "a", "messages": []}, "leave one of them out"),
         ({"messages": "a"}, "not JSON|Expecting"),
         ({"messages": [{"content": "a"}]}, "a message is a mapping"),
+        (
+            {"prompt": "a", "json_schema": DEEP},
+            "ecursion",
+        ),
+        ({"image": "a\0.png", "messages": 3}, "a prompt is a string, a message or a list"),
     ],
 )
 def test_what_is_wrong_with_a_row_is_its_error(fields: dict[str, Any], why: str) -> None:
