@@ -14,8 +14,17 @@ from typing import Any
 
 from . import __version__
 from .errors import MediaError, UnreachableError, VlgenError, one_line
-from .flags import COMMANDS, DEFAULT_MODEL, MODEL_VARIABLE, Parser, convert_parser, generate_parser, keywords_to_flags
-from .notices import PromptBar, notice, on_terminal, print_stderr, rewriting_notices
+from .flags import (
+    COMMANDS,
+    DEFAULT_MODEL,
+    MODEL_VARIABLE,
+    Parser,
+    batch_parser,
+    convert_parser,
+    generate_parser,
+    keywords_to_flags,
+)
+from .notices import PromptBar, notice, on_terminal, print_stderr, progress_bar, rewriting_notices
 from .options import OPTIONS, group_keywords
 from .results import GenerationResult
 
@@ -25,7 +34,7 @@ TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m mlx_vlgen` and `mlx-vlgen`: list the commands, or run one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"generate": main_generate, "convert": main_convert}
+    commands = {"generate": main_generate, "batch": main_batch, "convert": main_convert}
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], program=f"mlx-vlgen {arguments[0]}")
     return exit_code_of(lambda: list_commands(arguments))
@@ -51,6 +60,11 @@ def main_generate(arguments: Sequence[str] | None = None, program: str = "python
     return exit_code_of(lambda: run_generate(generate_parser(program), arguments))
 
 
+def main_batch(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.batch") -> int:
+    """`python -m mlx_vlgen.batch` and `mlx-vlgen batch`."""
+    return exit_code_of(lambda: run_batch(batch_parser(program), arguments))
+
+
 def main_convert(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.convert") -> int:
     """`python -m mlx_vlgen.convert` and `mlx-vlgen convert`."""
     return exit_code_of(lambda: run_convert(convert_parser(program), arguments))
@@ -58,7 +72,7 @@ def main_convert(arguments: Sequence[str] | None = None, program: str = "python 
 
 def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     args = parser.parse(arguments)
-    keywords = {option.name: getattr(args, option.name) for option in OPTIONS if hasattr(args, option.name)}
+    keywords = given_keywords(args)
     check_usage(parser, args, keywords)
     if sys.stdout is None:
         raise VlgenError("stdout is closed: there is nowhere to write the answer")
@@ -81,6 +95,10 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     if args.verbose and result is not None:
         print_stderr(statistics(result))
     return 0
+
+
+def given_keywords(args: argparse.Namespace) -> dict[str, Any]:
+    return {option.name: getattr(args, option.name) for option in OPTIONS if hasattr(args, option.name)}
 
 
 def check_usage(parser: Parser, args: argparse.Namespace, keywords: dict[str, Any]) -> None:
@@ -139,6 +157,23 @@ class Screen:
         if self._line_open:
             print_stderr("")
         self._line_open = False
+
+
+def run_batch(parser: Parser, arguments: Sequence[str] | None) -> int:
+    args = parser.parse(arguments)
+    keywords = given_keywords(args)
+    if args.max_batch_size < 1:
+        parser.error(f"--max-batch-size {args.max_batch_size}: expected at least 1")
+    if args.input.count("-") > 1:
+        parser.error("stdin can be read once: give only one -")
+    try:
+        check_keywords(keywords)
+    except ValueError as error:
+        usage_error(parser, error)
+
+    from .batch.command import run
+
+    return run(args, keywords, lambda: load_model(args))
 
 
 def run_convert(parser: Parser, arguments: Sequence[str] | None) -> int:
@@ -234,6 +269,7 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
             raise
         notice(f"the default model cannot be had: {error}")
         notice(NOTICE)
+        args.model = "demo"
         return load("demo", dtype=args.dtype)
 
 

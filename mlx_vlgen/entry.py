@@ -78,5 +78,9 @@ def generate() -> None:
     run("main_generate")
 
 
+def batch() -> None:
+    run("main_batch")
+
+
 def convert() -> None:
     run("main_convert")

@@ -17,6 +17,7 @@ ALIASES = {"temperature": ("--temp",), "choices": ("--choice",)}
 
 COMMANDS = {
     "generate": "answer one prompt about pictures, a video or text",
+    "batch": "answer prompts about many pictures, into a file or into files beside them",
     "convert": "write a checkpoint for MLX, quantized or as it is",
 }
 
@@ -81,6 +82,14 @@ def generate_parser(program: str) -> Parser:
     inputs.add_argument("--prompt", "-p", metavar="TEXT",
                       help='what to answer; - reads it from stdin (default: "Describe this image.")')  # fmt: skip
     inputs.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
+    add_model_flags(parser)
+    add_option_groups(parser)
+    parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
+
+
+def add_model_flags(parser: Parser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model", "-m", metavar="MODEL", help='folder, Hugging Face id, or "demo", which is built in')
     model.add_argument("--adapter-path", metavar="ADAPTER", help="folder or id of a LoRA adapter, mlx-lm's or PEFT's")
@@ -90,15 +99,16 @@ def generate_parser(program: str) -> Parser:
     model.add_argument("--quantize", type=int, metavar="BITS", help="quantize a float checkpoint as it loads")
     model.add_argument("--no-fallback", action="store_true",
                        help="fail where the default model cannot be loaded; do not use the built-in one")  # fmt: skip
+
+
+def add_option_groups(parser: Parser, hides_thinking: bool = True) -> None:
+    """A flag for each keyword, and --hide-thinking where there is thinking to hide."""
     for title, options in GROUPS.items():
         group = parser.add_argument_group(title)
         add_options(group, options)
-        if title == "thinking":
+        if title == "thinking" and hides_thinking:
             group.add_argument("--hide-thinking", action="store_true",
                                help="do not print thinking on stderr (it never goes to stdout)")  # fmt: skip
-    parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
-    return parser
 
 
 def add_options(group: Any, options: Sequence[Option]) -> None:
@@ -115,6 +125,57 @@ def add_options(group: Any, options: Sequence[Option]) -> None:
         elif option.nargs > 1:
             settings["nargs"], metavar = option.nargs, ("HEIGHT", "WIDTH")
         group.add_argument(*names, metavar=metavar, **settings)
+
+
+BATCH_EXAMPLES = """examples:
+  {prog} photos -o captions.jsonl
+  {prog} photos -o photos --caption-prefix "{{folder}}, "         # photos/a.txt beside photos/a.jpg
+  {prog} products.csv -o answers.csv --prompt "Is this a {{product}}?" --choices yes no
+  {prog} "scans/**/*.pdf" -o pages.parquet --prompt "Transcribe this page." --max-tokens 1000
+  {prog} requests.jsonl -o results.jsonl                        # OpenAI's batch lines, too"""
+
+
+def batch_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s INPUT [INPUT ...] -o OUT [--prompt TEXT ...] [--model MODEL] [options]",
+        description="Answer prompts about many pictures. What is finished is in OUT.journal.jsonl at once: the same "
+        "command goes on after any end.",
+        epilog=f"{BATCH_EXAMPLES.format(prog=program)}\n\n"
+        "exit codes: 0, 1 failed or some rows did, 2 usage, 130 Ctrl-C",
+    )
+    files = parser.add_argument_group("what to answer, and where to")
+    files.add_argument("input", nargs="+", metavar="INPUT",
+                       help="folder, picture, PDF (a.pdf#2-5), pattern, list (.txt, - for stdin), .csv, .tsv, "
+                       ".jsonl or .parquet")  # fmt: skip
+    files.add_argument("--output", "-o", required=True, metavar="OUT",
+                       help="file in .jsonl, .csv or .parquet, or a folder for a text file a picture")  # fmt: skip
+    files.add_argument("--prompt", "-p", action="append", default=[], metavar="TEXT",
+                       help="what to answer, with {column} of a table; may be repeated for several rows a picture "
+                       '(default: "Describe this image.")')  # fmt: skip
+    files.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
+    files.add_argument("--image-column", default="image", metavar="NAME",
+                       help="column of a table that names the pictures (default: image)")  # fmt: skip
+    files.add_argument("--sidecar", choices=("skip", "overwrite", "append", "prepend"),
+                       help="what to do where a picture's text file is there (default: skip the picture)")  # fmt: skip
+    files.add_argument("--caption", metavar="TEMPLATE",
+                       help="what a text file gets, with {name}, {folder} and {text} (default: {text})")  # fmt: skip
+    files.add_argument("--caption-prefix", metavar="TEMPLATE", help="what comes before it")
+    again = parser.add_argument_group("going on")
+    choice = again.add_mutually_exclusive_group()
+    choice.add_argument("--resume", action="store_true", help="go on where the job was (the default)")
+    choice.add_argument("--restart", action="store_true", help="forget what is finished, and answer all rows again")
+    again.add_argument("--retry-failed", action="store_true", help="ask failed rows again")
+    again.add_argument("--retry-changed", action="store_true",
+                       help="ask rows again whose request or file has changed since")  # fmt: skip
+    again.add_argument("--allow-errors", action="store_true", help="exit with 0 though rows failed")
+    add_model_flags(parser)
+    add_option_groups(parser, hides_thinking=False)
+    batch = parser.add_argument_group("the batch")
+    batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",
+                       help="rows that run together (default 32)")  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
 
 
 def convert_parser(program: str) -> Parser:

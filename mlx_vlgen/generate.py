@@ -96,8 +96,8 @@ def stream_generate(
         raise UnsupportedError("audio: this model does not hear; leave it out")
     groups = group_keywords(kwargs, "video", "prompt_progress_callback")
     video, callback = (groups["other"].get(name) for name in ("video", "prompt_progress_callback"))
-    request = _make_request(model, prompt, image, video, groups)
-    request = replace(request, drafter=_make_drafter(processor, **groups["draft"]))
+    request = make_request(model, prompt, image, video, groups)
+    request = replace(request, drafter=make_drafter(processor, **groups["draft"]))
     _warn_if_formatted([request])
     progress = None if callback is None else lambda id, done, total: callback(done, total)
     stream = _stream(TokenIterator(model, processor, progress=progress, **groups["engine"]), request)
@@ -144,7 +144,7 @@ def batch_generate(
     if any(_as_tuple(audio) for audio in _one_per_row("audios", _as_tuple(audios) or None, len(prompts))):
         raise UnsupportedError("audios: this model does not hear; leave it out")
     requests = _batch_requests(model, prompts, images, other.pop("videos", None), groups)
-    drafter = _make_drafter(processor, **groups["draft"])
+    drafter = make_drafter(processor, **groups["draft"])
     requests = [replace(request, drafter=drafter) for request in requests]
     _warn_if_formatted(requests)
     progress = _total_progress(other.pop("prompt_progress_callback", None))
@@ -184,7 +184,8 @@ def _check_processor(processor: Any) -> None:
         )
 
 
-def _make_request(model: Model, prompt: Prompt, image: Any, video: Any, groups: Keywords) -> Request:
+def make_request(model: Model, prompt: Prompt, image: Any, video: Any, groups: Keywords) -> Request:
+    """One prompt with its media and its keywords, by group (see `group_keywords`)."""
     return Request(
         [prompt] if isinstance(prompt, Mapping) else prompt,
         MediaInputs(images=_as_tuple(image), videos=as_videos(video), **groups["media"]),
@@ -203,7 +204,7 @@ def _batch_requests(
         images = [images]
     images, videos = _one_per_row("images", images, count), _one_per_row("videos", videos, count)
     rows = zip(prompts, images, videos, _row_groups(groups, count), strict=True)
-    return [_make_request(model, *row) for row in rows]
+    return [make_request(model, *row) for row in rows]
 
 
 def _row_groups(groups: Keywords, count: int) -> list[Keywords]:
@@ -245,7 +246,7 @@ def _as_tuple(media: Any) -> tuple[Any, ...]:
     return tuple(media) if isinstance(media, list | tuple) else (media,)
 
 
-def _make_drafter(
+def make_drafter(
     processor: Processor, draft_model: Any = None, num_draft_tokens: int | None = None, prompt_lookup: int | None = None
 ) -> Callable[[], Drafter] | None:
     """Makes what guesses the tokens of one row; None for no guesses."""

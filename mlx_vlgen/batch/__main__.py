@@ -1,0 +1,5 @@
+"""`python -m mlx_vlgen.batch`."""
+
+from ..entry import batch
+
+batch()

@@ -1,0 +1,147 @@
+"""`batch`: from parsed flags to a job, its output and its exit code."""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import VlgenError, printable
+from ..flags import DEFAULT_MODEL, MODEL_VARIABLE
+from ..notices import notice
+from ..options import DRAFTS, ENGINE
+from . import sinks, sources
+from .job import Engine, Job, Retry, beside, open_settings, save_settings
+from .journal import Journal
+from .progress import Progress
+from .rows import FILE_COLUMNS, Asked, template_columns
+
+Load = Callable[[], tuple[Any, Any]]
+
+_SAME_ANSWER = frozenset(option.name for option in DRAFTS + ENGINE)
+"""Keywords that may change while a job goes on."""
+
+
+def run(args: argparse.Namespace, keywords: dict[str, Any], load: Load) -> int:
+    """Run a job to its end. load: gives the model and processor, when they are needed."""
+    sources.check(args.input)
+    out = Path(args.output)
+    sinks.check_out(out)
+    sidecars = _sidecars(args, out)
+    if sidecars:
+        sidecars.folder.mkdir(parents=True, exist_ok=True)
+    elif not out.parent.is_dir():
+        raise VlgenError(f"{out}: there is no folder {out.parent}")
+    with Journal(beside(out, ".journal.jsonl")) as journal:
+        settings = open_settings(out, _settings(args, keywords), journal, args.restart)
+        asked = Asked(args.prompt, args.system)
+        _check_prompts(asked, args.input)
+        job = Job(
+            journal,
+            lambda: _open_engine(args, out, settings, keywords, load),
+            keywords=keywords,
+            seed=settings["seed"],
+            capacity=args.max_batch_size,
+            wants=sidecars.wants if sidecars else lambda row: True,
+            retry=Retry(args.retry_failed, args.retry_changed),
+            progress=Progress(sources.count(args.input)),
+        )
+        try:
+            job.run(_items(args, asked), asked)
+        except KeyboardInterrupt:
+            notice(f"stopped after {job.progress.finished:,} rows; the same command goes on from there")
+            raise
+        if not job.order:
+            raise VlgenError(f"{', '.join(args.input[:3])}: nothing to answer there")
+        if sidecars:
+            sidecars.write(job.entries(), journal)
+        elif out.suffix.lower() == ".jsonl":
+            sinks.write_jsonl(out, job.entries(), settings.get("answered_by", ""), settings["created"])
+        else:
+            sinks.FILES[out.suffix.lower()](out, job.entries())
+    _report(job, out)
+    return 1 if job.failed and not args.allow_errors else 0
+
+
+def _sidecars(args: argparse.Namespace, out: Path) -> sinks.Sidecars | None:
+    """None where OUT is a file."""
+    if not out.is_dir() and out.suffix:
+        for name in ("sidecar", "caption", "caption_prefix"):
+            if getattr(args, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise VlgenError(f"{flag} is for text files beside pictures, and {out} is one file: give -o FOLDER")
+        return None
+    unknown = template_columns(args.caption, args.caption_prefix) - sinks.CAPTION_FIELDS
+    if unknown:
+        raise VlgenError(f"--caption: {{{min(unknown)}}} is not known; a caption has {{name}}, {{folder}} and {{text}}")
+    return sinks.Sidecars(out, args.sidecar or "skip", args.caption or "{text}", args.caption_prefix or "")
+
+
+def _settings(args: argparse.Namespace, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """What the answers depend on. Several inputs are usually names that a shell found, of which there may be more the
+    next time."""
+    names = ("revision", "adapter_path", "dtype", "quantize", "system", "image_column")
+    of_job = {name: value for name, value in keywords.items() if name not in _SAME_ANSWER}
+    inputs = os.path.normpath(args.input[0]) if len(args.input) == 1 else None
+    return {"model": _model_name(args), "input": inputs, "prompt": args.prompt,
+            **{name: getattr(args, name) for name in names}, **of_job}  # fmt: skip
+
+
+def _model_name(args: argparse.Namespace) -> str:
+    return str(args.model if args.model is not None else os.environ.get(MODEL_VARIABLE) or DEFAULT_MODEL)
+
+
+def _open_engine(
+    args: argparse.Namespace, out: Path, settings: dict[str, Any], keywords: dict[str, Any], load: Load
+) -> Engine:
+    from .engine import ModelEngine
+
+    model, processor = load()
+    config = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    if settings.get("config", config) != config:
+        raise VlgenError(
+            f"{settings['settings']['model']}: this is not the model that this job began with: its config.json is "
+            "another one, or the built-in model answers in its place. Take another OUT, or answer all rows again with "
+            "--restart"
+        )
+    if "config" not in settings:
+        settings |= {"config": config, "answered_by": _model_name(args)}
+        save_settings(out, settings)
+    return ModelEngine(model, processor, keywords, args.max_batch_size)
+
+
+def _check_prompts(asked: Asked, inputs: Sequence[str]) -> None:
+    """VlgenError for a column in a template where no input has columns."""
+    if (unknown := asked.columns - FILE_COLUMNS) and not any(map(sources.has_columns, inputs)):
+        raise VlgenError(
+            f"--prompt: {{{min(unknown)}}} stands for a column, and this input has none but {{name}} and {{folder}}. "
+            "Write { and } with a blank where they are meant"
+        )
+
+
+def _items(args: argparse.Namespace, asked: Asked) -> Iterator[sources.Item]:
+    said = named = False
+    for item in sources.read(args.input, args.image_column):
+        yield item
+        if asked.unread and not said:
+            said = True
+            notice(f"columns that are not read: {', '.join(sorted(asked.unread))}")
+        if asked.models - {_model_name(args)} and not named:
+            named = True
+            notice(f"rows name the model {printable(min(asked.models))}; the model of this job answers all of them")
+
+
+def _report(job: Job, out: Path) -> None:
+    parts = [f"{len(job.order) - job.skipped:,} rows"]
+    if job.failed:
+        parts.append(f"{job.failed:,} failed (first: {job.first_failed})")
+    if job.skipped:
+        parts.append(f"{job.skipped:,} skipped, whose text file was there")
+    notice(f"{out}: {', '.join(parts)}{job.progress.summary()}")
+    if job.changed:
+        notice(
+            f"{job.changed:,} finished rows are other ones now, or their files have changed since (first: "
+            f"{job.first_changed}); --retry-changed answers them again"
+        )
