@@ -13,10 +13,19 @@ from typing import Any
 
 from . import __version__
 from .errors import MediaError, UnreachableError, VlgenError, one_line
-from .flags import COMMANDS, DEFAULT_MODEL, MODEL_VARIABLE, Parser, convert_parser, generate_parser, keywords_to_flags
-from .notices import notice, on_terminal, print_stderr, progress_bar, rewriting_notices
+from .flags import (
+    COMMANDS,
+    DEFAULT_MODEL,
+    MODEL_VARIABLE,
+    Parser,
+    chat_parser,
+    convert_parser,
+    generate_parser,
+    keywords_to_flags,
+)
+from .notices import notice, print_stderr, progress_bar, rewriting_notices
 from .options import OPTIONS, group_keywords
-from .results import GenerationResult
+from .terminal import Screen
 
 TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 
@@ -24,7 +33,7 @@ TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m mlx_vlgen` and `mlx-vlgen`: list the commands, or run one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"generate": main_generate, "convert": main_convert}
+    commands = {"generate": main_generate, "chat": main_chat, "convert": main_convert}
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], program=f"mlx-vlgen {arguments[0]}")
     return exit_code_of(lambda: list_commands(arguments))
@@ -48,6 +57,13 @@ def list_commands(arguments: Sequence[str]) -> int:
 def main_generate(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.generate") -> int:
     """`python -m mlx_vlgen.generate` and `mlx-vlgen generate`."""
     return exit_code_of(lambda: run_generate(generate_parser(program), arguments))
+
+
+def main_chat(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.chat") -> int:
+    """`python -m mlx_vlgen.chat` and `mlx-vlgen chat`."""
+    from .chat import run_chat
+
+    return exit_code_of(lambda: run_chat(chat_parser(program), arguments))
 
 
 def main_convert(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.convert") -> int:
@@ -119,39 +135,6 @@ def prompt_progress() -> dict[str, Any]:
             bar.close()
 
     return {"prompt_progress_callback": progress}
-
-
-class Screen:
-    """Prints a stream: the answer on stdout; the thinking before it on stderr, dim on a terminal, or not at all."""
-
-    def __init__(self, hide_thinking: bool):
-        self._hide = hide_thinking
-        dims = on_terminal() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-        self._dim, self._plain = ("\033[2m", "\033[0m") if dims else ("", "")
-        self._thinking_printed = self._answer_printed = 0  # characters
-        self._line_open = False  # on stderr
-
-    def show(self, result: GenerationResult) -> None:
-        thinking, answer = result.thinking or "", result.answer or ""
-        if thinking[self._thinking_printed :] and not self._hide:
-            print_stderr(f"{self._dim}{thinking[self._thinking_printed :]}{self._plain}", end="")
-            self._line_open = True
-        self._thinking_printed = len(thinking)
-        if len(answer) < self._answer_printed:  # the model thinks again: that was no answer yet
-            self._answer_printed = 0
-        if answer[self._answer_printed :]:
-            self._end_thinking()
-            print(answer[self._answer_printed :], end="", flush=True)
-        self._answer_printed = len(answer)
-
-    def finish(self) -> None:
-        self._end_thinking()
-        print(flush=True)
-
-    def _end_thinking(self) -> None:
-        if self._line_open:
-            print_stderr("")
-        self._line_open = False
 
 
 def run_convert(parser: Parser, arguments: Sequence[str] | None) -> int:
@@ -231,7 +214,8 @@ def check_files(sources: Sequence[str]) -> None:
 
 
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The named model. Without a name the default one, or the built-in one where that cannot be loaded."""
+    """The named model. Without a name the default one, or the built-in one where that cannot be loaded. args.model
+    becomes the name of the one that is loaded."""
     from . import load
     from .demo import NOTICE
 
@@ -239,15 +223,18 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
                "quantization": args.quantize}  # fmt: skip
     name = args.model if args.model is not None else os.environ.get(MODEL_VARIABLE) or None
     if name is not None:
+        args.model = name
         return load(name, **options)
     try:
+        args.model = DEFAULT_MODEL
         return load(DEFAULT_MODEL, **options)
     except UnreachableError as error:
         if args.no_fallback or args.adapter_path or args.revision or args.quantize:
             raise
         notice(f"the default model cannot be had: {error}")
         notice(NOTICE)
-        return load("demo", dtype=args.dtype)
+        args.model = "demo"
+        return load(args.model, dtype=args.dtype)
 
 
 def exit_code_of(run: Callable[[], int]) -> int:
