@@ -48,10 +48,11 @@ LISTED = 10
 def run_chat(parser: Parser, arguments: Sequence[str] | None) -> int:
     args = parser.parse(arguments)
     settings = {option.name: getattr(args, option.name) for option in OPTIONS if hasattr(args, option.name)}
-    try:
-        check_keywords(settings)
-    except ValueError as error:
-        usage_error(parser, error)
+    if settings:  # what checks them takes time to import
+        try:
+            check_keywords(settings)
+        except ValueError as error:
+            usage_error(parser, error)
     if sys.stdin is None or sys.stdout is None:
         raise VlgenError(f"{'stdin' if sys.stdin is None else 'stdout'} is closed: a chat needs both")
     piped = not sys.stdin.isatty()
@@ -69,7 +70,7 @@ def run_chat(parser: Parser, arguments: Sequence[str] | None) -> int:
             args.model = chat.session.model if args.model is None else args.model
         chat.load()
         if args.system is not None:
-            chat.do_system(args.system)
+            chat.change({"event": "system", "value": args.system or None})
         if settings:
             chat.change({"event": "set", "values": settings})
         for kind in ("image", "video"):
@@ -195,11 +196,10 @@ class Chat(Conversation):
         if isinstance(action, Command):
             command = getattr(self, f"do_{action.name}")
             return command(action.argument.strip()) or ""
-        self._asked = line.strip()
-        return self._ask_question(action)
+        return self._ask_question(action, line)
 
-    def _ask_question(self, action: Question) -> str:
-        pending = self.session.pending
+    def _ask_question(self, action: Question, line: str) -> str:
+        pending, self._asked = self.session.pending, line.strip()
         try:
             for kind, source in action.media:
                 self.attach(kind, source)
@@ -262,7 +262,7 @@ class Chat(Conversation):
         if self.answered is None:
             say("stopped before there was an answer; the last one stands")
         elif self.answered.answer == last.answer and self.answered.finish_reason == last.finish_reason == "stop":
-            say("the same answer: /set temperature 0.7 makes another more likely, /set seed default a random one")
+            say("the same answer; /set temperature 0.7 allows others", faint=True)
 
     def do_edit(self, argument: str) -> str:
         if self.line is None:
@@ -283,6 +283,7 @@ class Chat(Conversation):
             say(self.session.system or "there is no system message; /system TEXT sets one")
             return
         self.change({"event": "system", "value": None if argument in ('""', "''") else argument})
+        say(f"system message: {self.session.system or 'none'}", faint=True)
 
     def do_set(self, argument: str) -> None:
         name, _, value = argument.partition(" ")
@@ -295,17 +296,18 @@ class Chat(Conversation):
             say(f"{option.name}: {current}. {option.help}")
         elif value == "default":
             self.change({"event": "unset", "name": option.name})
+            say(describe_settings(self.session), faint=True)
         else:
             parsed = parse_setting(option.name, value)
             check_keywords({**self.session.settings, option.name: parsed})
             self.change({"event": "set", "values": {option.name: parsed}})
+            say(describe_settings(self.session), faint=True)
 
     def do_show(self, argument: str) -> None:
         maximum, turns = self.model.max_positions, self.session.turns
-        pictures = sum(len(turn.media) for turn in turns)
         say(f"model     {self.args.model} ({self.model.config['model_type']})")
         say(f"context   {self.session.tokens:,} tokens" + (f" of {maximum:,}" if maximum else ""))
-        say(f"talk      {len(turns)} questions, {pictures} pictures and videos")
+        say(f"talk      questions: {len(turns)}, pictures and videos: {sum(len(turn.media) for turn in turns)}")
         say(f"system    {self.session.system or '-'}")
         say(f"settings  {describe_settings(self.session)}")
         say(f"file      {self.journal.path if self.journal else 'none yet; the first answer begins one'}")

@@ -73,7 +73,7 @@ def is_open(line: str) -> bool:
 def parse_line(line: str, exists: Callable[[str], bool] = os.path.exists) -> Command | Question:
     """What a line means. exists: whether there is a file of a name.
 
-    LineError for an unknown command, and for what can only be a path and names no file.
+    LineError for an unknown command.
     """
     text = line.strip()
     if text.startswith(FENCE):
@@ -118,7 +118,8 @@ def _find_media(text: str, exists: Callable[[str], bool]) -> Question:
 
 
 def _path_at(text: str, start: int, exists: Callable[[str], bool]) -> tuple[str, int] | None:
-    """The path that begins at `start`, and where it ends; None for a word that is none."""
+    """The path that begins at `start`, and where it ends; None for a word that is none. What can only be a path is one
+    without there being such a file: who asks about it is told then."""
     surely = _SURELY_A_PATH.match(text, start)
     missing = None
     for _, suffix in zip(range(_CANDIDATES), _SUFFIX.finditer(text, start), strict=False):
@@ -135,10 +136,8 @@ def _path_at(text: str, start: int, exists: Callable[[str], bool]) -> tuple[str,
             if (surely or quote or not re.search(r"\s", name) or "\\" in raw) and exists(os.path.expanduser(name)):  # noqa: PTH111
                 return name, end
         if surely and missing is None and (quote or not re.search(r"\s", raw.replace("\\ ", ""))):
-            missing = names[0]
-    if missing is not None:
-        raise LineError(f"{missing}: no such file")
-    return None
+            missing = names[0], end
+    return missing
 
 
 def _readings(raw: str) -> list[str]:

@@ -329,7 +329,7 @@ def _rich_line(history_path: Path) -> Line:
         reserve_space_for_menu=6,
         key_bindings=keys,
         multiline=True,
-        prompt_continuation="… ",
+        prompt_continuation=lambda width, line, wrapped: "" if wrapped else "… ",
     )
     asking: Any = PromptSession(output=session.output)
     return _PromptToolkitLine(session.prompt, asking.prompt)
