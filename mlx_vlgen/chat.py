@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def run_chat(parser: Parser, arguments: Sequence[str] | None) -> int:
         raise UnsupportedError("--audio: no model here hears; leave it out")
     check_files([*args.image, *args.video])
     chat = Chat(args, None if piped else open_line(state_folder() / "history"))
-    with rewriting_notices(_flags_to_settings):
+    with rewriting_notices(_flags_to_settings), closing(chat):
         if args.resume is not None:
             if not args.resume and not kept_talks():
                 raise SessionError("--resume: there is no talk to go on with yet")

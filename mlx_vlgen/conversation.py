@@ -39,6 +39,10 @@ class Conversation:
         self.processor: Any = None
         self._draft: tuple[Any, Any] = (None, None)  # name and model
 
+    def close(self) -> None:
+        if self.journal is not None:
+            self.journal.close()
+
     # -- the session and its file
 
     def change(self, event: Event) -> None:
