@@ -176,9 +176,10 @@ class Chat(Conversation):
         if not self.session.turns:
             return
         count, last = len(self.session.turns), self.session.turns[-1]
-        say(f"going on after {count} question{'s' * (count != 1)}; the last one:", faint=True)
-        say(f"> {describe_turn(last)}", faint=True)
-        print_stderr(dim(safe(last.answer["content"])))
+        say(
+            f"going on after {count} question{'s' * (count != 1)}; the last one:\n\n> {describe_turn(last)}", faint=True
+        )
+        print_stderr(dim(safe(last.answer["content"])) + "\n")
 
     def read_line(self, text: str) -> str:
         assert self.line is not None
@@ -366,10 +367,10 @@ class Chat(Conversation):
 
     def do_help(self, argument: str) -> None:
         for name, (arguments, help) in COMMANDS.items():
-            say(f"/{name} {arguments}".ljust(19) + help)
+            say(f"/{name} {arguments}".ljust(22) + help)
         say(
-            "A path in a question, typed, pasted or dropped here, becomes its picture. Alt-Enter begins a new line, "
-            'and so does Enter after """ until """. Ctrl-C stops an answer, which stays as far as it came.'
+            "\nA path in a question, typed, pasted or dropped here, becomes its picture. Alt-Enter begins a new line, "
+            'as Enter does between """ and """. Ctrl-C stops an answer, which stays as far as it came.'
         )
 
     def do_quit(self, argument: str) -> None:

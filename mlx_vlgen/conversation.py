@@ -81,8 +81,11 @@ class Conversation:
                 raise SessionError(f"{problem}; a chat on a terminal asks what to do about it")
             say(f"{problem}. It belongs to the question {self.session.turns[turn].text!r}.")
             use = "u: use it as it is now, " if changed else ""
-            with interruptible():
-                reply = self.line.ask(f"{use}l: leave it out, s: stop, or the path of another: ")
+            try:
+                with interruptible():
+                    reply = self.line.ask(f"{use}l: leave it out, s: stop, or the path of another: ")
+            except EOFError:
+                reply = "s"
             if reply in ("", "s"):
                 raise SessionError(f"stopped: {problem}")
             new: Message | None = None
@@ -106,7 +109,13 @@ class Conversation:
 
     def load(self) -> None:
         """Load the model that the arguments name."""
-        self.model, self.processor = load_model(self.args)
+        screen = self._screen()
+        screen.wait("loading the model")
+        try:
+            with no_echo() if self.line else nullcontext():
+                self.model, self.processor = load_model(self.args)
+        finally:
+            screen.finish()
         if self.session.model != self.args.model:
             self.change({"event": "model", "value": self.args.model})
         parts = [part for turn in self.session.turns for part in turn.media] + [*self.session.pending]
@@ -164,16 +173,20 @@ class Conversation:
             line = status_line(result.generation_tokens, result.generation_tps, turn.tokens, maximum, reason)
             say(line, faint=True)
         self._say_if_cut(turn, result)
+        if self.line is not None:
+            print_stderr("")
         return turn
+
+    def _screen(self) -> ChatScreen | PipeScreen:
+        hide = self.args.hide_thinking
+        return PipeScreen(hide) if self.line is None else ChatScreen(hide, self.fold_thinking)
 
     def _answer(self, messages: list[Message]) -> tuple[GenerationResult | None, bool]:
         """Show an answer as it comes: its last result, and whether Ctrl-C stopped it."""
         from .generate import stream_generate
 
         maximum, last, stopped = self.model.max_positions, None, False
-        on_line = self.line is not None
-        hide = self.args.hide_thinking
-        screen = ChatScreen(hide, self.fold_thinking) if on_line else PipeScreen(hide)
+        on_line, screen = self.line is not None, self._screen()
 
         def progress(done: int, total: int) -> None:
             screen.wait(f"reading the prompt, {done:,} of {total:,} tokens")

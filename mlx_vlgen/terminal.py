@@ -133,7 +133,7 @@ class ChatScreen(Screen):
 
     def _replace_line(self, text: str) -> None:
         self._clear_line()
-        print_stderr(dim(text[: max(1, terminal_width() - 1)]), end="")
+        print_stderr(dim(text[: max(1, terminal_width() - 1)]), end="\r")  # what is printed meanwhile goes over it
         self._line_open = True
 
     def _clear_line(self) -> None:

@@ -50,7 +50,7 @@ def photo(tmp_path: Path) -> Path:
 
 def test_questions_and_commands(start: Start, photo: Path, tmp_path: Path) -> None:
     terminal = start()
-    assert "stand-in, 1,000 tokens of context." in terminal.show
+    assert "stand-in, 1,000 tokens of context\n" in terminal.show
     terminal.ask("Hello", "u0: Hello t=None\n3 tokens · 50.0 tokens/s · context 13 of 1,000 (1%)")
     terminal.ask("/set temperature 0.5", "temperature 0.5")
     terminal.ask("Again", "uau0: Again t=0.5")
