@@ -165,11 +165,8 @@ class Chat(Conversation):
 
     def greet(self) -> None:
         maximum = self.model.max_positions
-        room = f", {maximum:,} tokens of context" if maximum else ""
-        say(
-            f"{self.args.model}{room}. Drop a picture here, or ask. /help lists the commands, Ctrl-D leaves.",
-            faint=True,
-        )
+        say(f"{self.args.model}{f', {maximum:,} tokens of context' if maximum else ''}", faint=True)
+        say("Ask, or drop a picture here. /help lists the commands, Ctrl-D leaves.\n", faint=True)
         self._show_last_turn()
 
     def _show_last_turn(self) -> None:

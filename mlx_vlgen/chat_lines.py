@@ -32,14 +32,14 @@ class Usage(NamedTuple):
 
 
 COMMANDS = {
-    "image": Usage("PATH ...", "pictures of the next question; alone, lists what is pending"),
+    "image": Usage("PATH ...", "pictures of the next question; alone, lists them"),
     "video": Usage("PATH ...", "videos of the next question"),
     "undo": Usage("", "take back what is pending, else the last question"),
     "retry": Usage("", "answer the last question again"),
     "edit": Usage("", "the last question, in the line again; sent, it replaces it"),
     "clear": Usage("", "forget all that was said; settings stay"),
     "system": Usage("TEXT", 'set the system message; "" removes it; alone, shows it'),
-    "set": Usage("NAME VALUE", "change a setting; VALUE default resets it; alone, lists all"),
+    "set": Usage("NAME VALUE", "change a setting, to default too; alone, lists them"),
     "show": Usage("", "model, context, settings, and the file of the talk"),
     "thoughts": Usage("[open|fold]", "what was thought last; open shows it as it comes"),
     "save": Usage("FILE", "write a copy of the talk to a new file"),

@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +148,19 @@ def test_a_prompt_that_is_too_long_is_told_with_what_to_do(chat: Chat) -> None:
     assert "tokens and the model has 4096 positions" in error and "/clear begins anew" in error
 
 
+def test_the_pages_pipes(chat: Chat, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "chat.md"
+    shutil.copytree(DEMO.parent / "pictures", tmp_path, dirs_exist_ok=True)
+    outcomes = []
+    for command in re.findall(r"^printf .*", page.read_text(encoding="utf-8"), re.MULTILINE):
+        questions, _, arguments = command.partition(" | python -m mlx_vlgen.chat ")
+        outcomes.append(chat("\n".join(shlex.split(questions)[2:]) + "\n", *shlex.split(arguments)))
+    assert [code for code, _, _ in outcomes] == [0, 0, 0]
+    assert outcomes[0][1] == "There are 2 shapes.\nThe circle is red.\n"
+    assert json.loads(outcomes[1][1])["answer"] == "There are 2 shapes."
+    assert outcomes[2][1] == "There are 2 shapes.\nThere are 3 shapes.\n"
+
+
 def test_usage(chat: Chat, invoke: Callable[..., Outcome]) -> None:
     assert chat("", "--top-q", "1")[0] == 2
     assert "--top-p: expected 0 to 1" in chat("", "--top-p", "7")[2].replace("=7.0", "")
@@ -163,20 +179,20 @@ def test_help_is_instant(run: Callable[..., Completed]) -> None:
     )
 
 
-def test_as_a_process(environment: dict[str, str], tmp_path: Path) -> None:
-    """Answers come as the questions do, no thinking mixes with them, and a reader that goes ends it."""
-    command = [sys.executable, "-m", "mlx_vlgen.chat", "--model", "demo"]
+def test_answers_come_as_the_questions_do(environment: dict[str, str], tmp_path: Path) -> None:
+    """So that a program may talk, too. The model is a stand-in, which repeats what it was asked."""
+    command = [sys.executable, str(Path(__file__).with_name("stand_in_chat.py")), "--model", "stand-in"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         env=environment | {"XDG_STATE_HOME": str(tmp_path / "state")},
     )  # fmt: skip
     assert process.stdin and process.stdout and process.stderr
-    for question, answer in [
-        (f"{SHAPES} How many shapes?", "There are 2 shapes."),
-        ("What colour is the circle?", "The circle is red."),
-    ]:
+    for question, answer in [("One", "u0: One t=None"), ("think", "uau0: think t=None")]:
         process.stdin.write(question + "\n")
         process.stdin.flush()
         assert process.stdout.readline() == answer + "\n"
     process.stdin.close()
-    assert (process.wait(60), process.stderr.read()) == (0, "")
+    assert process.wait(60) == 0
+    assert process.stderr.read().startswith("thought 0\nthought 1\n")
+    process.stdout.close()
+    process.stderr.close()

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
+
+from mlx_vlgen.demo import MODEL as DEMO
 
 from .terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_U, ENTER, TAB, Terminal
 
@@ -257,21 +259,54 @@ def test_no_color(start: Start, photo: Path) -> None:
     assert "▀" not in terminal.show and b"\033[2m" not in terminal.written and b"\033[3" not in terminal.written
 
 
-def test_a_dumb_terminal_has_a_plain_line(start: Start, photo: Path) -> None:
-    terminal = start(TERM="dumb")
+@pytest.mark.parametrize("term", ["dumb", "xterm-256color"])
+def test_the_plain_line_does_the_same(start: Start, photo: Path, term: str, environment: dict[str, str]) -> None:
+    (photo.parent / "sitecustomize.py").write_text("import sys; sys.modules['prompt_toolkit'] = None")
+    terminal = start(TERM=term, PYTHONPATH=os.pathsep.join([str(photo.parent), environment["PYTHONPATH"]]))
     terminal.ask(f"'{photo}' think", "u1: think")
     terminal.press("half" + CTRL_C)
     terminal.wait(lambda show: "Ctrl-D or /quit leaves" in show and show.endswith("\n>"))
     terminal.press("wait" + ENTER)
     time.sleep(0.5)
     terminal.press(CTRL_C)
-    terminal.wait("\n> wait")
+    terminal.wait("in the line again\n> wait")
     terminal.press(CTRL_U)
     terminal.ask("Two", "uau1: Two")
+    terminal.press("/image my" + TAB)
+    terminal.wait("> /image my\\ photo.png")
+    terminal.press(CTRL_U + "\033[A")
+    terminal.wait("\n> Two")
+    terminal.press(CTRL_U)
     terminal.press(f'"""{ENTER}c{ENTER}d"""{ENTER}')
     terminal.wait(lambda show: "uauau1: c\nd t=None" in show and show.endswith("\n>"))
     terminal.press(CTRL_D)
     assert terminal.end() == 0
+
+
+@pytest.mark.skipif(not (DEMO / "config.json").is_file(), reason="the built-in model is not there")
+def test_the_built_in_model(environment: dict[str, str], tmp_path: Path) -> None:
+    """A talk as a person has it, with a model that looks at the pictures."""
+    environment |= {"XDG_STATE_HOME": str(tmp_path / "state")}
+    picture = tmp_path / "drawn here.png"
+    drawing = Image.new("RGB", (300, 200), "white")
+    ImageDraw.Draw(drawing).ellipse((20, 40, 120, 140), fill="green")
+    ImageDraw.Draw(drawing).rectangle((180, 50, 270, 140), fill="red")
+    drawing.save(picture)
+    terminal = Terminal([sys.executable, "-m", "mlx_vlgen.chat", "--model", "demo"], environment, tmp_path)
+    try:
+        terminal.wait("\n>", 60)
+        terminal.paste(str(picture).replace(" ", "\\ "))
+        terminal.ask(" How many shapes are there?", "There are 2 shapes.")
+        terminal.press("What" + CTRL_C)
+        terminal.wait(lambda show: "leaves, /help lists the commands" in show and show.endswith("\n>"))
+        terminal.ask("What colour is the circle?", "The circle is green.")
+        terminal.ask("/set enable_thinking on", "enable_thinking on")
+        terminal.press("How many circles are there?" + ENTER)
+        terminal.wait(lambda show: "; /thoughts shows them\nThere is 1 circle." in show and show.endswith("\n>"))
+        terminal.press(CTRL_D)
+        assert terminal.end() == 0
+    finally:
+        terminal.close()
 
 
 def test_ctrl_c_while_the_model_loads_ends_it(environment: dict[str, str], tmp_path: Path) -> None:
@@ -280,7 +315,7 @@ def test_ctrl_c_while_the_model_loads_ends_it(environment: dict[str, str], tmp_p
     command = [sys.executable, "-m", "mlx_vlgen.chat", "--model", "demo"]
     terminal = Terminal(command, environment | {"PYTHONPATH": path, "XDG_STATE_HOME": str(tmp_path)}, tmp_path)
     try:
-        terminal.wait("here")
+        terminal.wait(lambda show: "here" in show)
         terminal.press(CTRL_C)
         assert terminal.end() == 130
     finally:
