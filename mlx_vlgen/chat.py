@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from .flags import Parser
 from .notices import notice, print_stderr, rewriting_notices
 from .options import OPTIONS
 from .session import Message, SessionError, Turn, kept_talks, question, read_talk, save_copy, state_folder
-from .terminal import dim, open_line, safe
+from .terminal import dim, open_line, safe, terminal_width
 
 LISTED = 10
 """Talks that /load lists."""
@@ -62,7 +63,7 @@ def run_chat(parser: Parser, arguments: Sequence[str] | None) -> int:
         raise UnsupportedError("--audio: no model here hears; leave it out")
     check_files([*args.image, *args.video])
     chat = Chat(args, None if piped else open_line(state_folder() / "history"))
-    with rewriting_notices(_flags_to_settings), closing(chat):
+    with rewriting_notices(partial(_once, set())), closing(chat):
         if args.resume is not None:
             if not args.resume and not kept_talks():
                 raise SessionError("--resume: there is no talk to go on with yet")
@@ -152,6 +153,15 @@ def _flags_to_settings(message: str) -> str:
     return _FLAG.sub(lambda flag: "/set " + flag[1].replace("-", "_"), message)
 
 
+def _once(said: set[str], message: str) -> str:
+    """A notice for one who types, the first time; nothing after that: a large picture is large in each turn."""
+    message = _flags_to_settings(message)
+    if message in said and not message.startswith("error"):
+        return ""
+    said.add(message)
+    return message
+
+
 class Chat(Conversation):
     """What a line does. Each command is a method, do_NAME; what it returns stands in the next line already."""
 
@@ -212,7 +222,12 @@ class Chat(Conversation):
             say("stopped before there was an answer; the question is in the line again")
             return self.take_back()
         self._asked, self._editing = "", None
+        self._leave_space()
         return ""
+
+    def _leave_space(self) -> None:
+        if self.line is not None:
+            print_stderr("")
 
     def take_back(self) -> str:
         """The text of a question that has no answer, for the line. Its media are pending still."""
@@ -261,6 +276,7 @@ class Chat(Conversation):
             say("stopped before there was an answer; the last one stands")
         elif self.answered.answer == last.answer and self.answered.finish_reason == last.finish_reason == "stop":
             say("the same answer; /set temperature 0.7 allows others", faint=True)
+        self._leave_space()
 
     def do_edit(self, argument: str) -> str:
         if self.line is None:
@@ -291,7 +307,7 @@ class Chat(Conversation):
         option, value = setting(name), value.strip()
         if not value:
             current = {**DEFAULTS, **self.session.settings}.get(option.name, "default")
-            say(f"{option.name}: {current}. {option.help}")
+            say(f"{option.name} {current}: {option.help}")
         elif value == "default":
             self.change({"event": "unset", "name": option.name})
             say(describe_settings(self.session), faint=True)
@@ -332,7 +348,8 @@ class Chat(Conversation):
             for number, path in enumerate(kept_talks()[:LISTED], 1):
                 with suppress(SessionError):
                     turns = read_talk(path)[0].turns
-                    say(f"{number:2}  {path.stem[:19]}  {len(turns):3} questions  {describe_turn(turns[0])[:60]}")
+                    line = f"{number:2}  {path.stem[:16]}  {len(turns):3}  {' '.join(describe_turn(turns[0]).split())}"
+                    say(line[: terminal_width()])
             return
         path = Path(split_paths(argument)[0]).expanduser()
         if argument.isdigit() and not path.exists() and 0 < int(argument) <= len(kept := kept_talks()):

@@ -173,8 +173,6 @@ class Conversation:
             line = status_line(result.generation_tokens, result.generation_tps, turn.tokens, maximum, reason)
             say(line, faint=True)
         self._say_if_cut(turn, result)
-        if self.line is not None:
-            print_stderr("")
         return turn
 
     def _screen(self) -> ChatScreen | PipeScreen:

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from PIL import Image, ImageDraw
 
 from mlx_vlgen.demo import MODEL as DEMO
+from mlx_vlgen.session import read_talk
 
 from .terminal import ALT_ENTER, CTRL_C, CTRL_D, CTRL_U, ENTER, TAB, Terminal
 
@@ -307,6 +309,35 @@ def test_the_built_in_model(environment: dict[str, str], tmp_path: Path) -> None
         assert terminal.end() == 0
     finally:
         terminal.close()
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_kill_9_at_any_moment(environment: dict[str, str], tmp_path: Path) -> None:
+    """Whenever they come: the talk holds whole turns, and the next answer is right."""
+    environment |= {"XDG_STATE_HOME": str(tmp_path / "state")}
+    shapes, random = DEMO.parent / "pictures" / "shapes.png", Random(0)
+    command = [sys.executable, "-m", "mlx_vlgen.chat", "--model", "demo"]
+    for start in range(4):
+        terminal = Terminal([*command, *(["--resume"] if start else ["--image", str(shapes)])], environment, tmp_path)
+        try:
+            terminal.wait(">", 60)
+            terminal.ask("What colour is the circle?", "The circle is red.")
+            for _ in range(12):
+                terminal.press("Describe this image." + ENTER)
+                time.sleep(random.uniform(0, 0.4))
+                terminal.press(CTRL_C)
+                terminal.wait(lambda show: not show.endswith("reading the prompt"))
+                time.sleep(0.5)
+                terminal.press(CTRL_C)  # whatever is in the line again is cleared
+                terminal.wait(lambda show: show.endswith("\n>"))
+                terminal.ask("/clear", "all that was said is forgotten")
+                terminal.ask(f"{shapes} What colour is the circle?", "The circle is red.")
+            terminal.press("Describe this image." + ENTER)
+            time.sleep(random.uniform(0, 0.4))
+        finally:
+            terminal.close()
+        for talk in (tmp_path / "state" / "mlx-vlgen" / "chats").iterdir():
+            assert all(turn.text and turn.answer["content"] for turn in read_talk(talk)[0].turns)
 
 
 def test_ctrl_c_while_the_model_loads_ends_it(environment: dict[str, str], tmp_path: Path) -> None:
