@@ -4,7 +4,8 @@ import argparse
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,17 +93,20 @@ def parse_line(line: str, exists: Callable[[str], bool] = os.path.exists) -> Com
 _SUFFIX = re.compile(rf"\.({'|'.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)})(?![A-Za-z0-9])", re.IGNORECASE)
 _WORD = re.compile(r"(?<!\S)\S")
 _SURELY_A_PATH = re.compile(r"""['"]?(/|~/|\.\.?/|file:///?)""", re.IGNORECASE)
-_CANDIDATES = 16
-"""Names of files that a word may begin, at most: a name may hold blanks and suffixes."""
+_CANDIDATES, _LONGEST = 16, 1024
+"""Names of files that a word may begin, at most, since a name may hold blanks and suffixes; characters of one."""
 
 
 def _find_media(text: str, exists: Callable[[str], bool]) -> Question:
     """A question whose media stand in it as paths: as a terminal pastes a dragged file, quoted, with a backslash before
     each blank, or as a file: URL; or typed as they are."""
     media, pieces, at = [], [], 0
+    ends = [suffix.end() for suffix in _SUFFIX.finditer(text)]
     for word in _WORD.finditer(text):
         start = word.start()
-        if start < at or (found := _path_at(text, start, exists)) is None:
+        first = bisect_right(ends, start)
+        near = [end for end in ends[first : first + _CANDIDATES] if end - start <= _LONGEST]
+        if start < at or (found := _path_at(text, start, near, exists)) is None:
             continue
         path, end = found
         suffix = path.rpartition(".")[2].lower()
@@ -117,13 +121,12 @@ def _find_media(text: str, exists: Callable[[str], bool]) -> Question:
     return Question(re.sub(r"[ \t]{2,}", " ", "".join(kept)).strip() if media else text, tuple(media))
 
 
-def _path_at(text: str, start: int, exists: Callable[[str], bool]) -> tuple[str, int] | None:
-    """The path that begins at `start`, and where it ends; None for a word that is none. What can only be a path is one
-    without there being such a file: who asks about it is told then."""
+def _path_at(text: str, start: int, ends: Sequence[int], exists: Callable[[str], bool]) -> tuple[str, int] | None:
+    """The path that begins at `start` and may end at `ends`, and where it does; None for a word that is none. What can
+    only be a path is one without there being such a file: who asks about it is told then."""
     surely = _SURELY_A_PATH.match(text, start)
     missing = None
-    for _, suffix in zip(range(_CANDIDATES), _SUFFIX.finditer(text, start), strict=False):
-        end = suffix.end()
+    for end in ends:
         raw = text[start:end]
         if "\n" in raw:
             break

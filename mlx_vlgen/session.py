@@ -1,6 +1,5 @@
 """A talk: messages and settings as a value that events change, and the JSONL file that those events are written to."""
 
-import fcntl
 import json
 import os
 import sys
@@ -182,6 +181,8 @@ class Journal:
 
     def __init__(self, path: Path, *, new: bool):
         """new: whether the file must not be there yet. It is for its owner only. SessionError says what is wrong."""
+        import fcntl  # not on Windows, where other commands import this file
+
         self.path = path
         flags = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | (os.O_CREAT | os.O_EXCL if new else 0)
         try:

@@ -5,8 +5,10 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,8 +181,9 @@ def test_help_is_instant(run: Callable[..., Completed]) -> None:
     )
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_answers_come_as_the_questions_do(environment: dict[str, str], tmp_path: Path) -> None:
-    """So that a program may talk, too. The model is a stand-in, which repeats what it was asked."""
+    """So that a program may talk, too; Ctrl-C ends it. The model is a stand-in, which repeats what it was asked."""
     command = [sys.executable, str(Path(__file__).with_name("stand_in_chat.py")), "--model", "stand-in"]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
@@ -191,8 +194,12 @@ def test_answers_come_as_the_questions_do(environment: dict[str, str], tmp_path:
         process.stdin.write(question + "\n")
         process.stdin.flush()
         assert process.stdout.readline() == answer + "\n"
-    process.stdin.close()
-    assert process.wait(60) == 0
+    process.stdin.write("wait\n")
+    process.stdin.flush()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
     assert process.stderr.read().startswith("thought 0\nthought 1\n")
+    process.stdin.close()
     process.stdout.close()
     process.stderr.close()

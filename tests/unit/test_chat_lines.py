@@ -1,5 +1,7 @@
 """What a line of a chat means, without a terminal, a model or files."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -73,6 +75,13 @@ def test_any_line_is_a_command_a_question_or_told(line: str) -> None:
         assert action.name in COMMANDS
     elif not action.media and not line.strip().startswith('"""'):
         assert action.text == line.strip()
+
+
+def test_a_long_paste_is_read_in_no_time() -> None:
+    text = "a line of prose, /with/slashes 'and quotes and a.png\n" * 500
+    begun = time.perf_counter()
+    assert parse(text) == Question(text.strip())
+    assert time.perf_counter() - begun < 3
 
 
 def test_open_texts() -> None:
