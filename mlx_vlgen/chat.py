@@ -74,6 +74,8 @@ def run_chat(parser: Parser, arguments: Sequence[str] | None) -> int:
             chat.change({"event": "system", "value": args.system or None})
         if settings:
             chat.change({"event": "set", "values": settings})
+        if not piped:
+            chat.greet()
         for kind in ("image", "video"):
             for source in getattr(args, kind):
                 chat.attach(kind, source)
@@ -82,7 +84,6 @@ def run_chat(parser: Parser, arguments: Sequence[str] | None) -> int:
 
 def talk(chat: "Chat") -> int:
     """Until Ctrl-D."""
-    chat.greet()
     text = ""
     with staying():
         while True:

@@ -79,7 +79,7 @@ def parse_line(line: str, exists: Callable[[str], bool] = os.path.exists) -> Com
     text = line.strip()
     if text.startswith(FENCE):
         return Question(text.removeprefix(FENCE).removesuffix(FENCE).strip("\n"))
-    if (match := re.match(r"/([a-z?]+)(?:\s+|$)", text)) and not exists(match[0].strip()):
+    if match := re.match(r"/([A-Za-z?]+)(?:\s+|$)", text):
         if match[1] not in COMMANDS:
             hint = did_you_mean(match[1], COMMANDS).replace("mean '", "mean '/")
             raise LineError(f"unknown command /{match[1]}{hint or '; /help lists them'}")

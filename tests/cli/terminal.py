@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import pyte
+import pytest
+
+pyte = pytest.importorskip("pyte", reason="pyte, which keeps the screen, is not installed (extra `test`)")
 
 ENTER, CTRL_C, CTRL_D, ALT_ENTER, TAB, CTRL_U = "\r", "\3", "\4", "\033\r", "\t", "\25"
 

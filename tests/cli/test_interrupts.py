@@ -37,10 +37,11 @@ def start(
     [
         ("-m", "mlx_vlgen"),
         GENERATE,
+        ("-m", "mlx_vlgen.chat"),
         ("-m", "mlx_vlgen.convert", "demo"),
         ("-c", "from mlx_vlgen.entry import generate; generate()"),
     ],
-    ids=["commands", "generate", "convert", "installed"],
+    ids=["commands", "generate", "chat", "convert", "installed"],
 )
 def test_while_its_own_modules_are_imported(
     environment: dict[str, str], tmp_path: Path, command: tuple[str, ...]

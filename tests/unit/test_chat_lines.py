@@ -63,6 +63,8 @@ def test_commands() -> None:
     assert parse("/image a b.png") == Command("image", "a b.png")
     with pytest.raises(LineError, match="unknown command /sytem; did you mean '/system'"):
         parse("/sytem")
+    with pytest.raises(LineError, match="unknown command /tmp"):  # although there is such a folder
+        parse_line("/tmp What is in it?")
 
 
 @given(st.text())
