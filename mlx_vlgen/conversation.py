@@ -112,8 +112,7 @@ class Conversation:
         screen = self._screen()
         screen.wait("loading the model")
         try:
-            with no_echo() if self.line else nullcontext():
-                self.model, self.processor = load_model(self.args)
+            self.model, self.processor = load_model(self.args)
         finally:
             screen.finish()
         if self.session.model != self.args.model:
@@ -190,10 +189,11 @@ class Conversation:
             screen.wait(f"reading the prompt, {done:,} of {total:,} tokens")
 
         # The cache that lets a turn reuse what those before it computed will be one more keyword here.
-        keywords = {**DEFAULTS, **self.session.settings, **self._draft_model(), "prompt_progress_callback": progress}
+        keywords = {**DEFAULTS, **self.session.settings, "prompt_progress_callback": progress}
         try:
             with no_echo() if on_line else nullcontext(), interruptible() if on_line else nullcontext():
                 screen.wait("reading the prompt")
+                keywords |= self._draft_model()
                 with closing(stream_generate(self.model, self.processor, messages, **keywords)) as stream:  # type: ignore[type-var]
                     for last in stream:
                         if last.generation_tokens == 1:

@@ -43,11 +43,11 @@ def interruptible() -> "Iterator[None]":
     """What Ctrl-C ends inside `staying`: KeyboardInterrupt is raised once, for whoever enters this to catch, and
     nothing comes of another Ctrl-C while that unwinds."""
     global _now
-    _now = "raise"
+    before, _now = _now, "raise"
     try:
         yield
     finally:
-        _now = _next
+        _now = before
 
 
 def _on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
