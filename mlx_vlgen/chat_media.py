@@ -22,12 +22,12 @@ class MediaStore:
 
     def read(self, kind: str, source: str) -> tuple[Message, Image.Image | None]:
         """The part that stands for a picture or video, and the picture. MediaError says why it cannot be read."""
-        if is_local(source):
-            source = os.path.abspath(local_path(source))  # noqa: PTH100  Path's would leave ".." in
-        part = {"type": kind, kind: source, "sha256": self._digest(kind, source)}
+        digest = self._digest(kind, source)
+        place = os.path.abspath(local_path(source)) if is_local(source) else source  # noqa: PTH100  Path leaves ".." in
+        part = {"type": kind, kind: place, "sha256": digest}
         if kind == "video":
             return part, None
-        file = io.BytesIO(self._bytes[part["sha256"]])
+        file = io.BytesIO(self._bytes[digest])
         file.name = source  # for messages
         return part, load_image(file)
 
@@ -52,8 +52,8 @@ class MediaStore:
             digest = hashlib.sha256(data).hexdigest()
             self._bytes[digest] = data
             return digest
-        if os.path.isdir(source):  # noqa: PTH112
-            return _digest_of_folder(source)
+        if os.path.isdir(folder := local_path(source)):  # noqa: PTH112
+            return _digest_of_folder(folder)
         with open_path(source) as file:
             status = os.fstat(file.fileno())
             key = source, status.st_size, status.st_mtime_ns

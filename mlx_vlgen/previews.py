@@ -133,11 +133,11 @@ def terminal_graphics() -> Graphics | None:
         return known
     if os.environ.get("TERM_PROGRAM") == "Apple_Terminal":  # has none
         return known
-    return graphics_of(os.environ, _ask_terminal("\033[c", "c"))
+    return graphics_of(os.environ, _ask_terminal())
 
 
-def _ask_terminal(request: str, end: str, seconds: float = 0.3) -> str | None:
-    """A terminal's reply to a control sequence; None where it says nothing."""
+def _ask_terminal(seconds: float = 0.3) -> str | None:
+    """What a terminal says it is (DA1); None where it says nothing."""
     import termios
     import tty
 
@@ -145,12 +145,12 @@ def _ask_terminal(request: str, end: str, seconds: float = 0.3) -> str | None:
     before = termios.tcgetattr(stdin)
     try:
         tty.setcbreak(stdin, termios.TCSANOW)
-        os.write(sys.stderr.fileno(), request.encode())
+        os.write(sys.stderr.fileno(), b"\033[c")
         reply, until = "", time.monotonic() + seconds
-        while not reply.endswith(end):
+        while not (match := re.search(r"\033\[\?[\d;]*c", reply)):  # keys may come before it
             if not select.select([stdin], [], [], max(0.0, until - time.monotonic()))[0]:
                 return None
             reply += os.read(stdin, 1).decode("latin-1")
-        return reply
+        return match[0]
     finally:
         termios.tcsetattr(stdin, termios.TCSANOW, before)

@@ -61,7 +61,7 @@ class Terminal:
     def show(self) -> str:
         return "\n".join(self.lines).rstrip()
 
-    def wait(self, until: Callable[[str], bool] | str, seconds: float = 10) -> str:
+    def wait(self, until: Callable[[str], bool] | str, seconds: float = 30) -> str:
         """What is on the screen once it ends with a text, or is as a function says."""
         reached = until if callable(until) else lambda show: show.endswith(until)
         end = time.monotonic() + seconds
@@ -82,13 +82,15 @@ class Terminal:
         self._stream.feed(data)
         return bool(data)
 
+    def shows(self, text: str) -> bool:
+        return compact(text) in compact(self.show)
+
     def ask(self, line: str, answer: str) -> None:
         """Type a line, and wait for its answer and the next prompt."""
         self.press(line)
-        end = "".join(line.split())[-10:]
-        before = len(self.wait(lambda show: "".join(show.split()).endswith(end)))
+        before = len(self.wait(lambda show: compact(show).endswith(compact(line)[-10:])))
         self.press(ENTER)
-        self.wait(lambda show: show.endswith("\n>") and (answer in show[before:] or answer in _joined(show[before:])))
+        self.wait(lambda show: show.endswith("\n>") and compact(answer) in compact(show[before:]))
 
     def end(self, seconds: float = 20) -> int:
         """The exit code, once it has ended."""
@@ -106,6 +108,6 @@ class Terminal:
         os.close(self._master)
 
 
-def _joined(show: str) -> str:
-    """Without line breaks, which depend on the width."""
-    return " ".join(show.split("\n"))
+def compact(text: str) -> str:
+    """Without white space: where lines break depends on the width."""
+    return "".join(text.split())
