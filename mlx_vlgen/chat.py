@@ -88,9 +88,7 @@ def talk(chat: "Chat") -> int:
     with staying():
         while True:
             try:
-                with interruptible():
-                    line = chat.read_line(text)
-                text = chat.run(line)
+                text = chat.run(chat.read_line(text))
             except KeyboardInterrupt:
                 text = chat.cancel_edit()
                 say("Ctrl-D or /quit leaves, /help lists the commands")

@@ -82,8 +82,7 @@ class Conversation:
             say(f"{problem}. It belongs to the question {self.session.turns[turn].text!r}.")
             use = "u: use it as it is now, " if changed else ""
             try:
-                with interruptible():
-                    reply = self.line.ask(f"{use}l: leave it out, s: stop, or the path of another: ")
+                reply = self.line.ask(f"{use}l: leave it out, s: stop, or the path of another: ")
             except EOFError:
                 reply = "s"
             if reply in ("", "s"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from .chat_lines import complete, is_open
+from .entry import interruptible
 from .notices import notice, on_terminal, print_stderr, print_wrapped
 from .results import GenerationResult
 
@@ -260,6 +261,10 @@ class PlainLine:
         return self._input(question).strip()
 
     def _input(self, prompt: str, text: str = "") -> str:
+        with interruptible():
+            return self._read(prompt, text)
+
+    def _read(self, prompt: str, text: str) -> str:
         if not (sys.stdin.isatty() and sys.stdout.isatty()):  # `input` would write the prompt on stdout
             print_stderr(prompt, end="")
             if not (line := sys.stdin.readline()):
@@ -336,6 +341,8 @@ def _rich_line(history_path: Path) -> Line:
 
 
 class _PromptToolkitLine:
+    """Ctrl-C is a key here. As a signal, just before the terminal is raw, it must not raise inside prompt_toolkit."""
+
     def __init__(self, prompt: Callable[..., str], ask: Callable[..., str]):
         self._prompt, self._ask = prompt, ask
 
