@@ -20,13 +20,14 @@ from .flags import (
     MODEL_VARIABLE,
     Parser,
     batch_parser,
+    chat_parser,
     convert_parser,
     generate_parser,
     keywords_to_flags,
 )
-from .notices import PromptBar, notice, on_terminal, print_stderr, progress_bar, rewriting_notices
+from .notices import PromptBar, notice, print_stderr, rewriting_notices
 from .options import OPTIONS, group_keywords
-from .results import GenerationResult
+from .terminal import Screen
 
 TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 
@@ -34,7 +35,7 @@ TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m mlx_vlgen` and `mlx-vlgen`: list the commands, or run one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"generate": main_generate, "batch": main_batch, "convert": main_convert}
+    commands = {"generate": main_generate, "chat": main_chat, "batch": main_batch, "convert": main_convert}
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], program=f"mlx-vlgen {arguments[0]}")
     return exit_code_of(lambda: list_commands(arguments))
@@ -58,6 +59,13 @@ def list_commands(arguments: Sequence[str]) -> int:
 def main_generate(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.generate") -> int:
     """`python -m mlx_vlgen.generate` and `mlx-vlgen generate`."""
     return exit_code_of(lambda: run_generate(generate_parser(program), arguments))
+
+
+def main_chat(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.chat") -> int:
+    """`python -m mlx_vlgen.chat` and `mlx-vlgen chat`."""
+    from .chat import run_chat
+
+    return exit_code_of(lambda: run_chat(chat_parser(program), arguments))
 
 
 def main_batch(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.batch") -> int:
@@ -124,39 +132,6 @@ def make_messages(args: argparse.Namespace, text: str) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text})
     return messages
-
-
-class Screen:
-    """Prints a stream: the answer on stdout; the thinking before it on stderr, dim on a terminal, or not at all."""
-
-    def __init__(self, hide_thinking: bool):
-        self._hide = hide_thinking
-        dims = on_terminal() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-        self._dim, self._plain = ("\033[2m", "\033[0m") if dims else ("", "")
-        self._thinking_printed = self._answer_printed = 0  # characters
-        self._line_open = False  # on stderr
-
-    def show(self, result: GenerationResult) -> None:
-        thinking, answer = result.thinking or "", result.answer or ""
-        if thinking[self._thinking_printed :] and not self._hide:
-            print_stderr(f"{self._dim}{thinking[self._thinking_printed :]}{self._plain}", end="")
-            self._line_open = True
-        self._thinking_printed = len(thinking)
-        if len(answer) < self._answer_printed:  # the model thinks again: that was no answer yet
-            self._answer_printed = 0
-        if answer[self._answer_printed :]:
-            self._end_thinking()
-            print(answer[self._answer_printed :], end="", flush=True)
-        self._answer_printed = len(answer)
-
-    def finish(self) -> None:
-        self._end_thinking()
-        print(flush=True)
-
-    def _end_thinking(self) -> None:
-        if self._line_open:
-            print_stderr("")
-        self._line_open = False
 
 
 def run_batch(parser: Parser, arguments: Sequence[str] | None) -> int:
@@ -253,7 +228,8 @@ def check_files(sources: Sequence[str]) -> None:
 
 
 def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
-    """The named model. Without a name the default one, or the built-in one where that cannot be loaded."""
+    """The named model. Without a name the default one, or the built-in one where that cannot be loaded. args.model
+    becomes the name of the one that is loaded."""
     from . import load
     from .demo import NOTICE
 
@@ -261,8 +237,10 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
                "quantization": args.quantize}  # fmt: skip
     name = args.model if args.model is not None else os.environ.get(MODEL_VARIABLE) or None
     if name is not None:
+        args.model = name
         return load(name, **options)
     try:
+        args.model = DEFAULT_MODEL
         return load(DEFAULT_MODEL, **options)
     except UnreachableError as error:
         if args.no_fallback or args.adapter_path or args.revision or args.quantize:
@@ -270,7 +248,7 @@ def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
         notice(f"the default model cannot be had: {error}")
         notice(NOTICE)
         args.model = "demo"
-        return load("demo", dtype=args.dtype)
+        return load(args.model, dtype=args.dtype)
 
 
 def exit_code_of(run: Callable[[], int]) -> int:

@@ -6,26 +6,57 @@
 import os
 import signal
 import sys
+from contextlib import contextmanager
 
-_running = False  # whether an interrupt has a stack to unwind
+TYPE_CHECKING = False  # typing takes time to import
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# What Ctrl-C does now, and once it has raised: "exit" at once, "raise" KeyboardInterrupt, or "pass".
+_now = _next = "exit"
 
 
 def _on_interrupt(*_: object) -> None:
     """Ctrl-C: raise KeyboardInterrupt once in the command; before it, after it, or while it unwinds, exit at once."""
-    global _running
-    if not _running:
+    global _now
+    if _now == "exit":
         os._exit(130)
-    _running = False
-    raise KeyboardInterrupt
+    if _now == "raise":
+        _now = _next
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def staying() -> "Iterator[None]":
+    """A conversation, which Ctrl-C does not end: it does nothing but inside `interruptible`."""
+    global _now, _next
+    before = _now, _next
+    _now = _next = "pass"
+    try:
+        yield
+    finally:
+        _now, _next = before
+
+
+@contextmanager
+def interruptible() -> "Iterator[None]":
+    """What Ctrl-C ends inside `staying`: KeyboardInterrupt is raised once, for whoever enters this to catch, and
+    nothing comes of another Ctrl-C while that unwinds."""
+    global _now
+    before, _now = _now, "raise"
+    try:
+        yield
+    finally:
+        _now = before
 
 
 def _on_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
     """Repeat a Ctrl-C that came in a finalizer, once that is over: Python would print it and go on."""
-    global _running
+    global _now
     if not isinstance(unraisable.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
         return
-    _running = True
+    _now = "raise"
     signal.signal(signal.SIGALRM, _on_interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.05)
 
@@ -48,18 +79,18 @@ def _replace_closed_streams() -> None:
 
 def run(command: str) -> None:
     """Run a function of `cli` and end the process with the code it returns."""
-    global _running
+    global _now
     handle_interrupts()
     _replace_closed_streams()
     from . import cli
 
     try:
         try:
-            _running = True
+            _now = "raise"
             code = getattr(cli, command)()
         except SystemExit as system_exit:  # argparse's
             code = system_exit.code
-        _running = False
+        _now = "exit"
     except KeyboardInterrupt:
         code = 130
     if code == 130:
@@ -84,3 +115,7 @@ def batch() -> None:
 
 def convert() -> None:
     run("main_convert")
+
+
+def chat() -> None:
+    run("main_chat")

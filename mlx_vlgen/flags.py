@@ -17,6 +17,7 @@ ALIASES = {"temperature": ("--temp",), "choices": ("--choice",)}
 
 COMMANDS = {
     "generate": "answer one prompt about pictures, a video or text",
+    "chat": "talk about pictures, a video or text",
     "batch": "answer prompts about many pictures, into a file or into files beside them",
     "convert": "write a checkpoint for MLX, quantized or as it is",
 }
@@ -85,6 +86,35 @@ def generate_parser(program: str) -> Parser:
     add_model_flags(parser)
     add_option_groups(parser)
     parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
+
+
+def chat_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s [--model MODEL] [--image IMAGE ...] [--video VIDEO ...] [--resume [FILE]] [options]",
+        description="Talk about pictures, a video or text. /help lists what can be typed beside questions.",
+        epilog="With stdin not a terminal, each line is a question, and each answer is a line on stdout, in which \\n\n"
+        "stands for a line break.\n\n"
+        f"The model is --model, else that of the talk that --resume goes on with, else ${MODEL_VARIABLE}, else\n"
+        f"{DEFAULT_MODEL}, or the built-in one where that cannot be had.\n"
+        "Answers are drawn as the model's generation_config.json says (--sampling model) and have\n"
+        "at most 2048 tokens, unless flags or /set say otherwise.\n\n"
+        "exit codes: 0, 1 failed (of a pipe: any question), 2 usage, 130 Ctrl-C",
+    )
+    inputs = parser.add_argument_group("the talk")
+    inputs.add_argument("--image", nargs="+", action="extend", default=[], metavar="IMAGE",
+                        help="picture of the first question: path or URL; may be repeated")  # fmt: skip
+    inputs.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO",
+                        help="video of the first question; may be repeated")  # fmt: skip
+    inputs.add_argument("--audio", nargs="+", metavar="AUDIO", help="refused: no model here hears")
+    inputs.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
+    inputs.add_argument("--resume", nargs="?", const="", metavar="FILE",
+                        help="go on with the talk in this file; without a file, with the newest")  # fmt: skip
+    inputs.add_argument("--json", action="store_true", help="with stdin not a terminal: each answer as a JSON object")
+    add_model_flags(parser)
+    add_option_groups(parser)
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 

@@ -13,7 +13,8 @@ _rewrites: list[Callable[[str], str]] = []
 
 @contextmanager
 def rewriting_notices(rewrite: Callable[[str], str]) -> Iterator[None]:
-    """Inside this context `rewrite` changes every notice: the command line names flags in the place of keywords."""
+    """Inside this context `rewrite` changes every notice, or makes nothing of it: the command line names flags in the
+    place of keywords."""
     _rewrites.append(rewrite)
     try:
         yield
@@ -24,7 +25,8 @@ def rewriting_notices(rewrite: Callable[[str], str]) -> Iterator[None]:
 def notice(text: str) -> None:
     for rewrite in _rewrites:
         text = rewrite(text)
-    print_wrapped(f"mlx_vlgen: {text}")
+    if text:
+        print_wrapped(f"mlx_vlgen: {text}")
 
 
 def print_wrapped(text: str) -> None:

@@ -37,11 +37,12 @@ def start(
     [
         ("-m", "mlx_vlgen"),
         GENERATE,
+        ("-m", "mlx_vlgen.chat"),
         ("-m", "mlx_vlgen.convert", "demo"),
         ("-m", "mlx_vlgen.batch", ".", "-o", "out.csv"),
         ("-c", "from mlx_vlgen.entry import generate; generate()"),
     ],
-    ids=["commands", "generate", "convert", "batch", "installed"],
+    ids=["commands", "generate", "chat", "convert", "batch", "installed"],
 )
 def test_while_its_own_modules_are_imported(
     environment: dict[str, str], tmp_path: Path, command: tuple[str, ...]
