@@ -1,8 +1,10 @@
 """The only import of mlx-lm. Its internals may change with any minor version, which pyproject.toml pins."""
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from . import _runtime  # before MLX: it chooses the BLAS
@@ -43,3 +45,20 @@ def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
         return _get_classes(dict(config))
     except SystemExit:  # olmo's answer to a missing package
         raise ValueError(f"mlx-lm's {config['model_type']} needs a package that is not installed") from None
+
+
+def use_attention(layer: Any, attention: Callable[..., Any]) -> None:
+    """Let this layer call `attention` where it calls mlx-lm's `scaled_dot_product_attention`, if it does. Its class
+    becomes a subclass with other globals: mlx-lm's classes and modules stay as they are."""
+    call = type(layer).__call__
+    if isinstance(call, FunctionType) and "scaled_dot_product_attention" in call.__code__.co_names:
+        layer.__class__ = _with_attention(type(layer), attention)
+
+
+@cache
+def _with_attention(kind: Any, attention: Callable[..., Any]) -> Any:
+    call = kind.__call__
+    namespace = call.__globals__ | {"scaled_dot_product_attention": attention}
+    ours = FunctionType(call.__code__, namespace, call.__name__, call.__defaults__, call.__closure__)
+    ours.__kwdefaults__ = call.__kwdefaults__
+    return type(kind.__name__, (kind,), {"__call__": ours, "__module__": kind.__module__})

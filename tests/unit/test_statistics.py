@@ -124,9 +124,9 @@ def test_a_prompt_in_chunks_takes_the_time_of_all(slow: tuple[Any, Any], family:
 
 
 def test_numbers_of_a_stream_are_cumulative(slow: tuple[Any, Any], family: Family) -> None:
-    """With lookahead the next step is under way when a token is read, and has to be waited for where the device does one
-    thing at a time, as this clock does: k tokens are out after k steps, except the first, which is read before any, and
-    the last, after which none follows."""
+    """With lookahead the next step is under way when a token is read, and has to be waited for where the device does
+    one thing at a time, as this clock does: k tokens are out after k steps, except the first, which is read before any,
+    and the last, after which none follows."""
     ask, tokens = family.asks["img1"], length(family, "img1")
     results = list(stream_generate(*slow, ask.text, list(ask.media.images), max_tokens=STEPS))
     waited = [0, *(count + batch.LOOKAHEAD for count in range(1, STEPS - 1)), STEPS - 1]

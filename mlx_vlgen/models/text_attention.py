@@ -1,0 +1,57 @@
+"""The attention of text decoders where no kernel is fused and MLX's exp is slow: on x86."""
+
+from typing import Any
+
+from .._mlx_lm import scaled_dot_product_attention
+from .._runtime import mx
+from .attention import in_blocks
+from .layers import LOG2_E, exp_is_slow
+
+
+def text_attention(
+    queries: mx.array,
+    keys: Any,
+    values: Any,
+    cache: Any,
+    scale: float,
+    mask: mx.array | str | None,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """What mlx-lm's function of that place computes.
+
+    queries: (B, H, N, D). keys, values: (B, h, K, D), each for H / h heads, or the packed arrays of a quantized cache.
+    mask: None, "causal", or bool, (N, K) or (B or 1, 1, N, K).
+    """
+    if hasattr(cache, "bits") or sinks is not None or not exp_is_slow(queries.dtype):
+        return scaled_dot_product_attention(queries, keys, values, cache, scale=scale, mask=mask, sinks=sinks)
+    return blocked_attention(queries, keys, values, scale, mask)
+
+
+def blocked_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str | None
+) -> mx.array:
+    """Softmax attention in blocks of queries, as `attention.unfused_attention` computes it. Of a causal one the keys
+    that come after a block are left out: half of the work."""
+    batch, _, length, size = queries.shape
+    count = keys.shape[2]
+    if isinstance(mask, mx.array):
+        mask = mx.broadcast_to(mask, (batch, 1, length, count))
+
+    def attend(q: mx.array, k: mx.array, v: mx.array, rows: slice, span: slice) -> mx.array:
+        batch, heads, queries, _ = q.shape
+        first = count - length + span.start  # the key at the first query's position
+        if mask == "causal" and first + queries < count:
+            k, v = k[:, :, : first + queries], v[:, :, : first + queries]
+        q = q.reshape(batch, k.shape[1], -1, queries, size) * (scale * LOG2_E)
+        scores = k[:, :, None] @ q.swapaxes(-1, -2)  # (B, h, H / h, K, N)
+        if isinstance(mask, mx.array):
+            seen = mask[rows, :, None, span].swapaxes(-1, -2)
+            scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
+        elif mask is not None and queries > 1:
+            seen = mx.arange(k.shape[2])[:, None] <= first + mx.arange(queries)
+            scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
+        weights = mx.power(2.0, scores - scores.max(axis=-2, keepdims=True))
+        out = (weights.swapaxes(-1, -2) @ v[:, :, None]) / weights.sum(axis=-2)[..., None]
+        return out.reshape(batch, heads, queries, -1)
+
+    return in_blocks(attend, queries, keys, values)

@@ -1,0 +1,75 @@
+"""Attention of text decoders in blocks: what MLX's own function gives, and only in our layers."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_vlgen._mlx_lm import text_decoder, use_attention
+from mlx_vlgen._runtime import mx
+from mlx_vlgen.models import attention
+from mlx_vlgen.models.text_attention import blocked_attention
+
+
+@given(
+    rows=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    shared=st.integers(1, 3),
+    queries=st.integers(1, 40),
+    earlier=st.integers(0, 40),
+    kind=st.sampled_from(["none", "causal", "plain", "row", "all"]),
+    budget=st.sampled_from([1, 4000, 2 << 20]),
+    seed=st.integers(0, 2**31),
+)
+def test_blocks_give_what_mlx_gives(
+    rows: int, groups: int, shared: int, queries: int, earlier: int, kind: str, budget: int, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    keys = queries + earlier
+    q, k, v = (
+        mx.array(draw.normal(size=(rows, heads, length, 8)).astype(np.float32))
+        for heads, length in ((groups * shared, queries), (groups, keys), (groups, keys))
+    )
+    shapes = {"plain": (queries, keys), "row": (1, 1, queries, keys), "all": (rows, 1, queries, keys)}
+    mask: mx.array | str | None = "causal" if kind == "causal" else None
+    if kind in shapes:
+        allowed = draw.random(shapes[kind]) < 0.6
+        allowed[..., 0] = True
+        mask = mx.array(allowed)
+    expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SCORE_BYTES", {"cpu": budget, "gpu": budget})
+        ours = blocked_attention(q, k, v, 0.3, mask)
+    assert mx.abs(ours - expected).max().item() < 2e-6
+
+
+def test_a_query_that_may_attend_to_nothing_is_finite() -> None:
+    q = k = v = mx.ones((1, 1, 2, 4))
+    out = blocked_attention(q, k, v, 0.5, mx.array([[False, False], [True, False]]))
+    assert mx.isfinite(out).all().item()
+
+
+def test_only_the_layer_that_is_told_changes() -> None:
+    """mlx-lm's classes, and other networks of them, stay as they are."""
+    config = {
+        "model_type": "qwen3", "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "head_dim": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "vocab_size": 8, "rope_theta": 1e4,
+        "max_position_embeddings": 64, "tie_word_embeddings": True,
+    }  # fmt: skip
+    decoder, arguments = text_decoder(config)
+    ours, other = (decoder(arguments.from_dict(config)) for _ in range(2))
+    ours.update(other.parameters())
+    calls = []
+
+    def attend(queries: mx.array, *_: object, **__: object) -> mx.array:
+        calls.append(queries.shape)
+        return mx.zeros_like(queries)
+
+    kind = type(ours.layers[0].self_attn)
+    for layer in ours.modules():
+        use_attention(layer, attend)
+    tokens = mx.array([[1, 2, 3]])
+    assert not mx.allclose(ours(tokens), other(tokens)).item()
+    assert calls == [(1, 2, 3, 8)]
+    assert type(other.layers[0].self_attn) is kind and isinstance(ours.layers[0].self_attn, kind)
+    assert dict(ours.layers[0].self_attn).keys() == dict(other.layers[0].self_attn).keys()
