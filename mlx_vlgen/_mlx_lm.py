@@ -50,9 +50,10 @@ def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
 def use_attention(layer: Any, attention: Callable[..., Any]) -> None:
     """Let this layer call `attention` where it calls mlx-lm's `scaled_dot_product_attention`, if it does. Its class
     becomes a subclass with other globals: mlx-lm's classes and modules stay as they are."""
-    call = type(layer).__call__
+    kind: Any = type(layer)
+    call = kind.__call__
     if isinstance(call, FunctionType) and "scaled_dot_product_attention" in call.__code__.co_names:
-        layer.__class__ = _with_attention(type(layer), attention)
+        layer.__class__ = _with_attention(kind, attention)
 
 
 @cache

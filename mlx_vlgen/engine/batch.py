@@ -45,7 +45,7 @@ class Batch(Protocol):
         """Decode and hand out tokens; returns what goes on, if anything does."""
 
     def join(self, other: Self) -> Self:
-        """The rows of both, all of whose tokens are handed out."""
+        """The rows of both, all of whose tokens are handed out. What fails leaves this batch as it is."""
 
 
 @dataclass
@@ -140,11 +140,11 @@ class SampledBatch:
         return [row.length + len(row.tokens) - (not self.unread) for row in self.rows]
 
     def join(self, other: Self) -> Self:
-        rows = self.rows + other.rows
-        kv.join(self.cache, other.cache, len(self.rows))
+        rows, sampler = self.rows + other.rows, BatchSampler(self.rows + other.rows)
         tokens = mx.concatenate([self.tokens, other.tokens])
         penalties, scores = self.penalties.join(other.penalties), self.scores + other.scores
-        return type(self)(rows, self.cache, BatchSampler(rows), penalties, tokens, scores, unread=False)
+        kv.join(self.cache, other.cache, len(self.rows))  # last: whatever fails leaves this batch as it is
+        return type(self)(rows, self.cache, sampler, penalties, tokens, scores, unread=False)
 
     def select(self, places: Sequence[int]) -> Self:
         """Only these rows, in the order of `kv.compacted`; this batch is of no use any more."""

@@ -211,9 +211,9 @@ class Search:
         return cls(searches, cache, tokens)
 
     def join(self, other: Self) -> Self:
-        searches = [*self.searches, *other.searches]
+        searches, tokens = [*self.searches, *other.searches], mx.concatenate([self.tokens, other.tokens])
         kv.join(self.cache, other.cache, len(self.tokens))
-        return type(self)(searches, self.cache, mx.concatenate([self.tokens, other.tokens]))
+        return type(self)(searches, self.cache, tokens)
 
     def _select(self, places: Sequence[int]) -> Self:
         if len(places) == len(self.searches):

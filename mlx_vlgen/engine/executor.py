@@ -134,19 +134,27 @@ class Executor:
         for new in arrived:
             key = new.rows[0].batch_key
             place = next((i for i, live in enumerate(self.batches) if live.rows[0].batch_key == key), None)
-            live = None if place is None else self.batches[place].read(emit)
-            if place is None or live is None:
-                self.batches = [batch for at, batch in enumerate(self.batches) if at != place] + [new]
+            if place is None:
+                self.batches.append(new)
+                continue
+            live = self.batches.pop(place)
+            try:
+                read = live.read(emit)
+            except Exception as error:  # its rows end with their next token
+                for row in live.rows:
+                    row.error = row.error or error
+                self.batches += [live, new]
+                continue
+            if read is None:
+                self.batches.append(new)
                 continue
             try:
-                joined = live.join(new)
-                kv.evaluate(joined.cache)
+                self.batches.insert(place, read.join(new))
             except Exception as error:
                 failed.append((new.rows, error))
-                joined = live
+                self.batches.insert(place, read)
                 if is_out_of_memory(error):
                     self.batches.append(new)
-            self.batches[place] = joined
         return failed
 
     def decode(self, emit: Emit) -> list[Failed]:

@@ -22,7 +22,9 @@ def text_attention(
     queries: (B, H, N, D). keys, values: (B, h, K, D), each for H / h heads, or the packed arrays of a quantized cache.
     mask: None, "causal", or bool, (N, K) or (B or 1, 1, N, K).
     """
-    if hasattr(cache, "bits") or sinks is not None or not exp_is_slow(queries.dtype):
+    # Of a quantized cache few queries read the packed arrays, by mlx-lm's function: many must not differ by a rounding.
+    quantized = hasattr(cache, "group_size")
+    if quantized or sinks is not None or not exp_is_slow(queries.dtype):
         return scaled_dot_product_attention(queries, keys, values, cache, scale=scale, mask=mask, sinks=sinks)
     return blocked_attention(queries, keys, values, scale, mask)
 
