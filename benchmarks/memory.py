@@ -25,6 +25,7 @@ from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.engine.columns import STEP
 from mlx_vlgen.models.attention import SCORE_BYTES, fused_head_size
+from mlx_vlgen.models.layers import exp_is_slow
 
 VISION_BATCH = 3 * 4096 * 1024
 """Pixel values that go through the vision tower at once: what the iterator has by default."""
@@ -50,11 +51,14 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
     chunk = min(chunk, length)
     fused = fused_head_size(size, mx.bfloat16 if width == 2 else mx.float32) == size  # then no scores are kept
     layer = 2 * kv_heads * size * math.ceil((length + NEW_TOKENS) / STEP) * STEP * width  # keys and values
+    scores = chunk * length * (heads * width + 1)
+    if exp_is_slow(mx.float32) and width == 4:  # then they come in blocks, and a block where it is masked once more
+        scores = BLOCKS_AHEAD * min(chunk * length * heads * width, SCORE_BYTES["cpu"])
     return {
         "embeddings of the prompt": length * d * width,
         "cache": layers * layer,
         "its keys and values, contiguous": layer,
-        "scores of a chunk, and their mask": 0 if fused else chunk * length * (heads * width + 1),
+        "scores of a chunk, and their mask": 0 if fused else scores,
         # The residual and its norm twice; queries, keys and values before and after their rotation; gate, up, product.
         "activations of a chunk": chunk * (4 * d + 2 * (heads + 2 * kv_heads) * size + 3 * inner) * width,
         "logits of the last position": 2 * text["vocab_size"] * 4,

@@ -81,9 +81,9 @@ def test_any_line_is_a_command_a_question_or_told(line: str) -> None:
 
 def test_a_long_paste_is_read_in_no_time() -> None:
     text = "a line of prose, /with/slashes 'and quotes and a.png\n" * 500
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert parse(text) == Question(text.strip())
-    assert time.perf_counter() - begun < 3
+    assert time.process_time() - begun < 3
 
 
 def test_open_texts() -> None:
