@@ -39,8 +39,9 @@ from .errors import UnsupportedError, VlgenError, one_line, printable
 from .flags import Parser
 from .notices import notice, print_stderr, rewriting_notices
 from .options import OPTIONS
+from .screens import dim, safe, terminal_width
 from .session import Message, SessionError, Turn, kept_talks, question, read_talk, save_copy, state_folder
-from .terminal import dim, open_line, safe, terminal_width
+from .terminal import open_line
 
 LISTED = 10
 """Talks that /load lists."""

@@ -27,7 +27,7 @@ from .flags import (
 )
 from .notices import PromptBar, notice, print_stderr, rewriting_notices
 from .options import OPTIONS, group_keywords
-from .terminal import Screen
+from .screens import Screen
 
 TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 

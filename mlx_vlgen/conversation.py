@@ -16,8 +16,9 @@ from .errors import PromptError, VlgenError, printable
 from .notices import on_terminal, print_stderr, print_wrapped
 from .previews import has_truecolor, preview, terminal_graphics
 from .results import GenerationResult
+from .screens import ChatScreen, PipeScreen, dim, terminal_width
 from .session import Event, Journal, Message, Session, SessionError, Turn, apply, snapshot, talks_folder, turn_event
-from .terminal import ChatScreen, Line, PipeScreen, dim, no_echo, terminal_width
+from .terminal import Line, no_echo
 
 
 def say(text: str, faint: bool = False) -> None:

@@ -17,6 +17,7 @@ from ..inputs.prompt import Prompt
 from ..models.base import Embedded, Model
 from . import cache as kv
 from .batch import Emit, SampledBatch, draw
+from .kv_settings import KVSettings
 from .penalties import Penalties
 from .request import Row
 from .sampling import BatchSampler, Scores
@@ -163,6 +164,7 @@ class DraftModel:
             raise ValueError(f"num_draft_tokens={count}: expected at least 1")
         self._model, self._count, self._schedule, self._confidence = model, count, schedule, confidence
         self._reads_media, self._step = reads_media, prefill_step_size
+        self._rolls_back = kv.can_roll_back(model.cache_layout(), KVSettings())
         self._cache: kv.Cache = []
         self._waiting: Embedded | None = None  # the prompt, until the first guess
         self._known = 0  # generated tokens that the cache holds
@@ -184,20 +186,27 @@ class DraftModel:
         new = tokens[self._known :]
         if not all(is_id(token, self._model.vocab_size) for token in new):
             return []  # of padded vocabularies one may be larger: after such a token there is nothing to guess from
-        logits = self._forward(new)
+        logits = self._forward(mx.array([new], dtype=mx.int32))
         self._known = len(tokens)
-        certain, guesses = self._cache, list[int]()
-        self._cache = kv.alone(certain, 0)  # guesses are never kept: what was right is computed again, in one forward
-        while True:
+        certain, count = self._cache, min(self._count, max_tokens)
+        if self._rolls_back:
+            kv.reserve(certain, count)
+        else:
+            self._cache = kv.alone(certain, 0)
+        guesses, fed = list[mx.array](), 0  # (1, 1) each, of which none is read before the next where any will do
+        while len(guesses) < count:
+            if guesses:
+                logits, fed = self._forward(guesses[-1]), fed + 1
             best = mx.argmax(logits)
-            if self._confidence > 0 and np.array(mx.softmax(logits)[best]) < self._confidence:
+            if self._confidence > 0 and float(np.array(mx.softmax(logits)[best])) < self._confidence:
                 break
-            guesses.append(int(np.array(best)))
-            if len(guesses) >= min(self._count, max_tokens):
-                break
-            logits = self._forward(guesses[-1:])
+            guesses.append(best.astype(mx.int32).reshape(1, 1))
+        drawn = [int(token) for token in np.array(mx.concatenate(guesses)).flat] if guesses else []
+        # Guesses are never kept in the cache: what was right is computed again, in one forward.
+        if self._rolls_back:
+            kv.rollback(certain, [fed])
         self._cache = certain
-        return guesses
+        return drawn
 
     def _prefill(self, prompt: Embedded) -> None:
         self._cache = kv.make_cache(self._model.cache_layout())
@@ -205,10 +214,10 @@ class DraftModel:
             self._model(prompt[start : start + self._step], self._cache, at=mx.array([0]))
             kv.evaluate(self._cache)
 
-    def _forward(self, tokens: Sequence[int]) -> mx.array:
-        """(V,) after these tokens."""
-        inputs = Embedded(mx.array([list(tokens)], dtype=mx.int32), delta=self._delta)
-        return self._model(inputs, self._cache, at=mx.array([len(tokens) - 1]))[0]
+    def _forward(self, tokens: mx.array) -> mx.array:
+        """(V,) after these tokens (1, L)."""
+        inputs = Embedded(tokens, delta=self._delta)
+        return self._model(inputs, self._cache, at=mx.array([tokens.shape[1] - 1]))[0]
 
     def update(self, num_proposed: int, num_accepted: int) -> None:
         if self._schedule != "constant" and num_proposed:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from mlx_vlgen.previews import Graphics, cells, graphics_of, has_truecolor, preview
-from mlx_vlgen.terminal import add_to_history, last_columns, read_history, safe
+from mlx_vlgen.screens import last_columns, safe
+from mlx_vlgen.terminal import add_to_history, read_history
 
 PICTURE = Image.new("RGB", (60, 40), (200, 30, 40))
 
