@@ -123,6 +123,15 @@ def fold_squares(x: mx.array, merge: int) -> mx.array:
     return x.reshape(batch, -1, merge**2 * hidden)
 
 
+def _between(source: np.ndarray, length: int) -> mx.array:
+    """(to, length): weights of the two of `length` old points beside each place in source (to,)."""
+    new, low = np.arange(len(source)), np.floor(source).astype(int)
+    weight = np.zeros((len(source), length), np.float32)
+    np.add.at(weight, (new, low), 1 - (source - low))
+    np.add.at(weight, (new, np.minimum(low + 1, length - 1)), source - low)
+    return mx.array(weight)
+
+
 def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
     """A grid (..., R, C, d) bilinearly resampled to (..., rows, columns, d), without smoothing: a new point lies
     between its four nearest old ones. Source: torch's `interpolate`, mode "bilinear"."""
@@ -130,11 +139,7 @@ def resample_bilinear(x: mx.array, rows: int, columns: int) -> mx.array:
     def weights(length: int, to: int) -> mx.array:
         """(to, length); a point lies in the middle of its cell."""
         source = np.maximum((np.arange(to) + 0.5) * length / to - 0.5, 0)
-        low = np.floor(source).astype(int)
-        weight = np.zeros((to, length), np.float32)
-        np.add.at(weight, (np.arange(to), low), 1 - (source - low))
-        np.add.at(weight, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
-        return mx.array(weight)
+        return _between(source, length)
 
     return _resample(x, rows, columns, weights)
 
@@ -145,11 +150,7 @@ def resample_aligned(x: mx.array, rows: int, columns: int) -> mx.array:
 
     def weights(length: int, to: int) -> mx.array:
         source = np.arange(to, dtype=np.float32) * np.float32(length - 1) / np.float32(max(to - 1, 1))
-        low = np.floor(source).astype(int)
-        weight = np.zeros((to, length), np.float32)
-        np.add.at(weight, (np.arange(to), low), 1 - (source - low))
-        np.add.at(weight, (np.arange(to), np.minimum(low + 1, length - 1)), source - low)
-        return mx.array(weight)
+        return _between(source, length)
 
     return _resample(x, rows, columns, weights)
 
