@@ -455,12 +455,14 @@ def test_a_fault_of_one_row_ends_that_row_only(place: str, kind: str) -> None:
 
 
 def test_a_cancel_between_a_row_and_its_negative_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread cancels while the loop looks at one of the two: both leave together, and the others stay."""
+    """Another thread cancels while the loop looks at one of the two: both leave together, and the others stay. It looks
+    only where steps start ahead."""
+    monkeypatch.setattr(batch, "LOOKAHEAD", True)
     mines, heard = Mines({}), Heard()
     with mined(mines) as iterator:
         guided, plain = (iterator.add(request(kind, mines)) for kind in ("guided", "plain"))
         heard.listen(iterator, 2)
-        [rows] = [batch.rows for batch in iterator._executor.batches]
+        [rows] = [live.rows for live in iterator._executor.batches]
         kind = type(rows[0])
         due = kind.last_token_due.fget
 
