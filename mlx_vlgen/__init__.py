@@ -25,6 +25,7 @@ _MODULES = {
     "GenerationResult": "results",
     "LogitsProcessorList": "hf.lists",
     "MediaInputs": "inputs.prompt",
+    "PrefixCache": "engine.store",
     "Request": "engine.request",
     "SamplingParams": "engine.params",
     "StoppingCriteriaList": "hf.lists",
@@ -47,6 +48,7 @@ __all__ = [
     "GenerationResult",
     "LogitsProcessorList",
     "MediaInputs",
+    "PrefixCache",
     "Request",
     "SamplingParams",
     "StoppingCriteriaList",
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from .engine.iterator import TokenIterator
     from .engine.params import SamplingParams
     from .engine.request import Request
+    from .engine.store import PrefixCache
     from .generate import batch_generate, generate, stream_generate
     from .hf.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
     from .hf.lists import LogitsProcessorList, StoppingCriteriaList

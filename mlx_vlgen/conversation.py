@@ -39,6 +39,7 @@ class Conversation:
         self.model: Any = None
         self.processor: Any = None
         self._draft: tuple[Any, Any] = (None, None)  # name and model
+        self._prefixes: Any = None  # what earlier turns computed
 
     def close(self) -> None:
         if self.journal is not None:
@@ -180,6 +181,7 @@ class Conversation:
 
     def _answer(self, messages: list[Message]) -> tuple[GenerationResult | None, bool]:
         """Show an answer as it comes: its last result, and whether Ctrl-C stopped it."""
+        from .engine.store import PrefixCache
         from .generate import stream_generate
 
         maximum, last, stopped = self.model.max_positions, None, False
@@ -188,8 +190,10 @@ class Conversation:
         def progress(done: int, total: int) -> None:
             screen.wait(f"reading the prompt, {done:,} of {total:,} tokens")
 
-        # The cache that lets a turn reuse what those before it computed will be one more keyword here.
+        if self._prefixes is None and not self.args.no_reuse:
+            self._prefixes = PrefixCache()
         keywords = {**DEFAULTS, **self.session.settings, "prompt_progress_callback": progress}
+        keywords |= {"prompt_cache": self._prefixes}
         try:
             with no_echo() if on_line else nullcontext(), interruptible() if on_line else nullcontext():
                 screen.wait("reading the prompt")

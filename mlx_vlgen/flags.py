@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .notices import print_wrapped
-from .options import GROUPS, KINDS, LATER, OPTIONS, Option, did_you_mean
+from .options import GROUPS, KINDS, OPTIONS, Option, did_you_mean
 
 DEFAULT_MODEL = "mlx-community/Qwen3-VL-2B-Instruct-4bit"
 MODEL_VARIABLE = "MLX_VLGEN_MODEL"
@@ -53,8 +53,6 @@ class Parser(argparse.ArgumentParser):
         if not argument.startswith("-"):
             return f"{argument!r} belongs to no flag; put quotation marks around text of several words"
         flag = argument.partition("=")[0]
-        if flag.removeprefix("--").replace("-", "_") in LATER:
-            return f"this version does not have {flag} yet"
         return f"unknown flag {flag}{did_you_mean(flag, self._option_string_actions)}"
 
     def error(self, message: str) -> NoReturn:
@@ -112,6 +110,7 @@ def chat_parser(program: str) -> Parser:
     inputs.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
     inputs.add_argument("--resume", nargs="?", const="", metavar="FILE",
                         help="go on with the talk in this file; without a file, with the newest")  # fmt: skip
+    inputs.add_argument("--no-reuse", action="store_true", help="compute the whole talk again at each question")
     inputs.add_argument("--json", action="store_true", help="with stdin not a terminal: each answer as a JSON object")
     add_model_flags(parser)
     add_option_groups(parser)
@@ -204,6 +203,7 @@ def batch_parser(program: str) -> Parser:
     batch = parser.add_argument_group("the batch")
     batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",
                        help="rows that run together (default 32)")  # fmt: skip
+    batch.add_argument("--no-reuse", action="store_true", help="do not share what rows begin alike with")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 

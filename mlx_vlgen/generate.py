@@ -19,6 +19,7 @@ from .engine.modes import Drafter
 from .engine.params import sampling_params
 from .engine.request import Request
 from .engine.speculative import DraftModel, PromptLookup, same_vocabulary
+from .engine.store import PrefixCache
 from .errors import PromptError, UnsupportedError, one_line
 from .inputs import chat_template
 from .inputs.processor import Processor
@@ -65,6 +66,7 @@ def generate(
     guesses: draft_model (a model, its folder or id) with num_draft_tokens (3), or prompt_lookup. Same answer, faster.
     KV cache: kv_bits with kv_group_size (64) and quantized_kv_start (0), or max_kv_size.
     prefill: prefill_step_size (2048), prompt_progress_callback(tokens computed, tokens in all).
+    prompt_cache: a `PrefixCache`; what earlier prompts and answers in it begin alike with is not computed again.
     `SamplingParams`, `MediaInputs` and `KVSettings` say more of each.
 
     PromptError, MediaError or UnsupportedError for what is wrong with the request; TypeError for an unknown keyword or
@@ -94,13 +96,16 @@ def stream_generate(
     _check_processor(processor)
     if _as_tuple(audio):
         raise UnsupportedError("audio: this model does not hear; leave it out")
-    groups = group_keywords(kwargs, "video", "prompt_progress_callback")
-    video, callback = (groups["other"].get(name) for name in ("video", "prompt_progress_callback"))
+    names = ("video", "prompt_progress_callback", "prompt_cache")
+    groups = group_keywords(kwargs, *names)
+    video, callback, prompt_cache = map(groups["other"].get, names)
     request = make_request(model, prompt, image, video, groups)
     request = replace(request, drafter=make_drafter(processor, **groups["draft"]))
     _warn_if_formatted([request])
     progress = None if callback is None else lambda id, done, total: callback(done, total)
-    stream = _stream(TokenIterator(model, processor, progress=progress, **groups["engine"]), request)
+    prefixes = check_prompt_cache(prompt_cache)
+    iterator = TokenIterator(model, processor, progress=progress, prefix_cache=prefixes, **groups["engine"])
+    stream = _stream(iterator, request)
     return _print_stream(stream, prompt) if verbose else stream
 
 
@@ -114,6 +119,7 @@ def batch_generate(
     verbose: bool = False,
     group_by_shape: bool = True,
     track_image_sizes: bool = True,
+    reuse: bool = True,
     **kwargs: Any,
 ) -> BatchResponse:
     """Answers to many prompts, which run together. Each is what `generate` returns for it alone.
@@ -126,6 +132,7 @@ def batch_generate(
     verbose: print the statistics on stdout. Default False.
     group_by_shape: encode pictures of equal processed shape together; the texts are the same. Default True.
     track_image_sizes: whether the response has the pictures' original sizes. Default True.
+    reuse: compute once what prompts of this call begin alike with; the texts are the same. Default True.
 
     The keywords are those of `generate`, with these differences:
     videos, in the place of video: None, or for each prompt a video, a list of videos or None.
@@ -138,7 +145,7 @@ def batch_generate(
     """
     _check_processor(processor)
     names = ("videos", "max_batch_size", "kv_token_budget", "vision_batch_pixels", "prompt_progress_callback")
-    groups = group_keywords({"max_tokens": max_tokens, **kwargs}, *names, per_row=True)
+    groups = group_keywords({"max_tokens": max_tokens, **kwargs}, *names, "prompt_cache", per_row=True)
     other = groups["other"]
     prompts = [prompts] if isinstance(prompts, str | Mapping) else list(prompts or ())
     if any(_as_tuple(audio) for audio in _one_per_row("audios", _as_tuple(audios) or None, len(prompts))):
@@ -148,7 +155,11 @@ def batch_generate(
     requests = [replace(request, drafter=drafter) for request in requests]
     _warn_if_formatted(requests)
     progress = _total_progress(other.pop("prompt_progress_callback", None))
+    prefixes = check_prompt_cache(other.pop("prompt_cache", None))
+    if prefixes is None and reuse and len(requests) > 1:
+        prefixes = PrefixCache()
     settings = {**groups["engine"], **other, "group_by_shape": group_by_shape, "progress": progress}
+    settings["prefix_cache"] = prefixes
     results, stats = _run_batch(TokenIterator(model, processor, **settings), requests)
     _warn_of_failures(results)
     if verbose:
@@ -174,6 +185,13 @@ def statistics(result: GenerationResult | BatchStats) -> str:
 
 
 # Requests from arguments
+
+
+def check_prompt_cache(value: Any) -> PrefixCache | None:
+    """TypeError for what is none."""
+    if value is None or isinstance(value, PrefixCache):
+        return value
+    raise TypeError(f"prompt_cache={value!r:.80}: expected a PrefixCache, which may be given to any number of calls")
 
 
 def _check_processor(processor: Any) -> None:

@@ -9,8 +9,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import UnsupportedError
-
 
 @dataclass(frozen=True)
 class Option:
@@ -196,10 +194,6 @@ _CALLABLES = ("logits_processors", "sampler", "stopping_criteria", "logprobs", "
 _FACE_PARAMETERS = ("image", "images", "audio", "audios", "video", "videos", "prompt", "prompts", "verbose")
 """Parameters that have no `Option`; they are suggested for misspelled ones."""
 
-LATER: Mapping[str, Any] = {"prompt_cache": None}
-"""Keywords of the documented interface that this version does not have yet, each with its default. Any other value is
-refused by name, never dropped."""
-
 PER_ROW_GROUPS = ("sampling", "kv", "template")
 """Groups whose keywords may be lists in a batch, of one value for each row."""
 
@@ -216,7 +210,7 @@ def group_keywords(keywords: Mapping[str, Any], *other: str, per_row: bool = Fal
 
     Groups: "sampling", "media", "draft", "kv", "template", "engine" and "other".
     TypeError for an unknown keyword, with the nearest name, and for a value of another type; ValueError for one out of
-    range; UnsupportedError for a keyword of `LATER`.
+    range.
     """
     groups = {
         "sampling": {option.name for option in SAMPLING} | set(_CALLABLES),
@@ -230,14 +224,10 @@ def group_keywords(keywords: Mapping[str, Any], *other: str, per_row: bool = Fal
     grouped: Keywords = {group: {} for group in groups}
     for name, value in keywords.items():
         group = next((group for group, names in groups.items() if name in names), None)
-        if group is None and name not in LATER:
-            known: set[str] = set().union(*groups.values(), LATER, _FACE_PARAMETERS)
+        if group is None:
+            known: set[str] = set().union(*groups.values(), _FACE_PARAMETERS)
             raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, known - {name})}")
         if value is None and name not in NULLABLE:
-            continue
-        if group is None:
-            if value != LATER[name]:
-                raise UnsupportedError(f"{name}={value!r:.80}: this version does not have it yet; leave it out")
             continue
         if name in _BY_NAME:
             value = _BY_NAME[name].read(value, per_row and group in PER_ROW_GROUPS)

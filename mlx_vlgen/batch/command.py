@@ -109,7 +109,7 @@ def _open_engine(
     if "config" not in settings:
         settings |= {"config": config, "answered_by": _model_name(args)}
         save_settings(out, settings)
-    return ModelEngine(model, processor, keywords, args.max_batch_size)
+    return ModelEngine(model, processor, keywords, args.max_batch_size, not args.no_reuse)
 
 
 def _check_prompts(asked: Asked, inputs: Sequence[str]) -> None:

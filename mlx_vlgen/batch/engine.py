@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..engine.iterator import TokenIterator
+from ..engine.store import PrefixCache
 from ..generate import make_drafter, make_request
 from ..inputs.media import load_image
 from ..inputs.prompt import Media, MediaInputs, Prompt
@@ -26,13 +27,15 @@ class _Shared:
 
 
 class ModelEngine:
-    """A model behind one token iterator. keywords: of the job, by name."""
+    """A model behind one token iterator. keywords: of the job, by name. reuse: whether what rows begin alike with is
+    computed once."""
 
-    def __init__(self, model: Model, processor: Any, keywords: dict[str, Any], max_batch_size: int):
+    def __init__(self, model: Model, processor: Any, keywords: dict[str, Any], max_batch_size: int, reuse: bool):
         groups = group_keywords(keywords)
         self._model, self._processor, self._shared = model, processor, _Shared()
         self._drafter = make_drafter(processor, **groups["draft"])
-        self._iterator = TokenIterator(model, processor, max_batch_size=max_batch_size, **groups["engine"])
+        settings: dict[str, Any] = {"max_batch_size": max_batch_size, "prefix_cache": PrefixCache() if reuse else None}
+        self._iterator = TokenIterator(model, processor, **settings, **groups["engine"])
 
     def add(self, row: Row, keywords: dict[str, Any]) -> int:
         """Queue a row. Raises what is wrong with its keywords."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .modes import Past
 from .penalties import Penalties
 from .request import Row
 from .sampling import BatchSampler, Scores, apply_processors, apply_samplers
+from .states import StateCache
 from .structured import constrain
 from .thinking import Thinking
 
@@ -69,14 +70,16 @@ class SampledBatch:
     def read(self, emit: Emit) -> Self | None:
         if not self.unread:
             return self
+        lengths = [len(row.tokens) for row in self.rows]
         self._hand_out(emit)
+        self.store_past()
+        self.store_ended(lengths)
         left = [place for place, row in enumerate(self.rows) if not row.over]
         return replace(self, unread=False).select(left) if left else None
 
     def _hand_out(self, emit: Emit) -> None:
         for row, token, scores in zip(self.rows, np.array(self.tokens).tolist(), self.scores, strict=True):
             emit(row, token, scores)
-        self.store_past()
 
     def step(self, model: Model, emit: Emit) -> Self | None:
         """Compute the next tokens and hand them out. Returns the rows that go on, None without any."""
@@ -95,7 +98,11 @@ class SampledBatch:
         going = [place for place, row in enumerate(self.rows) if not row.last_token_due]
         if not going:
             return self.read(emit)
+        for place in {*range(len(self.rows))} - {*going}:
+            self.rows[place].store(self.cache, place, len(self.rows[place].tokens))
         following = self.select(going)
+        states = [list(layer.cache) if isinstance(layer, StateCache) else None for layer in self.cache]
+        lengths = [len(row.tokens) for row in following.rows]
         logits = following.forward(model)
         waits = any(row.needs_token for row in self.rows)
         if waits:
@@ -103,6 +110,7 @@ class SampledBatch:
         else:
             following = following.draw(logits, unread=True)
         self._hand_out(emit)
+        following.store_ended(lengths, states)
         left = [place for place, row in enumerate(following.rows) if not row.over]
         if not left:
             return None
@@ -117,6 +125,13 @@ class SampledBatch:
             if row.over and trace and trace.keep_cache:
                 length = row.length + len(row.tokens) - 1
                 trace.past = Past(kv.alone(self.cache, place), length, row.delta, row.request.kv)
+
+    def store_ended(self, tokens: Sequence[int], states: Any = None) -> None:
+        """Store what rows that are over may share with others: prompts and so many tokens of each, which the cache
+        holds. states: of recurrent layers there, by layer, where the cache has gone on."""
+        for place, row in enumerate(self.rows):
+            if row.over:
+                row.store(self.cache, place, tokens[place], states)
 
     def forward(self, model: Model) -> mx.array:
         """Logits (B, V) after the tokens that these rows have drawn."""

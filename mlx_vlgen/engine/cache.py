@@ -25,9 +25,11 @@ def make_cache(
     settings: KVSettings = KVSettings(),
     padded: Sequence[int] | None = None,
     expected: int = 0,
+    begun: int = 0,
 ) -> Cache:
     """Empty caches for one row. padded: for rows of these lengths, which will be prefilled in one forward, padded on
-    the right, and `finalize` called after it. expected: positions that rows will probably come to."""
+    the right, and `finalize` called after it; begun: without their first positions, so many, which `restore` gives
+    before. expected: positions that rows will probably come to."""
 
     def one(kind: LayerKind) -> Any:
         match kind:
@@ -40,7 +42,7 @@ def make_cache(
             case Sliding(window):
                 return AttentionCache(Reach(window=window), padded, expected)
             case Recurrent(size):
-                return StateCache(size, padded)
+                return StateCache(size, padded and [length - begun for length in padded])
             case Opaque(make):
                 if padded is not None:
                     raise ValueError("rows of this model cannot be prefilled together")

@@ -1,6 +1,7 @@
 """Buffers in which every position of every row has its column."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from .._runtime import mx
 
@@ -9,6 +10,19 @@ STEP = 256
 
 Parts = list[mx.array]
 """Arrays (B, H, columns, ·) whose columns are the same positions."""
+
+
+class Run(NamedTuple):
+    """Keys and values of neighbouring positions of one row. buffer: the place of their `Columns` among a cache's.
+    parts: arrays (1, H, n, ·)."""
+
+    first: int
+    buffer: int
+    parts: Parts
+
+    @property
+    def size(self) -> int:
+        return int(self.parts[0].shape[2])
 
 
 class Columns:
@@ -88,6 +102,28 @@ class Columns:
                 for array, old in zip(self.arrays, source.arrays, strict=True):
                     array[slot, :, target : target + count] = old[row, :, origin : origin + count]
         self.clear(slot, self.count(length))
+
+    def copied(self, row: int, column: int, count: int) -> Parts:
+        """Neighbouring columns of a row, as arrays that refer to no buffer: a slice would."""
+        parts = [array[row : row + 1, :, column : column + count] for array in self.arrays]
+        return [mx.concatenate([part, part[:, :, :0]], axis=2) for part in parts]  # which copies
+
+    def restore(self, rows: int, runs: Iterable[Run], length: int, expected: int) -> None:
+        """Begin so many equal rows with what `runs` hold, in order, of their first `length` positions."""
+        joined: list[tuple[int, list[Parts]]] = []
+        end = -1
+        for run in runs:
+            if run.first >= length:
+                continue
+            parts = [part[:, :, : length - run.first] for part in run.parts]
+            if run.first != end:
+                joined.append((run.first, []))
+            joined[-1][1].append(parts)
+            end = run.first + run.size
+        for first, pieces in joined:
+            whole = [mx.concatenate(list(parts), axis=2) for parts in zip(*pieces, strict=True)]
+            self.make_room(rows, max(length, expected), whole)
+            self.write([first] * rows, [whole[0].shape[2]] * rows, whole)
 
     def clear(self, slot: int, start: int) -> None:
         """Forget what an earlier row left in the columns from `start` on. Masks hide it, but a value that is not a

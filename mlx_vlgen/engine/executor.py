@@ -1,10 +1,9 @@
 """Runs the plan: the arrays of the rows inside, from their media to the batches that they decode in."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 
 from .._runtime import mx
-from ..inputs.prompt import Media
 from ..models.base import Embedded, Features, Model
 from . import cache as kv
 from .batch import Batch, Emit, SampledBatch
@@ -14,6 +13,7 @@ from .request import Encoded, Row
 from .scheduler import Chunk
 from .scheduling import is_out_of_memory
 from .speculative import Speculative
+from .store import Prefixes
 
 CLEAR_EVERY = 256
 """Steps after which MLX's unused buffers are freed, as mlx-lm does."""
@@ -23,13 +23,13 @@ Failed = tuple[Sequence[Row], Exception]
 
 
 class Executor:
-    """features: of the media that are encoded and not embedded yet. batches: rows that decode; arrived: those that had
-    their first token and join the others at the next step."""
+    """features: of the media that are encoded and not embedded yet, by identity. batches: rows that decode; arrived:
+    those that had their first token and join the others at the next step. prefixes: what is reused, if anything is."""
 
-    def __init__(self, model: Model):
-        self._model = model
+    def __init__(self, model: Model, prefixes: Prefixes | None = None):
+        self._model, self._prefixes = model, prefixes
         self.prefill = Prefill(model)
-        self.features: dict[Media, Features] = {}
+        self.features: dict[Hashable, Features] = {}
         self.batches: list[Batch] = []
         self.arrived: list[Batch] = []
         self._steps = 0
@@ -45,6 +45,15 @@ class Executor:
         self.batches.clear()
         self.arrived.clear()
 
+    def search(self, rows: Iterable[Row]) -> None:
+        """Have rows begin with what is known by now: keys and values, or features of their media."""
+        for row in rows:
+            row.search()
+            if self._prefixes and row.units is not None and not row.embedded:
+                for medium in row.media:
+                    if (known := self._prefixes.features(medium)) is not None:
+                        self.features[medium.identity] = known
+
     # -- encode
 
     def encode(self, groups: Iterable[Sequence[tuple[int, int]]], rows: Mapping[int, Row]) -> None:
@@ -53,7 +62,8 @@ class Executor:
         waiting = [[rows[id].media[place] for id, place in group if id in rows] for group in groups]
         while waiting := [group for group in waiting if group]:
             group, begun = waiting.pop(0), time.perf_counter()
-            sharing = [[row for row in rows.values() if not row.embedded and medium in row.media] for medium in group]
+            wanted = [(row, {m.identity for m in row.media}) for row in rows.values() if not row.embedded]
+            sharing = [[row for row, media in wanted if medium.identity in media] for medium in group]
             try:
                 encoded = self._model.encode(group)
                 arrays = [[f.embeds, *f.deepstack] for f in encoded]
@@ -61,7 +71,7 @@ class Executor:
                     mx.async_eval(arrays)
                 else:
                     mx.eval(arrays)
-                self.features |= zip(group, encoded, strict=True)
+                self.features |= zip((medium.identity for medium in group), encoded, strict=True)
             except Exception as error:
                 if len(group) > 1:  # one by one, to find the one at fault
                     waiting.extend([medium] for medium in group)
@@ -69,15 +79,18 @@ class Executor:
                     for row in sharing[0]:
                         row.error = error
                 continue
+            if self._prefixes:
+                self._prefixes.store_features(group, encoded)
             for owners in sharing:
                 for row in owners:
                     row.encode_time += (time.perf_counter() - begun) / len(group) / len(owners)
 
-    def embed(self, rows: Sequence[Row]) -> None:
+    def embed(self, rows: Sequence[Row], waiting: Container[int]) -> None:
         """Embeddings of the rows whose media are all encoded, and their pixels are let go. One that fails gets an error
-        and keeps them: it may only have lacked memory."""
+        and keeps them: it may only have lacked memory. waiting: ids of rows that are not to be begun."""
         for row in rows:
-            if row.embedded or row.error or any(medium not in self.features for medium in row.media):
+            encoded = all(medium.identity in self.features for medium in row.media)
+            if row.embedded or row.error or row.id in waiting or not encoded:
                 continue
             parts = [row, row.negative] if row.negative else [row]
             try:
@@ -94,10 +107,11 @@ class Executor:
 
     def _embed(self, row: Row) -> Embedded:
         """The prompt's embeddings, or those after its past, whose rotary positions go on from it."""
-        past, features = row.request.past, [self.features[medium] for medium in row.prompt.media]
+        past = row.past
+        prompt = row.prompt.after(past.length) if past else row.prompt
+        inputs = self._model.embed(prompt, [self.features[m.identity] for m in row.media[: len(prompt.media)]])
         if past is None:
-            return self._model.embed(row.prompt, features)
-        inputs = self._model.embed(row.prompt.after(past.length), features)
+            return inputs
         inputs.delta = inputs.delta + past.delta
         if inputs.positions is not None:
             inputs.positions = inputs.positions + (past.length + past.delta)
@@ -106,8 +120,8 @@ class Executor:
     def forget(self, rows: Sequence[Row]) -> None:
         """All that is of no use to these rows, which are on their way in."""
         self.prefill.prompts = {row.id: self.prefill.prompts[row.id] for row in rows if row.id in self.prefill.prompts}
-        wanted = {medium for row in rows if not row.embedded for medium in row.media}
-        self.features = {medium: known for medium, known in self.features.items() if medium in wanted}
+        wanted = {medium.identity for row in rows if not row.embedded for medium in row.media}
+        self.features = {identity: known for identity, known in self.features.items() if identity in wanted}
 
     # -- prefill
 
@@ -120,8 +134,9 @@ class Executor:
         rows, cache, logits = through
         batch = _batch_class(rows[0]).begin(rows, cache, logits)
         kv.evaluate(batch.cache, batch.tokens)
-        for row in rows:
+        for place, row in enumerate(rows):
             row.prefilled = time.perf_counter()
+            row.store(cache, place)
             self.prefill.prompts.pop(row.id, None)
         return batch
 

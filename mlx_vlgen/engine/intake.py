@@ -49,6 +49,7 @@ class Intake:
         self._check_length(row)
         request.kv.check_spans(row.prompt.two_way)
         row.unquantized_layers = len(kv.unquantized(self._layout, request.kv))
+        row.past = request.past
         row.filled = row.computed
         end_tokens = self._end_tokens if request.end_tokens is None else request.end_tokens
         row.end_tokens = end_tokens | self._token_ids(request.sampling.eos_tokens)
@@ -59,6 +60,7 @@ class Intake:
             self._check_rollback(request.kv)
         if request.guidance is not None:
             row.negative = self._negative(row, request.guidance)
+        row.read_units()
 
     def check(self, row: Row) -> None:
         """What of a row that was read concerns MLX: its cache, and the drafter. Raises what is wrong with it."""

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +32,7 @@ from .row_result import RowResult
 from .sampling import Scores
 from .scheduler import Chunk, Limits, Plan, make_plan
 from .scheduling import Slots, is_out_of_memory
+from .store import PrefixCache
 from .text import TextStream
 from .waiting import Waiting
 
@@ -50,6 +52,7 @@ class TokenIterator:
     rows decode one group a step does, of a picture of 1024 x 1024 or several smaller ones. group_by_shape: whether
     pictures of equal processed shape are encoded together. max_queue: requests that wait, at most; None: any
     number. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
+    prefix_cache: what prompts begin with is taken from it, and what is computed goes there.
 
     Every row gets one last result, with a finish_reason. What a row's parts raise (its prompt, media, processors,
     sampler, criteria, form, drafter, tokens' text, or `progress`) ends that row with "error", and what
@@ -74,6 +77,7 @@ class TokenIterator:
         group_by_shape: bool = True,
         max_queue: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
+        prefix_cache: PrefixCache | None = None,
     ):
         for name, value in (
             ("max_batch_size", max_batch_size),
@@ -85,16 +89,12 @@ class TokenIterator:
                 raise ValueError(f"{name}={value}: expected at least 1")
         layout = model.cache_layout()
         self._intake = Intake(model, processor)
-        self._executor = Executor(model)
-        self._limits = Limits(
-            step_size=prefill_step_size,
-            decode_step_size=decode_prefill_size,
-            vision_pixels=vision_batch_pixels,
-            group=group_by_shape,
-        )
+        self._limits = Limits(prefill_step_size, decode_prefill_size, vision_batch_pixels, group=group_by_shape)
         self._slots = Slots(max_batch_size if kv.can_batch(layout) else 1)
         self._budget = Budget(layout, kv_token_budget)
         self._progress = progress
+        self._prefixes = prefix_cache.of(model) if prefix_cache else None
+        self._executor = Executor(model, self._prefixes)
         self._changed = threading.Condition()  # locked for what several threads write
         self._queue = Waiting(self._changed, self._intake.read, max_queue)
         self._coming: list[Row] = []  # admitted, and their prompt is not through
@@ -140,7 +140,7 @@ class TokenIterator:
         )  # MLX's arrays: another thread may read them
         with self._changed:
             self._next_id += 1
-            return Row(self._next_id - 1, request, TextStream(), fresh_seed(request.sampling))
+            return Row(self._next_id - 1, request, TextStream(), fresh_seed(request.sampling), prefixes=self._prefixes)
 
     def cancel(self, id: int) -> None:
         """End a row at the next step, with finish_reason "cancelled". A row that has ended is left alone."""
@@ -232,7 +232,7 @@ class TokenIterator:
             self.generation_time += time.perf_counter() - begun
         else:
             plan, self._plan = self._plan, None
-            self._encode(plan.encoded)
+            self._encode(plan)
             begun = time.perf_counter()
             self._prefill(plan.prefilled)
             self.prompt_time += time.perf_counter() - begun
@@ -246,6 +246,7 @@ class TokenIterator:
             decoding = self._executor.decoding
             state = self._queue, self._coming, decoding, self._executor.features
             with self._changed:
+                self._executor.search((*self._coming, *islice(self._queue, self._slots.now)))
                 plan = make_plan(*state, self._slots.now, self._budget, self._limits, time.perf_counter())
             inside = len(decoding) + len(self._coming)
             idle = not (inside or plan.ended or (plan.admitted and not plan.lacks))
@@ -285,10 +286,10 @@ class TokenIterator:
 
     # -- encode and prefill
 
-    def _encode(self, groups: Sequence[Sequence[tuple[int, int]]]) -> None:
+    def _encode(self, plan: Plan) -> None:
         """Media, and the embeddings of rows all of whose media are encoded."""
-        self._executor.encode(groups, {row.id: row for row in self._coming})
-        self._executor.embed(self._coming)
+        self._executor.encode(plan.encoded, {row.id: row for row in self._coming})
+        self._executor.embed(self._coming, plan.waiting)
         if failed := [row for row in self._coming if row.error]:
             starved = self._end_failed(failed, len(self._coming) + self._live - len(failed))
             self._coming = [row for row in self._coming if row not in starved]

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 from .._runtime import mx
 from ..inputs.prompt import Prompt
 from ..models.base import Capture
+from .cache import Cache, alone
 from .kv_settings import KVSettings
 
 
@@ -53,6 +54,10 @@ class Past:
     length: int
     delta: int
     kv: KVSettings
+
+    def begin(self, cache: Cache) -> Cache:
+        """A row's cache, where `cache` is an empty one."""
+        return alone(self.cache, 0)
 
 
 @dataclass

@@ -31,6 +31,8 @@ class Prefill:
         [chunk] = chunks
         prompts = self.prompts[chunk.id]
         cache = self._chunk(prompts[chunk.negative], chunk)
+        if chunk.stored:
+            prompts[0].row.store(cache, 0)
         if all(prompt.row.filled == prompt.row.length for prompt in prompts):
             return self._together(prompts)
         if live:
@@ -48,10 +50,8 @@ class Prefill:
     def _chunk(self, prompt: Encoded, chunk: Chunk) -> kv.Cache:
         row = prompt.row
         if prompt.cache is None:
-            if past := row.request.past:
-                prompt.cache = kv.alone(past.cache, 0)
-            else:
-                prompt.cache = kv.make_cache(self._layout, row.request.kv, expected=row.expected_positions)
+            cache = kv.make_cache(self._layout, row.request.kv, expected=row.expected_positions)
+            prompt.cache = row.past.begin(cache) if row.past else cache
         part = prompt.inputs[chunk.start - row.computed : chunk.end - row.computed]
         part.capture = row.capture()
         prompt.logits = self._model(part, prompt.cache, at=mx.array([chunk.end - chunk.start - 1]))
@@ -59,14 +59,18 @@ class Prefill:
         return prompt.cache
 
     def _pack(self, prompts: Sequence[Encoded]) -> Through:
-        """Several prompts at once, which begin with no past."""
+        """Several prompts at once, which begin with the same."""
         rows = [prompt.row for prompt in prompts]
-        lengths = [row.length for row in rows]
+        lengths, past = [row.length for row in rows], rows[0].past
         expected = max(row.expected_positions for row in rows)
-        cache = kv.make_cache(self._layout, rows[0].request.kv, lengths, expected)
+        cache = kv.make_cache(self._layout, rows[0].request.kv, lengths, expected, rows[0].computed)
+        if past:
+            cache = past.begin(cache)
         inputs = Embedded.stack([prompt.inputs for prompt in prompts])
-        logits = self._model(inputs, cache, at=mx.array(lengths) - 1)
+        logits = self._model(inputs, cache, at=mx.array([len(prompt.inputs) - 1 for prompt in prompts]))
         kv.finalize(cache)
+        for row in rows:
+            row.filled = row.length
         return rows, cache, logits
 
     def _together(self, prompts: Sequence[Encoded]) -> Through:

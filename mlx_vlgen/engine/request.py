@@ -12,10 +12,13 @@ from .._runtime import mx
 from ..inputs.prompt import Media, MediaInputs, Prompt
 from ..models.base import Capture, Embedded
 from ..results import Beam, FinishReason
+from .cache import Cache
 from .columns import STEP
 from .kv_settings import KVSettings
 from .modes import Beams, Drafter, Guidance, Past, Trace
 from .params import SamplingParams
+from .prefix import Units, token_units, units_of
+from .store import Prefix, Prefixes
 from .structured import Constraint
 from .text import TextStream
 from .thinking import Thinking
@@ -70,6 +73,10 @@ class Row:
     ready: bool = False  # it is read, or failed to be
     embedded: bool = False  # its media are encoded, and let go
     filled: int = 0  # positions of the prompt that are in its cache
+    prefixes: Prefixes | None = None  # where it finds what it begins with, and stores what it computes
+    units: Units | None = None  # of its prompt, where it does
+    past: Past | Prefix | None = None  # what it begins with
+    searched: int = -1  # version of what it was searched for in
     delta: int = 0  # what its rotary positions are ahead of its cache once the prompt is over
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
@@ -114,19 +121,53 @@ class Row:
 
     @property
     def computed(self) -> int:
-        """Positions of the prompt whose keys and values the request brings."""
-        return self.request.past.length if self.request.past else 0
+        """Positions of the prompt whose keys and values it begins with."""
+        return self.past.length if self.past else 0
 
     @property
     def media(self) -> tuple[Media, ...]:
-        """Those of its prompt, then those of its negative prompt."""
-        return self.prompt.media + (self.negative.prompt.media if self.negative else ())
+        """Those of its prompt that are to be encoded, then those of its negative prompt."""
+        later = tuple(media for media in self.prompt.media if media.spans[0][0] >= self.computed)
+        return later + (self.negative.prompt.media if self.negative else ())
 
     @property
     def packs(self) -> bool:
         """Whether its prompt can be computed together with others: not one that is under way, whose past is given, or
         that has a negative prompt beside it."""
-        return not (self.filled or self.request.past or self.negative)
+        return not (self.filled > self.computed or self.request.past or self.negative)
+
+    @property
+    def pack_key(self) -> Hashable:
+        """Rows that are equal in this can be prefilled together: they begin with the same."""
+        return self.batch_key, self.past.key if isinstance(self.past, Prefix) else None
+
+    @property
+    def stops_to_share(self) -> bool:
+        """Whether what it computes can be used by others only as it is when they go their own way."""
+        return self.prefixes is not None and not self.prefixes.at_any_length(self.request.kv)
+
+    def read_units(self) -> None:
+        """Of a prompt that was read, what it is found by; its pictures are hashed."""
+        request = self.request
+        if self.prefixes and not (request.past or request.guidance or self.runs_alone):
+            self.units = units_of(self.prompt)
+
+    def search(self) -> None:
+        """Begin with the longest prefix that is known by now, where nothing was computed yet."""
+        if self.units is None or self.prefixes is None or self.embedded or self.error:
+            return
+        if self.searched == self.prefixes.cache.version:
+            return
+        self.searched = self.prefixes.cache.version
+        self.past = self.prefixes.find(self.prompt, self.units, self.request.kv)
+        self.filled = self.computed
+
+    def store(self, cache: Cache, place: int, tokens: int = 0, states: Any = None) -> None:
+        """Store what a cache holds of it at `place`: its prompt as far as it is filled, and so many tokens. states: see
+        `Prefixes.store`."""
+        if self.units is not None and self.prefixes is not None:
+            units = np.concatenate([self.units[: self.filled], token_units(self.tokens[:tokens])])
+            self.prefixes.store(units, self.request.kv, cache, place, states)
 
     @property
     def is_plain(self) -> bool:

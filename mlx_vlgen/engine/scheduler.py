@@ -3,13 +3,14 @@
 Pure: it changes nothing and knows no array. The plan is data, so that ranks of one model can follow it.
 """
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 from ..inputs.prompt import Media
 from ..results import FinishReason
 from .budget import Budget
+from .prefix import LEAST, agreement, cut_back
 from .request import Row
 from .scheduling import admissible, chunk_end, encoding_groups, pack_size
 
@@ -35,18 +36,21 @@ class Limits:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Positions of the prompt of the row `id`, or of its negative prompt."""
+    """Positions of the prompt of the row `id`, or of its negative prompt. stored: whether what is computed by then is
+    to be stored, for others wait for it."""
 
     id: int
     start: int
     end: int
     negative: bool = False
+    stored: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     """One step. ended: rows and why; admitted: rows that come in; encoded: groups of media, each as (id of its row,
-    place among the row's media); prefilled: one chunk of a long prompt, or several whole short ones.
+    place among the row's media); prefilled: one chunk of a long prompt, or several whole short ones; waiting: rows that
+    are inside and wait for what another one is about to compute.
 
     unread: rows to read ahead, in order; lacks: whether another row could come in, had the first of them been read."""
 
@@ -54,6 +58,7 @@ class Plan:
     admitted: tuple[int, ...] = ()
     encoded: tuple[tuple[tuple[int, int], ...], ...] = ()
     prefilled: tuple[Chunk, ...] = ()
+    waiting: frozenset[int] = frozenset()
     unread: tuple[int, ...] = ()
     lacks: bool = False
 
@@ -62,25 +67,31 @@ def make_plan(
     queue: Iterable[Row],
     coming: Sequence[Row],
     decoding: Sequence[Row],
-    encoded: Container[Media],
+    encoded: Container[Hashable],
     slots: int,
     budget: Budget,
     limits: Limits,
     now: float,
 ) -> Plan:
     """queue: rows that wait, coming: those that are admitted and do not decode yet, both in order of arrival; decoding:
-    with negative prompts. encoded: the media whose features are there. slots: rows that may be inside together."""
+    with negative prompts. encoded: identities of the media whose features are there. slots: rows that may be inside
+    together."""
     ended = [(row.id, reason) for row in coming if (reason := end_of(row, limits.step_size, now))]
     gone = {id for id, _ in ended}
     coming = [row for row in coming if row.id not in gone]
     admitted, refused, unread, lacks = _admit(queue, coming, decoding, slots, budget, limits, now)
-    inside = [*coming, *admitted]
+    shared = shared_lengths([*coming, *admitted])
+    waiting = {id for ids in shared.values() for id in ids}
+    inside = [row for row in (*coming, *admitted) if row.id not in waiting]
     groups = _groups(inside, encoded, limits, live=bool(decoding))
     return Plan(
         ended=(*ended, *refused),
         admitted=tuple(row.id for row in admitted),
         encoded=tuple(tuple(refs) for refs, _ in groups),
-        prefilled=_chunks(inside, encoded, {m for _, media in groups for m in media}, slots, decoding, limits),
+        prefilled=_chunks(
+            inside, encoded, {m.identity for _, media in groups for m in media}, slots, decoding, limits, shared
+        ),
+        waiting=frozenset(waiting),
         unread=tuple(row.id for row in unread),
         lacks=lacks,
     )
@@ -115,7 +126,7 @@ def _admit(
     unread: list[Row] = []
     inside = [row for row in (*coming, *decoding) if row.positive is None]
     taken = sum(map(budget.needed, inside))
-    tokens = sum(row.length for row in coming if not row.prefill_started)
+    tokens = sum(row.length - row.computed for row in coming if not row.prefill_started)
     full = lacks = False
     ahead = 0
     for row in queue:
@@ -138,21 +149,51 @@ def _admit(
             full = True
             continue
         admitted.append(row)
-        tokens, taken = tokens + row.length, taken + need
+        tokens, taken = tokens + row.length - row.computed, taken + need
     return admitted, refused, unread, lacks
 
 
+def shared_lengths(rows: Sequence[Row]) -> dict[int, dict[int, int]]:
+    """For the rows that are being computed, in order: which rows wait, since they begin alike, and with how many
+    positions. None waits where it is less than a quarter of what it has to compute, for rows that are prefilled
+    together are faster than one after another, or where what is shared could not be used any more."""
+    shared: dict[int, dict[int, int]] = {}
+    alike: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        if row.units is None or row.length <= LEAST:
+            continue
+        computing = alike.setdefault((row.request.kv, row.units[:LEAST].tobytes()), [])
+        if not row.embedded:
+            lengths = ((other, _shared_length(row, other)) for other in computing)
+            other, length = next((pair for pair in lengths if pair[1]), (None, 0))
+            if other:
+                shared.setdefault(other.id, {})[row.id] = length
+                continue
+        computing.append(row)
+    return shared
+
+
+def _shared_length(row: Row, other: Row) -> int:
+    """How many positions a row will find once `other` has computed them; 0 where it need not wait for them."""
+    assert row.units is not None and other.units is not None
+    length = cut_back(agreement(row.units, other.units), row.prompt)
+    length = min(length, cut_back(length, other.prompt))
+    too_late = other.stops_to_share and other.filled >= length
+    least = max(LEAST, (row.length - row.computed) // 4)
+    return 0 if too_late or length < row.computed + least else length
+
+
 def _groups(
-    rows: Sequence[Row], encoded: Container[Media], limits: Limits, live: bool
+    rows: Sequence[Row], encoded: Container[Hashable], limits: Limits, live: bool
 ) -> list[tuple[list[tuple[int, int]], list[Media]]]:
     """What goes through the vision tower: all groups; while rows decode only the one that comes first, and small."""
-    refs: dict[Media, tuple[int, int]] = {}
+    found: dict[Hashable, tuple[Media, tuple[int, int]]] = {}
     for row in rows:
         if not row.embedded:
             for place, medium in enumerate(row.media):
-                if medium not in encoded:
-                    refs.setdefault(medium, (row.id, place))
-    media, places = list(refs), list(refs.values())
+                if medium.identity not in encoded:
+                    found.setdefault(medium.identity, (medium, (row.id, place)))
+    media, places = [medium for medium, _ in found.values()], [place for _, place in found.values()]
     pixels = min(limits.vision_pixels, limits.decode_vision_pixels) if live else limits.vision_pixels
     groups = list(encoding_groups(media, pixels, limits.group))
     if live and groups:
@@ -162,16 +203,18 @@ def _groups(
 
 def _chunks(
     rows: Sequence[Row],
-    encoded: Container[Media],
-    being_encoded: Container[Media],
+    encoded: Container[Hashable],
+    being_encoded: Container[Hashable],
     slots: int,
     decoding: Sequence[Row],
     limits: Limits,
+    shared: Mapping[int, Mapping[int, int]],
 ) -> tuple[Chunk, ...]:
-    """What is prefilled: what is under way; or the first rows whose media are encoded. Nobody is overtaken."""
+    """What is prefilled: what is under way; or the first rows whose media are encoded. Nobody is overtaken. shared:
+    where rows have to stop, for others wait for what is computed by then."""
 
     def embedded(row: Row) -> bool:
-        return row.embedded or all(medium in encoded or medium in being_encoded for medium in row.media)
+        return row.embedded or all(m.identity in encoded or m.identity in being_encoded for m in row.media)
 
     free = slots - len(decoding)
     rows = list(takewhile(embedded, rows))
@@ -179,18 +222,21 @@ def _chunks(
         return ()
     size = min(limits.step_size, limits.decode_step_size) if decoding else limits.step_size
     first = rows[0]
-    if not first.packs:
-        return (_chunk(first, size),)
-    alike = takewhile(lambda row: row.packs and row.batch_key == first.batch_key, rows)
-    count = min(pack_size([row.length for row in alike], size), free)
+    stops = {row.id: min(shared[row.id].values()) for row in rows if row.id in shared and row.stops_to_share}
+    if not first.packs or first.id in stops:
+        return (_chunk(first, size, stops.get(first.id)),)
+    alike = takewhile(lambda row: row.packs and row.pack_key == first.pack_key and row.id not in stops, rows)
+    count = min(pack_size([row.length - row.computed for row in alike], size), free)
     if count <= 1:
         return (_chunk(first, size),)
-    return tuple(Chunk(row.id, 0, row.length) for row in rows[:count])
+    return tuple(Chunk(row.id, row.computed, row.length) for row in rows[:count])
 
 
-def _chunk(row: Row, size: int) -> Chunk:
-    """The next chunk of a row's prompt, or after it of its negative prompt."""
+def _chunk(row: Row, size: int, stop: int | None = None) -> Chunk:
+    """The next chunk of a row's prompt, or after it of its negative prompt. stop: where it has to end at the latest."""
     negative = row.negative if row.filled == row.length else None
     part = negative or row
     end = chunk_end(part.filled, part.length, part.length if row.runs_alone else size, part.prompt.two_way)
-    return Chunk(row.id, part.filled, end, negative is not None)
+    if stop is not None:
+        end = min(end, stop)
+    return Chunk(row.id, part.filled, end, negative is not None, stored=end == stop)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from .._runtime import mx
-from .columns import STEP, Columns, Parts
+from .columns import STEP, Columns, Parts, Run
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,33 @@ class AttentionCache:
         alone.select([0])
         mx.eval(alone.state)
         return alone
+
+    def stored(self, row: int, start: int, stop: int) -> list[Run]:
+        """Copies of what a row holds of the positions from `start` to `stop` and later tokens may attend to."""
+        head, window = self.reach.head, self.reach.window
+        spans = [(start, stop)]
+        if window is not None:
+            spans = [(start, min(stop, head)), (max(start, head, self.lengths[row] - window), stop)]
+        return [
+            Run(first, buffer, columns.copied(row, column, count))
+            for buffer, columns in enumerate(self.columns)
+            for span in spans
+            for first, column, count in columns.runs(*span)
+        ]
+
+    def restore(self, runs: Sequence[Run], length: int) -> None:
+        """Begin all rows, which are empty, with the same `length` positions, in order in `runs`."""
+        rows = len(self.lengths)
+        for buffer, columns in enumerate(self.columns):
+            columns.restore(rows, (run for run in runs if run.buffer == buffer), length, self._expected)
+        self.lengths = [length] * rows
+
+    def needed(self, length: int) -> list[tuple[int, int]]:
+        """The positions, as spans, that the token after so many attends to."""
+        head, window = self.reach.head, self.reach.window
+        if window is None:
+            return [(0, length)]
+        return [(0, min(head, length)), (max(min(head, length), length - window + 1), length)]
 
     def rollback(self, drop: Sequence[int]) -> None:
         """Forget the last drop[b] positions of each row, of at most so many as `reserve` was called for."""

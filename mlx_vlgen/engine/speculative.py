@@ -68,6 +68,7 @@ class Speculative(SampledBatch):
                 row.error = error
         self.tokens, self.scores, self.unread = mx.array(tokens, dtype=mx.int32), scores, True
         kv.rollback(self.cache, [longest - accepted for accepted in right])
+        self.store_ended([len(row.tokens) - 1 for row in self.rows])
         left = [place for place, row in enumerate(self.rows) if not row.over]
         return self.select(left) if left else None
 

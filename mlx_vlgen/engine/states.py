@@ -29,6 +29,11 @@ class StateCache(ArraysCache):
         taken.select(rows)
         return taken
 
+    def restore(self, states: Sequence[mx.array]) -> None:
+        """Begin all rows with the same states, each (1, …)."""
+        rows = self.batch_size
+        self.cache = [mx.repeat(state, rows, axis=0) for state in states]
+
     def extract(self, row: int) -> Self:
         """One row alone, in a cache of its own; this one stays as it is."""
         return self.take([row])

@@ -13,6 +13,7 @@ from ..engine.kv_settings import KVSettings
 from ..engine.modes import Beams, Drafter, Guidance, Past, Trace
 from ..engine.params import LogitsProcessor, SamplingParams, StoppingCriterion
 from ..engine.request import Request
+from ..engine.store import PrefixCache
 from ..inputs.prompt import Prompt
 from ..models.base import Model
 from ..results import GenerationResult
@@ -36,6 +37,7 @@ class Call:
     criteria: list[StoppingCriterion]
     allowed: AllowedTokens | None
     drafter: Callable[[], Drafter] | None  # makes one for each row
+    prefixes: PrefixCache | None
 
     def run(self, streamer: Any) -> Any:
         """Decode all rows. The streamer gets the tokens meanwhile."""
@@ -45,7 +47,7 @@ class Call:
         if streamer is not None:
             streamer.put(mx.array(self.ids))
         results = [GenerationResult()] * len(requests)
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"prefix_cache": self.prefixes}
         if settings.prefill_step_size is not None:
             options["prefill_step_size"] = settings.prefill_step_size
         with TokenIterator(self.model, self.model.processor, **options) as iterator:

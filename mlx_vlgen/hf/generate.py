@@ -13,6 +13,7 @@ from .._runtime import mx
 from ..engine.modes import Drafter
 from ..engine.params import StoppingCriterion, check_callable
 from ..engine.speculative import DraftModel, PromptLookup, same_vocabulary
+from ..engine.store import PrefixCache
 from ..errors import UnsupportedError
 from ..models.base import Model
 from .arguments import (
@@ -47,6 +48,7 @@ def generate(
     negative_prompt_attention_mask: Any = None,
     custom_generate: Callable[..., Any] | None = None,
     past_key_values: PastKeyValues | None = None,
+    prompt_cache: PrefixCache | None = None,
     **kwargs: Any,
 ) -> Any:
     """Token ids (rows, prompt + new), an mlx array; with return_dict_in_generate a `GenerateOutput`.
@@ -66,6 +68,7 @@ def generate(
     negative_prompt_attention_mask: (batch, length), 0 where negative_prompt_ids is padding
     custom_generate: function that decodes instead, of the model, the tensors and the settings
     past_key_values: of an earlier output; the prompts begin with the tokens in it
+    prompt_cache: what earlier prompts and answers in it begin alike with is not computed again
     kwargs: the processor's tensors (`inputs.tensors`) and settings (`hf.config`), which win over generation_config
 
     All functions get mlx arrays. Raises what is wrong with a row's request; TypeError for an unknown name, ValueError
@@ -82,6 +85,8 @@ def generate(
         check_setting_ids(settings, model.vocab_size)
         if past_key_values is not None and not isinstance(past_key_values, PastKeyValues):
             raise TypeError(f"past_key_values={past_key_values!r:.80}: expected that of an earlier output")
+        if prompt_cache is not None and not isinstance(prompt_cache, PrefixCache):
+            raise TypeError(f"prompt_cache={prompt_cache!r:.80}: expected a PrefixCache")
         tensors = merge_inputs(inputs, known_tensors(tensors, {*NAMES, *_PARAMETERS}), settings.bos_token_id)
         if custom_generate is not None:
             return custom_generate(
@@ -103,6 +108,7 @@ def generate(
             criteria=_criteria(stopping_criteria),
             allowed=prefix_allowed_tokens_fn,
             drafter=_drafter(model, assistant_model, settings),
+            prefixes=prompt_cache,
         )
         if streamer is not None and (len(ids) > 1 or settings.num_return_sequences > 1 or settings.num_beams > 1):
             raise ValueError("streamer: it takes one row, without beams; leave it out, or give one prompt")

@@ -1,7 +1,7 @@
 """What the processor hands to a model: token ids with every placeholder expanded, and the media they stand for."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -91,6 +91,11 @@ class Media:
         digest.update(np.ascontiguousarray(self.pixels).data)
         return digest.hexdigest()
 
+    @property
+    def identity(self) -> Hashable:
+        """Equal for media that are known to be equal: by their key, where it was asked for."""
+        return self.__dict__.get("key", self)
+
     def replace(self, **changes: Any) -> "Media":
         """A copy with other pixels of the same content, or elsewhere in a prompt."""
         copy = replace(self, **changes)
@@ -128,11 +133,17 @@ class Prompt:
         """The same with its media encoded: a row lives long after, and its pixels take more than its cache."""
         return replace(self, media=tuple(media.replace(pixels=np.empty(0, np.uint8)) for media in self.media))
 
+    def before(self, length: int) -> "Prompt":
+        """The first so many tokens, which cut no medium and no two-way span."""
+        media = tuple(media for media in self.media if media.spans[0][0] < length)
+        return Prompt(self.tokens[:length], media, tuple(span for span in self.two_way if span[0] < length))
+
     def after(self, length: int) -> "Prompt":
-        """What comes after so many tokens. Its media must, too."""
+        """What comes after so many tokens, which cut no medium and no two-way span."""
         media = tuple(
             media.replace(spans=tuple((start - length, end - length) for start, end in media.spans))
             for media in self.media
+            if media.spans[0][0] >= length
         )
         two_way = tuple((start - length, end - length) for start, end in self.two_way if start >= length)
         return Prompt(self.tokens[max(0, length) :], media, two_way, self.text, self.tail)

@@ -226,6 +226,10 @@ class Model(nn.Module):
         """One row (B = 1): the prompt's embeddings with `features` (one per `prompt.media`) in their places."""
         raise NotImplementedError
 
+    def position_delta(self, prompt: Prompt) -> int:
+        """How far the rotary position after a prompt is ahead of its number of tokens."""
+        return 0
+
     def last_norm(self, h: mx.array) -> mx.array:
         """h (B, L, d) of the last layer -> the same after the last norm, for what `Capture` records.
         UnsupportedError for a family whose forward records nothing."""

@@ -200,6 +200,9 @@ class MRopeModel(VisionLanguageModel):
         positions, delta = rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
         return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)
 
+    def position_delta(self, prompt: Prompt) -> int:
+        return rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)[1]
+
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text, offset = self.language_model, self._rope.offset(inputs, cache)
         return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache, offset), at)

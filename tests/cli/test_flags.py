@@ -11,7 +11,7 @@ import pytest
 from invariants.family import Family
 
 from mlx_vlgen import SamplingParams, cli, flags
-from mlx_vlgen.options import LATER, OPTIONS, SAMPLING
+from mlx_vlgen.options import OPTIONS, SAMPLING
 
 from .conftest import Outcome
 
@@ -194,13 +194,6 @@ def test_files_that_a_flag_cannot_read_are_told(invoke: Callable[..., Outcome], 
     ):
         code, out, error = invoke("-p", "Hi", flag, path)
         assert (code, out) == (2, "") and message in error
-
-
-def test_flags_still_to_come_are_named(invoke: Callable[..., Outcome]) -> None:
-    for name in LATER:
-        flag = "--" + name.replace("_", "-")
-        code, _, error = invoke("--prompt", "Hi", flag, "4")
-        assert code == 2 and f"error: this version does not have {flag} yet\n" in error
 
 
 def test_the_commands_refuse_what_they_do_not_know(invoke: Callable[..., Outcome]) -> None:

@@ -12,7 +12,7 @@ from parity import media
 
 from mlx_vlgen import batch_generate, generate, stream_generate
 from mlx_vlgen.errors import MediaError, PromptError, UnsupportedError
-from mlx_vlgen.options import LATER, OPTIONS
+from mlx_vlgen.options import OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +48,10 @@ def test_singular_and_plural_are_told_apart(vl: Loaded) -> None:
 
 
 @pytest.mark.parametrize("face", [generate, stream_generate, batch_generate])
-def test_keywords_still_to_come_are_refused_by_name_and_their_defaults_accepted(
-    vl: Loaded, face: Callable[..., Any]
-) -> None:
-    for name in LATER:
-        with pytest.raises(UnsupportedError, match=f"^{name}=9: this version does not have it yet"):
-            call(face, vl, **{name: 9})
-    call(face, vl, **dict.fromkeys(LATER), max_tokens=1)
-    call(face, vl, **LATER, max_tokens=1)
+def test_a_prompt_cache_of_another_kind_is_refused(vl: Loaded, face: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=r"^prompt_cache=9: expected a PrefixCache"):
+        call(face, vl, prompt_cache=9)
+    call(face, vl, prompt_cache=None, max_tokens=1)
 
 
 @pytest.mark.parametrize("face", [generate, stream_generate, batch_generate])

@@ -1,0 +1,70 @@
+"""What of a prompt has been computed before: decided from its tokens, media and spans, without arrays of MLX."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..inputs.prompt import Prompt
+
+BLOCK = 128
+"""Positions in a block, but for the last of a row."""
+
+LEAST = 32
+"""Fewer positions are computed again: what begins alike by a template's first tokens runs better in one forward."""
+
+Units = np.ndarray
+"""(L, 4) uint64: a position's token with its place in a medium, the medium's key, and its place in a two-way span. Rows
+that are equal from the first one to here have equal keys and values there, with the same weights and caches."""
+
+
+def units_of(prompt: Prompt) -> Units:
+    """Of all positions of a prompt. Its pixels are read, where nobody asked for their key before."""
+    units = token_units(prompt.tokens.tolist())
+    for medium in prompt.media:
+        key, place = np.frombuffer(bytes.fromhex(medium.key)[:16], np.uint64), 1
+        for start, end in medium.spans:
+            units[start:end, 0] += np.arange(place, place + end - start, dtype=np.uint64) << np.uint64(32)
+            units[start:end, 1:3] = key
+            place += end - start
+    for start, end in prompt.two_way:
+        units[start:end, 3] = (np.arange(1, end - start + 1, dtype=np.uint64) << np.uint64(32)) + np.uint64(end - start)
+    return units
+
+
+def token_units(tokens: Sequence[int]) -> Units:
+    """Of tokens that stand for themselves."""
+    units = np.zeros((len(tokens), 4), np.uint64)
+    units[:, 0] = tokens
+    return units
+
+
+def agreement(one: Units, other: Units) -> int:
+    """How many positions, from the first on, are equal."""
+    count = min(len(one), len(other))
+    unlike = (one[:count] != other[:count]).any(axis=1)
+    return int(unlike.argmax()) if unlike.any() else count
+
+
+def block_keys(root: bytes, units: Units) -> list[bytes]:
+    """Of the blocks that these positions are cut into, the last perhaps shorter. A key says what comes before, too."""
+    keys = [root]
+    for start in range(0, len(units), BLOCK):
+        keys.append(hashlib.sha256(keys[-1] + units[start : start + BLOCK].tobytes()).digest())
+    return keys[1:]
+
+
+def cut_back(length: int, prompt: Prompt) -> int:
+    """How many of `length` known positions a prompt can begin with: none of its media and two-way spans is cut, and its
+    last token is computed, for its logits."""
+    spans = [(medium.spans[0][0], medium.spans[-1][1]) for medium in prompt.media if medium.spans]
+    length = min(length, len(prompt.tokens) - 1)
+    for start, end in sorted([*spans, *prompt.two_way], reverse=True):
+        if start < length < end:
+            length = start
+    return length
+
+
+def covers(runs: Iterable[tuple[int, int]], start: int, stop: int) -> bool:
+    """Whether runs of positions (first, count), no two of which overlap, hold all from `start` to `stop`."""
+    return sum(max(0, min(first + count, stop) - max(first, start)) for first, count in runs) >= stop - start
