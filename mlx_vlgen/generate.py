@@ -104,7 +104,7 @@ def stream_generate(
     _warn_if_formatted([request])
     progress = None if callback is None else lambda id, done, total: callback(done, total)
     prefixes = check_prompt_cache(prompt_cache)
-    iterator = TokenIterator(model, processor, progress=progress, prefix_cache=prefixes, **groups["engine"])
+    iterator = TokenIterator(model, processor, progress=progress, reuse=prefixes or False, **groups["engine"])
     stream = _stream(iterator, request)
     return _print_stream(stream, prompt) if verbose else stream
 
@@ -155,11 +155,9 @@ def batch_generate(
     requests = [replace(request, drafter=drafter) for request in requests]
     _warn_if_formatted(requests)
     progress = _total_progress(other.pop("prompt_progress_callback", None))
-    prefixes = check_prompt_cache(other.pop("prompt_cache", None))
-    if prefixes is None and reuse and len(requests) > 1:
-        prefixes = PrefixCache()
+    prompt_cache = check_prompt_cache(other.pop("prompt_cache", None))
     settings = {**groups["engine"], **other, "group_by_shape": group_by_shape, "progress": progress}
-    settings["prefix_cache"] = prefixes
+    settings["reuse"] = prompt_cache or (reuse if len(requests) > 1 else False)
     results, stats = _run_batch(TokenIterator(model, processor, **settings), requests)
     _warn_of_failures(results)
     if verbose:

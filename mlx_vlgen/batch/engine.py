@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ..engine.iterator import TokenIterator
-from ..engine.store import PrefixCache
 from ..generate import make_drafter, make_request
 from ..inputs.media import load_image
 from ..inputs.prompt import Media, MediaInputs, Prompt
@@ -34,7 +33,7 @@ class ModelEngine:
         groups = group_keywords(keywords)
         self._model, self._processor, self._shared = model, processor, _Shared()
         self._drafter = make_drafter(processor, **groups["draft"])
-        settings: dict[str, Any] = {"max_batch_size": max_batch_size, "prefix_cache": PrefixCache() if reuse else None}
+        settings: dict[str, Any] = {"max_batch_size": max_batch_size, "reuse": reuse}
         self._iterator = TokenIterator(model, processor, **settings, **groups["engine"])
 
     def add(self, row: Row, keywords: dict[str, Any]) -> int:

@@ -32,7 +32,7 @@ from .row_result import RowResult
 from .sampling import Scores
 from .scheduler import Chunk, Limits, Plan, make_plan
 from .scheduling import Slots, is_out_of_memory
-from .store import PrefixCache
+from .store import PrefixCache, prefixes
 from .text import TextStream
 from .waiting import Waiting
 
@@ -52,7 +52,8 @@ class TokenIterator:
     rows decode one group a step does, of a picture of 1024 x 1024 or several smaller ones. group_by_shape: whether
     pictures of equal processed shape are encoded together. max_queue: requests that wait, at most; None: any
     number. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
-    prefix_cache: what prompts begin with is taken from it, and what is computed goes there.
+    reuse: whether what rows begin alike with is computed once; or a `PrefixCache`, from which beginnings are taken and
+    where all that is computed goes.
 
     Every row gets one last result, with a finish_reason. What a row's parts raise (its prompt, media, processors,
     sampler, criteria, form, drafter, tokens' text, or `progress`) ends that row with "error", and what
@@ -77,7 +78,7 @@ class TokenIterator:
         group_by_shape: bool = True,
         max_queue: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
-        prefix_cache: PrefixCache | None = None,
+        reuse: bool | PrefixCache = True,
     ):
         for name, value in (
             ("max_batch_size", max_batch_size),
@@ -93,7 +94,7 @@ class TokenIterator:
         self._slots = Slots(max_batch_size if kv.can_batch(layout) else 1)
         self._budget = Budget(layout, kv_token_budget)
         self._progress = progress
-        self._prefixes = prefix_cache.of(model) if prefix_cache else None
+        self._prefixes = prefixes(reuse, model)
         self._executor = Executor(model, self._prefixes)
         self._changed = threading.Condition()  # locked for what several threads write
         self._queue = Waiting(self._changed, self._intake.read, max_queue)

@@ -27,12 +27,15 @@ class Prefill:
             row = self.prompts[chunk.id][0].row
             row.prefill_started = row.prefill_started or time.perf_counter()
         if len(chunks) > 1:
-            return self._pack([self.prompts[chunk.id][0] for chunk in chunks])
+            rows, cache, logits = self._pack([self.prompts[chunk.id][0] for chunk in chunks])
+            for place, chunk in enumerate(chunks):
+                rows[place].share(cache, place, chunk.stored)
+            return rows, cache, logits
         [chunk] = chunks
         prompts = self.prompts[chunk.id]
         cache = self._chunk(prompts[chunk.negative], chunk)
-        if chunk.stored:
-            prompts[0].row.store(cache, 0)
+        if not chunk.negative:
+            prompts[0].row.share(cache, 0, chunk.stored)
         if all(prompt.row.filled == prompt.row.length for prompt in prompts):
             return self._together(prompts)
         if live:

@@ -162,11 +162,16 @@ class Row:
         self.past = self.prefixes.find(self.prompt, self.units, self.request.kv)
         self.filled = self.computed
 
+    def share(self, cache: Cache, place: int, count: int) -> None:
+        """Store the first `count` positions of its prompt, which a cache holds at `place`, for those that wait."""
+        if count and self.units is not None and self.prefixes is not None:
+            self.prefixes.store(self.units[:count], self.request.kv, cache, place)
+
     def store(self, cache: Cache, place: int, tokens: int = 0, states: Any = None) -> None:
-        """Store what a cache holds of it at `place`: its prompt as far as it is filled, and so many tokens. states: see
-        `Prefixes.store`."""
-        if self.units is not None and self.prefixes is not None:
-            units = np.concatenate([self.units[: self.filled], token_units(self.tokens[:tokens])])
+        """Store what a cache holds of it at `place`: its prompt, and so many tokens; nothing where only what rows
+        inside share is stored. states: see `Prefixes.store`."""
+        if self.units is not None and self.prefixes is not None and self.prefixes.all_rows:
+            units = np.concatenate([self.units, token_units(self.tokens[:tokens])])
             self.prefixes.store(units, self.request.kv, cache, place, states)
 
     @property

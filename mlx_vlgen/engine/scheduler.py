@@ -5,7 +5,7 @@ Pure: it changes nothing and knows no array. The plan is data, so that ranks of 
 
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from ..inputs.prompt import Media
 from ..results import FinishReason
@@ -36,14 +36,14 @@ class Limits:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Positions of the prompt of the row `id`, or of its negative prompt. stored: whether what is computed by then is
-    to be stored, for others wait for it."""
+    """Positions of the prompt of the row `id`, or of its negative prompt. stored: so many of its first positions are
+    stored after it, for others begin with them."""
 
     id: int
     start: int
     end: int
     negative: bool = False
-    stored: bool = False
+    stored: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,19 @@ def make_plan(
     gone = {id for id, _ in ended}
     coming = [row for row in coming if row.id not in gone]
     admitted, refused, unread, lacks = _admit(queue, coming, decoding, slots, budget, limits, now)
-    shared = shared_lengths([*coming, *admitted])
+    new = {row.id for row in admitted}
+    ahead = (row for row in islice(queue, slots) if row.ready and row.id not in new)
+    shared = shared_lengths([*coming, *admitted, *ahead])
     waiting = {id for ids in shared.values() for id in ids}
-    inside = [row for row in (*coming, *admitted) if row.id not in waiting]
-    groups = _groups(inside, encoded, limits, live=bool(decoding))
+    inside = [*coming, *admitted]
+    groups = _groups([row for row in inside if row.id not in waiting], encoded, limits, live=bool(decoding))
+    first = list(takewhile(lambda row: row.id not in waiting, inside))  # nobody is overtaken
     return Plan(
         ended=(*ended, *refused),
         admitted=tuple(row.id for row in admitted),
         encoded=tuple(tuple(refs) for refs, _ in groups),
         prefilled=_chunks(
-            inside, encoded, {m.identity for _, media in groups for m in media}, slots, decoding, limits, shared
+            first, encoded, {m.identity for _, media in groups for m in media}, slots, decoding, limits, shared
         ),
         waiting=frozenset(waiting),
         unread=tuple(row.id for row in unread),
@@ -154,7 +157,7 @@ def _admit(
 
 
 def shared_lengths(rows: Sequence[Row]) -> dict[int, dict[int, int]]:
-    """For the rows that are being computed, in order: which rows wait, since they begin alike, and with how many
+    """For the rows that are computed first, in order: which rows wait, since they begin alike, and with how many
     positions. None waits where it is less than a quarter of what it has to compute, for rows that are prefilled
     together are faster than one after another, or where what is shared could not be used any more."""
     shared: dict[int, dict[int, int]] = {}
@@ -211,7 +214,7 @@ def _chunks(
     shared: Mapping[int, Mapping[int, int]],
 ) -> tuple[Chunk, ...]:
     """What is prefilled: what is under way; or the first rows whose media are encoded. Nobody is overtaken. shared:
-    where rows have to stop, for others wait for what is computed by then."""
+    how many positions others wait for."""
 
     def embedded(row: Row) -> bool:
         return row.embedded or all(m.identity in encoded or m.identity in being_encoded for m in row.media)
@@ -222,21 +225,25 @@ def _chunks(
         return ()
     size = min(limits.step_size, limits.decode_step_size) if decoding else limits.step_size
     first = rows[0]
-    stops = {row.id: min(shared[row.id].values()) for row in rows if row.id in shared and row.stops_to_share}
+    lengths = {row.id: sorted(shared.get(row.id, {}).values()) for row in rows}
+    stops = {row.id for row in rows if lengths[row.id] and row.stops_to_share}
     if not first.packs or first.id in stops:
-        return (_chunk(first, size, stops.get(first.id)),)
+        return (_chunk(first, size, lengths[first.id]),)
     alike = takewhile(lambda row: row.packs and row.pack_key == first.pack_key and row.id not in stops, rows)
     count = min(pack_size([row.length - row.computed for row in alike], size), free)
     if count <= 1:
-        return (_chunk(first, size),)
-    return tuple(Chunk(row.id, row.computed, row.length) for row in rows[:count])
+        return (_chunk(first, size, lengths[first.id]),)
+    return tuple(
+        Chunk(row.id, row.computed, row.length, stored=max(lengths[row.id], default=0)) for row in rows[:count]
+    )
 
 
-def _chunk(row: Row, size: int, stop: int | None = None) -> Chunk:
-    """The next chunk of a row's prompt, or after it of its negative prompt. stop: where it has to end at the latest."""
+def _chunk(row: Row, size: int, lengths: Sequence[int]) -> Chunk:
+    """The next chunk of a row's prompt, or after it of its negative prompt. lengths: what others wait for, in order."""
     negative = row.negative if row.filled == row.length else None
     part = negative or row
     end = chunk_end(part.filled, part.length, part.length if row.runs_alone else size, part.prompt.two_way)
-    if stop is not None:
-        end = min(end, stop)
-    return Chunk(row.id, part.filled, end, negative is not None, stored=end == stop)
+    if lengths and row.stops_to_share:
+        end = min(end, lengths[0])
+    stored = 0 if negative else max((length for length in lengths if length <= end), default=0)
+    return Chunk(row.id, part.filled, end, negative is not None, stored)

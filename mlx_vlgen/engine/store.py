@@ -78,6 +78,15 @@ class Prefix:
         return cache
 
 
+def prefixes(reuse: "bool | PrefixCache", model: Model) -> "Prefixes | None":
+    """What the rows of one iterator reuse. TypeError for another kind of `reuse`."""
+    if isinstance(reuse, PrefixCache):
+        return reuse.of(model)
+    if not isinstance(reuse, bool):
+        raise TypeError(f"reuse={reuse!r:.80}: expected True, False or a PrefixCache")
+    return PrefixCache().of(model, all_rows=False) if reuse else None
+
+
 class PrefixCache:
     """What prompts and answers have in common with later ones, and need not be computed again: keys and values of
     their first positions, and features of their pictures and videos. Give one object to all calls that may share: it
@@ -104,7 +113,7 @@ class PrefixCache:
             self._following.clear()
             self.nbytes = 0
 
-    def of(self, model: Model) -> "Prefixes | None":
+    def of(self, model: Model, all_rows: bool = True) -> "Prefixes | None":
         """What belongs to one loaded model. None where its caches cannot be read."""
         layout = model.cache_layout()
         if any(isinstance(kind, Opaque) for kind in layout):
@@ -115,7 +124,7 @@ class PrefixCache:
             if root is None:
                 root = secrets.token_bytes(16)
                 self._models.append((weakref.ref(model), root))
-        return Prefixes(self, model, root, layout)
+        return Prefixes(self, model, root, layout, all_rows)
 
     def candidates(self, root: bytes, units: Units) -> list[tuple[int, list[Block]]]:
         """Chains of blocks whose first positions are these, and how many; the longest first."""
@@ -186,12 +195,14 @@ class PrefixCache:
 
 @dataclass(eq=False)
 class Prefixes:
-    """A `PrefixCache` for one model."""
+    """A `PrefixCache` for one model. all_rows: whether whatever is computed is stored, not only what other rows wait
+    for."""
 
     cache: PrefixCache
     model: Model
     root: bytes
     layout: Sequence[LayerKind]
+    all_rows: bool
 
     def _root(self, settings: KVSettings) -> bytes:
         return self.root + repr(settings).encode()
@@ -221,6 +232,8 @@ class Prefixes:
 
     def store_features(self, media: Sequence[Media], features: Sequence[Features]) -> None:
         """Store what is evaluated, of media that are known by their key."""
+        if not self.all_rows:
+            return
         for medium, known in zip(media, features, strict=True):
             if isinstance(medium.identity, str):
                 self.cache.add_picture(self.root + medium.key.encode(), Picture(known))

@@ -47,7 +47,7 @@ class Call:
         if streamer is not None:
             streamer.put(mx.array(self.ids))
         results = [GenerationResult()] * len(requests)
-        options: dict[str, Any] = {"prefix_cache": self.prefixes}
+        options: dict[str, Any] = {"reuse": self.prefixes or False}
         if settings.prefill_step_size is not None:
             options["prefill_step_size"] = settings.prefill_step_size
         with TokenIterator(self.model, self.model.processor, **options) as iterator:

@@ -86,10 +86,10 @@ class Counted:
 
 
 def run(
-    model: Any, family: Family, requests: Sequence[Request], cache: PrefixCache | None, **named: Any
+    model: Any, family: Family, requests: Sequence[Request], cache: PrefixCache | bool | None, **named: Any
 ) -> list[Heard]:
     """All of them in one iterator."""
-    with TokenIterator(model, family.processor, prefix_cache=cache, **named) as iterator:
+    with TokenIterator(model, family.processor, reuse=cache or False, **named) as iterator:
         ids = [iterator.add(request) for request in requests]
         heard = collect(iterator)
     return [heard[id] for id in ids]
@@ -178,15 +178,20 @@ def test_a_new_picture_costs_that_picture(load_family: LoadFamily, name: str) ->
 
 @pytest.mark.parametrize("name", DETAILED)
 @pytest.mark.parametrize("chunk", [7, 2048])
-def test_rows_that_begin_alike_are_computed_once(load_family: LoadFamily, name: str, chunk: int) -> None:
-    """Ten questions about one picture: one encoding, one prefill of what they share."""
+@pytest.mark.parametrize("all_rows", [False, True])
+def test_rows_that_begin_alike_are_computed_once(
+    load_family: LoadFamily, name: str, chunk: int, all_rows: bool
+) -> None:
+    """Ten questions about one picture: one encoding, one prefill of what they share. Also where only what rows share
+    is stored, and not all of them are inside together."""
     family = load_family(name)
     counted = Counted(family.model)
     names = ("upright",) if sees(family) else ()
     opening = "Look at this picture with care and then answer what is asked about it."
     questions = [talk(family, [(f"{opening} {n} {'and so on ' * (n % 3)}?", names)]) for n in range(10)]
     prompts = [family.processor.prepare(question.prompt, question.media) for question in questions]
-    reused = run(counted.model, family, questions, PrefixCache(), prefill_step_size=chunk)
+    cache = PrefixCache() if all_rows else True
+    reused = run(counted.model, family, questions, cache, prefill_step_size=chunk, max_batch_size=10 if all_rows else 3)
     for request, heard in zip(questions, reused, strict=True):
         assert_equal(heard, run(family.model, family, [request], None)[0])
     assert counted.encoded == len(names)
@@ -197,7 +202,7 @@ def test_rows_that_begin_alike_are_computed_once(load_family: LoadFamily, name: 
 def test_who_waits_for_a_row_that_leaves_goes_on_without(load_family: LoadFamily) -> None:
     family = load_family("qwen3_vl")
     requests = [talk(family, [(f"Look at this picture with care. {n}", ("upright",))]) for n in range(3)]
-    with TokenIterator(family.model, family.processor, prefix_cache=PrefixCache(), prefill_step_size=5) as iterator:
+    with TokenIterator(family.model, family.processor, reuse=PrefixCache(), prefill_step_size=5) as iterator:
         ids = [iterator.add(request) for request in requests]
         while not iterator._plan or not iterator._plan.waiting:
             iterator._advance()

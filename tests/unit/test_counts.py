@@ -149,13 +149,14 @@ def test_logits_of_the_last_position_only(family: Family) -> None:
 
 
 def test_a_picture_is_encoded_once_and_equal_ones_together(family: Family) -> None:
-    counted, picture = Counted(family), media.picture("upright")
-    with TokenIterator(counted.model, family.processor) as iterator:
-        for _ in range(4):
-            ask = family.asks["upright"]
-            iterator.add(Request(ask.text, MediaInputs(images=[picture]), SamplingParams(max_tokens=2)))
-        list(iterator)
-    assert [event for event in counted.events if event[0] == "encode"] == [("encode", 4)]
+    for reuse, encoded in ((False, 4), (True, 1)):
+        counted, picture = Counted(family), media.picture("upright")
+        with TokenIterator(counted.model, family.processor, reuse=reuse) as iterator:
+            for _ in range(4):
+                ask = family.asks["upright"]
+                iterator.add(Request(ask.text, MediaInputs(images=[picture]), SamplingParams(max_tokens=2)))
+            list(iterator)
+        assert [event for event in counted.events if event[0] == "encode"] == [("encode", encoded)]
 
 
 def test_nothing_is_done_twice_for_a_request(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
