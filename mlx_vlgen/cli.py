@@ -10,6 +10,8 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -20,6 +22,7 @@ from .flags import (
     MODEL_VARIABLE,
     Parser,
     batch_parser,
+    cache_parser,
     chat_parser,
     convert_parser,
     generate_parser,
@@ -36,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m mlx_vlgen` and `mlx-vlgen`: list the commands, or run one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     commands = {"generate": main_generate, "chat": main_chat, "batch": main_batch, "convert": main_convert}
+    commands |= {"cache": main_cache}
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], program=f"mlx-vlgen {arguments[0]}")
     return exit_code_of(lambda: list_commands(arguments))
@@ -76,6 +80,31 @@ def main_batch(arguments: Sequence[str] | None = None, program: str = "python -m
 def main_convert(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.convert") -> int:
     """`python -m mlx_vlgen.convert` and `mlx-vlgen convert`."""
     return exit_code_of(lambda: run_convert(convert_parser(program), arguments))
+
+
+def main_cache(arguments: Sequence[str] | None = None, program: str = "mlx-vlgen cache") -> int:
+    """`mlx-vlgen cache`."""
+    return exit_code_of(lambda: run_cache(cache_parser(program), arguments))
+
+
+def run_cache(parser: Parser, arguments: Sequence[str] | None) -> int:
+    from .engine.disk import Disk, default_folder
+
+    args = parser.parse(arguments)
+    folder = Path(args.folder).expanduser() if args.folder else default_folder()
+    if not folder.is_dir():
+        print(f"{folder}: nothing there yet")
+        return 0
+    disk = Disk(folder)
+    files = disk.files()
+    size = f"{len(files):,} files, {sum(size for _, size, _ in files) / 1e9:.3f} GB"
+    if args.clear:
+        disk.clear()
+        print(f"{folder}: {size} deleted")
+    else:
+        used = f", last used {datetime.fromtimestamp(files[-1][0] / 1e9):%Y-%m-%d %H:%M}" if files else ""
+        print(f"{folder}: {size}{used}")
+    return 0
 
 
 def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:

@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "talk about pictures, a video or text",
     "batch": "answer prompts about many pictures, into a file or into files beside them",
     "convert": "write a checkpoint for MLX, quantized or as it is",
+    "cache": "list or delete what chats computed and go on from",
 }
 
 EXAMPLES = """examples:
@@ -204,6 +205,20 @@ def batch_parser(program: str) -> Parser:
     batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",
                        help="rows that run together (default 32)")  # fmt: skip
     batch.add_argument("--no-reuse", action="store_true", help="do not share what rows begin alike with")
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
+
+
+def cache_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s [--clear]",
+        description="What chats computed of their talks, on disk, so that the next question costs only what is new,\n"
+        "also after --resume. The oldest goes when it takes more than a quarter of the free space, or 30 GiB. It can\n"
+        "be deleted at any time: what is missing is computed again.",
+    )
+    parser.add_argument("--clear", action="store_true", help="delete all of it")
+    parser.add_argument("--folder", metavar="DIR", help="the disk= of a PrefixCache (default: the chats' own)")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 

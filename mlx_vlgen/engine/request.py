@@ -151,6 +151,7 @@ class Row:
         request = self.request
         if self.prefixes and not (request.past or request.guidance or self.runs_alone):
             self.units = units_of(self.prompt)
+            self.prefixes.read_ahead(self.prompt, self.units, request.kv)
 
     def search(self) -> None:
         """Begin with the longest prefix that is known by now, where nothing was computed yet."""
@@ -176,8 +177,9 @@ class Row:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is read in no time: its prompt is ready, and no form has to be compiled."""
-        return isinstance(self.request.prompt, Prompt) and self.sampling.form is None
+        """Whether it is read in no time: its prompt is ready, no form has to be compiled and no file searched."""
+        files = self.prefixes is not None and self.prefixes.cache.on_disk
+        return isinstance(self.request.prompt, Prompt) and self.sampling.form is None and not files
 
     @property
     def begun(self) -> bool:

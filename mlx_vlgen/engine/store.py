@@ -1,19 +1,23 @@
 """Keys and values of prompts and answers, kept for what begins with the same."""
 
+import hashlib
+import os
 import secrets
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from .._runtime import memory_available, mx
 from ..inputs.prompt import Media, Prompt
 from ..models.base import Features, Full, LayerKind, Model, Opaque
 from . import cache as kv
+from .blocks import Block, Picture
 from .columns import Run
+from .disk import Disk, identity
 from .kv_settings import KVSettings
 from .prefix import BLOCK, LEAST, Units, agreement, block_keys, covers, cut_back
 from .scheduling import is_out_of_memory
@@ -21,41 +25,6 @@ from .states import StateCache
 
 MEMORY_SHARE = 0.25
 """Of the memory that is free without it, what a cache takes where nothing says how much."""
-
-
-@dataclass(eq=False)
-class Block:
-    """Neighbouring positions of a prompt or answer, after those of the block `parent`.
-
-    runs: each layer's keys and values; a sliding layer has only what the last tokens of the stored row attended to.
-    states: of each recurrent layer (1, …) after the last position, where they are known.
-    """
-
-    key: bytes
-    parent: bytes
-    units: Units
-    runs: list[list[Run]]
-    states: dict[int, list[mx.array]]
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        keys_values = [part for layer in self.runs for run in layer for part in run.parts]
-        return [*keys_values, *(state for states in self.states.values() for state in states)]
-
-    @cached_property
-    def nbytes(self) -> int:
-        return int(self.units.nbytes) + sum(array.nbytes for array in self.arrays)
-
-
-@dataclass(eq=False)
-class Picture:
-    """What a vision tower gave for a picture or video."""
-
-    features: Features
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in (self.features.embeds, *self.features.deepstack))
 
 
 @dataclass(eq=False)
@@ -93,13 +62,25 @@ class PrefixCache:
     may serve several models and threads.
 
     max_bytes: how much it holds at most, what was used least recently goes first; default None, a quarter of the memory
-    that is free. ValueError for less than 0.
+    that is free. disk: a folder where keys and values go too, for other processes with the same checkpoint; default
+    None, none. disk_bytes: how much that holds at most; default None, a quarter of what is free there, and 30 GiB at
+    most; nothing is written while less than 10 GiB are free. ValueError for less than 0, and for disk_bytes alone.
     """
 
-    def __init__(self, max_bytes: int | None = None):
-        if max_bytes is not None and max_bytes < 0:
-            raise ValueError(f"max_bytes={max_bytes}: expected 0 or more, or None for a part of the free memory")
+    def __init__(
+        self,
+        max_bytes: int | None = None,
+        disk: str | os.PathLike[str] | None = None,
+        disk_bytes: int | None = None,
+    ):
+        for name, value in (("max_bytes", max_bytes), ("disk_bytes", disk_bytes)):
+            if value is not None and value < 0:
+                raise ValueError(f"{name}={value}: expected 0 or more, or None for a part of what is free")
+        if disk_bytes is not None and disk is None:
+            raise ValueError(f"disk_bytes={disk_bytes} does nothing without disk: give that too, a folder")
         self._max_bytes = max_bytes
+        self._disk = None if disk is None else Disk(disk, disk_bytes)
+        self._writer = ThreadPoolExecutor(1, "mlx_vlgen writer")  # its thread starts when it is first used
         self._lock = threading.RLock()
         self._models: list[tuple[weakref.ref[Model], bytes]] = []  # each with the key of its first blocks
         self._entries: OrderedDict[bytes, Block | Picture] = OrderedDict()  # least recently used first
@@ -108,10 +89,23 @@ class PrefixCache:
         self.version = 0  # changes when something is stored
 
     def clear(self) -> None:
+        """Forget all, on disk too."""
+        self.flush()
         with self._lock:
+            if self._disk:
+                self._disk.clear()
             self._entries.clear()
             self._following.clear()
             self.nbytes = 0
+
+    @property
+    def on_disk(self) -> bool:
+        return self._disk is not None
+
+    def flush(self) -> None:
+        """Wait until all that was stored is on disk; the end of Python waits, too."""
+        if self._disk:
+            self._writer.submit(int).result()
 
     def of(self, model: Model, all_rows: bool = True) -> "Prefixes | None":
         """What belongs to one loaded model. None where its caches cannot be read."""
@@ -122,23 +116,27 @@ class PrefixCache:
             self._models = [(known, root) for known, root in self._models if known() is not None]
             root = next((root for known, root in self._models if known() is model), None)
             if root is None:
-                root = secrets.token_bytes(16)
+                root = identity(model) if self._disk else secrets.token_bytes(16)
                 self._models.append((weakref.ref(model), root))
         return Prefixes(self, model, root, layout, all_rows)
 
-    def candidates(self, root: bytes, units: Units) -> list[tuple[int, list[Block]]]:
-        """Chains of blocks whose first positions are these, and how many; the longest first."""
+    def candidates(self, root: bytes, units: Units, disk: bool) -> list[tuple[int, list[Block]]]:
+        """Chains of blocks whose first positions are these, and how many; the longest first. disk: with those on disk,
+        whose arrays are not read yet."""
         found: list[tuple[int, list[Block]]] = []
         chain: list[Block] = []
-        with self._lock:
-            for start, key in zip(range(0, len(units), BLOCK), block_keys(root, units), strict=True):
-                following = self._following.get(chain[-1].key if chain else root, {})
-                for block in following.values():
-                    if count := agreement(block.units, units[start : start + BLOCK]):
-                        found.append((start + count, [*chain, block]))
-                if (known := following.get(key)) is None:
-                    break
-                chain.append(known)
+        for start, key in zip(range(0, len(units), BLOCK), block_keys(root, units), strict=True):
+            parent, part = chain[-1].key if chain else root, units[start : start + BLOCK]
+            with self._lock:
+                following = dict(self._following.get(parent, {}))
+            if disk and self._disk:
+                following |= {block.key: block for block in self._disk.following(parent, {*following}, part)}
+            for block in following.values():
+                if count := agreement(block.units, part):
+                    found.append((start + count, [*chain, block]))
+            if (known := following.get(key)) is None:
+                break
+            chain.append(known)
         return sorted(found, key=lambda item: -item[0])
 
     def touch(self, blocks: Sequence[Block]) -> None:
@@ -147,6 +145,17 @@ class PrefixCache:
             for block in reversed(blocks):
                 if block.key in self._entries:
                     self._entries.move_to_end(block.key)
+
+    def load(self, blocks: Sequence[Block]) -> bool:
+        """Have a chain that `candidates` found in memory, and say whether that went well."""
+        with self._lock:
+            new = [block for block in blocks if block.key not in self._entries]
+        if new and not (self._disk and self._disk.load(new)):
+            return False
+        if new:
+            with self._lock:
+                self._insert(blocks)
+        return True
 
     def get(self, key: bytes) -> Block | Picture | None:
         """What is stored as `key`, which is used by that."""
@@ -158,12 +167,18 @@ class PrefixCache:
     def add(self, blocks: Sequence[Block]) -> None:
         """Store a chain of blocks, some perhaps in the place of those with the same key."""
         with self._lock:
-            for block in blocks:
-                self._set(block.key, block)
-                self._following.setdefault(block.parent, {})[block.key] = block
-            self.touch(blocks)
-            self.version += 1
-            self._shrink()
+            changed = {block.key for block in blocks if self._entries.get(block.key) is not block}
+            self._insert(blocks)
+        if self._disk and changed:
+            self._writer.submit(self._disk.write, blocks, changed)
+
+    def _insert(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            self._set(block.key, block)
+            self._following.setdefault(block.parent, {})[block.key] = block
+        self.touch(blocks)
+        self.version += 1
+        self._shrink()
 
     def add_picture(self, key: bytes, picture: Picture) -> None:
         with self._lock:
@@ -205,25 +220,36 @@ class Prefixes:
     all_rows: bool
 
     def _root(self, settings: KVSettings) -> bytes:
-        return self.root + repr(settings).encode()
+        return hashlib.sha256(self.root + repr(settings).encode()).digest()
 
     def at_any_length(self, settings: KVSettings) -> bool:
         """Whether any beginning of what is stored can be used: every layer has all positions."""
         return settings.max_size is None and all(isinstance(kind, Full) for kind in self.layout)
 
     def find(self, prompt: Prompt, units: Units, settings: KVSettings) -> Prefix | None:
-        """The longest beginning of a prompt that is known."""
-        empty = kv.make_cache(self.layout, settings)
-        for count, blocks in self.cache.candidates(self._root(settings), units):
-            if count < LEAST:
+        """The longest beginning of a prompt that is known, in memory."""
+        for length, blocks in self._usable(prompt, units, settings, disk=False):
+            self.cache.touch(blocks)
+            delta = self.model.position_delta(prompt.before(length))
+            return Prefix(block_keys(self._root(settings), units[:length])[-1], blocks, length, delta)
+        return None
+
+    def read_ahead(self, prompt: Prompt, units: Units, settings: KVSettings) -> None:
+        """Have the longest beginning of a prompt that is known on disk in memory, too: that takes its time."""
+        for _, blocks in self._usable(prompt, units, settings, disk=True):
+            if self.cache.load(blocks):
                 break
+
+    def _usable(
+        self, prompt: Prompt, units: Units, settings: KVSettings, disk: bool
+    ) -> Iterator[tuple[int, list[Block]]]:
+        """How many positions a prompt can begin with, and their blocks; the longest first."""
+        empty = kv.make_cache(self.layout, settings)
+        for count, blocks in self.cache.candidates(self._root(settings), units, disk):
             length = cut_back(count, prompt)
             blocks = blocks[: -(-length // BLOCK)]
             if length >= LEAST and (self.at_any_length(settings) or _usable(blocks, length, empty)):
-                self.cache.touch(blocks)
-                delta = self.model.position_delta(prompt.before(length))
-                return Prefix(block_keys(self._root(settings), units[:length])[-1], blocks, length, delta)
-        return None
+                yield length, blocks
 
     def features(self, medium: Media) -> Features | None:
         """What the vision tower gave for equal pixels."""

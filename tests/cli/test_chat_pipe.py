@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from PIL import Image
 import mlx_vlgen
 from mlx_vlgen import cli, generate
 from mlx_vlgen.demo import MODEL as DEMO
+from mlx_vlgen.engine import disk
+from mlx_vlgen.engine.blocks import Block
 
 from .conftest import Completed, Outcome
 
@@ -126,6 +128,33 @@ def test_a_pipe_goes_on_with_a_talk_and_asks_nobody(chat: Chat, tmp_path: Path) 
     assert (code, out) == (1, "") and "a.png: has changed since; a chat on a terminal asks" in error
     picture.unlink()
     assert "a.png: no such file" in chat("Hi\n", "--resume", talk)[2]
+
+
+def test_a_talk_leaves_on_disk_what_it_computed(
+    chat: Chat, invoke: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on from it; `cache` lists and deletes it."""
+    monkeypatch.setattr(disk, "LEAST_FREE", 0)
+    loaded: list[int] = []
+    load = disk.Disk.load
+
+    def counting(self: disk.Disk, blocks: Sequence[Block]) -> bool:
+        loaded.append(sum(len(block.units) for block in blocks))
+        return load(self, blocks)
+
+    monkeypatch.setattr(disk.Disk, "load", counting)
+    assert chat("What can you do?\n/save talk.jsonl\n")[0] == 0
+    assert "nothing there" in invoke("cache", command=cli.main)[1]
+    asked = "How many shapes are there?\n"
+    answers = []
+    for flags in ((), (), ("--no-reuse",)):
+        talk = shutil.copy("talk.jsonl", "again.jsonl")
+        answers.append(chat(asked, "--resume", talk, *flags)[1])
+    assert len({*answers}) == 1 and len(loaded) == 1 and loaded[0] > 40
+    files = [*(tmp_path / "cache" / "mlx-vlgen" / "prefixes").iterdir()]
+    assert f"{len(files)} files" in invoke("cache", command=cli.main)[1]
+    assert f"{len(files)} files" in invoke("cache", "--clear", command=cli.main)[1]
+    assert not any(path.exists() for path in files)
 
 
 def test_videos_are_files_and_folders(chat: Chat, tmp_path: Path) -> None:

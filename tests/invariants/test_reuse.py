@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from mlx_vlgen import (
     generate,
     stream_generate,
 )
-from mlx_vlgen.engine import prefix, scheduler, store
+from mlx_vlgen.engine import batch, disk, prefix, scheduler, store
 from mlx_vlgen.engine.kv_settings import SINKS, KVSettings
 from mlx_vlgen.engine.modes import Beams
 from mlx_vlgen.engine.speculative import PromptLookup
@@ -37,13 +38,19 @@ from .test_one_answer import usable_caches
 LoadFamily = Callable[[str], Family]
 DETAILED = ("qwen3_vl", "gemma3", "qwen3_5", "llama")  # full layers with M-RoPE, sliding ones, recurrent ones, text
 TOKENS = SamplingParams(max_tokens=4)
-PICTURES = ("upright", "large", "small", "plain")
+PICTURES = ("upright", "upright inverted", "small", "small inverted")
+
+
+def picture(name: str) -> np.ndarray:
+    """One of parity.media, or another of its size."""
+    pixels: np.ndarray = media.picture(name.removesuffix(" inverted"))
+    return 255 - pixels if name.endswith(" inverted") else pixels
 
 
 @pytest.fixture(autouse=True)
 def little_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny prompts are long enough, and have several blocks."""
-    for module in (prefix, store, scheduler):
+    for module in (prefix, store, scheduler, disk):
         for name, value in (("LEAST", 2), ("BLOCK", 16)):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
@@ -63,7 +70,7 @@ def talk(family: Family, turns: Sequence[Turn], answer: str = "It is fine.") -> 
         content: Any = [*parts, {"type": "text", "text": text}] if parts else text
         messages.append({"role": "user", "content": content})
     text = apply_chat_template(family.processor, family.model.config, messages)
-    images = [media.picture(name) for _, names in turns for name in names]
+    images = [picture(name) for _, names in turns for name in names]
     return Request(text, MediaInputs(images=images), TOKENS)
 
 
@@ -92,6 +99,8 @@ def run(
     with TokenIterator(model, family.processor, reuse=cache or False, **named) as iterator:
         ids = [iterator.add(request) for request in requests]
         heard = collect(iterator)
+    if isinstance(cache, PrefixCache):
+        cache.flush()
     return [heard[id] for id in ids]
 
 
@@ -161,6 +170,27 @@ def test_the_next_turn_costs_what_is_new(load_family: LoadFamily, name: str, num
     assert counted.tokens - before[0] <= new + len(reused.tokens) + tried
     [alone] = run(family.model, family, [request], None)
     assert_equal(reused, alone, 0.2 / 2**kv.bits if kv.bits and "gemma3" in name else TOLERANCE)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("name", DETAILED)
+def test_an_answer_that_its_token_ends(
+    load_family: LoadFamily, name: str, ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that was begun for it in vain is not what is stored."""
+    monkeypatch.setattr(batch, "LOOKAHEAD", ahead)
+    family, cache = load_family(name), PrefixCache()
+    plain = talk(family, [("What is it?", ("upright",) if sees(family) else ())])
+    tokens = run(family.model, family, [plain], None)[0].tokens
+    end = next(count for count in range(1, len(tokens)) if tokens[count] not in tokens[:count])
+    ended = SamplingParams(max_tokens=len(tokens) + 3, eos_tokens=[tokens[end]])
+    other = talk(family, [("And who are you?", ())])
+    heard, _ = run(family.model, family, [replace(plain, sampling=ended), other], cache)
+    assert heard.finish_reason == "stop"
+    following = going_on(family, plain, heard, " And then what?")
+    [reused] = run(family.model, family, [following], cache)
+    assert cached(reused) == len(following.prompt.tokens) - count_of(family, " And then what?") - 1  # type: ignore[union-attr]
+    assert_equal(reused, run(family.model, family, [following], None)[0])
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3", "qwen3_5"])
@@ -281,6 +311,81 @@ def test_a_picture_is_encoded_once(load_family: LoadFamily, name: str) -> None:
         assert_equal(reused, run(family.model, family, [request], None)[0])
 
 
+# On disk
+
+
+@pytest.fixture
+def space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "LEAST_FREE", 0)
+
+
+@pytest.mark.usefixtures("space")
+@pytest.mark.parametrize("name", DETAILED)
+def test_another_process_goes_on_from_disk(load_family: LoadFamily, name: str, tmp_path: Path) -> None:
+    """With whole files and damaged ones: what is wrong is computed again, and deleted."""
+    family = load_family(name)
+    first = talk(family, [("What is it?", ("upright",) if sees(family) else ())])
+    kv = KVSettings(bits=8, group_size=32, start=9)
+    for request in (first, *([replace(first, kv=kv)] if kv in usable_caches(family) else [])):
+        folder = tmp_path / f"{request.kv.bits}"
+        [heard] = run(family.model, family, [request], PrefixCache(disk=folder))
+        files = [path for _, _, path in disk.Disk(folder).files()]
+        assert files and folder.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+        second = going_on(family, request, heard, " And then what?")
+        alone = run(family.model, family, [second], None)[0]
+        reused = run(family.model, family, [second], PrefixCache(disk=folder))[0]
+        assert cached(reused) == len(second.prompt.tokens) - 1 - count_of(family, " And then what?")  # type: ignore[union-attr]
+        assert_equal(reused, alone, 0.2 / 2**8 if request.kv.bits and name == "gemma3" else TOLERANCE)
+        for damage in (lambda data: data[:-3], lambda data: data + b"x", lambda data: b"", lambda data: b"\xff" * 99):
+            for _, _, path in disk.Disk(folder).files():
+                path.write_bytes(damage(path.read_bytes()))
+            damaged = run(family.model, family, [second], PrefixCache(disk=folder))[0]
+            assert cached(damaged) == 0
+            assert_equal(damaged, alone)
+
+
+@pytest.mark.usefixtures("space")
+def test_a_file_under_another_name_is_not_read(load_family: LoadFamily, tmp_path: Path) -> None:
+    family = load_family("qwen3_vl")
+    requests = [talk(family, [("What is it?", (name,))]) for name in ("upright", "large")]
+    run(family.model, family, requests[:1], PrefixCache(disk=tmp_path / "one"))
+    run(family.model, family, requests[1:], PrefixCache(disk=tmp_path / "two"))
+    ones, twos = (sorted(path for _, _, path in disk.Disk(tmp_path / name).files()) for name in ("one", "two"))
+    for one, two in zip(ones, twos, strict=False):
+        one.write_bytes(two.read_bytes())
+    [heard] = run(family.model, family, requests[:1], PrefixCache(disk=tmp_path / "one"))
+    assert_equal(heard, run(family.model, family, requests[:1], None)[0])
+
+
+def test_the_disk_has_its_bounds(load_family: LoadFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = load_family("llama")
+    requests = [talk(family, [(f"{word} can you do for me today, my friend?", ())]) for word in "abcdef"]
+
+    def size(cache: PrefixCache, count: int = 6) -> int:
+        for request in requests[:count]:
+            run(family.model, family, [request], cache)
+        return sum(size for _, size, _ in disk.Disk(tmp_path).files())
+
+    monkeypatch.setattr(disk, "LEAST_FREE", 1 << 60)
+    assert size(PrefixCache(disk=tmp_path)) == 0
+    monkeypatch.setattr(disk, "LEAST_FREE", 0)
+    one = size(PrefixCache(disk=tmp_path), 1)
+    assert 0 < size(PrefixCache(disk=tmp_path, disk_bytes=3 * one)) <= 3 * one
+    newest = run(family.model, family, requests[-1:], PrefixCache(disk=tmp_path))[0]
+    assert cached(newest) == newest.results[-1].prompt_tokens - 1
+    PrefixCache(disk=tmp_path).clear()
+    assert size(PrefixCache(disk=tmp_path), 0) == 0
+
+    def full(*args: Any) -> None:
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(disk.mx, "save_safetensors", full)
+    assert size(PrefixCache(disk=tmp_path)) == 0 and not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="disk_bytes=5 does nothing without disk"):
+        PrefixCache(disk_bytes=5)
+
+
 # A then B then A
 
 
@@ -321,7 +426,7 @@ def any_mix(load_family: LoadFamily, mix: Mix) -> None:
     family, cache = load_family(name), PrefixCache(max_bytes=max_bytes)
     caches = [kv for kv in usable_caches(family) if not kv.max_size or name == "llama"]
     for count, names, number, face in drawn:
-        shown = [(picture,) if sees(family) else () for picture in names[:count]]
+        shown = [(one,) if sees(family) else () for one in names[:count]]
         request = talk(family, [("What is it?", pictures) for pictures in shown])
         kv = caches[number % len(caches)]
         keywords = {"kv_bits": kv.bits, "kv_group_size": kv.group_size, "quantized_kv_start": kv.start,

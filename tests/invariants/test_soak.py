@@ -148,7 +148,8 @@ class Starved:
         return self._family.model.encode(media)
 
     def _embed(self, prompt: Any, features: Any) -> Any:
-        self._perhaps("embed", 40, course=self._of_prompt[id(prompt)])
+        if course := self._of_prompt.get(id(prompt)):  # not what comes after a prefix that is reused
+            self._perhaps("embed", 40, course=course)
         return self._family.model.embed(prompt, features)
 
     def _forward(self, inputs: Any, cache: Any, at: mx.array | None = None) -> mx.array:
