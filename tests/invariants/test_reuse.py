@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def little_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in (("LEAST", 2), ("BLOCK", 16)):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(disk, "LEAST_FREE", 0)
 
 
 Turn = tuple[str, tuple[str, ...]]
@@ -314,12 +316,6 @@ def test_a_picture_is_encoded_once(load_family: LoadFamily, name: str) -> None:
 # On disk
 
 
-@pytest.fixture
-def space(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "LEAST_FREE", 0)
-
-
-@pytest.mark.usefixtures("space")
 @pytest.mark.parametrize("name", DETAILED)
 def test_another_process_goes_on_from_disk(load_family: LoadFamily, name: str, tmp_path: Path) -> None:
     """With whole files and damaged ones: what is wrong is computed again, and deleted."""
@@ -345,7 +341,6 @@ def test_another_process_goes_on_from_disk(load_family: LoadFamily, name: str, t
             assert_equal(damaged, alone)
 
 
-@pytest.mark.usefixtures("space")
 def test_a_file_under_another_name_is_not_read(load_family: LoadFamily, tmp_path: Path) -> None:
     family = load_family("qwen3_vl")
     requests = [talk(family, [("What is it?", (name,))]) for name in ("upright", "large")]
@@ -389,20 +384,22 @@ def test_the_disk_has_its_bounds(load_family: LoadFamily, tmp_path: Path, monkey
 # A then B then A
 
 
-Ask = tuple[int, tuple[str, ...], int, int]
-"""How many turns, the picture of each, the cache's number, the face's."""
+Ask = tuple[int, tuple[str, ...], int, int, bool]
+"""How many turns, the picture of each, the cache's number, the face's, whether in another process."""
 
 asks = st.tuples(
     st.integers(1, 2), st.lists(st.sampled_from(PICTURES), min_size=2, max_size=2).map(tuple), st.integers(0, 99),
-    st.integers(0, 3),
+    st.integers(0, 3), st.booleans(),
 )  # fmt: skip
 mixes = st.tuples(
     st.sampled_from(DETAILED),
     st.lists(asks, min_size=2, max_size=6),
     st.sampled_from([None, None, 0, 40_000, 400_000]),
     st.sampled_from([5, 2048]),
+    st.sampled_from([None, "whole", "full", "small"]),
 )
-Mix = tuple[str, list[Ask], int | None, int]
+Mix = tuple[str, list[Ask], int | None, int, str | None]
+DISK_BYTES = {"whole": None, "full": 0, "small": 60_000}
 
 _alone: dict[Any, GenerationResult] = {}
 
@@ -421,11 +418,25 @@ def test_never_a_stale_answer_in_many_mixes(load_family: LoadFamily, mix: Mix) -
 
 
 def any_mix(load_family: LoadFamily, mix: Mix) -> None:
-    """The same words about other pictures, in every face, with what is stored going out in between."""
-    name, drawn, max_bytes, chunk = mix
-    family, cache = load_family(name), PrefixCache(max_bytes=max_bytes)
+    """The same words about other pictures, in every face, with what is stored going out in between, and coming back
+    from a disk."""
+    with TemporaryDirectory() as folder:
+        answer_mix(load_family, mix, folder)
+
+
+def answer_mix(load_family: LoadFamily, mix: Mix, folder: str) -> None:
+    name, drawn, max_bytes, chunk, disk = mix
+    family = load_family(name)
+
+    def new_cache() -> PrefixCache:
+        return PrefixCache(max_bytes, folder, DISK_BYTES[disk]) if disk else PrefixCache(max_bytes)
+
+    cache = new_cache()
     caches = [kv for kv in usable_caches(family) if not kv.max_size or name == "llama"]
-    for count, names, number, face in drawn:
+    for count, names, number, face, elsewhere in drawn:
+        if elsewhere:
+            cache.flush()
+            cache = new_cache()
         shown = [(one,) if sees(family) else () for one in names[:count]]
         request = talk(family, [("What is it?", pictures) for pictures in shown])
         kv = caches[number % len(caches)]
@@ -440,6 +451,7 @@ def any_mix(load_family: LoadFamily, mix: Mix) -> None:
             assert result.tokens == _alone[key].tokens
             ours, alone = np.array(result.logprobs), np.array(_alone[key].logprobs)
             assert np.abs(ours - alone).max() < (0.2 / 2**kv.bits if kv.bits and name == "gemma3" else TOLERANCE)
+    cache.flush()
 
 
 def _by_generate(family: Family, prompt: Any, images: Any, keywords: Any) -> Iterator[GenerationResult]:
