@@ -59,9 +59,10 @@ SHORT = ("call", "first-3", "first-512", "picture", "decode-1", "decode-8", "bat
 PRESETS = {
     "tiny": Preset([("tiny", None)], "float32", ("call", "first-3", "decode-1", "decode-8", "batch-8"), 5, True),
     "cpu": Preset([("cpu", None)], "float32",
-        (*SHORT, "start", "gap", "sizes-64", "first-4k", "ten", "decode-32"), 25, True),
+        (*SHORT, "turn", "resume", "another", "questions", "start", "gap", "sizes-64", "first-4k", "ten", "decode-32"),
+        25, True),
     "gpu": Preset([("qwen3_vl-4b", None), ("qwen3_vl-4b", 4)], "bfloat16",
-        (*SHORT, "first-16k", "ten", "gap", "decode-32", "sizes-64", "first-4k", "start"), 8),
+        (*SHORT, "first-16k", "turn", "questions", "ten", "gap", "decode-32", "sizes-64", "first-4k", "start"), 8),
     "mac": Preset([("qwen3_vl-2b", 4), ("qwen3_vl-4b", 4), ("qwen3_vl-8b", 4)], "bfloat16", EVERY, 60),
 }  # fmt: skip
 
@@ -159,8 +160,10 @@ class Worker:
 
 
 def expected_tokens(workload: Workload) -> int:
-    if workload.kind == "batch":
+    if workload.kind in ("batch", "questions"):
         return workload.rows * workload.new
+    if workload.kind == "turn":
+        return 1
     return workload.new - 1 if workload.kind == "decode" else workload.new
 
 
@@ -356,7 +359,7 @@ class Job:
             if now > deadline:
                 row["engines"] = {worker.engine: {"figures": [], "reason": "no time was left"} for worker in workers}
             else:
-                if workload.kind not in ("start", "call", "gap"):
+                if workload.kind in ("first", "decode", "batch"):
                     with suppress(Failed):  # the engine will fail again, and say why
                         prompts = as_rows(workload, ours)
                         row["floor"] = floor(costs, rates, workload.to_dict(), prompts)

@@ -17,6 +17,7 @@ import math
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ from compare_workloads import pictures, text
 
 Drawn = tuple[float, int]
 """When a token came, by `time.perf_counter`, and its id."""
+
+AGAIN = "And what else is there?"
+"""The second question of a talk."""
 
 PACKAGES = ("mlx", "mlx-lm", "mlx-vlm", "torch", "transformers")
 
@@ -85,6 +89,32 @@ class Ours(Mlx):
             self.model, self.processor, images=images or None, prompts=[text_message(words, images)] * rows,
             max_tokens=new, max_batch_size=together,
         )  # fmt: skip
+        return response.stats.generation_tokens
+
+    def turn(self, words: str, images: list[Any], new: int, later: int, resumed: bool) -> float:
+        """Seconds to the first token of a second question, after an answer to a first one."""
+        count = len(images) - later
+        with tempfile.TemporaryDirectory() as folder:
+            cache = self.api.PrefixCache(disk=folder if resumed else None)
+            asked = messages(words, images[:count])
+            answer = self.api.generate(self.model, self.processor, asked, max_tokens=new, prompt_cache=cache)
+            cache.flush()
+            if resumed:
+                cache = self.api.PrefixCache(disk=folder)  # which has nothing in memory
+            talk = [*asked, {"role": "assistant", "content": answer.text}, *messages(AGAIN, images[count:])]
+            begun = time.perf_counter()
+            stream = self.api.stream_generate(self.model, self.processor, talk, max_tokens=1, prompt_cache=cache)
+            next(stream)
+            seconds = time.perf_counter() - begun
+            stream.close()
+            cache.flush()
+            return seconds
+
+    def questions(self, words: str, images: list[Any], rows: int, new: int) -> int:
+        asked = [text_message(f"{words} {row}", images) for row in range(rows)]
+        response = self.api.batch_generate(
+            self.model, self.processor, images=images * rows, prompts=asked, max_tokens=new
+        )
         return response.stats.generation_tokens
 
     def gap(self, words: str, images: list[Any], new: int) -> tuple[float, float]:
@@ -187,6 +217,34 @@ class MlxVlm(Mlx):
             tokens += response.stats.generation_tokens
         return tokens
 
+    def turn(self, words: str, images: list[Any], new: int, later: int, resumed: bool) -> float:
+        """As its chat asks."""
+        if later or resumed:
+            raise NotImplementedError("its chat has one picture, and nothing on disk")
+        from mlx_vlm.vision_cache import VisionFeatureCache
+
+        kept = {"vision_cache": VisionFeatureCache(), "prompt_cache_state": self.api.PromptCacheState()}
+        talk: list[dict[str, Any]] = []
+        for question in (words, AGAIN):
+            talk.append({"role": "user", "content": [{"type": "text", "text": question}]})
+            begun, answer = time.perf_counter(), ""
+            prompt = self.apply_chat_template(self.processor, self.model.config, talk, num_images=len(images))
+            for result in self.api.stream_generate(
+                self.model, self.processor, prompt, image=images, max_tokens=new, temperature=0.0, **kept
+            ):
+                if not answer:
+                    seconds = time.perf_counter() - begun
+                answer += result.text or " "
+            talk.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return seconds
+
+    def questions(self, words: str, images: list[Any], rows: int, new: int) -> int:
+        asked = [f"{words} {row}" for row in range(rows)]
+        response = self.api.batch_generate(
+            self.model, self.processor, images=images * rows, prompts=asked, max_tokens=new
+        )
+        return response.stats.generation_tokens
+
     def gap(self, words: str, images: list[Any], new: int) -> tuple[float, float]:
         raise NotImplementedError("neither `stream_generate` nor `batch_generate` takes a prompt while it runs")
 
@@ -265,6 +323,14 @@ class Transformers:
             tokens += count * (out.shape[1] - inputs["input_ids"].shape[1])
         return tokens
 
+    def turn(self, words: str, images: list[Any], new: int, later: int, resumed: bool) -> float:
+        raise NotImplementedError("the caller keeps what is reused")
+
+    def questions(self, words: str, images: list[Any], rows: int, new: int) -> int:
+        inputs = self._inputs([messages(f"{words} {row}", images) for row in range(rows)])
+        out = self.model.generate(**inputs, max_new_tokens=new, do_sample=False)
+        return rows * (out.shape[1] - inputs["input_ids"].shape[1])
+
     def gap(self, words: str, images: list[Any], new: int) -> tuple[float, float]:
         raise NotImplementedError("`model.generate` takes no prompt while it runs")
 
@@ -318,6 +384,11 @@ def run(engine: Any, workload: dict[str, Any], folder: Path) -> dict[str, Any]:
     if workload["kind"] == "batch":
         tokens = engine.batch(words, images, workload["rows"], new, workload["together"])
         return {"seconds": time.perf_counter() - begun, "tokens": tokens}
+    if workload["kind"] == "questions":
+        tokens = engine.questions(words, images, workload["rows"], new)
+        return {"seconds": time.perf_counter() - begun, "tokens": tokens}
+    if workload["kind"] == "turn":
+        return {"seconds": engine.turn(words, images, new, workload["later"], workload["resumed"]), "tokens": 1}
     if workload["kind"] == "gap":
         longest, median = engine.gap(words, images, new)
         return {"seconds": longest, "tokens": 1, "median": median}

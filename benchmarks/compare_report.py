@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 CHART = RESULTS / "speed.svg"
 BEGIN, END = "<!-- speed: made by benchmarks/compare.py -->\n", "<!-- end of speed -->"
-UNITS = {"start": " s", "call": " x", "first": " s", "decode": " tok/s", "batch": " tok/s", "gap": " s"}
+UNITS = {"start": " s", "call": " x", "first": " s", "decode": " tok/s", "batch": " tok/s", "gap": " s"} | {
+    "turn": " s",
+    "questions": " tok/s",
+}
 MEMORY = (
     "Peak memory above the weights and the final cache: on the device, and of the whole process (its resident set, "
     "without the weights where they are in it)."
@@ -25,7 +28,7 @@ READING = (
     "own. A ratio is ours over the column before it: for seconds less is better, for tokens a second more. The floor "
     "is what reading the weights or multiplying the matrices takes alone, at the rates measured in the run."
 )
-RATES = ("decode", "batch")
+RATES = ("decode", "batch", "questions")
 """Kinds of workload of which more is better."""
 
 

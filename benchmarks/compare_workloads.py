@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-Kind = Literal["start", "call", "first", "decode", "batch", "gap"]
+Kind = Literal["start", "call", "first", "decode", "batch", "gap", "turn", "questions"]
 """start: from the start of a process to its imports' end, s. call: the first call after load, in parts of the second.
 first: seconds to the first token. decode: tokens a second after the first. batch: tokens a second from nothing to the
-last token of all rows. gap: the longest wait between two tokens of a row while others are read, s."""
+last token of all rows. gap: the longest wait between two tokens of a row while others are read, s. turn: seconds to the
+first token of a second question, in the way that a chat asks it. questions: as batch, all about one picture."""
 
 Size = tuple[int, int]
 """(width, height)."""
@@ -19,8 +20,9 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Workload:
-    """words: tokens of text of each prompt, about. sizes: of its pictures; in a batch, of one picture a row. jpeg: the
-    picture is a file. new: tokens a row. together: rows that run at once."""
+    """words: tokens of text of each prompt, about. sizes: of its pictures; in a batch, of one picture a row; of a turn,
+    those of the first question and the second, `later` of them. jpeg: the picture is a file. new: tokens a row.
+    together: rows that run at once. resumed: what is reused comes from disk."""
 
     name: str
     title: str
@@ -31,6 +33,8 @@ class Workload:
     new: int = 4
     rows: int = 1
     together: int = 1
+    later: int = 0
+    resumed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,6 +82,16 @@ def workloads(small: bool) -> dict[str, Workload]:
         Workload("first-16k", "first token, 16k tokens", "first", words=16384),
         Workload("picture", "first token, 1024 x 1024 picture", "first", sizes=[(1024, 1024)]),
         Workload("jpeg", f"first token, {megapixels} JPEG file", "first", sizes=[jpeg], jpeg=True),
+        Workload("turn", "second question about it, first token", "turn", sizes=[(1024, 1024)], new=8),
+        Workload("resume", "the same, from disk", "turn", sizes=[(1024, 1024)], new=8, resumed=True),
+        Workload(
+            "another", "second question, with another 1024 x 1024 picture, first token", "turn",
+            sizes=[(1024, 1024)] * 2, new=8, later=1,
+        ),
+        Workload(
+            "questions", "ten questions about one 1024 x 1024 picture", "questions",
+            sizes=[(1024, 1024)], new=16, rows=10, together=10,
+        ),
         Workload("ten", f"first token, ten {edge} x {edge} pictures", "first", sizes=[(edge, edge)] * 10),
         Workload("decode-1", "decode, 1 row", "decode", words=64, new=2 * steps),
         Workload("decode-8", "8 rows of text, with their prompts", "batch", new=steps, rows=8, together=8),

@@ -152,9 +152,11 @@ class PrefixCache:
             new = [block for block in blocks if block.key not in self._entries]
         if new and not (self._disk and self._disk.load(new)):
             return False
-        if new:
-            with self._lock:
-                self._insert(blocks)
+        with self._lock:  # another thread may have read them meanwhile, or what is before them may be gone
+            read = {block.key: block for block in new}
+            chain = [self._entries.get(block.key) or read.get(block.key) for block in blocks]
+            if new and all(isinstance(block, Block) for block in chain):
+                self._insert([block for block in chain if isinstance(block, Block)])
         return True
 
     def get(self, key: bytes) -> Block | Picture | None:

@@ -330,9 +330,10 @@ def test_another_process_goes_on_from_disk(load_family: LoadFamily, name: str, t
         assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
         second = going_on(family, request, heard, " And then what?")
         alone = run(family.model, family, [second], None)[0]
-        reused = run(family.model, family, [second], PrefixCache(disk=folder))[0]
-        assert cached(reused) == len(second.prompt.tokens) - 1 - count_of(family, " And then what?")  # type: ignore[union-attr]
-        assert_equal(reused, alone, 0.2 / 2**8 if request.kv.bits and name == "gemma3" else TOLERANCE)
+        known = len(second.prompt.tokens) - 1 - count_of(family, " And then what?")  # type: ignore[union-attr]
+        for reused in run(family.model, family, [second] * 3, PrefixCache(disk=folder)):  # two threads read
+            assert cached(reused) >= known
+            assert_equal(reused, alone, 0.2 / 2**8 if request.kv.bits and name == "gemma3" else TOLERANCE)
         for damage in (lambda data: data[:-3], lambda data: data + b"x", lambda data: b"", lambda data: b"\xff" * 99):
             for _, _, path in disk.Disk(folder).files():
                 path.write_bytes(damage(path.read_bytes()))
@@ -411,6 +412,7 @@ def test_never_a_stale_answer(load_family: LoadFamily, mix: Mix) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=5 * settings().max_examples)
 @given(mix=mixes)
 def test_never_a_stale_answer_in_many_mixes(load_family: LoadFamily, mix: Mix) -> None:
