@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from .._runtime import memory_available, mx
+from ..inputs.expansions import Expansions
 from ..inputs.prompt import Media, Prompt
 from ..models.base import Features, Full, LayerKind, Model, Opaque
 from . import cache as kv
@@ -21,6 +22,9 @@ from .states import StateCache
 
 MEMORY_SHARE = 0.25
 """Of the memory that is free without it, what a cache takes where nothing says how much."""
+
+MEDIA_SHARE, MEDIA_BYTES = 0.125, 512 << 20
+"""Of a cache, what its processed media take at most, and in bytes."""
 
 
 @dataclass(eq=False)
@@ -96,6 +100,7 @@ class PrefixCache:
         self._entries: OrderedDict[bytes, Block | Picture] = OrderedDict()  # least recently used first
         self._following: dict[bytes, dict[bytes, Block]] = {}  # blocks by that of their parent
         self.nbytes = 0  # of all blocks
+        self.expansions = Expansions(min(MEDIA_BYTES, int(MEDIA_SHARE * self._limit())))  # media as they were processed
         self.version = 0  # changes when something is stored
 
     def clear(self) -> None:
@@ -103,6 +108,7 @@ class PrefixCache:
             self._entries.clear()
             self._following.clear()
             self.nbytes = 0
+            self.expansions.clear()
 
     def of(self, model: Model) -> "Prefixes | None":
         """What belongs to one loaded model. None where its caches cannot be read."""
@@ -169,7 +175,7 @@ class PrefixCache:
 
     def _shrink(self) -> None:
         limit = self._limit()
-        while self.nbytes > limit and self._entries:
+        while self.nbytes + self.expansions.nbytes > limit and self._entries:
             key, entry = self._entries.popitem(last=False)
             self.nbytes -= entry.nbytes
             if isinstance(entry, Block):

@@ -16,7 +16,17 @@ PACKAGE = ROOT / "mlx_vlgen"
 ALLOWED = {
     "inputs": {"inputs", "errors", "notices"},
     "models": {"models", "inputs.prompt", "errors", "_mlx_lm", "_runtime"},
-    "engine": {"engine", "models.base", "inputs.prompt", "results", "errors", "notices", "_mlx_lm", "_runtime"},
+    "engine": {
+        "engine",
+        "models.base",
+        "inputs.prompt",
+        "inputs.expansions",
+        "results",
+        "errors",
+        "notices",
+        "_mlx_lm",
+        "_runtime",
+    },
     "hf": {
         "hf",
         "engine",
