@@ -182,7 +182,6 @@ def test_prompts_are_templates_of_the_columns() -> None:
     found = list(rows_of(item, Asked(["A {product} of {folder}?", '{"a": 1} for {price}'], system="Be brief.")))
     assert [row.prompt for row in found] == ["A shoe of shoes?", '{"a": 1} for 1' + "0" * 30]
     assert found[0].messages[0] == {"role": "system", "content": "Be brief."}
-    assert found[0].media_group is found[1].media_group is not None
     assert "has no such column; it has" in (one({"image": "a.png"}, prompts=["{colour}?"]).error or "")
     assert one({"image": "a.png", "prompt": "{literal}"}, prompts=["{prompt}!"]).prompt == "{literal}"
 
