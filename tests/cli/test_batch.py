@@ -209,14 +209,12 @@ def test_several_prompts_about_a_picture_encode_it_once(
     assert alone[0] == 1 and rows_of(tmp_path / "alone.jsonl") == rows[1::3]
 
 
-@pytest.mark.parametrize("reuse", [True, False])
 def test_pictures_are_read_and_encoded_once_however_few_rows_run_together(
     batch: Batch,
     folder: Path,
     tmp_path: Path,
     load_family: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
-    reuse: bool,
 ) -> None:
     """Pages of a PDF file, too, which are rendered for that."""
     Image.open(folder / "0.png").save(tmp_path / "doc.pdf", save_all=True, append_images=[Image.new("RGB", (64, 64))])
@@ -235,10 +233,9 @@ def test_pictures_are_read_and_encoded_once_however_few_rows_run_together(
     count(decode.EncodedImage, "still")
     count(load_family("demo").model, "encode")
     prompts = [word for n in range(4) for word in ("--prompt", f"How many shapes are there? {n}")]
-    arguments = [*prompts, "--max-batch-size", "2", *(["--no-reuse"] if not reuse else [])]
-    assert batch("doc.pdf", "photos/sub", "-o", "out.jsonl", *arguments)[0] == 0
-    assert len(rows_of(tmp_path / "out.jsonl")) == 16
-    assert counts == ({"_render": 2, "still": 4, "encode": 4} if reuse else {"_render": 8, "still": 16, "encode": 16})
+    assert batch("doc.pdf", "photos/sub/1.png", "-o", "out.jsonl", *prompts, "--max-batch-size", "2")[0] == 0
+    assert len(rows_of(tmp_path / "out.jsonl")) == 12
+    assert counts == {"_render": 2, "still": 3, "encode": 3}
 
 
 def test_rows_with_keywords_and_openais_lines(batch: Batch, folder: Path, tmp_path: Path) -> None:

@@ -69,7 +69,6 @@ VARIANTS: Sequence[dict[str, Any]] = [
     {"images": ["plain", "large"]},
     {"images": ["plain", "plain"], "resize_shape": (70, 50)},
     {"images": ["plain"], "max_pixels": 4096},
-    {"images": ["plain"], "max_pixels": 2**18},
     {"images": ["plain"], "min_pixels": 9000},
     {"videos": 1},
     {"videos": 1, "video_fps": 1.0},
