@@ -16,7 +16,7 @@ from ..errors import VlgenError, one_line, printable
 from ..results import GenerationResult
 from .journal import Journal
 from .progress import Progress
-from .rows import Asked, MediaGroup, Row, rows_of
+from .rows import Asked, Row, rows_of
 from .sinks import whole_or_not
 from .sources import Item
 
@@ -144,7 +144,6 @@ class Job:
         self.progress = progress or Progress(None)
         self._engine: Engine | None = None
         self._running: dict[int, Running] = {}
-        self._group: MediaGroup | None = None  # that of the last row
         self._counts: dict[bytes, int] = {}  # of the rows so far, by identity
         self.order = array("q")
         self.skipped = self.failed = self.changed = 0
@@ -225,8 +224,7 @@ class Job:
         if self._engine is None:
             self._engine = self._open_engine()
             self.progress.start()
-        room = self._room(row.media_group)
-        while self._running and len(self._running) > room:
+        while len(self._running) >= self._capacity + WAITING:
             self._step()
         keywords = {"seed": int(running.key[:15], 16) ^ self._seed, **self._keywords, **row.keywords}
         try:
@@ -235,14 +233,6 @@ class Job:
             self._fail(running, one_line(error))
         else:
             self._running[id] = running
-
-    def _room(self, group: MediaGroup | None) -> int:
-        """How many rows may be inside when a row is added. The first one of a group waits until all of them can begin
-        together: then the engine encodes their pictures once."""
-        if group is None:
-            return self._capacity + WAITING - 1
-        first, self._group = group is not self._group, group
-        return self._capacity - group.size if first else self._capacity - 1
 
     def _step(self) -> None:
         """The next result of any row."""

@@ -3,9 +3,11 @@
 import io
 import re
 import threading
+from collections.abc import Hashable
 from typing import Any
 
 from ..errors import MediaError, UnsupportedError
+from ..inputs.media import file_key
 
 DPI = 200
 LONGEST_SIDE = 4096  # pixels; a page may be as large as its author likes
@@ -21,6 +23,12 @@ class Page:
         self.path, self.number = path, number
         self.name = f"{path}#{number}"
         self._file: io.BytesIO | None = None
+
+    @property
+    def content_key(self) -> Hashable:
+        """Tells what it will hold: nothing has to be rendered for it."""
+        file = file_key(self.path)
+        return file and (file, self.number)
 
     def read(self, size: int = -1) -> bytes:
         if self._file is None:

@@ -1,5 +1,6 @@
 """From an item of an input to the rows that are asked: its prompts, pages, media and keywords, read and checked."""
 
+import copy
 import hashlib
 import json
 import os
@@ -29,13 +30,6 @@ _NOT_SHOWN = ("logprobs", "top_logprobs", "logits_processors", "sampler", "stopp
 _TEMPLATE = re.compile(r"\{([^\W\d]\w*)\}")
 
 
-@dataclass(eq=False)
-class MediaGroup:
-    """Rows about the same media, so many, which follow each other."""
-
-    size: int
-
-
 @dataclass(frozen=True)
 class Row:
     """One request of a job.
@@ -45,7 +39,6 @@ class Row:
     prompt: the text that is asked, None for messages. messages: with their media, beside which images and videos go.
     keywords: over those of the job. files: the local ones that it reads. stem: what names its sidecar.
     openai: whether it came as a line of OpenAI's format. error: what keeps it from being asked.
-    media_group: of rows that ask several prompts about the same media; None for one prompt.
     """
 
     where: str = ""
@@ -60,7 +53,6 @@ class Row:
     stem: str | None = None
     openai: bool = False
     error: str | None = None
-    media_group: MediaGroup | None = None
 
     @property
     def identity(self) -> list[Any]:
@@ -145,16 +137,15 @@ def _read(item: Item, fields: Mapping[str, Any], asked: Asked, named: Row) -> It
             row,
             custom_id=f"{custom_id}{page}" if page and custom_id is not None else named.custom_id,
             name=named.name if not page else _unresolved(shown[0], named.name),
-            images=images,
             files=_files([*images, *media["video"]]),
             stem=f"{stem}{page.replace('#', '-')}" if stem and page else stem,
-            media_group=MediaGroup(len(prompts)) if len(prompts) > 1 else None,
         )
         for number, prompt in enumerate(prompts):
             system = [{"role": "system", "content": asked.system}] if asked.system else []
             messages = [*system, {"role": "user", "content": prompt}]
             several = len(prompts) > 1 and row.custom_id is not None
-            yield replace(row, prompt=prompt, messages=messages,
+            copies = tuple(map(copy.copy, images))  # of a page each is read by one thread
+            yield replace(row, prompt=prompt, messages=messages, images=copies,
                           custom_id=f"{row.custom_id}/{number + 1}" if several else row.custom_id)  # fmt: skip
 
 

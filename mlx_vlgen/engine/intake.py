@@ -42,9 +42,9 @@ class Intake:
         if isinstance(request.prompt, Prompt):
             row.prompt = request.prompt
         else:
-            row.prompt = self._processor.prepare(
-                request.prompt, request.media, enable_thinking=request.enable_thinking, **request.template_kwargs
-            )
+            cached = {"expansions": row.prefixes.cache.expansions} if row.prefixes else {}
+            template = {"enable_thinking": request.enable_thinking, **request.template_kwargs}
+            row.prompt = self._processor.prepare(request.prompt, request.media, **cached, **template)
         self._check_tokens(row)
         self._check_length(row)
         request.kv.check_spans(row.prompt.two_way)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._runtime import memory_available, mx
+from ..inputs.expansions import Expansions
 from ..inputs.prompt import Media, Prompt
 from ..models.base import Features, Full, LayerKind, Model, Opaque
 from . import cache as kv
@@ -25,6 +26,12 @@ from .states import StateCache
 
 MEMORY_SHARE = 0.25
 """Of the memory that is free without it, what a cache takes where nothing says how much."""
+
+MEDIA_SHARE, MEDIA_BYTES = 0.125, 512 << 20
+"""Of a cache, what its processed media take at most, and in bytes."""
+
+INSIDE_BYTES = 64 << 20
+"""The same where they only serve rows that are inside together, which mostly do not share any."""
 
 
 @dataclass(eq=False)
@@ -53,13 +60,17 @@ def prefixes(reuse: "bool | PrefixCache", model: Model) -> "Prefixes | None":
         return reuse.of(model)
     if not isinstance(reuse, bool):
         raise TypeError(f"reuse={reuse!r:.80}: expected True, False or a PrefixCache")
-    return PrefixCache().of(model, all_rows=False) if reuse else None
+    if not reuse:
+        return None
+    cache = PrefixCache()
+    cache.expansions.max_bytes = min(cache.expansions.max_bytes, INSIDE_BYTES)
+    return cache.of(model, all_rows=False)
 
 
 class PrefixCache:
     """What prompts and answers have in common with later ones, and need not be computed again: keys and values of
-    their first positions, and features of their pictures and videos. Give one object to all calls that may share: it
-    may serve several models and threads.
+    their first positions, pictures and videos as they were processed, and features of these. Give one object to all
+    calls that may share: it may serve several models and threads.
 
     max_bytes: how much it holds at most, what was used least recently goes first; default None, a quarter of the memory
     that is free. disk: a folder where keys and values go too, for other processes with the same checkpoint; default
@@ -86,6 +97,7 @@ class PrefixCache:
         self._entries: OrderedDict[bytes, Block | Picture] = OrderedDict()  # least recently used first
         self._following: dict[bytes, dict[bytes, Block]] = {}  # blocks by that of their parent
         self.nbytes = 0  # of all blocks
+        self.expansions = Expansions(min(MEDIA_BYTES, int(MEDIA_SHARE * self._limit())))  # media as they were processed
         self.version = 0  # changes when something is stored
 
     def clear(self) -> None:
@@ -97,6 +109,7 @@ class PrefixCache:
             self._entries.clear()
             self._following.clear()
             self.nbytes = 0
+            self.expansions.clear()
 
     @property
     def on_disk(self) -> bool:
@@ -195,7 +208,7 @@ class PrefixCache:
 
     def _shrink(self) -> None:
         limit = self._limit()
-        while self.nbytes > limit and self._entries:
+        while self.nbytes + self.expansions.nbytes > limit and self._entries:
             key, entry = self._entries.popitem(last=False)
             self.nbytes -= entry.nbytes
             if isinstance(entry, Block):

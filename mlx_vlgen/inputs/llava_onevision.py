@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -62,6 +62,10 @@ class LlavaOnevisionProcessor(Processor):
             pixels = self.image_settings.pixels(image)
         text = self.placeholders[kind] * count
         return Expansion(text, (count,), pixels, grid, original, normalization=square.normalization)
+
+    def context(self, media: MediaInputs) -> MediaInputs:
+        """And whether there are several images."""
+        return replace(super().context(media), images=(None,) * min(len(media.images), 2))
 
     def _layout(self, size: Size) -> tuple[int, ...]:
         """`AnyRes.layout`, and the rows and columns to which its patches are resampled."""

@@ -6,6 +6,8 @@ import io
 import os
 import re
 import stat
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import unquote_to_bytes
 
@@ -24,6 +26,14 @@ _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 """Path, file:, http(s): or data: URL, encoded bytes, open binary file, PIL image, or array (or what numpy converts)."""
+
+
+@dataclass(frozen=True)
+class SourceBytes:
+    """What a source held when it was read. name: as `describe_source` gives the source's."""
+
+    name: str
+    data: bytes = field(repr=False)
 
 
 def load_image(source: ImageSource, *, limits: Limits = Limits()) -> Image.Image:
@@ -68,6 +78,8 @@ def describe_source(source: object) -> str:
 
 
 def _describe(source: object) -> str:
+    if isinstance(source, SourceBytes):
+        return source.name
     if isinstance(source, os.PathLike):
         source = os.fspath(source)
         if isinstance(source, bytes):
@@ -107,7 +119,9 @@ def has_attribute(source: object, attribute: str) -> bool:
 def read_source(source: object, limits: Limits) -> bytes:
     """The encoded bytes that a path, URL, bytes or binary file holds; a MediaError that names it if there are none."""
     name = describe_source(source)
-    if isinstance(source, bytes | bytearray | memoryview):
+    if isinstance(source, SourceBytes):
+        data = source.data
+    elif isinstance(source, bytes | bytearray | memoryview):
         data = _checked_bytes(source, name, limits)
     elif isinstance(source, str) and _scheme(source) in ("http", "https"):
         data = fetch(source.strip(), limits)
@@ -131,6 +145,16 @@ def is_local(source: object) -> bool:
     return isinstance(source, os.PathLike) or (
         isinstance(source, str) and _scheme(source) not in ("http", "https", "data")
     )
+
+
+def file_key(file: str | int) -> Hashable:
+    """Tells the content of a file, a path or a descriptor, without reading it: whatever writes to it changes a time.
+    None where there is no such file."""
+    try:
+        status = os.stat(file)  # noqa: PTH116  Path takes no descriptor
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def open_path(source: str | os.PathLike[Any]) -> BinaryIO:

@@ -1,12 +1,12 @@
 """Text and media to a `Prompt`: the chat template, placeholders and their expansion, token ids."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
 from types import MethodType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -15,11 +15,12 @@ from ..notices import notice
 from . import chat_template as templates
 from .chat_template import Message
 from .encode import control_tokens, encode, encode_features
+from .expansions import Expansion, Expansions
+from .identify import identified
 from .literal import Segment, check_text, split_at
 from .processor_files import ProcessorSettings, load_template, load_tokenizer, read_settings
-from .prompt import Media, MediaInputs, Normalization, Prompt, Span
+from .prompt import Kind, Media, MediaInputs, Prompt, Span
 
-Kind = Literal["image", "video"]
 Sources = dict[Kind, list[Any]]
 """The images and videos of a prompt, in order."""
 
@@ -29,19 +30,8 @@ MANY_TOKENS, MANY_VIDEO_TOKENS = 4096, 16384
 FEWER_FRAMES = "video_fps (--video-fps) or max_frames (--max-frames) keeps fewer frames"
 """What reduces a video's tokens in every family."""
 
-
-@dataclass(frozen=True)
-class Expansion:
-    """An image or video in a prompt. text: replaces the placeholder; the feature token stands in it once for each
-    feature, in runs of `counts`. The other fields are those of `Media`."""
-
-    text: str
-    counts: tuple[int, ...]
-    pixels: np.ndarray
-    grid: tuple[int, ...]
-    size: tuple[int, int]
-    seconds: float = 0.0
-    normalization: Normalization | None = None
+_NOT_OF_MEDIA = ("tokenizer", "chat_template")
+"""Fields of a processor that say nothing of how media are processed."""
 
 
 class _HfMethod:
@@ -112,8 +102,13 @@ class Processor:
         return {}
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
-        """Read and process one image or video. media: all of the prompt's, and how to read them."""
+        """Read and process one image or video. media: what `context` returns. The same, by the same fields of this
+        processor, gives the same: it is cached."""
         raise self.unsupported(kind)
+
+    def context(self, media: MediaInputs) -> MediaInputs:
+        """What `expand` gets of all media of a prompt: how to read them, not what they are."""
+        return replace(media, images=(), videos=())
 
     def lay_out(self, segments: list[Segment], images: int) -> list[Segment]:
         """Add what a formatted prompt for so many images still needs around it."""
@@ -144,12 +139,20 @@ class Processor:
         control = media | self._control_tokens()
         return templates.render(self.tokenizer, self.chat_template, messages, control, media, **kwargs)
 
-    def prepare(self, prompt: str | Sequence[Message], media: MediaInputs = MediaInputs(), **kwargs: Any) -> Prompt:
+    def prepare(
+        self,
+        prompt: str | Sequence[Message],
+        media: MediaInputs = MediaInputs(),
+        *,
+        expansions: Expansions | None = None,
+        **kwargs: Any,
+    ) -> Prompt:
         """A formatted string, or messages, with their media -> `Prompt`.
 
         In a string each placeholder stands for one of `media`, in order. Messages hold their images and videos, or
         bare parts for those in `media`; without any such part, those in `media` go before the text of the last user
-        message. kwargs: for the chat template (`enable_thinking`, …).
+        message. expansions: media that it has are neither decoded nor resized again. kwargs: for the chat template
+        (`enable_thinking`, …).
         PromptError when placeholders and media do not match; MediaError when one cannot be read.
         """
         sources: Sources = {"image": list(media.images), "video": list(media.videos)}
@@ -171,13 +174,14 @@ class Processor:
             min_pixels=self.min_pixels if media.min_pixels is None else media.min_pixels,
             max_pixels=self.max_pixels if media.max_pixels is None else media.max_pixels,
         )
-        expansions: list[tuple[Kind, Expansion]] = []
-        expanded = [self._expand_segment(segment, sources, media, expansions) for segment in segments]
+        expand = functools.partial(self._expand, media=self.context(media), cache=expansions)
+        found: list[tuple[Kind, Expansion]] = []
+        expanded = [self._expand_segment(segment, sources, expand, found) for segment in segments]
         added = frozenset(token for token, _ in self._added)
         features = frozenset({**self.placeholders, **self.feature_tokens}.values())
         arguments = self.tokenizer, expanded, added, self._control_tokens(), self.adds_first_token
-        tokens = encode_features(*arguments, features) if expansions else encode(*arguments)
-        processed = tuple(self._with_spans(tokens, expansions))
+        tokens = encode_features(*arguments, features) if found else encode(*arguments)
+        processed = tuple(self._with_spans(tokens, found))
         tail = "".join(segment.text[segment.tail_start :] for segment in segments)
         return Prompt(tokens, processed, self.two_way(tokens, processed), text, tail)
 
@@ -227,26 +231,45 @@ class Processor:
                     f"processor: write {' or '.join(self.placeholders.values())} where a picture belongs"
                 )
 
+    def _expand(self, kind: Kind, source: Any, media: MediaInputs, cache: Expansions | None) -> Expansion:
+        """`expand`, unless the cache has it."""
+        if cache is None:
+            return self.expand(kind, source, media)
+        source, content = identified(kind, source)
+        if content is None:
+            return self.expand(kind, source, media)
+
+        def make() -> Expansion:
+            made = self.expand(kind, source, media)
+            return replace(made, key=made.media(kind, ()).key)
+
+        settings = [getattr(self, field.name) for field in fields(self) if field.name not in _NOT_OF_MEDIA]
+        return cache.get((type(self), kind, content, repr((settings, media))), make)
+
     def _expand_segment(
-        self, segment: Segment, sources: Sources, media: MediaInputs, expansions: list[tuple[Kind, Expansion]]
+        self,
+        segment: Segment,
+        sources: Sources,
+        expand: Callable[[Kind, Any], Expansion],
+        expansions: list[tuple[Kind, Expansion]],
     ) -> Segment:
         """The segment with each placeholder expanded; moves the media from `sources` to `expansions`."""
         if segment.literal or not self.placeholders:
             return segment
         kinds = {token: kind for kind, token in self.placeholders.items()}
 
-        def expand(text: str) -> str:
+        def replaced(text: str) -> str:
             parts = split_at(frozenset(kinds), text)
             for i in range(1, len(parts), 2):
                 kind = kinds[parts[i]]
-                expansion = self.expand(kind, sources[kind].pop(0), media)
+                expansion = expand(kind, sources[kind].pop(0))
                 expansions.append((kind, expansion))
                 self._check_positions(expansions, waiting=sum(map(len, sources.values())))
                 parts[i] = expansion.text
             return "".join(parts)
 
-        before_tail = expand(segment.text[: segment.tail_start])
-        return Segment(before_tail + expand(segment.text[segment.tail_start :]), tail_start=len(before_tail))
+        before_tail = replaced(segment.text[: segment.tail_start])
+        return Segment(before_tail + replaced(segment.text[segment.tail_start :]), tail_start=len(before_tail))
 
     def _check_positions(self, expansions: Sequence[tuple[Kind, Expansion]], waiting: int) -> None:
         """PromptError as soon as the media that are processed take more tokens than the model has positions; `waiting`
@@ -270,8 +293,7 @@ class Processor:
         for kind, expansion in expansions:
             runs = [[next(positions[token_of[kind]]) for _ in range(count)] for count in expansion.counts]
             spans = tuple((run[0], run[-1] + 1) for run in runs)
-            part = expansion
-            media.append(Media(kind, part.pixels, part.grid, spans, part.size, part.seconds, part.normalization))
+            media.append(expansion.media(kind, spans))
         return media
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+Kind = Literal["image", "video"]
+
 Span = tuple[int, int]
 """Half-open range (start, end) of positions in `Prompt.tokens`."""
 
@@ -68,7 +70,7 @@ class Media:
     normalization: of its levels.
     """
 
-    kind: Literal["image", "video"]
+    kind: Kind
     pixels: np.ndarray
     grid: tuple[int, ...]
     spans: tuple[Span, ...]

@@ -16,7 +16,7 @@ from .cut_short import BOXES, is_cut_short
 from .decode import foreign_kind
 from .fetch import Limits
 from .frames import Sampler, Video, stack_frames
-from .media import is_local, open_path, read_source
+from .media import is_local, local_path, open_path, read_source
 
 # libav's names. Its other demuxers include playlists and scripts, which open further files and URLs by name.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
@@ -42,6 +42,11 @@ def open_video(source: Any, name: str, limits: Limits) -> Iterator[BinaryIO]:
                 os.lseek(descriptor, 0, os.SEEK_SET)  # which both share
     else:
         yield io.BytesIO(read_source(source, limits))
+
+
+def file_on_disk(source: Any) -> str | int | None:
+    """The path or descriptor of a source that `open_video` reads from the disk."""
+    return local_path(source) if is_local(source) else _regular_file_at_start(source)
 
 
 def _regular_file_at_start(source: Any) -> int | None:

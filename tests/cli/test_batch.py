@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from PIL import Image, ImageDraw
 
 import mlx_vlgen
 from mlx_vlgen import batch_generate, cli
+from mlx_vlgen.batch import pdf
 from mlx_vlgen.demo import MODEL as DEMO
+from mlx_vlgen.inputs import decode
 
 from .conftest import Completed, Outcome
 
@@ -204,6 +207,35 @@ def test_several_prompts_about_a_picture_encode_it_once(
     assert [row["prompt"] for row in rows] == [*prompts] * 5 and len(encoded) == 4
     alone = batch("photos", "-o", "alone.jsonl", "--prompt", prompts[1])
     assert alone[0] == 1 and rows_of(tmp_path / "alone.jsonl") == rows[1::3]
+
+
+def test_pictures_are_read_and_encoded_once_however_few_rows_run_together(
+    batch: Batch,
+    folder: Path,
+    tmp_path: Path,
+    load_family: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pages of a PDF file, too, which are rendered for that."""
+    Image.open(folder / "0.png").save(tmp_path / "doc.pdf", save_all=True, append_images=[Image.new("RGB", (64, 64))])
+    counts = Counter[str]()
+
+    def count(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: Any) -> Any:
+            counts[name] += len(args[0]) if name == "encode" else 1
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(pdf, "_render")
+    count(decode.EncodedImage, "still")
+    count(load_family("demo").model, "encode")
+    prompts = [word for n in range(4) for word in ("--prompt", f"How many shapes are there? {n}")]
+    assert batch("doc.pdf", "photos/sub/1.png", "-o", "out.jsonl", *prompts, "--max-batch-size", "2")[0] == 0
+    assert len(rows_of(tmp_path / "out.jsonl")) == 12
+    assert counts == {"_render": 2, "still": 3, "encode": 3}
 
 
 def test_rows_with_keywords_and_openais_lines(batch: Batch, folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mlx_vlgen.inputs.identify import identified
 from mlx_vlgen.inputs.media import load_image
 from mlx_vlgen.inputs.video import load_video
 
@@ -64,16 +65,21 @@ class Attack:
     def draw(self, seed: int) -> Try:
         draw = random.Random(seed)
         source = draw.choice([self._file, self._data_uri, self._path, self._array, self._value])(draw)
+        cached = seed % 2 == 0  # is it read as for a cache
         if draw.random() < 0.35:
             fps = draw.choice([None, None, *NUMBERS])
             count = draw.choice([None, None, None, *NUMBERS])
             return Try(
                 f"video {source!r:.200} {fps!r} {count!r}",
-                lambda: load_video(source, fps=fps, num_frames=count),
+                lambda: load_video(identified("video", source)[0] if cached else source, fps=fps, num_frames=count),
                 ["fps", "num_frames"],
                 SPARE,
             )
-        return Try(f"picture {source!r:.200}", lambda: load_image(source), peak=SPARE)
+        return Try(
+            f"picture {source!r:.200}",
+            lambda: load_image(identified("image", source)[0] if cached else source),
+            peak=SPARE,
+        )
 
     def _file(self, draw: random.Random) -> Any:
         name = draw.choice(["a.png", 7, b"a.png", None, "\x1b[31mred", "x" * 5000, object()])

@@ -107,6 +107,12 @@ def test_pages_of_pdf_files(folder: Path) -> None:
             pdf.page_numbers(path, wanted)
     page = Image.open(io.BytesIO(pdf.Page(path, 2).read()))
     assert page.size == (round(200 * pdf.DPI / 72 + 0.49), round(200 * pdf.DPI / 72 + 0.49))
+    first, second = (
+        row.images[0] for row in rows_of(sources.Item({"image": path + "#2"}, "here"), Asked(["What?", "Where?"]))
+    )
+    assert first is not second  # two threads may read them at once
+    assert first.content_key == second.content_key == pdf.Page(path, 2).content_key != pdf.Page(path, 1).content_key
+    assert pdf.Page("none.pdf", 1).content_key is None
     (folder / "bad.pdf").write_bytes(b"%PDF-1.7 torn")
     assert "not a PDF file" in (one({"image": str(folder / "bad.pdf")}).error or "")
     pages = one({"images": ["b.png", path + "#1-2"], "prompt": "Same?"})
@@ -182,7 +188,6 @@ def test_prompts_are_templates_of_the_columns() -> None:
     found = list(rows_of(item, Asked(["A {product} of {folder}?", '{"a": 1} for {price}'], system="Be brief.")))
     assert [row.prompt for row in found] == ["A shoe of shoes?", '{"a": 1} for 1' + "0" * 30]
     assert found[0].messages[0] == {"role": "system", "content": "Be brief."}
-    assert found[0].media_group is found[1].media_group is not None
     assert "has no such column; it has" in (one({"image": "a.png"}, prompts=["{colour}?"]).error or "")
     assert one({"image": "a.png", "prompt": "{literal}"}, prompts=["{prompt}!"]).prompt == "{literal}"
 

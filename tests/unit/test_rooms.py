@@ -21,6 +21,7 @@ ALLOWED = {
         "__version__",
         "models.base",
         "inputs.prompt",
+        "inputs.expansions",
         "results",
         "errors",
         "notices",
