@@ -13,12 +13,12 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+from .engine.drafters import DraftModel, PromptLookup, same_vocabulary
 from .engine.iterator import TokenIterator
 from .engine.kv_settings import KVSettings
 from .engine.modes import Drafter
 from .engine.params import sampling_params
 from .engine.request import Request
-from .engine.speculative import DraftModel, PromptLookup, same_vocabulary
 from .errors import PromptError, UnsupportedError, one_line
 from .inputs import chat_template
 from .inputs.processor import Processor
