@@ -17,7 +17,7 @@ from typing import Any
 
 from mlx_vlgen import Request, SamplingParams, TokenIterator, load
 from mlx_vlgen.demo.tasks import sample
-from mlx_vlgen.engine.speculative import DraftModel, PromptLookup
+from mlx_vlgen.engine.drafters import DraftModel, PromptLookup
 
 TASKS = {"reading": "read", "listing": "thinking"}
 

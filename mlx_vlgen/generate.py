@@ -9,16 +9,16 @@ if __name__ == "__main__":  # before the imports below, which take a second: --h
     run("main_generate")
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from typing import Any
 
+from .engine.drafters import DraftModel, PromptLookup, same_vocabulary
 from .engine.iterator import TokenIterator
 from .engine.kv_settings import KVSettings
 from .engine.modes import Drafter
 from .engine.params import sampling_params
 from .engine.request import Request
-from .engine.speculative import DraftModel, PromptLookup, same_vocabulary
 from .engine.store import PrefixCache
 from .errors import PromptError, UnsupportedError, one_line
 from .inputs import chat_template
@@ -26,7 +26,7 @@ from .inputs.processor import Processor
 from .inputs.prompt import MediaInputs
 from .loading import load
 from .models.base import Model
-from .notices import notice, progress_bar
+from .notices import PromptBar, notice, progress_bar
 from .options import NULLABLE, PER_ROW_GROUPS, Keywords, group_keywords
 from .prompt_utils import as_videos
 from .results import BatchResponse, BatchStats, GenerationResult, speed
@@ -49,7 +49,8 @@ def generate(
     prompt: a formatted string (see `apply_chat_template`), one message, or a list of messages.
     image: one picture or a list: path, URL, data: URI, bytes, file, PIL picture or array. Default None.
     audio: refused; no model here hears. Default None.
-    verbose: print the prompt, the text as it comes and the statistics on stdout. Default False.
+    verbose: print the prompt, the text as it comes and the statistics on stdout; on a terminal show what is read of a
+    prompt that takes over two seconds. Default False.
 
     The keywords, by group; None stands for the default of each:
     video: one video or a list: file, folder of frames, list of pictures, or array (frames, height, width, 3).
@@ -102,11 +103,10 @@ def stream_generate(
     request = make_request(model, prompt, image, video, groups)
     request = replace(request, drafter=make_drafter(processor, **groups["draft"]))
     _warn_if_formatted([request])
-    progress = None if callback is None else lambda id, done, total: callback(done, total)
-    prefixes = check_prompt_cache(prompt_cache)
-    iterator = TokenIterator(model, processor, progress=progress, reuse=prefixes or False, **groups["engine"])
-    stream = _stream(iterator, request)
-    return _print_stream(stream, prompt) if verbose else stream
+    callbacks = [] if callback is None else [callback]
+    settings: dict[str, Any] = {"progress": _progress(callbacks), "reuse": check_prompt_cache(prompt_cache) or False}
+    stream = _stream(TokenIterator(model, processor, **settings, **groups["engine"]), request)
+    return _print_stream(stream, prompt, callbacks) if verbose else stream
 
 
 def batch_generate(
@@ -154,7 +154,8 @@ def batch_generate(
     drafter = make_drafter(processor, **groups["draft"])
     requests = [replace(request, drafter=drafter) for request in requests]
     _warn_if_formatted(requests)
-    progress = _total_progress(other.pop("prompt_progress_callback", None))
+    callback = other.pop("prompt_progress_callback", None)
+    progress = None if callback is None else _progress([callback])
     prompt_cache = check_prompt_cache(other.pop("prompt_cache", None))
     settings = {**groups["engine"], **other, "group_by_shape": group_by_shape, "progress": progress}
     settings["reuse"] = prompt_cache or (reuse if len(requests) > 1 else False)
@@ -310,15 +311,14 @@ def _run_batch(iterator: TokenIterator, requests: Sequence[Request]) -> tuple[li
     return results, stats
 
 
-def _total_progress(callback: Callable[[int, int], None] | None) -> Callable[[int, int, int], None] | None:
+def _progress(callbacks: Sequence[Callable[[int, int], None]]) -> Callable[[int, int, int], None]:
     """Progress of all rows as one: prompt tokens computed, and those of all prompts that were begun."""
-    if callback is None:
-        return None
     rows: dict[int, tuple[int, int]] = {}
 
     def progress(id: int, done: int, total: int) -> None:
         rows[id] = done, total
-        callback(sum(done for done, _ in rows.values()), sum(total for _, total in rows.values()))
+        for callback in callbacks:
+            callback(sum(done for done, _ in rows.values()), sum(total for _, total in rows.values()))
 
     return progress
 
@@ -353,14 +353,19 @@ def _image_sizes(results: Sequence[GenerationResult]) -> list[Any]:
 # What a person is shown
 
 
-def _print_stream(stream: Iterator[GenerationResult], prompt: Prompt) -> Iterator[GenerationResult]:
-    """The same stream, printed as it comes, with the prompt before and the statistics after it."""
+def _print_stream(
+    stream: Iterator[GenerationResult], prompt: Prompt, callbacks: list[Callable[[int, int], None]]
+) -> Iterator[GenerationResult]:
+    """The same stream, printed as it comes, with the prompt before and the statistics after it. callbacks: those of
+    progress, which a bar joins."""
     print("=" * 10)
     print("Prompt:", _format_prompt(prompt), end="\n\n", flush=True)
     last = GenerationResult()
-    for last in stream:
-        print(last.text, end="", flush=True)
-        yield last
+    with closing(PromptBar()) as bar:
+        callbacks.append(bar.update)
+        for last in stream:
+            print(last.text, end="", flush=True)
+            yield last
     print("\n" + statistics(last), flush=True)
 
 

@@ -72,6 +72,7 @@ class PromptBar:
         # A short prompt is one step, however long that takes: nobody else would tell the bar that time passes.
         self._timer = threading.Timer(seconds, self._show)
         if self._bar is not None:
+            self._bar.delay = seconds
             self._timer.daemon = True
             self._timer.start()
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
+from ..engine.drafters import DraftModel, PromptLookup, same_vocabulary
 from ..engine.modes import Drafter
 from ..engine.params import StoppingCriterion, check_callable
-from ..engine.speculative import DraftModel, PromptLookup, same_vocabulary
 from ..engine.store import PrefixCache
 from ..errors import UnsupportedError
 from ..models.base import Model

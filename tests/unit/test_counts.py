@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +16,7 @@ from parity import media
 from mlx_vlgen import MediaInputs, Request, SamplingParams, TokenIterator, generate
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import batch
+from mlx_vlgen.engine.drafters import DraftModel
 from mlx_vlgen.inputs import template_sandbox
 
 TOKENS = 6
@@ -188,3 +191,17 @@ def test_nothing_is_done_twice_for_a_request(family: Family, monkeypatch: pytest
     monkeypatch.setattr(template_sandbox, "render", rendering)
     generate(family.model, family.processor, prompt, max_tokens=1)
     assert calls == {"template": 2, "encode": 3}
+
+
+def test_a_draft_models_forward_a_guess_for_all_rows(family: Family) -> None:
+    """Three guesses take a forward on what is new to it, and two more; no guess is read before all are made."""
+    counted, draft = Counted(family), Counted(family)
+    with TokenIterator(counted.model, family.processor) as iterator:
+        for name in ("words5", "img1", "words16"):
+            drafter = partial(DraftModel, draft.model, 3, reads_media=True)
+            iterator.add(replace(request(family, name, tokens=13), drafter=drafter))
+        list(iterator)
+    steps = counted.number("step")
+    assert steps == 3  # of four tokens each, after the first
+    guesses = [shape for _, shape in draft.events if shape in ((3, 1), (3, 4))]
+    assert guesses == [(3, 1)] * 3 + [(3, 4), (3, 1), (3, 1)] * (steps - 1)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlx_vlgen import Request, SamplingParams
@@ -108,3 +108,51 @@ def test_ties_with_the_last_stay() -> None:
     [(_, group)] = BatchSampler([row(0, {"temperature": 1.0, "top_k": 5})]).groups
     ids, remaining = group.truncate(mx.array(scores))
     assert np.array(ids)[0, np.isfinite(np.array(remaining)[0])].tolist() == list(range(100, 120))
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(2, 200)),
+    nucleus=st.integers(1, 40),
+    shares=st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.9, 0.999, 1.0]), min_size=3, max_size=3),
+    levels=st.sampled_from([2, 7, 10**6]),
+    min_keep=st.integers(1, 6),
+    seed=st.integers(0, 99),
+    forbidden=st.sampled_from([0.0, 0.9]),
+)
+@example(shape=(1, 200), nucleus=20, shares=[0.2], levels=2, min_keep=1, seed=8, forbidden=0.0)  # ends among equals
+def test_a_nucleus_is_that_of_the_whole_order(
+    shape: tuple[int, int],
+    nucleus: int,
+    shares: list[float],
+    levels: int,
+    min_keep: int,
+    seed: int,
+    forbidden: float,
+) -> None:
+    """The very tokens, of equal ones too, wherever it ends and whatever rows stand beside it."""
+    random = np.random.default_rng(seed)
+    scores = (random.integers(0, levels, shape) * (8 / levels)).astype(np.float32)
+    scores[:, 1:][random.random((shape[0], shape[1] - 1)) < forbidden] = -np.inf
+    for transform in (transforms.top_p, transforms.typical_p):
+        found = []
+        for size in (nucleus, None):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(transforms, "NUCLEUS", size)
+                share = mx.array(shares[: shape[0]])[:, None]
+                found.append(np.array(transform(mx.array(scores), share, min_keep)))
+        assert np.array_equal(*found)
+
+
+def test_a_narrow_nucleus_sorts_no_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, sort = list[int](), mx.argsort
+
+    def counting(array: mx.array, axis: int) -> mx.array:
+        sizes.append(array.shape[-1])
+        return sort(array, axis=axis)
+
+    monkeypatch.setattr(transforms, "NUCLEUS", 64)
+    monkeypatch.setattr(mx, "argsort", counting)
+    scores = mx.array(np.random.default_rng(8).permutation(3000).astype(np.float32))[None]
+    for settings in ({"top_p": 0.9}, {"typical_p": 0.9}, {"top_p": 0.99, "min_p": 0.01}):
+        BatchSampler([row(0, {"temperature": 1.0, **settings})])(scores, 0)
+    assert sizes == [64] * 3

@@ -4,6 +4,7 @@ and for the built-in model over whole caches too."""
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,8 +17,8 @@ from hypothesis import strategies as st
 from invariants.family import Family
 
 from mlx_vlgen import GenerationResult, Request, SamplingParams, TokenIterator
+from mlx_vlgen.engine.drafters import DraftModel, PromptLookup
 from mlx_vlgen.engine.kv_settings import KVSettings
-from mlx_vlgen.engine.speculative import DraftModel, PromptLookup
 from mlx_vlgen.errors import UnsupportedError
 from mlx_vlgen.inputs.prompt import Prompt
 
@@ -166,6 +167,34 @@ def test_another_model_may_guess_what_it_likes(name: str, drafts: str, load_fami
     drafted = [replace(request, drafter=lambda: DraftModel(other.model, 3, "heuristic")) for request in plain]
     for expected, result in zip(run(family, plain), run(family, drafted), strict=True):
         assert list(result.tokens) == list(expected.tokens)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "gemma3_text"])
+def test_rows_that_come_and_go_have_the_guesses_that_they_have_alone(name: str, load_family: LoadFamily) -> None:
+    """So the draft model's cache is right: of rows that join late, of any length, beside some that end or are
+    cancelled, with pictures, whose rotary positions lag, and layers with a window."""
+    family = load_family(name)
+    schedules = [(3, "constant", 0.0), (1, "heuristic", 0.0), (4, "heuristic", 0.0), (4, "constant", 0.1)]
+    drafters = [partial(DraftModel, family.model, *schedule, name == "qwen3_vl") for schedule in schedules]
+    rows = requests_of(family, WHOLE, temperature=0.3, logit_bias=dict.fromkeys(family.ends, -1e9))
+    for i, (row, drafter) in enumerate(zip(rows, drafters, strict=True)):
+        rows[i] = replace(row, drafter=drafter, sampling=replace(row.sampling, max_tokens=8 + 5 * i))
+    expected = [run(family, [row])[0] for row in rows]
+    assert any(0 < result.accepted_tokens < result.drafted_tokens for result in expected)
+    waiting, ended = [0, 3, 1, 0, 2, 3], dict[int, tuple[int, GenerationResult]]()
+    with TokenIterator(family.model, family.processor) as iterator:
+        ids = {iterator.add(rows[0]): 0}
+        for count, (id, result) in enumerate(iterator):
+            if result.finish_reason:
+                ended[id] = ids[id], result
+            if count == 5:
+                iterator.cancel(next(iter(ids)))
+            if count % 3 == 0 and len(ids) < len(waiting):
+                ids[iterator.add(rows[waiting[len(ids)]])] = waiting[len(ids)]
+    for row, result in list(ended.values())[1:]:
+        assert list(result.tokens) == list(expected[row].tokens)
+        counts = result.drafted_tokens, result.accepted_tokens
+        assert counts == (expected[row].drafted_tokens, expected[row].accepted_tokens)
 
 
 def test_a_draft_below_the_confidence_is_not_made(load_family: LoadFamily) -> None:

@@ -26,8 +26,8 @@ from mlx_vlgen import (
     stream_generate,
 )
 from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine.drafters import PromptLookup
 from mlx_vlgen.engine.modes import Beams
-from mlx_vlgen.engine.speculative import PromptLookup
 from mlx_vlgen.engine.structured import Constraint, Form, Forms
 from mlx_vlgen.engine.text import TextStream
 from mlx_vlgen.errors import PromptError, UnsupportedError

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ import mlx_vlgen
 from mlx_vlgen import Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine.cache import make_cache
+from mlx_vlgen.engine.drafters import DraftModel, PromptLookup
 from mlx_vlgen.engine.intake import end_tokens
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.engine.modes import Guidance, Past
-from mlx_vlgen.engine.speculative import DraftModel
 from mlx_vlgen.errors import LoadError, PromptError
 from mlx_vlgen.inputs.prompt import Media, Prompt
 from mlx_vlgen.models.base import Embedded
@@ -210,6 +211,23 @@ def test_a_drafters_error_is_its_rows(demo: Family) -> None:
     bad = Request("Hello", sampling=sampling, drafter=lambda: Guesses(fail))
     first, result = last(demo.model, demo.processor, good, bad)
     assert first.error is None and isinstance(result.error, ZeroDivisionError)
+
+
+def test_a_draft_models_error_is_its_rows() -> None:
+    """Of all for which it guesses together, and of nobody else."""
+
+    class Failing(Chain):
+        def forward(self, inputs: Any, cache: Any, at: Any = None) -> Any:
+            if len(inputs.tokens) > 1:
+                raise ZeroDivisionError("mine")
+            return super().forward(inputs, cache, at)
+
+    target, draft = Chain(np.eye(8)), Failing(np.eye(8))
+    plain = Request(ids(0), sampling=SamplingParams(max_tokens=12))
+    drafted = replace(plain, drafter=lambda: DraftModel(draft))
+    *good, first, second = last(target, Letters(8), plain, replace(plain, drafter=PromptLookup), drafted, drafted)
+    assert [result.generation_tokens for result in good] == [12, 12]
+    assert isinstance(first.error, ZeroDivisionError) and isinstance(second.error, ZeroDivisionError)
 
 
 def test_a_draft_model_with_fewer_rows_guesses_what_it_can() -> None:
