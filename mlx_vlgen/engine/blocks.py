@@ -1,5 +1,7 @@
 """What a `PrefixCache` holds: blocks of keys and values, and features of pictures."""
 
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,12 +35,36 @@ class Block:
         return int(self.units.nbytes) + sum(array.nbytes for array in self.arrays)
 
 
-@dataclass(eq=False)
-class Picture:
-    """What a vision tower gave for a picture or video."""
+class FeatureCache:
+    """What a vision tower gave for pictures and videos, by key. max_bytes: how much it holds at most; what was used
+    least recently goes first."""
 
-    features: Features
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[bytes, Features] = OrderedDict()  # least recently used first
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in (self.features.embeds, *self.features.deepstack))
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+            self.nbytes = 0
+
+    def get(self, key: bytes) -> Features | None:
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def add(self, key: bytes, features: Features) -> None:
+        with self._lock:
+            if key in self._entries or _size(features) > self.max_bytes:
+                return
+            self._entries[key] = features
+            self.nbytes += _size(features)
+            while self.nbytes > self.max_bytes:
+                self.nbytes -= _size(self._entries.popitem(last=False)[1])
+
+
+def _size(features: Features) -> int:
+    return sum(array.nbytes for array in (features.embeds, *features.deepstack))

@@ -16,7 +16,7 @@ from ..inputs.expansions import Expansions
 from ..inputs.prompt import Media, Prompt
 from ..models.base import Features, Full, LayerKind, Model, Opaque
 from . import cache as kv
-from .blocks import Block, Picture
+from .blocks import Block, FeatureCache
 from .columns import Run
 from .disk import Disk, identity
 from .kv_settings import KVSettings
@@ -28,7 +28,7 @@ MEMORY_SHARE = 0.25
 """Of the memory that is free without it, what a cache takes where nothing says how much."""
 
 MEDIA_SHARE, MEDIA_BYTES = 0.125, 512 << 20
-"""Of a cache, what its processed media take at most, and in bytes."""
+"""Of a cache, what processed media take at most, and in bytes; and their features as much again."""
 
 INSIDE_BYTES = 64 << 20
 """The same where they only serve rows that are inside together, which mostly do not share any."""
@@ -63,7 +63,8 @@ def prefixes(reuse: "bool | PrefixCache", model: Model) -> "Prefixes | None":
     if not reuse:
         return None
     cache = PrefixCache()
-    cache.expansions.max_bytes = min(cache.expansions.max_bytes, INSIDE_BYTES)
+    for media in (cache.expansions, cache.features):
+        media.max_bytes = min(media.max_bytes, INSIDE_BYTES)
     return cache.of(model, all_rows=False)
 
 
@@ -94,11 +95,18 @@ class PrefixCache:
         self._writer = ThreadPoolExecutor(1, "mlx_vlgen writer")  # its thread starts when it is first used
         self._lock = threading.RLock()
         self._models: list[tuple[weakref.ref[Model], bytes]] = []  # each with the key of its first blocks
-        self._entries: OrderedDict[bytes, Block | Picture] = OrderedDict()  # least recently used first
+        self._blocks: OrderedDict[bytes, Block] = OrderedDict()  # least recently used first
         self._following: dict[bytes, dict[bytes, Block]] = {}  # blocks by that of their parent
-        self.nbytes = 0  # of all blocks
-        self.expansions = Expansions(min(MEDIA_BYTES, int(MEDIA_SHARE * self._limit())))  # media as they were processed
+        self._block_bytes = 0
+        limit = int(MEMORY_SHARE * (memory_available() or 0)) if max_bytes is None else max_bytes
+        for_media = min(MEDIA_BYTES, int(MEDIA_SHARE * limit))
+        self.expansions, self.features = Expansions(for_media), FeatureCache(for_media)
         self.version = 0  # changes when something is stored
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that it holds in memory."""
+        return self._block_bytes + self.expansions.nbytes + self.features.nbytes
 
     def clear(self) -> None:
         """Forget all, on disk too."""
@@ -106,10 +114,11 @@ class PrefixCache:
         with self._lock:
             if self._disk:
                 self._disk.clear()
-            self._entries.clear()
+            self._blocks.clear()
             self._following.clear()
-            self.nbytes = 0
+            self._block_bytes = 0
             self.expansions.clear()
+            self.features.clear()
 
     @property
     def on_disk(self) -> bool:
@@ -156,66 +165,54 @@ class PrefixCache:
         """They were used. No block goes before those after it."""
         with self._lock:
             for block in reversed(blocks):
-                if block.key in self._entries:
-                    self._entries.move_to_end(block.key)
+                if block.key in self._blocks:
+                    self._blocks.move_to_end(block.key)
 
     def load(self, blocks: Sequence[Block]) -> bool:
         """Have a chain that `candidates` found in memory, and say whether that went well."""
+        keys = [block.key for block in blocks]
         with self._lock:
-            new = [block for block in blocks if block.key not in self._entries]
+            new = [block for block in blocks if block.key not in self._blocks]
         if new and not (self._disk and self._disk.load(new)):
             return False
         with self._lock:  # another thread may have read them meanwhile, or what is before them may be gone
             read = {block.key: block for block in new}
-            chain = [self._entries.get(block.key) or read.get(block.key) for block in blocks]
-            if new and all(isinstance(block, Block) for block in chain):
-                self._insert([block for block in chain if isinstance(block, Block)])
+            chain = [block for key in keys if (block := self._blocks.get(key) or read.get(key))]
+            if new and len(chain) == len(blocks):
+                self._insert(chain)
         return True
 
-    def get(self, key: bytes) -> Block | Picture | None:
-        """What is stored as `key`, which is used by that."""
+    def get(self, key: bytes) -> Block | None:
         with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-            return self._entries.get(key)
+            return self._blocks.get(key)
 
     def add(self, blocks: Sequence[Block]) -> None:
         """Store a chain of blocks, some perhaps in the place of those with the same key."""
         with self._lock:
-            changed = {block.key for block in blocks if self._entries.get(block.key) is not block}
+            changed = {block.key for block in blocks if self._blocks.get(block.key) is not block}
             self._insert(blocks)
         if self._disk and changed:
             self._writer.submit(self._disk.write, blocks, changed)
 
     def _insert(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
-            self._set(block.key, block)
+            known = self._blocks.get(block.key)
+            self._block_bytes += block.nbytes - (known.nbytes if known else 0)
+            self._blocks[block.key] = block
             self._following.setdefault(block.parent, {})[block.key] = block
         self.touch(blocks)
         self.version += 1
         self._shrink()
 
-    def add_picture(self, key: bytes, picture: Picture) -> None:
-        with self._lock:
-            self._set(key, picture)
-            self._shrink()
-
-    def _set(self, key: bytes, entry: Block | Picture) -> None:
-        known = self._entries.get(key)
-        self.nbytes += entry.nbytes - (known.nbytes if known else 0)
-        self._entries[key] = entry
-        self._entries.move_to_end(key)
-
     def _shrink(self) -> None:
         limit = self._limit()
-        while self.nbytes + self.expansions.nbytes > limit and self._entries:
-            key, entry = self._entries.popitem(last=False)
-            self.nbytes -= entry.nbytes
-            if isinstance(entry, Block):
-                siblings = self._following[entry.parent]
-                del siblings[key]
-                if not siblings:
-                    del self._following[entry.parent]
+        while self.nbytes > limit and self._blocks:
+            key, block = self._blocks.popitem(last=False)
+            self._block_bytes -= block.nbytes
+            siblings = self._following[block.parent]
+            del siblings[key]
+            if not siblings:
+                del self._following[block.parent]
 
     def _limit(self) -> int:
         if self._max_bytes is not None:
@@ -268,16 +265,13 @@ class Prefixes:
 
     def features(self, medium: Media) -> Features | None:
         """What the vision tower gave for equal pixels."""
-        known = self.cache.get(self.root + medium.key.encode())
-        return known.features if isinstance(known, Picture) else None
+        return self.cache.features.get(self.root + medium.key.encode())
 
     def store_features(self, media: Sequence[Media], features: Sequence[Features]) -> None:
         """Store what is evaluated, of media that are known by their key."""
-        if not self.all_rows:
-            return
         for medium, known in zip(media, features, strict=True):
             if isinstance(medium.identity, str):
-                self.cache.add_picture(self.root + medium.key.encode(), Picture(known))
+                self.cache.features.add(self.root + medium.key.encode(), known)
 
     def store(self, units: Units, settings: KVSettings, cache: kv.Cache, row: int, states: Any = None) -> None:
         """Store a row's first positions, all of which `cache` holds. states: those of its recurrent layers after the
@@ -297,7 +291,7 @@ class Prefixes:
         for start, key in zip(range(0, len(units), BLOCK), block_keys(root, units), strict=True):
             part = units[start : start + BLOCK]
             stop, known = start + len(part), self.cache.get(key)
-            had = known if isinstance(known, Block) else Block(key, parent, part, [[] for _ in cache], {})
+            had = known or Block(key, parent, part, [[] for _ in cache], {})
             more, at_end = dict[int, list[Run]](), dict[int, list[mx.array]]()
             for index, layer in enumerate(cache):
                 if not isinstance(layer, StateCache):

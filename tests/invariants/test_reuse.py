@@ -26,9 +26,9 @@ from mlx_vlgen import (
     stream_generate,
 )
 from mlx_vlgen.engine import batch, disk, prefix, scheduler, store
+from mlx_vlgen.engine.drafters import PromptLookup
 from mlx_vlgen.engine.kv_settings import SINKS, KVSettings
 from mlx_vlgen.engine.modes import Beams
-from mlx_vlgen.engine.speculative import PromptLookup
 from mlx_vlgen.inputs.prompt import Prompt
 from mlx_vlgen.inputs.tensors import pack
 
