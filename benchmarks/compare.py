@@ -415,7 +415,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="a real tokenizer, and its processor's files")
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="where to make checkpoints, or find them")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--write", type=Path, nargs="+", metavar="JSON", help="make the tables of the pages and the chart")
+    parser.add_argument("--write", type=Path, nargs="+", metavar="JSON", help="make the pages' tables and the chart")
     args = parser.parse_args()
     if args.bits and not args.shape:
         parser.error("--bits needs --shape")

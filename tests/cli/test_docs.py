@@ -16,12 +16,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from invariants.family import Family
 from PIL import Image
 
+import mlx_vlgen
 from mlx_vlgen import cli
 from mlx_vlgen.convert import convert
 from mlx_vlgen.demo import MODEL as DEMO
@@ -35,7 +38,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 HUB = re.compile(r"(?:mlx-community|Qwen)/[\w.-]+")
 BLOCK = re.compile(r"^(?:<!-- not run: ([^\n]+) -->\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"(?:^|\s+)# .*$", re.MULTILINE)
-OPERATORS = {"|", ">", "<", "<<", "&&", ";", "&"}
+OPERATORS = {">", "<", "<<", "&&", ";", "&"}
 COMMANDS: dict[str, Callable[..., int]] = {
     "generate": cli.main_generate,
     "chat": cli.main_chat,
@@ -77,6 +80,11 @@ def shell_commands(text: str) -> Iterator[tuple[str, list[str]]]:
     assert not pending.strip(), pending
 
 
+def split_at(parts: list[str], separator: str) -> list[list[str]]:
+    ends = [i for i, part in enumerate(parts) if part == separator]
+    return [parts[start:end] for start, end in zip([0, *(end + 1 for end in ends)], [*ends, len(parts)], strict=True)]
+
+
 def command_of(parts: list[str]) -> tuple[Callable[..., int], list[str]] | None:
     """A function of `cli` and its arguments; None for what a shell must run."""
     if OPERATORS & set(parts):
@@ -96,8 +104,8 @@ def draw_files(folder: Path) -> None:
     (folder / "photos").mkdir()
     (folder / "scans").mkdir()
     for name, source in {
-        "photo.jpg": "shapes", "a.jpg": "shapes", "b.jpg": "trio", "photos/beach.jpg": "shapes", "photos/hill.jpg": "trio",
-        "scans/scan.pdf": "hello",
+        "photo.jpg": "shapes", "a.jpg": "shapes", "b.jpg": "trio", "photos/beach.jpg": "shapes",
+        "photos/hill.jpg": "trio", "scans/scan.pdf": "hello",
     }.items():  # fmt: skip
         Image.open(pictures / f"{source}.png").convert("RGB").resize((112, 112)).save(folder / name)
     with av.open(folder / "clip.mp4", "w") as container:
@@ -118,10 +126,24 @@ def draw_files(folder: Path) -> None:
 
 @pytest.fixture
 def shell(
-    invoke: Callable[..., Outcome], environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    invoke: Callable[..., Outcome],
+    environment: dict[str, str],
+    load_family: Callable[[str], Family],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
     """Run a block of sh in a folder with the files that pages name, and return what it prints: this package's commands
-    in this process, all else, and what has a pipe, in bash."""
+    in this process, with what comes out of a pipe before them, and all else in bash."""
+    really_load = mlx_vlgen.load
+
+    def load(name: str, **options: Any) -> tuple[Any, Any]:
+        """The built-in model that all tests share, unless it is to be changed."""
+        if name != "demo" or any(options.values()):
+            return really_load(name, **options)
+        demo = load_family("demo")
+        return demo.model, demo.processor
+
+    monkeypatch.setattr(mlx_vlgen, "load", load, raising=False)
     for name, value in {
         "MLX_VLGEN_MODEL": "demo", "HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -134,15 +156,18 @@ def shell(
     def run(text: str) -> str:
         printed = ""
         for command, parts in shell_commands(text):
-            ours = command_of(parts)
+            *piped, last = split_at(parts, "|")
+            ours = command_of(last)
+            script = command.rpartition(" | ")[0] if ours else command
+            bash = ["bash", "-eo", "pipefail", "-c", script]
+            done = subprocess.run(bash, capture_output=True, check=False) if piped or not ours else None
+            assert not done or done.returncode == 0, f"{command}{done.stderr.decode()}"
+            out = done.stdout.decode(errors="replace") if done else ""
             if ours:
-                monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+                stdin = io.BytesIO(done.stdout if done else b"")
+                monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stdin, encoding="utf-8"))
                 code, out, err = invoke(*ours[1], command=ours[0])
-            else:
-                bash = ["bash", "-eo", "pipefail", "-c", command]
-                done = subprocess.run(bash, capture_output=True, text=True, check=False)
-                code, out, err = done.returncode, done.stdout, done.stderr
-            assert code == 0, f"{command}{err}"
+                assert code == 0, f"{command}{err}"
             printed += out
         return printed
 
@@ -176,6 +201,11 @@ def test_every_block_runs(page: Path, shell: Run, python: Run) -> None:
             printed = (shell if block.language == "sh" else python)(text)
         elif block.language == "text":
             assert block.text == printed
+        elif block.language == "json":  # a row of a job
+            shown, row = json.loads(block.text), json.loads(Path("captions.jsonl").read_text().splitlines()[0])
+            assert list(shown) == list(row) and list(shown["usage"]) == list(row["usage"])
+    if page.stem == "batch":
+        assert Path("photos/beach.txt").read_text().startswith("a photo of photos, ")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
