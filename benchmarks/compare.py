@@ -1,7 +1,7 @@
 """Ours, mlx-vlm and transformers on the same checkpoint, in turn: one command, medians and ratios.
 
     python benchmarks/compare.py --preset cpu --peer PYTHON --transformers PYTHON [--json benchmarks/results/cpu.json]
-    python benchmarks/compare.py --write benchmarks/results/*.json      the README's tables and the chart
+    python benchmarks/compare.py --write benchmarks/results/*.json      the tables of the pages, and the chart
 
 A checkpoint of a real shape with random weights is made, without torch; nothing is downloaded. Each engine has a
 process of its own, in its own Python, which stays loaded; a workload goes to ours, mlx-vlm, transformers, ours ...
@@ -418,7 +418,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="a real tokenizer, and its processor's files")
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="where to make checkpoints, or find them")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--write", type=Path, nargs="+", metavar="JSON", help="make the README's tables and the chart")
+    parser.add_argument("--write", type=Path, nargs="+", metavar="JSON", help="make the pages' tables and the chart")
     args = parser.parse_args()
     if args.bits and not args.shape:
         parser.error("--bits needs --shape")

@@ -28,6 +28,10 @@ READING = (
     "own. A ratio is ours over the column before it: for seconds less is better, for tokens a second more. The floor "
     "is what reading the weights or multiplying the matrices takes alone, at the rates measured in the run."
 )
+NOTHING = "Nothing is measured yet.\n"
+ALT = "Speed beside others"
+SHORT = ("picture", "turn", "questions", "decode-1", "batch-8", "sizes-64", "start")
+"""The workloads that the README names."""
 RATES = ("decode", "batch", "questions")
 """Kinds of workload of which more is better."""
 
@@ -153,11 +157,24 @@ def report(results: Results) -> str:
 
 
 def section(every: Sequence[Results]) -> str:
-    """The README's text."""
+    """All that docs/speed.md says."""
     if not every:
-        return "Nothing is measured yet.\n"
-    reports = "\n".join(map(report, every))
-    return f"![Speed beside others]({CHART.relative_to(ROOT).as_posix()})\n\n{READING}\n\n{reports}"
+        return NOTHING
+    return f"![{ALT}](../{CHART.relative_to(ROOT).as_posix()})\n\n{READING}\n\n" + "\n".join(map(report, every))
+
+
+def summary(every: Sequence[Results]) -> str:
+    """What the README says: the chart, and a few rows of each run."""
+    if not every:
+        return NOTHING
+    out = f"![{ALT}]({CHART.relative_to(ROOT).as_posix()})\n"
+    for results in every:
+        for run in results["runs"]:
+            short = {**run, "workloads": [row for row in run["workloads"] if row["name"] in SHORT]}
+            where = results["machine"]["gpu"] or f"{results['machine']['cpu']}, {results['machine']['cores']} cores"
+            out += f"\n{where}, {heading(run)}, medians of {results['repeat']}:\n\n"
+            out += speed_table(short, results["repeat"])
+    return out
 
 
 # The chart
@@ -232,18 +249,23 @@ def read(paths: Sequence[Path]) -> list[Results]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
 
 
-def in_readme(readme: str) -> str:
-    """The text between its two marks."""
-    return readme.partition(BEGIN)[2].partition(END)[0]
+def written(page: str) -> str:
+    """A page's text between its two marks."""
+    return page.partition(BEGIN)[2].partition(END)[0]
 
 
 def write(paths: Sequence[Path]) -> None:
-    """Into the README, and the chart beside the results."""
+    """Into the two pages, and the chart beside the results."""
     every = read(paths)
-    readme = ROOT / "README.md"
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    if not begin:
-        raise SystemExit(f"{readme.name} has no line {BEGIN.strip()!r} to write after.")
-    readme.write_text(before + BEGIN + section(every) + END + rest.partition(END)[2], encoding="utf-8")
+    for name, make in PAGES.items():
+        page = ROOT / name
+        before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        if not begin:
+            raise SystemExit(f"{name} has no line {BEGIN.strip()!r} to write after.")
+        page.write_text(before + BEGIN + make(every) + END + rest.partition(END)[2], encoding="utf-8")
     if every:
         CHART.write_text(chart(every), encoding="utf-8")
+
+
+PAGES = {"docs/speed.md": section, "README.md": summary}
+"""What is written into each page."""

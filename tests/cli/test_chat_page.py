@@ -1,21 +1,11 @@
-"""docs/chat.md: its commands parse or run, and its lists are the program's."""
+"""docs/chat.md: its lists are the program's."""
 
 import re
-import shlex
 from pathlib import Path
 
 from mlx_vlgen.chat_lines import COMMANDS, context_warning
-from mlx_vlgen.flags import chat_parser
 
 PAGE = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
-SHELL = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-
-
-def test_its_commands_parse() -> None:
-    started = [line for line in SHELL if line.startswith("python -m mlx_vlgen.chat")]
-    assert len(started) == 4
-    for line in started:
-        chat_parser("chat").parse(shlex.split(line)[3:])
 
 
 def test_its_list_of_commands_is_the_programs() -> None:

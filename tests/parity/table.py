@@ -1,4 +1,4 @@
-"""The README's table of families, measured.
+"""The table of families in docs/families.md, measured.
 
     cd tests && python -m parity.table [--write]
 
@@ -28,7 +28,7 @@ from . import expected, ours
 from .layouts import LAYOUTS, REFERENCE, read_json, write_checkpoint
 from .weights import projection
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 MEASURED = REFERENCE / "measured.json"
 BEGIN, END = "<!-- families: made by tests/parity/table.py -->\n", "<!-- end of families -->"
 HEADER = (
@@ -134,14 +134,14 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
     return HEADER + "".join(row(name, measured[name]) for name in sorted(measured, key=order))
 
 
-def in_readme() -> str:
-    """The README's text between its two marks."""
-    return README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+def written() -> str:
+    """The page's text between its two marks."""
+    return PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="into the README, and measured.json beside the references")
+    parser.add_argument("--write", action="store_true", help="into the page, and measured.json beside the references")
     args = parser.parse_args()
     measured = {}
     for name in expected.families():
@@ -155,8 +155,8 @@ def main() -> None:
     print(table(measured))
     if args.write:
         MEASURED.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        README.write_text(before + BEGIN + table(measured) + END + rest.partition(END)[2], encoding="utf-8")
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(before + BEGIN + table(measured) + END + rest.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`benchmarks/compare.py`: the README's tables and chart are what the results give, and what is pure in it."""
+"""`benchmarks/compare.py`: the tables of the pages and the chart are what the results give, and what is pure in it."""
 
 import copy
 import importlib
@@ -64,11 +64,10 @@ def results() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_readme_and_the_chart_are_what_the_results_give(compare: Any) -> None:
+def test_the_pages_and_the_chart_are_what_the_results_give(compare: Any) -> None:
     every = compare.report.read(list(compare.report.RESULTS.glob("*.json")))
-    assert compare.report.in_readme((ROOT / "README.md").read_text(encoding="utf-8")) == compare.report.section(
-        every
-    ), REMEDY
+    for name, make in compare.report.PAGES.items():
+        assert compare.report.written((ROOT / name).read_text(encoding="utf-8")) == make(every), (name, REMEDY)
     if every:
         assert compare.report.CHART.read_text(encoding="utf-8") == compare.report.chart(every), REMEDY
 

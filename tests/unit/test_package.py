@@ -53,6 +53,18 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
     assert (ran.stdout, ran.stderr) == ("[]\n", "")
 
 
+def test_help_needs_no_extra_and_no_backend() -> None:
+    """What `pip install` without extras gives on Linux: no backend of MLX, and none of the optional packages."""
+    absent = ("mlx", "av", "pillow_heif", "llguidance", "prompt_toolkit", "pyarrow", "pypdfium2")
+    ran = python(
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import mlx_vlgen\nfrom mlx_vlgen import cli\n"
+        "for main in (cli.main_generate, cli.main_chat, cli.main_batch, cli.main_convert):\n"
+        "    try: main(['--help'])\n"
+        "    except SystemExit as end: assert not end.code"
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_dir_and_all_list_the_public_names() -> None:
     assert set(mlx_vlgen.__all__) == {*mlx_vlgen._MODULES, "__version__"}
     assert set(mlx_vlgen.__all__) <= set(dir(mlx_vlgen))
