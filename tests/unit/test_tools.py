@@ -32,6 +32,7 @@ _MISTRAL_LIST = """{% for m in messages if m.tool_calls %}[TOOL_CALLS] [{% for t
 _LFM2 = """<|tool_list_start|>{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"""
 _QUESTION = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}{# tools #}"
 
+# The published templates of Qwen3-VL, Qwen3.5, Gemma 4 and Llama 3.2 Vision, and those above.
 TEMPLATES = {
     "hermes": (TOKENIZERS / "qwen" / "chat_template.jinja").read_text(),
     "tags": (TOKENIZERS / "qwen3_5" / "chat_template.jinja").read_text(),
