@@ -8,8 +8,9 @@ import io
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,7 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     text = read_prompt(args)
     check_files([*args.image, *args.video])
     messages = make_messages(args, text)
+    picture = load_first_picture(messages) if args.boxes else None
 
     from .generate import statistics, stream_generate
 
@@ -131,6 +133,8 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
         notice(f"the answer was cut after {result.generation_tokens} tokens; --max-tokens allows more")
     if args.verbose and result is not None:
         print_stderr(statistics(result))
+    if picture is not None:
+        write_boxes(args.boxes, picture, model, processor, (result and result.answer) or "", keywords)
     return 0
 
 
@@ -146,10 +150,26 @@ def check_usage(parser: Parser, args: argparse.Namespace, keywords: dict[str, An
         parser.error("--prompt is empty")
     if [args.prompt, *args.image].count("-") > 1:
         parser.error("stdin can be read once: give only one - for --prompt and --image")
+    if args.boxes is not None:
+        out = Path(args.boxes)
+        if not args.image:
+            parser.error("--boxes draws on a picture: give --image")
+        if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp") or not out.parent.is_dir():
+            parser.error(f"--boxes {out}: expected a file in .png, .jpg or .webp, in a folder that is there")
+        if out.exists() and any(is_same_file(out, image) for image in args.image):
+            parser.error(f"--boxes {out}: that is the picture itself; give a new file")
     try:
         check_keywords(keywords)
     except ValueError as error:
         usage_error(parser, error)
+
+
+def is_same_file(out: Path, source: str) -> bool:
+    from .inputs.media import is_local, local_path
+
+    with suppress(OSError, ValueError):
+        return source != "-" and is_local(source) and out.samefile(local_path(source))
+    return False
 
 
 def make_messages(args: argparse.Namespace, text: str) -> list[dict[str, Any]]:
@@ -161,6 +181,34 @@ def make_messages(args: argparse.Namespace, text: str) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text})
     return messages
+
+
+def load_first_picture(messages: list[dict[str, Any]]) -> Any:
+    """The first picture, a PIL image, which takes its source's place: stdin and URLs are read once."""
+    from .inputs.media import load_image
+
+    part = messages[-1]["content"][0]
+    part["image"] = load_image(part["image"])
+    return part["image"]
+
+
+def write_boxes(
+    out: str, picture: Any, model: Any, processor: Any, answer: str, keywords: dict[str, Any]
+) -> None:  # fmt: skip
+    """Write the picture with what the answer names on it. Without any it is written as it is: a file that an earlier
+    run left must not pass for this answer's."""
+    from .grounding import draw, for_model
+    from .inputs.prompt import MediaInputs
+
+    sizes = {name: keywords[name] for name in ("resize_shape", "min_pixels", "max_pixels") if name in keywords}
+    marks = for_model(model, processor, MediaInputs(**sizes))(answer, picture.size)
+    draw(picture, marks).save(out)
+    counts = Counter(type(mark).__name__.lower() for mark in marks)
+    many = {"box": "boxes", "point": "points", "polygon": "polygons"}
+    found = ", ".join(f"{count} {name if count == 1 else many[name]}" for name, count in counts.items())
+    notice(
+        f"{out}: {found} drawn" if found else f"{out}: the answer names no box or point; this is the picture as it is"
+    )
 
 
 def run_batch(parser: Parser, arguments: Sequence[str] | None) -> int:

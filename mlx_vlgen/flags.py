@@ -82,6 +82,9 @@ def generate_parser(program: str) -> Parser:
     inputs.add_argument("--prompt", "-p", metavar="TEXT",
                       help='what to answer; - reads it from stdin (default: "Describe this image.")')  # fmt: skip
     inputs.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
+    inputs.add_argument("--boxes", metavar="OUT",
+                      help="draw the boxes and points that the answer names on the first picture, into a new "
+                      ".png, .jpg or .webp")  # fmt: skip
     add_model_flags(parser)
     add_option_groups(parser)
     parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")

@@ -1,0 +1,1 @@
+"""The server: an engine behind the interfaces that programs speak."""
