@@ -71,7 +71,9 @@ def shell_commands(text: str) -> Iterator[tuple[str, list[str]]]:
         head, here, rest = pending.partition("<<'")
         if here and line.strip() != rest.partition("'")[0]:  # a here-document that has not ended
             continue
-        lexer = shlex.shlex(COMMENT.sub("", head + here[:2]), posix=True, punctuation_chars=True)
+        if pending.endswith("\\\n"):
+            continue
+        lexer = shlex.shlex(COMMENT.sub("", head + here[:2]).replace("\\\n", ""), posix=True, punctuation_chars=True)
         lexer.commenters, lexer.whitespace_split = "", True
         try:
             parts = list(lexer)
@@ -238,7 +240,7 @@ def test_the_settings_are_all_keywords() -> None:
 
 def test_flags_in_docs_are_flags(invoke: Callable[..., Outcome]) -> None:
     known = {"--peer", "--transformers", "--count"}  # of benchmarks
-    for command in COMMANDS.values():
+    for command in (*COMMANDS.values(), cli.main_cache):
         known |= set(re.findall(r"--[a-z][a-z-]*", invoke("--help", command=command)[1]))
     for page in PAGES[1:]:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text(encoding="utf-8")))
