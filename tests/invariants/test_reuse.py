@@ -209,8 +209,7 @@ def test_a_new_picture_costs_that_picture(load_family: LoadFamily, name: str) ->
 
 
 @pytest.mark.parametrize("name", DETAILED)
-@pytest.mark.parametrize("chunk", [7, 2048])
-@pytest.mark.parametrize("all_rows", [False, True])
+@pytest.mark.parametrize(("chunk", "all_rows"), [(7, True), (2048, False)])
 def test_rows_that_begin_alike_are_computed_once(
     load_family: LoadFamily, name: str, chunk: int, all_rows: bool
 ) -> None:
