@@ -157,18 +157,23 @@ class Starved:
         return self._family.model(inputs, cache, at=at)
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(500, marks=pytest.mark.slow)])
-def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "reuse"), [(250, False), (100, True), pytest.param(500, True, marks=pytest.mark.slow)]
+)
+def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch, count: int, reuse: bool) -> None:
+    """reuse: of the few pictures that there are, which are then encoded too rarely to lack memory."""
     planned = courses(family, random.Random(5), count)
     expected = {course: single(family, course.row) for course in planned}
     active = settled()
     starved = Starved(family, planned, monkeypatch)
-    order = soak(starved, planned)
+    order = soak(starved, planned, reuse)
     assert settled() - active < 1e6
 
     reasons = Counter(course.ends[0].finish_reason for course in planned)
-    assert min(reasons[reason] for reason in ("stop", "length", "cancelled", "error")) > 3, reasons
-    assert min(starved.failed[what] for what in ("encode", "embed", "prefill", "join", "decode")) > 1, starved.failed
+    if not reuse:
+        assert min(reasons[reason] for reason in ("stop", "length", "cancelled", "error")) > 3, reasons
+        failed = [starved.failed[what] for what in ("encode", "embed", "prefill", "join", "decode")]
+        assert min(failed) > 1, starved.failed
     for course in planned:
         [last] = course.ends
         tokens, text = expected[course]
@@ -185,7 +190,7 @@ def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch, count: int) -> 
     assert len(starved.returned) < count / 10 < len(in_turn)
 
 
-def soak(starved: Starved, planned: Sequence[Course]) -> list[tuple[int, Course]]:
+def soak(starved: Starved, planned: Sequence[Course], reuse: bool) -> list[tuple[int, Course]]:
     """Run them all; ids and courses in the order of their first tokens."""
     named: dict[int, Course] = {}
     naming = threading.Lock()  # a row may speak before the thread that added it knows its id
@@ -205,7 +210,12 @@ def soak(starved: Starved, planned: Sequence[Course]) -> list[tuple[int, Course]
     with (
         ThreadPoolExecutor(1) as other,
         TokenIterator(
-            starved.model, starved.processor, max_batch_size=SLOTS, kv_token_budget=BUDGET, prefill_step_size=CHUNK
+            starved.model,
+            starved.processor,
+            max_batch_size=SLOTS,
+            kv_token_budget=BUDGET,
+            prefill_step_size=CHUNK,
+            reuse=reuse,
         ) as iterator,
     ):
         while coming or len(named) < len(planned) or any(not course.ends for course in planned):
