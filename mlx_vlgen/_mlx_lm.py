@@ -26,12 +26,19 @@ from mlx_lm.models.cache import (
 )
 from mlx_lm.models.rope_utils import initialize_rope
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
-from mlx_lm.tuner.dora import DoRALinear
-from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.utils import MODEL_REMAPPING, _get_classes, get_total_parameters, infer_quant_config
 from mlx_lm.utils import _transform_awq_weights as unpack_awq
 
 resource.setrlimit = _setrlimit
+
+
+def lora_layers() -> tuple[Any, Any, Any, Any]:
+    """LoRALinear, DoRALinear, LoRASwitchLinear and LoRAEmbedding: imported when an adapter is read, since mlx-lm's
+    training comes with them."""
+    from mlx_lm.tuner.dora import DoRALinear
+    from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
+
+    return LoRALinear, DoRALinear, LoRASwitchLinear, LoRAEmbedding
 
 
 def models_folder() -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._mlx_lm import DoRALinear, LoRAEmbedding, LoRALinear, LoRASwitchLinear, QuantizedSwitchLinear, SwitchLinear
+from .._mlx_lm import QuantizedSwitchLinear, SwitchLinear, lora_layers
 from .._runtime import mx, nn, tree_flatten, tree_unflatten
 from ..errors import LoadError
 from ..inputs.files import read_json, reading
@@ -167,13 +167,14 @@ def _wrap_layers(model: Model, adapters: Adapters, folder: Path) -> None:
 def _wrap_layer(path: str, layer: nn.Module, adapter: _LayerAdapter) -> nn.Module:
     if adapter.a is None or adapter.b is None:
         raise LoadError(f"The adapter has one of lora_a and lora_b for {path}; expected both.")
+    lora, dora, experts, embedding = lora_layers()
     kinds: list[tuple[tuple[type, ...], Any]] = [
-        ((nn.Linear, nn.QuantizedLinear), LoRALinear if adapter.m is None else DoRALinear),
-        ((SwitchLinear, QuantizedSwitchLinear), LoRASwitchLinear),
-        ((nn.Embedding, nn.QuantizedEmbedding), LoRAEmbedding),
+        ((nn.Linear, nn.QuantizedLinear), lora if adapter.m is None else dora),
+        ((SwitchLinear, QuantizedSwitchLinear), experts),
+        ((nn.Embedding, nn.QuantizedEmbedding), embedding),
     ]
     kind = next((wrapper for types, wrapper in kinds if isinstance(layer, types)), None)
-    if kind is None or (adapter.m is not None and kind is not DoRALinear):
+    if kind is None or (adapter.m is not None and kind is not dora):
         raise LoadError(f"The adapter changes {path}, a {type(layer).__name__}, in a way that is not supported.")
     rank = adapter.a.shape[1]  # also of a stack of experts, whose lora_a is (experts, r, in)
     wrapped: nn.Module = kind.from_base(layer, r=rank, dropout=0.0, scale=adapter.scale)
