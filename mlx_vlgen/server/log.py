@@ -10,7 +10,8 @@ from ..notices import print_stderr
 
 def log(event: str, **fields: Any) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    print_stderr(json.dumps({"time": now, "event": event, **fields}, default=str))
+    line = json.dumps({"time": now, "event": event, **fields}, default=str)
+    print_stderr(line + "\n", end="")  # in one piece: several threads write
 
 
 def log_error(error: BaseException) -> None:
