@@ -14,7 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .. import __version__
+from .anthropic import read_messages
+from .anthropic_format import MessagesFormat
 from .call import Call
+from .completions import CompletionFormat, read_completion
 from .errors import ApiError, dump
 from .log import log_error
 from .media import MediaRules
@@ -32,7 +35,28 @@ def _chat(body: Mapping[str, Any], rules: MediaRules, lenient: Log | None) -> tu
     return call, partial(ChatFormat, include_usage=include_usage, logprobs=call.logprobs is not None)
 
 
-INTERFACES: Sequence[Interface] = (Interface("/v1/chat/completions", _chat),)
+def _completion(body: Mapping[str, Any], rules: MediaRules, lenient: Log | None) -> tuple[Call, Any]:
+    call, include_usage = read_completion(body, lenient)
+    logprobs = call.logprobs is not None
+    return call, partial(CompletionFormat, prompts=len(call.prompts), include_usage=include_usage, logprobs=logprobs)
+
+
+def _messages(body: Mapping[str, Any], rules: MediaRules, lenient: Log | None) -> tuple[Call, Any]:
+    return read_messages(body, rules, lenient), MessagesFormat
+
+
+def _counted(body: Mapping[str, Any], rules: MediaRules, lenient: Log | None) -> tuple[Call, Any]:
+    return read_messages(body, rules, lenient, counted=True), MessagesFormat
+
+
+_ANTHROPIC: dict[str, Any] = {"error": ApiError.anthropic, "query": frozenset(["beta"])}
+
+INTERFACES: Sequence[Interface] = (
+    Interface("/v1/chat/completions", _chat),
+    Interface("/v1/completions", _completion),
+    Interface("/v1/messages", _messages, **_ANTHROPIC),
+    Interface("/v1/messages/count_tokens", _counted, **_ANTHROPIC, counts=True),
+)
 
 
 def make_app(sources: Mapping[str, Source], settings: Settings) -> Starlette:

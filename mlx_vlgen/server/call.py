@@ -13,10 +13,12 @@ Prompt = str | list[int] | list[dict[str, Any]]
 @dataclass(frozen=True)
 class Call:
     """model: the name that the client gave; None: it gave none. prompts: one, but of completions.
-    sampling, media: keywords of `SamplingParams`, over the checkpoint's, and of `MediaInputs`. template: variables of
-    the chat template. count: answers to each prompt. logprobs: best tokens to tell beside the one that was drawn; None:
-    not even that one. tools, tool_choice ("none", "auto", "required" or a name), parallel_tool_calls: functions that
-    the model may call."""
+    sampling, media: keywords of `SamplingParams`, over the checkpoint's, and of `MediaInputs`. enable_thinking: for the
+    chat template. count: answers to each prompt. logprobs: best tokens to tell beside the one that was drawn; None: not
+    even that one. raw: whether what is thought is text like all else. prompt_lookup: guesses at a time. reuse: whether
+    what was computed before may be used. tools, tool_choice ("none", "auto", "required" or a name),
+    parallel_tool_calls: functions that the model may call.
+    """
 
     model: str | None
     prompts: Sequence[Prompt]
@@ -25,6 +27,7 @@ class Call:
     enable_thinking: bool = False
     count: int = 1
     stream: bool = False
+    raw: bool = False
     logprobs: int | None = None
     prompt_lookup: int | None = None
     reuse: bool = True

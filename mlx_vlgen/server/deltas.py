@@ -15,13 +15,14 @@ LEAST = -9999.0
 
 @dataclass
 class DeltaMaker:
-    """Of one row. stop: its stop strings. end_tokens: the model's. logprobs: as in `Call`. None of its results may be
-    left out, and each is looked at before the next one comes."""
+    """Of one row. stop: its stop strings. end_tokens: the model's. logprobs, raw: as in `Call`. None of its results may
+    be left out, and each is looked at before the next one comes."""
 
     tokenizer: Any
     stop: Sequence[str] = ()
     end_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
+    raw: bool = False
     _pending: str = ""  # text of which nobody knows yet whether it opens a block
     _thinking: int = 0  # characters handed out
     _answer: int = 0
@@ -51,6 +52,8 @@ class DeltaMaker:
     def _split(self, result: GenerationResult) -> tuple[str, str]:
         """What is new of thinking and answer. `result.answer` costs its length: it is asked for only once there is a
         block."""
+        if self.raw:
+            return "", result.text
         self._pending += result.text
         if result.answer_tokens == result.generation_tokens:
             text, self._pending = self._pending, ""
@@ -67,12 +70,12 @@ class DeltaMaker:
 
     def _logprobs(self, result: GenerationResult) -> Sequence[TokenLogprob]:
         """Of tokens that have become the answer's. The end token is none."""
-        count = result.answer_tokens
+        count = result.generation_tokens if self.raw else result.answer_tokens
+        begin = result.generation_tokens - count
         if result.token is not None:
             self._tokens.append(self._token_logprob(result))
             if result.finish_reason == "stop" and result.token in self.end_tokens:
                 count -= 1
-        begin = result.generation_tokens - result.answer_tokens
         if count < self._told:
             self._told = 0
         new = self._tokens[begin + self._told : begin + count]

@@ -128,7 +128,7 @@ class Engine:
 
     def _stream(self, call: Call, row: Row) -> Stream:
         sampling = row.sampling
-        maker = DeltaMaker(self.processor.tokenizer, sampling.stop, self._end_tokens, call.logprobs)
+        maker = DeltaMaker(self.processor.tokenizer, sampling.stop, self._end_tokens, call.logprobs, call.raw)
         stream = Stream(self, row, asyncio.Queue(), maker, sum(medium.pixels.nbytes for medium in row.media))
         self._count_pixels(stream.pixel_bytes)
         return stream

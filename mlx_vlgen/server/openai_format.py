@@ -61,8 +61,8 @@ class ChatFormat:
         logprobs = logprobs_json(answer.logprobs) if self.logprobs else None
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": answer.finish}
 
-    def begin(self, count: int) -> bytes:
-        return b"".join(self._chunk(index, {"role": "assistant", "content": ""}) for index in range(count))
+    def begin(self, usages: Sequence[Usage]) -> bytes:
+        return b"".join(self._chunk(index, {"role": "assistant", "content": ""}) for index in range(len(usages)))
 
     def delta(self, index: int, delta: Delta) -> bytes:
         events = []

@@ -28,7 +28,7 @@ class Format(Protocol):
     keepalive: bytes
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]: ...
-    def begin(self, count: int) -> bytes: ...
+    def begin(self, usages: Sequence[Usage]) -> bytes: ...
     def delta(self, index: int, delta: Delta) -> bytes: ...
     def end(self, usages: Sequence[Usage]) -> bytes: ...
     def error(self, error: ApiError) -> bytes: ...
@@ -37,12 +37,14 @@ class Format(Protocol):
 @dataclass(frozen=True)
 class Interface:
     """path: the endpoint. read: a body as a call, with what makes its format once the model's name is known.
-    error: an error's JSON. query: parameters of the URL that are taken."""
+    error: an error's JSON. query: parameters of the URL that are taken. counts: whether it only counts the prompt's
+    tokens."""
 
     path: str
     read: Callable[[Mapping[str, Any], MediaRules, Log | None], tuple[Call, Callable[[str], Format]]]
     error: Callable[[ApiError], dict[str, Any]] = ApiError.openai
     query: frozenset[str] = frozenset()
+    counts: bool = False
 
 
 class Server:
@@ -113,11 +115,14 @@ class Reply:
         body.clear()  # its pictures may be large
         async with AsyncExitStack() as stack:
             engine = await stack.enter_async_context(server.models.lease(call.model))
+            if self._interface.counts:
+                await self._send_json(200, {"input_tokens": await engine.count_tokens(call)})
+                return
             streams = await engine.start(call)
             for stream in streams:
                 stack.callback(stream.cancel)
             self._clocks = [Clock(server.metrics, self._began) for _ in streams]
-            self._usages = [Usage() for _ in streams]
+            self._usages = [Usage(stream.row.length) for stream in streams]
             out = format_of(call.model or server.models.names[0])
             await (self._stream if call.stream else self._whole)(streams, out)
 
@@ -134,7 +139,7 @@ class Reply:
     async def _stream(self, streams: Sequence[Stream], out: Format) -> None:
         headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
         await self._head(200, {**headers, "x-accel-buffering": "no"})
-        await self._write(out.begin(len(streams)))
+        await self._write(out.begin(self._usages))
         async for index, delta in self._merge(streams):
             if delta is None:
                 await self._write(out.keepalive)

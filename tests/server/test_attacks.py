@@ -106,8 +106,8 @@ def test_names_and_pages_of_others(guarded: Running) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["../secret.png", "/etc/passwd", "file:///etc/passwd", "link.png", "up/secret.png", "up/../../secret.png", "~/x.png",
-     "file://evil.example/secret.png", "..%2fsecret.png", "file:///../secret.png", "\x00", "ftp://a/b.png", ".", "C:\\x"],
+    ["../secret.png", "/etc/passwd", "file:///etc/passwd", "link.png", "up/secret.png", "up/../../secret.png",
+     "file://evil.example/secret.png", "..%2fsecret.png", "file:///../secret.png", "\x00", "ftp://a/b.png", ".", "~/x"],
 )  # fmt: skip
 def test_paths_stay_below_the_media_folder(guarded: Running, url: str) -> None:
     status, answer, _ = ask(guarded, picture(url))
