@@ -6,8 +6,9 @@ from functools import lru_cache
 from typing import Any
 
 from ..results import GenerationResult
-from .call import Delta, TokenLogprob, Usage
+from .call import Delta, FinishReason, TokenLogprob, ToolPiece, Usage
 from .errors import ApiError, as_api_error
+from .tool_use import CallReader
 
 LEAST = -9999.0
 """What stands for minus infinity, which JSON does not have; OpenAI's."""
@@ -15,14 +16,15 @@ LEAST = -9999.0
 
 @dataclass
 class DeltaMaker:
-    """Of one row. stop: its stop strings. end_tokens: the model's. logprobs, raw: as in `Call`. None of its results may
-    be left out, and each is looked at before the next one comes."""
+    """Of one row. stop: its stop strings. end_tokens: the model's. logprobs, raw: as in `Call`. calls: finds those to
+    tools. None of its results may be left out, and each is looked at before the next one comes."""
 
     tokenizer: Any
     stop: Sequence[str] = ()
     end_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
     raw: bool = False
+    calls: CallReader | None = None
     _pending: str = ""  # text of which nobody knows yet whether it opens a block
     _thinking: int = 0  # characters handed out
     _answer: int = 0
@@ -44,10 +46,15 @@ class DeltaMaker:
                 result.thinking_tokens, result.generation_tokens
             )
         )  # fmt: skip
-        finish = reason if reason in ("stop", "length") else None
+        finish: FinishReason | None = reason if reason in ("stop", "length") else None
+        tools: list[ToolPiece] = []
+        if self.calls is not None:
+            text, tools = self.calls.read(text, over=finish is not None)
+            if self.calls.full or (finish == "stop" and self.calls.count):
+                finish = "tool_calls"
         logprobs = self._logprobs(result) if self.logprobs is not None else ()
         stopped_by = self._stopped_by(result) if finish == "stop" and self.stop else None
-        return Delta(thinking, text, (), logprobs, finish, stopped_by, usage, error)
+        return Delta(thinking, text, tools, logprobs, finish, stopped_by, usage, error)
 
     def _split(self, result: GenerationResult) -> tuple[str, str]:
         """What is new of thinking and answer. `result.answer` costs its length: it is asked for only once there is a

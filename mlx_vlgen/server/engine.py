@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,6 +27,8 @@ from .errors import ApiError, overloaded
 from .log import log_error
 from .media import fetch_remote
 from .settings import Settings
+from .tool_use import CallReader, tool_use
+from .tools import tool_format
 
 WORKERS = 4
 """Threads that read prompts and pictures."""
@@ -128,7 +130,9 @@ class Engine:
 
     def _stream(self, call: Call, row: Row) -> Stream:
         sampling = row.sampling
-        maker = DeltaMaker(self.processor.tokenizer, sampling.stop, self._end_tokens, call.logprobs, call.raw)
+        form = tool_format(self.processor.chat_template) if call.tools and call.tool_choice != "none" else None
+        calls = CallReader(form.parser(call.tools), call.parallel_tool_calls) if form else None
+        maker = DeltaMaker(self.processor.tokenizer, sampling.stop, self._end_tokens, call.logprobs, call.raw, calls)
         stream = Stream(self, row, asyncio.Queue(), maker, sum(medium.pixels.nbytes for medium in row.media))
         self._count_pixels(stream.pixel_bytes)
         return stream
@@ -179,8 +183,12 @@ class Engine:
         seconds = self._settings.timeout
         keywords = {"sampling": "model", "max_tokens": 1 << 30, "max_time": seconds, **call.sampling}
         keywords |= {"logprobs": call.logprobs is not None, "top_logprobs": call.logprobs or 0}
+        variables: Mapping[str, Any] = {}
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
-            prompt = fetch_remote(prompt, Limits())
+            use = tool_use(call, fetch_remote(prompt, Limits()), self.processor)
+            prompt, variables = use.messages, use.variables
+            if use.grammar is not None:
+                keywords["grammar"] = use.grammar
         elif isinstance(prompt, list):
             prompt = Prompt(np.asarray(prompt, dtype=np.int32))
         lookup = call.prompt_lookup
@@ -189,6 +197,7 @@ class Engine:
             MediaInputs(**call.media),
             sampling_params(keywords, self.model.generation_config),
             enable_thinking=call.enable_thinking,
+            template_kwargs=variables,
             drafter=None if lookup is None else lambda: PromptLookup(lookup),
         )
 
@@ -248,6 +257,8 @@ class Engine:
         stream.begun = True
         if delta.finish or delta.error:
             self._streams.pop(stream.row.id, None)
+        if delta.finish == "tool_calls" and self._iterator is not None:
+            self._iterator.cancel(stream.row.id)  # which goes on where only one call is wanted
         stream.queue.put_nowait(delta)
 
     def _set_loaded(self) -> None:

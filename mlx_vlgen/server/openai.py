@@ -176,8 +176,8 @@ def read_function(function: Mapping[str, Any], place: str, schema: str, lenient:
     """A function that a model may call: its name, description and parameters. schema: the key of those."""
     only(function, ["name", "description", schema, "strict", "cache_control", "type"], place, lenient)
     name, parameters = function.get("name"), function.get(schema) or {"type": "object", "properties": {}}
-    if not isinstance(name, str) or not name:
-        raise ApiError(400, f"{place}.name: expected text", param=f"{place}.name")
+    if not isinstance(name, str) or not name or name in ("none", "auto", "required"):
+        raise ApiError(400, f"{place}.name={name!r:.80}: expected the name of a function", param=f"{place}.name")
     if not isinstance(parameters, dict):
         raise ApiError(400, f"{place}.{schema}: expected a JSON schema", param=f"{place}.{schema}")
     description = function.get("description") or ""
