@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from parity import media
 
-from mlx_vlgen import load
+from mlx_vlgen import GenerationResult, generate, load
 from mlx_vlgen.server.models import Source
 
 from .serving import Loaded, Running, running
@@ -36,3 +36,10 @@ def messages(data_uri: str) -> list[dict[str, Any]]:
     """About a picture."""
     picture = {"type": "image_url", "image_url": {"url": data_uri, "detail": "high"}}
     return [{"role": "user", "content": [picture, {"type": "text", "text": "Describe this image."}]}]
+
+
+@pytest.fixture(scope="session")
+def described(loaded: Loaded) -> GenerationResult:
+    """What `generate` says of it, after it has thought."""
+    messages = [{"role": "user", "content": "Describe this image."}]
+    return generate(*loaded, messages, image=SHAPES, max_tokens=40, enable_thinking=True, thinking_budget=12)

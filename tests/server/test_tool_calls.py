@@ -39,13 +39,14 @@ def client(tooled: Running) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{tooled.url}/v1", api_key="none", max_retries=0)
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
-def test_a_demanded_call_fits_its_schema(tooled: Running, client: openai.OpenAI, choice: Any) -> None:
+def test_a_demanded_call_fits_its_schema(tooled: Running, client: openai.OpenAI) -> None:
+    choice: Any = "required"
     body: Any = {"model": "demo", "messages": HI, "tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False}
     [choice] = client.chat.completions.create(**body).choices
     [call] = choice.message.tool_calls
     assert (choice.finish_reason, choice.message.content, call.function.name) == ("tool_calls", None, "f")
     assert json.loads(call.function.arguments)["a"] in ("x", "y")
+    body["tool_choice"] = {"type": "function", "function": {"name": "f"}}
     with client.chat.completions.stream(**body) as stream:
         [streamed] = stream.get_final_completion().choices
     assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
@@ -82,7 +83,7 @@ def test_anthropics_client(tooled: Running) -> None:
     client = anthropic.Anthropic(base_url=tooled.url, api_key="none", max_retries=0)
     tool = {"name": "f", "description": "?", "input_schema": SCHEMA}
     choice = {"type": "any", "disable_parallel_tool_use": True}
-    body: Any = {"model": "demo", "max_tokens": 90, "messages": HI, "tools": [tool], "tool_choice": choice}
+    body: Any = {"model": "demo", "max_tokens": 60, "messages": HI, "tools": [tool], "tool_choice": choice}
     answer = client.messages.create(**body)
     [call] = answer.content
     assert (answer.stop_reason, call.type, call.name) == ("tool_use", "tool_use", "f")
@@ -99,8 +100,3 @@ def test_langchain_with_a_picture_and_with_a_tool(tooled: Running, messages: Any
     caller = chat.bind_tools(TOOLS, tool_choice="f", parallel_tool_calls=False)
     [call] = caller.invoke("Hi").tool_calls
     assert call["name"] == "f" and call["args"]["a"] in ("x", "y")
-    streamed = list(caller.stream("Hi"))
-    total = streamed[0]
-    for chunk in streamed[1:]:
-        total += chunk
-    assert total.tool_calls[0]["args"] == call["args"]
