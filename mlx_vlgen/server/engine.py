@@ -171,12 +171,14 @@ class Engine:
             raise ApiError(400, f"the prompt has {first.length} tokens and fills the context", code="context_full")
         limits = (request.sampling.max_tokens, self._settings.max_tokens, room)
         sampling = replace(request.sampling, max_tokens=min(limit for limit in limits if limit is not None))
-        first.request = replace(request, sampling=sampling)
-        rows = [first]
+        rows, request = [first], replace(request, prompt=first.prompt, media=None, sampling=sampling)
         for draw in range(1, call.count):
             seed = None if sampling.seed is None else seed_of_draw(sampling.seed, draw)
-            again = replace(request, prompt=first.prompt, media=None, sampling=replace(sampling, seed=seed))
-            rows.append(iterator.prepare(again))
+            rows.append(iterator.prepare(replace(request, sampling=replace(sampling, seed=seed))))
+        for row in rows:  # what is read already is let go: pictures, which a row would hold to its end
+            row.request = replace(
+                row.request, prompt="", media=None, sampling=replace(sampling, seed=row.sampling.seed)
+            )
         return rows
 
     def _request(self, call: Call, prompt: Any) -> Request:
@@ -210,6 +212,15 @@ class Engine:
         except BaseException as error:
             self._tell(self._fail_to_load, error)
             return
+        try:
+            self._serve()
+        finally:
+            self._iterator = None
+            self._tell(self._end_all)
+            del self.model, self.processor
+            mx.clear_cache()
+
+    def _serve(self) -> None:
         while not self._closing:
             # REUSE: `prefix_cache=PrefixCache(…)` belongs here, made before the loop; `Call.reuse` says who wants it.
             iterator = TokenIterator(
@@ -228,9 +239,6 @@ class Engine:
                 except Exception as error:  # of the iterator itself, which has ended all rows with it
                     log_error(error)
             self._hand_out(iterator)
-        self._iterator = None
-        del self.model, self.processor
-        mx.clear_cache()
 
     def _hand_out(self, iterator: TokenIterator) -> None:
         for id, result in iterator:
@@ -260,6 +268,10 @@ class Engine:
         if delta.finish == "tool_calls" and self._iterator is not None:
             self._iterator.cancel(stream.row.id)  # which goes on where only one call is wanted
         stream.queue.put_nowait(delta)
+
+    def _end_all(self) -> None:
+        for stream in list(self._streams.values()):
+            self._put(stream, Delta(error=overloaded("the engine has stopped: try again in a moment")))
 
     def _set_loaded(self) -> None:
         if not self.loaded.done():

@@ -67,9 +67,10 @@ class Models:
         served = self._find(name)
         served.users += 1
         try:
-            async with self._changing:
-                engine = served.engine or await self._load(served)
-            yield engine
+            if served.engine is None:  # a client that goes away does not end the loading
+                await asyncio.shield(asyncio.ensure_future(self._ensure(served)))
+            assert served.engine is not None
+            yield served.engine
         finally:
             served.users -= 1
             served.used = time.monotonic()
@@ -88,6 +89,10 @@ class Models:
         async with self.lease(self.names[0]):
             pass
 
+    async def _ensure(self, served: _Served) -> None:
+        async with self._changing:
+            served.engine = served.engine or await self._load(served)
+
     async def _load(self, served: _Served) -> Engine:
         name = next(name for name, other in self._served.items() if other is served)
         try:
@@ -98,7 +103,6 @@ class Models:
         except LoadError as error:
             log("load failed", model=name, error=one_line(error))
             raise ApiError(503, f"model: {name} cannot be loaded; the server's log says why", param="model") from None
-        served.engine = engine
         log("loaded", model=name, seconds=round(time.monotonic() - begun, 2))
         return engine
 
@@ -111,7 +115,9 @@ class Models:
                 return
             served = self._served[name]
             engine, served.engine = served.engine, None
-            assert engine is not None
+            if served.users or engine is None:  # by now
+                served.engine = engine
+                continue
             await engine.close()
             log("unloaded", model=name, needed=format_size(size), free=format_size(available))
 

@@ -21,6 +21,9 @@ from .models import Models
 from .parameters import Log
 from .settings import Settings
 
+LOGGED_TEXT = 10_000
+"""Characters of a text that the log shows whole."""
+
 
 class Format(Protocol):
     """An interface's JSON for the answers to one call; `begin` to `error` are bytes of an event stream."""
@@ -90,7 +93,7 @@ class Reply:
         self._clocks: list[Clock] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self._send = send
+        self._send, self._abort = send, scope.get("state", {}).get("abort")
         outcome = "answered"
         try:
             async with self._server.place():
@@ -111,20 +114,25 @@ class Reply:
         server = self._server
         call, format_of = self._interface.read(body, server.rules, server.lenient(self.id))
         if server.settings.log_prompts:
-            log("prompt", id=self.id, body=body)
-        body.clear()  # its pictures may be large
+            log("prompt", id=self.id, body=shortened(body))
+        body.clear()
+        streamed, out = call.stream, format_of(call.model or server.models.names[0])
         async with AsyncExitStack() as stack:
-            engine = await stack.enter_async_context(server.models.lease(call.model))
-            if self._interface.counts:
-                await self._send_json(200, {"input_tokens": await engine.count_tokens(call)})
-                return
-            streams = await engine.start(call)
+            try:
+                async with asyncio.timeout(server.settings.timeout):
+                    engine = await stack.enter_async_context(server.models.lease(call.model))
+                    if self._interface.counts:
+                        await self._send_json(200, {"input_tokens": await engine.count_tokens(call)})
+                        return
+                    streams = await engine.start(call)
+            except TimeoutError:
+                raise ApiError(504, "the time of this request was over before it began", code="timeout") from None
             for stream in streams:
                 stack.callback(stream.cancel)
+            del call  # its pictures may be large
             self._clocks = [Clock(server.metrics, self._began) for _ in streams]
             self._usages = [Usage(stream.row.length) for stream in streams]
-            out = format_of(call.model or server.models.names[0])
-            await (self._stream if call.stream else self._whole)(streams, out)
+            await (self._stream if streamed else self._whole)(streams, out)
 
     async def _whole(self, streams: Sequence[Stream], out: Format) -> None:
         answers = [Answer() for _ in streams]
@@ -173,7 +181,9 @@ class Reply:
 
     async def _fail(self, error: BaseException) -> None:
         told = as_api_error(error)
-        if told is None:
+        if isinstance(error, asyncio.CancelledError):
+            told = ApiError(503, "the server stops: try again", code="stopping")
+        elif told is None:
             log_error(error)
             told = ApiError(500, f"the server failed at this request; its log says more ({self.id})", code="internal")
         if not self._started:
@@ -195,6 +205,8 @@ class Reply:
             async with asyncio.timeout(self._server.settings.send_seconds):
                 await self._send({"type": "http.response.body", "body": data, "more_body": not last})
         except TimeoutError:
+            if self._abort is not None:
+                self._abort()
             raise ConnectionAbortedError from None
 
     def _record(self, outcome: str) -> None:
@@ -231,6 +243,15 @@ async def unless_gone(work: Any, receive: Any) -> bool:
         for future in (task, watch):
             future.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+
+
+def shortened(value: Any) -> Any:
+    """JSON with its long texts cut: pictures would fill the log."""
+    if isinstance(value, str) and len(value) > LOGGED_TEXT:
+        return f"{value[:100]}… ({len(value):,} characters)"
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    return {key: shortened(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def check_query(scope: Any, known: frozenset[str], lenient: Log | None) -> None:

@@ -91,13 +91,15 @@ def _check_key(api_key: str, headers: Mapping[str, str]) -> None:
 
 
 class Connection(H11Protocol):
-    """uvicorn's, which ends where a request's head does not come in time: it would wait for ever."""
+    """uvicorn's, which ends where a request's head does not come in time: it would wait for ever. Requests find in
+    their state how to `abort` it: closing waits for a client that does not read."""
 
     header_seconds = Settings.header_seconds
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
