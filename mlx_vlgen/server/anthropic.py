@@ -73,9 +73,11 @@ def read_messages(body: Mapping[str, Any], rules: MediaRules, lenient: Log | Non
         messages += _message(message, f"messages.{i}", rules, bounds, lenient)
     thinking = _thinking(call, sampling, lenient)
     tools = _tools(call, lenient)
+    last = messages[-1]
+    continues = last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
     return Call(
-        prompts=[messages], sampling=sampling, media=groups["media"], enable_thinking=thinking, **tools,
-        **{"model": None, **call},
+        prompts=[messages], sampling=sampling, media=groups["media"], enable_thinking=thinking, continues=continues,
+        **tools, **{"model": None, **call},
     )  # fmt: skip
 
 

@@ -4,13 +4,13 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from .errors import ApiError, overloaded
 from .settings import MAX_COMMAS, MAX_DEPTH, Settings
 
-CLOSE = {"Connection": "close"}
-"""For answers to a request whose body was not read to its end."""
+LINGER_SECONDS = 1.0
 
 
 class BodyReader:
@@ -23,7 +23,7 @@ class BodyReader:
     async def read(self, headers: Mapping[str, str], receive: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
         """The JSON object of a body. ApiError for what is none, is too large or comes too slowly."""
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise ApiError(415, "Content-Type: expected application/json", headers=CLOSE)
+            raise ApiError(415, "Content-Type: expected application/json")
         limit = self._settings.max_body_bytes
         length = headers.get("content-length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > limit):
@@ -43,9 +43,7 @@ class BodyReader:
                     if size > limit:
                         raise _too_large(limit)
                     if self.held > self._settings.held_bytes:
-                        error = overloaded("too many large requests come at once: try again in a moment")
-                        error.headers = {**error.headers, **CLOSE}
-                        raise error
+                        raise overloaded("too many large requests come at once: try again in a moment")
                     if not message.get("more_body"):
                         break
             body = b"".join(chunks)
@@ -53,13 +51,24 @@ class BodyReader:
             return await asyncio.to_thread(parse, body) if len(body) > 1 << 16 else parse(body)
         except TimeoutError:
             seconds = self._settings.body_seconds
-            raise ApiError(408, f"the body took longer than {seconds:g} seconds", headers=CLOSE) from None
+            raise ApiError(408, f"the body took longer than {seconds:g} seconds") from None
         finally:
             self.held -= size
 
+    async def discard(self, receive: Callable[[], Awaitable[Any]]) -> None:
+        """The rest of a body, for a moment: a client that still sends it would not read its answer."""
+        left = 4 * self._settings.max_body_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0:
+                    message = await receive()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body"):
+                        return
+
 
 def _too_large(limit: int) -> ApiError:
-    return ApiError(413, f"the body has more than {limit:,} bytes", code="too_large", headers=CLOSE)
+    return ApiError(413, f"the body has more than {limit:,} bytes", code="too_large")
 
 
 def parse(body: bytes) -> dict[str, Any]:

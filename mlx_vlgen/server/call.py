@@ -14,10 +14,11 @@ Prompt = str | list[int] | list[dict[str, Any]]
 class Call:
     """model: the name that the client gave; None: it gave none. prompts: one, but of completions.
     sampling, media: keywords of `SamplingParams`, over the checkpoint's, and of `MediaInputs`. enable_thinking: for the
-    chat template. count: answers to each prompt. logprobs: best tokens to tell beside the one that was drawn; None: not
-    even that one. raw: whether what is thought is text like all else. prompt_lookup: guesses at a time. reuse: whether
-    what was computed before may be used. tools, tool_choice ("none", "auto", "required" or a name),
-    parallel_tool_calls: functions that the model may call.
+    chat template. continues: whether the answer goes on with the last message, an assistant's. count: answers to each
+    prompt. logprobs: best tokens to tell beside the one that was drawn; None: not even that one. raw: whether what is
+    thought is text like all else. prompt_lookup: guesses at a time. reuse: whether what was computed before may be
+    used. tools, tool_choice ("none", "auto", "required" or a name), parallel_tool_calls: functions that the model may
+    call.
     """
 
     model: str | None
@@ -25,6 +26,7 @@ class Call:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     media: Mapping[str, Any] = field(default_factory=dict)
     enable_thinking: bool = False
+    continues: bool = False
     count: int = 1
     stream: bool = False
     raw: bool = False

@@ -189,6 +189,8 @@ class Engine:
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
             use = tool_use(call, fetch_remote(prompt, Limits()), self.processor)
             prompt, variables = use.messages, use.variables
+            if call.continues:
+                variables = {**variables, "continue_final_message": True, "add_generation_prompt": False}
             if use.grammar is not None:
                 keywords["grammar"] = use.grammar
         elif isinstance(prompt, list):

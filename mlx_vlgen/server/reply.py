@@ -89,6 +89,7 @@ class Reply:
         self._began = time.perf_counter()
         self._status = 0
         self._started = False  # whether the head is sent
+        self._body_read = False
         self._usages: list[Usage] = []
         self._clocks: list[Clock] = []
 
@@ -99,12 +100,13 @@ class Reply:
             async with self._server.place():
                 check_query(scope, self._interface.query, self._server.lenient(self.id))
                 body = await self._server.bodies.read(Headers(scope=scope), receive)
+                self._body_read = True
                 if not await unless_gone(self._answer(body), receive):
                     outcome = "gone"
         except ConnectionError:
             outcome = "gone"
         except BaseException as error:
-            await self._fail(error)
+            await self._fail(error, receive)
             if not isinstance(error, Exception):
                 raise
         finally:
@@ -179,18 +181,29 @@ class Reply:
             for task in nexts:
                 task.cancel()
 
-    async def _fail(self, error: BaseException) -> None:
+    async def _fail(self, error: BaseException, receive: Any) -> None:
         told = as_api_error(error)
         if isinstance(error, asyncio.CancelledError):
             told = ApiError(503, "the server stops: try again", code="stopping")
         elif told is None:
             log_error(error)
             told = ApiError(500, f"the server failed at this request; its log says more ({self.id})", code="internal")
-        if not self._started:
-            await self._send_json(told.status, self._interface.error(told), told.headers)
+        if self._started:
+            return
+        data = dump(self._interface.error(told))
+        await self._head(told.status, {"content-type": "application/json", **told.headers, **self._closing})
+        await self._write(data)
+        if not self._body_read:
+            await self._server.bodies.discard(receive)
+        await self._write(b"", last=True)
 
-    async def _send_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
-        await self._head(status, {"content-type": "application/json", **(headers or {})})
+    @property
+    def _closing(self) -> dict[str, str]:
+        """What says that the connection ends, whose body was not read."""
+        return {} if self._body_read else {"connection": "close"}
+
+    async def _send_json(self, status: int, value: Any) -> None:
+        await self._head(status, {"content-type": "application/json"})
         await self._write(dump(value), last=True)
 
     async def _head(self, status: int, headers: Mapping[str, str]) -> None:

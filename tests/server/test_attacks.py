@@ -172,6 +172,7 @@ def test_large_bodies(guarded: Running) -> None:
                 sock.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
                 sent += 0x10000
         assert sent < 1 << 25
+    assert code(ask(guarded, b" " * (3 << 20))) == (413, "too_large")  # which a client that sends on still reads
     guarded.wait_until_idle()
     assert guarded.server.bodies.held == 0
 

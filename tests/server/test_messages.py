@@ -77,6 +77,8 @@ def test_each_parameter_has_its_effect(client: anthropic.Anthropic) -> None:
     form = {"effort": "low", "format": {"type": "json_schema", "schema": schema}}
     assert json.loads(text(ask(client, output_config=form, max_tokens=20)))["a"] in ("x", "y")
     assert ask(client, thinking={"type": "adaptive"}).content[0].type == "thinking"
+    begun = [*HI, {"role": "assistant", "content": plain[:16]}]
+    assert plain[16:].startswith(text(ask(client, messages=begun, max_tokens=2)))
 
 
 def test_count_tokens(client: anthropic.Anthropic) -> None:
