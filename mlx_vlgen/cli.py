@@ -161,12 +161,15 @@ def run_batch(parser: Parser, arguments: Sequence[str] | None) -> int:
 def run_serve(parser: Parser, arguments: Sequence[str] | None) -> int:
     args = parser.parse(arguments)
 
-    from .serve import serve, settings_of
+    from .serve import launchd_plist, serve, settings_of
 
     try:
         settings = settings_of(args)
     except ValueError as error:
         usage_error(parser, error)
+    if args.launchd:
+        print(launchd_plist(args, sys.argv[1:] if arguments is None else arguments), end="")
+        return 0
     return serve(args, settings, load_model)
 
 

@@ -250,6 +250,8 @@ def serve_parser(program: str) -> Parser:
     bounds.add_argument("--max-body", type=int, default=64, metavar="MB", help="of one request (default: 64)")
     more = parser.add_argument_group("more")
     more.add_argument("--lenient", action="store_true", help="log fields that are not known, and do not refuse them")
+    more.add_argument("--launchd", action="store_true",
+                      help="print a property list with these flags, by which macOS starts the server at login")  # fmt: skip
     more.add_argument("--log-prompts", action="store_true", help="log what is asked, too")
     more.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser

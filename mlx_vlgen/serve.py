@@ -8,9 +8,11 @@ if __name__ == "__main__":  # before the imports below, which take a second: --h
 import argparse
 import asyncio
 import os
+import plistlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,6 +110,22 @@ def serve(args: argparse.Namespace, settings: Settings, load_model: Callable[[ar
     server = _Server(config)
     asyncio.run(server.serve([listener]))
     return INTERRUPTED if server.interrupted else 0
+
+
+def launchd_plist(args: argparse.Namespace, arguments: Sequence[str]) -> str:
+    """A property list for ~/Library/LaunchAgents: the same server, started at login and again after a fault."""
+    if args.api_key is not None or KEY_VARIABLE in os.environ:
+        raise ValueError("--launchd: a key does not belong into this file: give --api-key-file")
+    flags = [argument for argument in arguments if argument != "--launchd"]
+    value = {
+        "Label": "mlx-vlgen.serve",
+        "ProgramArguments": [sys.executable, "-m", "mlx_vlgen.serve", *flags],
+        "WorkingDirectory": os.getcwd(),
+        "RunAtLoad": True,
+        "KeepAlive": {"SuccessfulExit": False},
+        "StandardErrorPath": str(Path.home() / "Library" / "Logs" / "mlx-vlgen.log"),
+    }
+    return plistlib.dumps(value).decode()
 
 
 def size(name: str) -> int:

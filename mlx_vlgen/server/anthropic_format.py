@@ -9,7 +9,12 @@ from uuid import uuid4
 from .call import Answer, Delta, FinishReason, Usage
 from .errors import ApiError, dump
 
-REASONS: dict[FinishReason, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+REASONS: dict[FinishReason, str] = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "cancelled": "end_turn",
+}
 
 
 def event(data: dict[str, Any]) -> bytes:

@@ -26,6 +26,8 @@ from .openai import read_chat
 from .openai_format import ChatFormat
 from .parameters import Log
 from .reply import Interface, Reply, Server
+from .responses import Talks, read_response
+from .responses_format import ResponsesFormat
 from .security import Guard
 from .settings import Settings
 
@@ -51,6 +53,12 @@ def _counted(body: Mapping[str, Any], rules: MediaRules, lenient: Log | None) ->
 
 _ANTHROPIC: dict[str, Any] = {"error": ApiError.anthropic, "query": frozenset(["beta"])}
 
+
+def _response(talks: Talks, body: Mapping[str, Any], rules: MediaRules, lenient: Log | None) -> tuple[Call, Any]:
+    call, said = read_response(body, rules, lenient, talks)
+    return call, partial(ResponsesFormat, said=said, keep=talks.put)
+
+
 INTERFACES: Sequence[Interface] = (
     Interface("/v1/chat/completions", _chat),
     Interface("/v1/completions", _completion),
@@ -72,12 +80,16 @@ def make_app(sources: Mapping[str, Source], settings: Settings) -> Starlette:
         finally:
             await models.close()
 
+    talks = Talks()
+    responses = Interface("/v1/responses", partial(_response, talks))
     middleware = [Middleware(Guard, settings=settings, refuse=error_response)]
     if settings.allow_origins:
         headers: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=settings.allow_origins, **headers))
     routes = [
-        *(Route(interface.path, _endpoint(interface), methods=["POST"]) for interface in INTERFACES),
+        *(Route(item.path, _endpoint(item), methods=["POST"]) for item in (*INTERFACES, responses)),
+        Route("/v1/responses/{id}", _kept(talks), methods=["GET", "DELETE"]),
+        Route("/v1/responses/{id}/cancel", cancel_response, methods=["POST"]),
         Route("/v1/models", list_models),
         Route("/v1/models/{name:path}", show_model),
         Route("/health", health),
@@ -145,6 +157,23 @@ def _model(models: Models, name: str) -> dict[str, Any]:
         "type": "model",
         "display_name": name,
     }
+
+
+def _kept(talks: Talks) -> Any:
+    async def kept_response(request: Request) -> Response:
+        id = request.path_params["id"]
+        if request.method == "DELETE":
+            talks.remove(id)
+            return json_response({"id": id, "object": "response", "deleted": True})
+        return json_response(talks.response(id))
+
+    return kept_response
+
+
+async def cancel_response(request: Request) -> Response:
+    """Of one that is streamed, which ends as it would for a client that goes away."""
+    server: Server = request.app.state.server
+    return json_response(server.cancel(request.path_params["id"]))
 
 
 async def health(request: Request) -> Response:

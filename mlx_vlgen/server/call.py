@@ -58,7 +58,8 @@ class Usage:
     reasoning: int = 0
 
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+"""The last: by another request of the client."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from ..engine.intake import end_tokens
 from ..engine.iterator import TokenIterator
 from ..engine.params import sampling_params
 from ..engine.request import Request, Row
-from ..engine.speculative import PromptLookup
+from ..generate import make_drafter
 from ..inputs.fetch import Limits
 from ..inputs.prompt import MediaInputs, Prompt
 from ..results import GenerationResult
-from .call import Call, Delta
+from .call import Call, Delta, Usage
 from .deltas import DeltaMaker
 from .errors import ApiError, overloaded
 from .log import log_error
@@ -50,12 +50,18 @@ class Stream:
     pixel_bytes: int = 0
     begun: bool = False
     over: bool = False
+    usage: Usage = Usage()
 
     async def next(self) -> Delta:
         delta = await self.queue.get()
         self.engine.release(self)
-        self.over = bool(delta.finish or delta.error)
+        self.over, self.usage = bool(delta.finish or delta.error), delta.usage
         return delta
+
+    def end(self) -> None:
+        """Free the row; its answer ends as it is."""
+        self.engine.cancel(self)
+        self.queue.put_nowait(Delta(finish="cancelled", usage=self.usage))
 
     def cancel(self) -> None:
         """Free the row. Nothing happens to one that has ended."""
@@ -195,14 +201,13 @@ class Engine:
                 keywords["grammar"] = use.grammar
         elif isinstance(prompt, list):
             prompt = Prompt(np.asarray(prompt, dtype=np.int32))
-        lookup = call.prompt_lookup
         return Request(
             prompt,
             MediaInputs(**call.media),
             sampling_params(keywords, self.model.generation_config),
             enable_thinking=call.enable_thinking,
             template_kwargs=variables,
-            drafter=None if lookup is None else lambda: PromptLookup(lookup),
+            drafter=make_drafter(self.processor, prompt_lookup=call.prompt_lookup),
         )
 
     # -- in the engine's thread
@@ -224,7 +229,7 @@ class Engine:
 
     def _serve(self) -> None:
         while not self._closing:
-            # REUSE: `prefix_cache=PrefixCache(…)` belongs here, made before the loop; `Call.reuse` says who wants it.
+            # REUSE: a `PrefixCache`, made before the loop, belongs here; rows whose `Call.reuse` is false do without.
             iterator = TokenIterator(
                 self.model,
                 self.processor,

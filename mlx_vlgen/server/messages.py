@@ -13,10 +13,10 @@ class Bounds:
     def __init__(self) -> None:
         self._characters = self._media = 0
 
-    def messages(self, value: Any) -> list[Any]:
-        messages = self.items(value, "messages")
+    def messages(self, value: Any, place: str = "messages") -> list[Any]:
+        messages = self.items(value, place)
         if not messages or len(messages) > MAX_MESSAGES:
-            raise ApiError(400, f"messages: {len(messages)} given; expected 1 to {MAX_MESSAGES}", param="messages")
+            raise ApiError(400, f"{place}: {len(messages)} given; expected 1 to {MAX_MESSAGES}", param=place)
         return messages
 
     def items(self, value: Any, place: str) -> list[Any]:

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
 from starlette.datastructures import Headers
@@ -37,6 +37,15 @@ class Format(Protocol):
     def error(self, error: ApiError) -> bytes: ...
 
 
+@runtime_checkable
+class Cancellable(Protocol):
+    """A format whose answers another request may end, by their id."""
+
+    id: str
+
+    def cancelled(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Interface:
     """path: the endpoint. read: a body as a call, with what makes its format once the model's name is known.
@@ -59,6 +68,7 @@ class Server:
         self.rules = MediaRules(settings.media_path)
         self.metrics = Metrics(self.rows, lambda: self.bodies.held)
         self._inside = 0
+        self._cancellable: dict[str, tuple[Cancellable, Sequence[Stream]]] = {}
 
     def rows(self) -> tuple[int, int]:
         """Rows that decode, and rows that wait, of all models."""
@@ -75,6 +85,27 @@ class Server:
             yield
         finally:
             self._inside -= 1
+
+    @contextmanager
+    def cancellable(self, out: Format, streams: Sequence[Stream]) -> Iterator[None]:
+        """While inside, `cancel` finds these answers."""
+        if not isinstance(out, Cancellable):
+            yield
+            return
+        self._cancellable[out.id] = out, streams
+        try:
+            yield
+        finally:
+            del self._cancellable[out.id]
+
+    def cancel(self, id: str) -> dict[str, Any]:
+        """End a running response, which its client then gets as it is. ApiError where none of this id runs."""
+        if id not in self._cancellable:
+            raise ApiError(404, f"response_id: {id!r:.80} does not run", param="response_id", code="response_not_found")
+        out, streams = self._cancellable[id]
+        for stream in streams:
+            stream.end()
+        return out.cancelled()
 
     def lenient(self, id: str) -> Log | None:
         return (lambda text: log("lenient", id=id, field=text)) if self.settings.lenient else None
@@ -134,6 +165,7 @@ class Reply:
             del call  # its pictures may be large
             self._clocks = [Clock(server.metrics, self._began) for _ in streams]
             self._usages = [Usage(stream.row.length) for stream in streams]
+            stack.enter_context(server.cancellable(out, streams))
             await (self._stream if streamed else self._whole)(streams, out)
 
     async def _whole(self, streams: Sequence[Stream], out: Format) -> None:

@@ -42,4 +42,4 @@ def messages(data_uri: str) -> list[dict[str, Any]]:
 def described(loaded: Loaded) -> GenerationResult:
     """What `generate` says of it, after it has thought."""
     messages = [{"role": "user", "content": "Describe this image."}]
-    return generate(*loaded, messages, image=SHAPES, max_tokens=40, enable_thinking=True, thinking_budget=12)
+    return generate(*loaded, messages, image=SHAPES, max_tokens=24, enable_thinking=True, thinking_budget=6)

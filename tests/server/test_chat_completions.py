@@ -74,10 +74,10 @@ def plain(ask: Callable[..., Any]) -> str:
 def test_the_answer_is_that_of_generate(
     ask: Callable[..., Any], messages: list[Body], described: GenerationResult
 ) -> None:
-    answer = ask(messages=messages, enable_thinking=True, max_tokens=40, thinking_budget=12)
+    answer = ask(messages=messages, enable_thinking=True, max_tokens=24, thinking_budget=6)
     thinking = answer.choices[0].message.reasoning_content
     assert (text(answer), thinking) == (described.answer, described.thinking)
-    assert answer.usage.completion_tokens_details.reasoning_tokens == described.thinking_tokens == 12
+    assert answer.usage.completion_tokens_details.reasoning_tokens == described.thinking_tokens == 6
     assert answer.usage.prompt_tokens == described.prompt_tokens
 
 

@@ -50,8 +50,8 @@ def test_the_answer_is_that_of_generate(
     source = {"type": "base64", "media_type": "image/png", "data": data_uri.partition(",")[2]}
     content = [{"type": "image", "source": source, "cache_control": {"type": "ephemeral"}},
                {"type": "text", "text": "Describe this image."}]  # fmt: skip
-    thinking = {"type": "enabled", "budget_tokens": 12}
-    answer = ask(client, messages=[{"role": "user", "content": content}], max_tokens=40, thinking=thinking)
+    thinking = {"type": "enabled", "budget_tokens": 6}
+    answer = ask(client, messages=[{"role": "user", "content": content}], max_tokens=24, thinking=thinking)
     assert [block.type for block in answer.content] == ["thinking", "text"]
     assert (answer.content[0].thinking, text(answer)) == (described.thinking, described.answer)
     assert (answer.stop_reason, answer.usage.input_tokens) == ("end_turn", described.prompt_tokens)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import plistlib
 import signal
 import subprocess
 import sys
@@ -50,6 +51,13 @@ def test_the_key_comes_from_the_flag_the_file_or_the_environment(
     (tmp_path / "key").write_text("\n")
     with pytest.raises(ValueError, match="empty"):
         key("--api-key-file", str(tmp_path / "key"))
+
+
+def test_launchd_gets_the_same_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_serve(["--launchd", "--model", "demo", "--port", "81"]) == 0
+    plist = plistlib.loads(capsys.readouterr().out.encode())
+    assert plist["ProgramArguments"][1:] == ["-m", "mlx_vlgen.serve", "--model", "demo", "--port", "81"]
+    assert main_serve(["--launchd", "--api-key", "k"]) == 1
 
 
 @pytest.mark.parametrize(
