@@ -43,8 +43,8 @@ class ToolFormat:
         tokens: `tokenizer.get_added_vocab()`: the marks among them are tokens, and no text.
 
         PromptError for a tool that is not there. UnsupportedError for what of a schema cannot be enforced: what
-        `json_schema=` cannot; where strings have no quotation marks (Qwen3-Coder, GLM, Gemma) `pattern`, `format` and
-        lengths; in Gemma's format values of several types, and how many items an array has.
+        `json_schema=` cannot; where strings have no quotation marks (Qwen3-Coder, GLM, Gemma) their `pattern`, `format`
+        and lengths; in Gemma's format values without a type, and how many items an array has.
         """
         return grammar.make_grammar(self.write, tools, choice, parallel, tokens or {})
 
@@ -65,7 +65,7 @@ FORMATS = (
     ),
     ToolFormat(
         "pythonic",
-        ("<|tool_call_start|>", "<|tool_list_start|>"),
+        ("<|tool_call_start|>", "<|tool_list_start|>", "List of tools: "),
         Syntax("<|tool_call_start|>", "<|tool_call_end|>", ("[",), readers.read_pythonic),
         grammar.write_pythonic,
     ),

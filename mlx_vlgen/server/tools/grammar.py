@@ -17,6 +17,17 @@ Tool = Mapping[str, Any]
 _UNWRITTEN = ("pattern", "format", "minLength", "maxLength")
 """What a schema may ask of a string, and cannot be held to where that has no quotation marks."""
 
+_BESIDE = frozenset("title description default $defs definitions".split())
+"""What may stand beside alternatives and asks for nothing."""
+
+_OF_OBJECTS = frozenset("anyOf oneOf allOf $ref patternProperties minProperties maxProperties".split())
+"""What it may ask of an object, and cannot be held to where that is not JSON."""
+
+
+_MAX_RULES = 5000
+
+_QUOTE = '<|"|>'
+
 
 class Rules:
     """A grammar under construction. Its methods return what stands for a part in another rule."""
@@ -32,6 +43,8 @@ class Rules:
         return f"<[{self._tokens[text]}]>" if text in self._tokens else json.dumps(text)
 
     def rule(self, body: str, attribute: str = "") -> str:
+        if len(self._lines) >= _MAX_RULES:
+            raise UnsupportedError("the schema is too large to be enforced in this model's format of calls")
         name = f"r{len(self._lines)}"
         self._lines.append(f"{name}{attribute}: {body}")
         return name
@@ -196,7 +209,7 @@ def write_gemma(rules: Rules, tools: Sequence[Tool], parallel: bool) -> str:
 def _members(schema: Any, write: Callable[[str, Any, Any], str], root: Any = None) -> list[tuple[str, bool]]:
     """What stands for each property of an object, by its schema, and whether it must be there."""
     root = schema if root is None else root
-    if others := sorted({"anyOf", "oneOf", "allOf", "$ref", "patternProperties", "minProperties"}.intersection(schema)):
+    if others := sorted(_OF_OBJECTS.intersection(schema)):
         raise UnsupportedError(f"{others[0]!r} of an object cannot be enforced in this model's format of calls")
     properties, required = properties_of(schema), as_list(schema.get("required"))
     if unknown := [name for name in required if name not in properties]:
@@ -205,30 +218,55 @@ def _members(schema: Any, write: Callable[[str, Any, Any], str], root: Any = Non
     return [(write(name, part, root), name in required) for name, part in properties.items()]
 
 
+def _alternatives(schema: Any, root: Any, seen: set[str] | None = None) -> list[Mapping[str, Any]]:
+    """The schemas of one type each of which a value has to meet one. seen: references that were followed."""
+    seen = set() if seen is None else seen
+    if not isinstance(schema, Mapping):
+        return [{}]
+    if isinstance(reference := schema.get("$ref"), str):
+        if reference in seen:
+            return []
+        seen.add(reference)
+        return _alternatives(resolve(reference, root), root, seen)
+    for name in ("anyOf", "oneOf", "allOf"):
+        parts = as_list(schema.get(name))
+        if name in schema and (set(schema) - _BESIDE - {name} or (name != "anyOf" and len(parts) != 1)):
+            raise UnsupportedError(f"{name!r} of this kind cannot be enforced in this model's format of calls")
+        if parts:
+            return [one for part in parts for one in _alternatives(part, root, seen)]
+    kinds = schema.get("type")
+    if isinstance(kinds, list) and "enum" not in schema:
+        return [{**schema, "type": kind} for kind in kinds]
+    return [schema]
+
+
+def _choices(schema: Mapping[str, Any]) -> list[Any]:
+    return as_list(schema.get("enum")) or [schema[name] for name in ("const",) if name in schema]
+
+
 def _bare(rules: Rules, schema: Any, root: Any, end: str) -> str:
     """A value and what ends it, where strings have no quotation marks."""
     if "string" not in kinds_of(schema, root):
         return f"{rules.json(schema, root)} {rules.mark(end)}"
-    return _string(rules, schema, root, end)
+    found = []
+    for part in _alternatives(schema, root):
+        if choices := _choices(part):
+            texts = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
+            found.append(f"({' | '.join(map(rules.text, texts))}) {rules.mark(end)}")
+        else:
+            found.append(
+                _string(rules, part, end)
+                if part.get("type") == "string"
+                else f"{rules.json(part, root)} {rules.mark(end)}"
+            )
+    return rules.any_of(found)
 
 
-def _string(rules: Rules, schema: Any, root: Any, end: str) -> str:
-    schema = resolved(schema, root)
-    if choices := as_list(schema.get("enum")) or [schema[name] for name in ("const",) if name in schema]:
-        texts = [choice if isinstance(choice, str) else json.dumps(choice) for choice in choices]
-        return f"({' | '.join(map(rules.text, texts))}) {rules.mark(end)}"
+def _string(rules: Rules, schema: Mapping[str, Any], end: str) -> str:
     if lost := [name for name in _UNWRITTEN if name in schema]:
         raise UnsupportedError(f"{lost[0]!r} of a string cannot be enforced in this model's format of calls")
     check(schema)
     return rules.until(end)
-
-
-def resolved(schema: Any, root: Any) -> Mapping[str, Any]:
-    """A schema, or the one that it refers to."""
-    for _ in range(8):
-        if isinstance(schema, Mapping) and isinstance(reference := schema.get("$ref"), str):
-            schema = resolve(reference, root)
-    return schema if isinstance(schema, Mapping) else {}
 
 
 def _by_name(schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -238,23 +276,37 @@ def _by_name(schema: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _gemma_value(rules: Rules, schema: Any, root: Any, depth: int = 0) -> str:
     """A value with `<|"|>` around strings, and names without quotation marks."""
-    quote, schema = '<|"|>', resolved(schema, root)
-    kinds = kinds_of(schema, root)
-    plain = not kinds & {"string", "array", "object"}
-    if not kinds or depth > 8 or not (plain or len(kinds) == 1):
-        raise UnsupportedError("a value of several types cannot be enforced in this model's format of calls")
-    if kinds == {"string"}:
-        return f"{rules.mark(quote)} {_string(rules, schema, root, quote)}"
-    if kinds == {"array"}:
-        item = _gemma_value(rules, schema.get("items"), root, depth + 1)
-        if lost := sorted(set(schema) & {"minItems", "maxItems", "prefixItems"}):
+    if depth > 8:
+        raise UnsupportedError("values nested so deeply cannot be enforced in this model's format of calls")
+    parts = _alternatives(schema, root)
+    if not parts:
+        raise UnsupportedError("a schema that refers to nothing but itself allows no value")
+    return rules.any_of([_gemma_part(rules, part, root, depth) for part in parts])
+
+
+def _gemma_part(rules: Rules, schema: Mapping[str, Any], root: Any, depth: int) -> str:
+    quote = rules.mark(_QUOTE)
+    if choices := _choices(schema):
+        texts = [
+            f"{quote} {rules.text(choice)} {quote}" if isinstance(choice, str) else rules.json({"const": choice})
+            for choice in choices
+        ]
+        return rules.any_of(texts)
+    kind = schema.get("type")
+    if kind == "string":
+        return f"{quote} {_string(rules, schema, _QUOTE)}"
+    if kind == "array":
+        if lost := sorted({"minItems", "maxItems", "prefixItems"}.intersection(schema)):
             raise UnsupportedError(f"{lost[0]!r} of an array cannot be enforced in this model's format of calls")
+        item = _gemma_value(rules, schema.get("items"), root, depth + 1)
         return rules.rule(f"{rules.text('[')} ({item} ({rules.text(',')} {item})*)? {rules.text(']')}")
-    if kinds == {"object"}:
+    if kind == "object":
 
         def write(name: str, part: Any, root: Any) -> str:
             return f"{rules.text(f'{name}:')} {_gemma_value(rules, part, root, depth + 1)}"
 
         members = _members(_by_name(schema), write, root)
         return rules.rule(f"{rules.text('{')} {rules.listed(members, ',')} {rules.text('}')}")
+    if kind is None:
+        raise UnsupportedError("a value without a type cannot be enforced in this model's format of calls")
     return rules.json(schema, root)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .readers import Reader, Schemas, ToolCall, UnfinishedError
 
+PREFIX = 256
+"""How many characters tell whether a body begins: white space between them may be long."""
+
 Event = str | ToolCall
 """Text to show, or a call."""
 
@@ -28,7 +31,7 @@ class Syntax:
 
     def may_be_body(self, text: str) -> bool:
         """Whether a text may be the beginning of a body."""
-        text = re.sub(r"\s+", "", text[:256])
+        text = re.sub(r"\s+", "", text[:PREFIX])
         return any(text[: len(begin)] == begin[: len(text)] for begin in self.opening)
 
 
@@ -85,7 +88,7 @@ class ToolParser:
     def _step_inside(self, over: bool) -> bool:
         """Read the call that is open, or give it up. False once more text is needed."""
         text, syntax, body = self._text, self._syntax, self._body or 0
-        if not syntax.may_be_body(text[body:]):
+        if not syntax.may_be_body(text[body : body + PREFIX]):
             return self._give_up(body)
         stop = _first_end(text, syntax.end, self._searched)
         again = text.find(syntax.begin, self._searched) if self._failed else -1

@@ -114,19 +114,24 @@ def _typed(text: str, schema: Any, root: Any) -> Any:
     return text if "string" in kinds and not (value is None and "null" in kinds) else value
 
 
-def kinds_of(schema: Any, root: Any, depth: int = 0) -> set[str]:
-    """The types that a schema names; none where it allows any. root: the schema that its references are of."""
-    if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
+def kinds_of(schema: Any, root: Any, seen: set[str] | None = None) -> set[str]:
+    """The types that a schema names; none where it allows any. root: the schema that its references are of. seen:
+    references that were followed."""
+    seen = set() if seen is None else seen
+    if not isinstance(schema, Mapping):
         return set()
     if isinstance(reference := schema.get("$ref"), str):
-        return kinds_of(resolve(reference, root), root, depth + 1)
+        if reference in seen:
+            return set()
+        seen.add(reference)
+        return kinds_of(resolve(reference, root), root, seen)
     kinds = schema.get("type")
     found = {kinds} if isinstance(kinds, str) else set(map(str, as_list(kinds)))
     values = [*as_list(schema.get("enum")), *([schema["const"]] if "const" in schema else ())]
     found |= {"string" if isinstance(value, str) else "null" if value is None else "other" for value in values}
     for name in ("anyOf", "oneOf", "allOf"):
         for part in as_list(schema.get(name)):
-            found |= kinds_of(part, root, depth + 1)
+            found |= kinds_of(part, root, seen)
     return found
 
 
