@@ -251,7 +251,7 @@ def serve_parser(program: str) -> Parser:
     more = parser.add_argument_group("more")
     more.add_argument("--lenient", action="store_true", help="log fields that are not known, and do not refuse them")
     more.add_argument("--launchd", action="store_true",
-                      help="print a property list with these flags, by which macOS starts the server at login")  # fmt: skip
+                      help="print a property list by which macOS starts this server at login")  # fmt: skip
     more.add_argument("--log-prompts", action="store_true", help="log what is asked, too")
     more.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser

@@ -64,9 +64,14 @@ def test_parameters(client: openai.OpenAI) -> None:
     assert ask(client, instructions="Be brief.").usage.input_tokens > plain.usage.input_tokens
     form = {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}}
     assert json.loads(ask(client, text=form, max_output_tokens=20).output_text)["a"] in ("x", "y")
-    for change, param in (({"foo": 1}, "foo"), ({"background": True}, "background"),
-                          ({"truncation": "auto"}, "truncation"), ({"tools": [{"type": "web_search"}]}, "tools[0]"),
-                          ({"input": [{"type": "x"}]}, "input[0]"), ({"reasoning": {"effort": "much"}}, "reasoning.effort")):  # fmt: skip
+    for param, change in {
+        "foo": {"foo": 1},
+        "background": {"background": True},
+        "truncation": {"truncation": "auto"},
+        "tools[0]": {"tools": [{"type": "web_search"}]},
+        "input[0]": {"input": [{"type": "x"}]},
+        "reasoning.effort": {"reasoning": {"effort": "much"}},
+    }.items():
         with pytest.raises(openai.BadRequestError) as caught:
             client.post("/responses", body={"model": "demo", "input": "Hi", **change}, cast_to=object)
         assert caught.value.param == param
