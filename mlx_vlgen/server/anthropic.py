@@ -92,7 +92,7 @@ def _thinking(call: dict[str, Any], sampling: dict[str, Any], lenient: Log | Non
         only(form, ["type", "schema"], "output_config.format", lenient)
         sampling["json_schema"] = form["schema"]
     effort = output.get("effort")
-    if effort is not None and effort not in EFFORTS:
+    if effort is not None and effort not in list(EFFORTS):
         expected = ", ".join(EFFORTS)
         raise ApiError(400, f"output_config.effort={effort!r:.80}: expected one of {expected}", "output_config.effort")
     if thinking is None:
@@ -123,7 +123,8 @@ def _tools(call: dict[str, Any], lenient: Log | None) -> dict[str, Any]:
         tools.append(read_function(passed, place, "input_schema", lenient))
     choice = call.pop("tool_choice", {"type": "auto"})
     only(choice, ["type", "name", "disable_parallel_tool_use"], "tool_choice", lenient)
-    name = {"auto": "auto", "none": "none", "any": "required", "tool": choice.get("name")}.get(choice.get("type", ""))
+    kinds = {"auto": "auto", "none": "none", "any": "required", "tool": choice.get("name")}
+    name = kinds.get(choice["type"]) if isinstance(choice.get("type"), str) else None
     parallel = choice.get("disable_parallel_tool_use") is not True
     checked = check_choice(name, choice.get("type") == "tool", tools)
     return {"tools": tools, "tool_choice": checked, "parallel_tool_calls": parallel}

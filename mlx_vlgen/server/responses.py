@@ -167,7 +167,7 @@ def _thinking(reasoning: Mapping[str, Any], sampling: dict[str, Any], lenient: L
         raise ApiError(400, "reasoning.summary: this server gives the whole text: leave it out", "reasoning.summary")
     if effort is None:
         return False
-    if effort not in EFFORTS:
+    if effort not in list(EFFORTS):
         expected = ", ".join(EFFORTS)
         raise ApiError(400, f"reasoning.effort={effort!r:.80}: expected one of {expected}", param="reasoning.effort")
     if EFFORTS[effort]:
