@@ -56,7 +56,7 @@ _ANTHROPIC: dict[str, Any] = {"error": ApiError.anthropic, "query": frozenset(["
 
 def _response(talks: Talks, body: Mapping[str, Any], rules: MediaRules, lenient: Log | None) -> tuple[Call, Any]:
     call, said = read_response(body, rules, lenient, talks)
-    return call, partial(ResponsesFormat, said=said, keep=talks.put)
+    return call, partial(ResponsesFormat, said=said, keep=talks.add)
 
 
 INTERFACES: Sequence[Interface] = (
@@ -88,7 +88,7 @@ def make_app(sources: Mapping[str, Source], settings: Settings) -> Starlette:
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=settings.allow_origins, **headers))
     routes = [
         *(Route(item.path, _endpoint(item), methods=["POST"]) for item in (*INTERFACES, responses)),
-        Route("/v1/responses/{id}", _kept(talks), methods=["GET", "DELETE"]),
+        Route("/v1/responses/{id}", _stored(talks), methods=["GET", "DELETE"]),
         Route("/v1/responses/{id}/cancel", cancel_response, methods=["POST"]),
         Route("/v1/models", list_models),
         Route("/v1/models/{name:path}", show_model),
@@ -159,15 +159,15 @@ def _model(models: Models, name: str) -> dict[str, Any]:
     }
 
 
-def _kept(talks: Talks) -> Any:
-    async def kept_response(request: Request) -> Response:
+def _stored(talks: Talks) -> Any:
+    async def stored_response(request: Request) -> Response:
         id = request.path_params["id"]
         if request.method == "DELETE":
             talks.remove(id)
             return json_response({"id": id, "object": "response", "deleted": True})
         return json_response(talks.response(id))
 
-    return kept_response
+    return stored_response
 
 
 async def cancel_response(request: Request) -> Response:

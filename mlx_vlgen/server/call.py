@@ -12,13 +12,23 @@ Prompt = str | list[int] | list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Call:
-    """model: the name that the client gave; None: it gave none. prompts: one, but of completions.
-    sampling, media: keywords of `SamplingParams`, over the checkpoint's, and of `MediaInputs`. enable_thinking: for the
-    chat template. continues: whether the answer goes on with the last message, an assistant's. count: answers to each
-    prompt. logprobs: best tokens to tell beside the one that was drawn; None: not even that one. raw: whether what is
-    thought is text like all else. prompt_lookup: guesses at a time. reuse: whether what was computed before may be
-    used. tools, tool_choice ("none", "auto", "required" or a name), parallel_tool_calls: functions that the model may
-    call.
+    """One request to a model.
+
+    model: the name that the client gave; None: it gave none.
+    prompts: one, but of completions.
+    sampling: keywords of `SamplingParams`, over the checkpoint's.
+    media: keywords of `MediaInputs`.
+    enable_thinking: for the chat template.
+    continues: whether the answer goes on with the last message, an assistant's.
+    count: answers to each prompt.
+    stream: whether the answer is sent as it comes.
+    raw: whether what is thought is text like all else.
+    logprobs: best tokens to tell beside the one that was drawn; None: not even that one.
+    prompt_lookup: guesses at a time; None: none.
+    reuse: whether what was computed before may be used.
+    tools: functions that the model may call, each with name, description and parameters.
+    tool_choice: "none", "auto", "required" or a tool's name.
+    parallel_tool_calls: whether there may be several calls.
     """
 
     model: str | None

@@ -16,8 +16,13 @@ LEAST = -9999.0
 
 @dataclass
 class DeltaMaker:
-    """Of one row. stop: its stop strings. end_tokens: the model's. logprobs, raw: as in `Call`. calls: finds those to
-    tools. None of its results may be left out, and each is looked at before the next one comes."""
+    """Of one row. None of its results may be left out, and each is looked at before the next one comes.
+
+    stop: its stop strings.
+    end_tokens: the model's.
+    logprobs, raw: as in `Call`.
+    calls: finds those to tools.
+    """
 
     tokenizer: Any
     stop: Sequence[str] = ()

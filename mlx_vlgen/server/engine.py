@@ -251,7 +251,7 @@ class Engine:
         for id, result in iterator:
             stream = self._streams.get(id)
             if stream is not None:
-                self._tell(self._put, stream, self._delta(stream, result))
+                self._tell(self._deliver, stream, self._delta(stream, result))
 
     def _delta(self, stream: Stream, result: GenerationResult) -> Delta:
         if result.error is not None:
@@ -266,7 +266,7 @@ class Engine:
         with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(call, *arguments)
 
-    def _put(self, stream: Stream, delta: Delta) -> None:
+    def _deliver(self, stream: Stream, delta: Delta) -> None:
         if stream.over or delta.empty:
             return
         stream.begun = True
@@ -278,7 +278,7 @@ class Engine:
 
     def _end_all(self) -> None:
         for stream in list(self._streams.values()):
-            self._put(stream, Delta(error=overloaded("the engine has stopped: try again in a moment")))
+            self._deliver(stream, Delta(error=overloaded("the engine has stopped: try again in a moment")))
 
     def _set_loaded(self) -> None:
         if not self.loaded.done():

@@ -16,9 +16,13 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One field. read: checks its value. group: what it belongs to, "sampling" (`SamplingParams`), "media"
-    (`MediaInputs`) or "call" (`Call`, and what the interface does with it). keyword: its name there, where it is
-    another one."""
+    """One field of a body.
+
+    read: checks its value.
+    group: what it belongs to: "sampling" (`SamplingParams`), "media" (`MediaInputs`) or "call" (`Call`, and what the
+        interface does with it).
+    keyword: its name there, where it is another one.
+    """
 
     name: str
     read: Reader
@@ -136,15 +140,15 @@ def one_of(*values: Any) -> Reader:
     return read
 
 
-def texts(most: int) -> Reader:
+def texts(limit: int) -> Reader:
     """One text, or a list of so many; none of them empty."""
 
     def read(value: Any) -> tuple[str, ...]:
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not all(isinstance(item, str) and item for item in values):
             raise ValueError("text, or a list of texts, none of them empty")
-        if len(values) > most:
-            raise ValueError(f"at most {most} texts")
+        if len(values) > limit:
+            raise ValueError(f"at most {limit} texts")
         return tuple(values)
 
     return read

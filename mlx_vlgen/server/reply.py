@@ -48,9 +48,14 @@ class Cancellable(Protocol):
 
 @dataclass(frozen=True)
 class Interface:
-    """path: the endpoint. read: a body as a call, with what makes its format once the model's name is known.
-    error: an error's JSON. query: parameters of the URL that are taken. counts: whether it only counts the prompt's
-    tokens."""
+    """One endpoint that asks a model.
+
+    path: its URL's.
+    read: a body as a call, with what makes its format once the model's name is known.
+    error: an error's JSON.
+    query: parameters of the URL that are taken.
+    counts: whether it only counts the prompt's tokens.
+    """
 
     path: str
     read: Callable[[Mapping[str, Any], MediaRules, Log | None], tuple[Call, Callable[[str], Format]]]

@@ -81,7 +81,7 @@ class Talks:
     )
     _bytes: int = 0
 
-    def put(self, id: str, messages: Sequence[Mapping[str, Any]], response: dict[str, Any]) -> None:
+    def add(self, id: str, messages: Sequence[Mapping[str, Any]], response: dict[str, Any]) -> None:
         size = len(json.dumps([messages, response], default=str))
         self._talks[id] = size, messages, response
         self._bytes += size

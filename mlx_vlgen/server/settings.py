@@ -23,16 +23,26 @@ MAX_CHOICES = 16
 
 @dataclass(frozen=True)
 class Settings:
-    """host, port: where to listen. api_key: what clients must show; None: nothing. allow_origins: web pages that may
-    ask. allow_hosts: names, beside this machine's own, that a Host header may have. media_path: the folder whose files
-    messages may name; None: no files. lenient: fields that are not known are logged and left out, instead of refused.
-    log_prompts: write what is asked and answered into the log.
+    """Each with a flag or a reason.
 
-    max_queue: requests that wait, at most. max_batch_size: rows that run together. max_tokens: of an answer, at most;
-    None: what the context has room for. timeout: seconds that a request may take in all.
-    max_body_bytes: of one request; held_bytes: of all that are being read. body_seconds: that a body may take to come;
-    send_seconds: that a client may take to read what is sent; header_seconds: that a request's head may take to come;
-    keepalive_seconds: between signs of life in a stream; drain_seconds: that running answers get at the end.
+    host, port: where to listen.
+    api_key: what clients must show; None: nothing.
+    allow_origins: web pages that may ask.
+    allow_hosts: names, beside this machine's own, that a Host header may have.
+    media_path: the folder whose files messages may name; None: no files.
+    lenient: fields that are not known are logged and left out, instead of refused.
+    log_prompts: write what is asked into the log.
+    max_queue: requests that wait, at most.
+    max_batch_size: rows that run together.
+    max_tokens: of an answer, at most; None: what the context has room for.
+    timeout: seconds that a request may take in all.
+    max_body_bytes: of one request.
+    held_bytes: of all bodies that are being read.
+    body_seconds: that a body may take to come.
+    send_seconds: that a client may take to read what is sent.
+    header_seconds: that a request's head may take to come.
+    keepalive_seconds: between signs of life in a stream.
+    drain_seconds: that running answers get at the end.
     """
 
     host: str = "127.0.0.1"

@@ -22,7 +22,7 @@ def loaded() -> Loaded:
 def served(loaded: Loaded) -> Iterator[Running]:
     """Open to all, with the built-in model as "demo", and as "other"."""
     sources = {"demo": Source(lambda: loaded), "other": Source(lambda: loaded)}
-    with running(sources, media_path=media.DEMO / "pictures", keepalive_seconds=0.2) as server:
+    with running(sources, media_path=media.DEMO / "pictures") as server:
         yield server
 
 
