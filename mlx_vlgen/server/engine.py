@@ -104,16 +104,16 @@ class Engine:
         """Read the call's prompts and queue its rows, `count` a prompt. Raises what is wrong with it."""
         streams: list[Stream] = []
         try:
+            iterator = await self._current()
             for prompt in call.prompts:
                 await self._room.wait()
-                iterator = self._open()
                 rows = await self._in_worker(partial(self._prepare, iterator, call, prompt))
                 streams += [self._stream(call, row) for row in rows]
-                if self._iterator is not iterator:
-                    raise overloaded("the engine began anew after a fault: try again")
+            if self._iterator is not iterator:
+                raise overloaded("the engine began anew after a fault: try again")
             for stream in streams:
                 self._streams[stream.row.id] = stream
-                self._iterator.add(stream.row)  # type: ignore[union-attr]
+                iterator.add(stream.row)
         except BaseException:
             for stream in streams:
                 stream.cancel()
@@ -122,12 +122,15 @@ class Engine:
 
     async def count_tokens(self, call: Call) -> int:
         """Tokens of the call's prompt."""
-        iterator = self._open()
+        iterator = await self._current()
         request = await self._in_worker(partial(self._request, call, call.prompts[0]))
         return (await self._in_worker(partial(iterator.prepare, request))).length
 
-    def _open(self) -> TokenIterator:
-        if self._closing or self._iterator is None:
+    async def _current(self) -> TokenIterator:
+        """The iterator, of which there is none for a moment after a fault."""
+        while self._iterator is None and self.alive and not self._closing:
+            await asyncio.sleep(0.01)
+        if self._iterator is None or self._closing:
             raise overloaded("this model is not ready: try again in a moment")
         return self._iterator
 
@@ -244,6 +247,7 @@ class Engine:
                         if iterator.wait(POLL_SECONDS):
                             self._hand_out(iterator)
                 except Exception as error:  # of the iterator itself, which has ended all rows with it
+                    self._iterator = None
                     log_error(error)
             self._hand_out(iterator)
 
@@ -270,8 +274,8 @@ class Engine:
         if stream.over or delta.empty:
             return
         stream.begun = True
-        if delta.finish or delta.error:
-            self._streams.pop(stream.row.id, None)
+        if (delta.finish or delta.error) and self._streams.get(stream.row.id) is stream:
+            del self._streams[stream.row.id]
         if delta.finish == "tool_calls" and self._iterator is not None:
             self._iterator.cancel(stream.row.id)  # which goes on where only one call is wanted
         stream.queue.put_nowait(delta)
