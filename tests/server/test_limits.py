@@ -31,12 +31,12 @@ def ask(server: Running, body: Any, path: str = "/v1/chat/completions") -> tuple
 
 def test_time_leniency_and_bounds(loaded: Loaded, capfd: pytest.CaptureFixture[str]) -> None:
     with running(
-        {"demo": Source(lambda: loaded)}, timeout=0.3, max_tokens=500, lenient=True, log_prompts=True
+        {"demo": Source(lambda: loaded)}, timeout=1.5, max_tokens=3000, lenient=True, log_prompts=True
     ) as server:
         status, text = ask(server, ENDLESS | {"unheard_of": 1}, "/v1/chat/completions?beta=true")
         answer = json.loads(text)
         assert (status, answer["choices"][0]["finish_reason"]) == (200, "length")
-        assert 0 < answer["usage"]["completion_tokens"] < 500
+        assert 0 < answer["usage"]["completion_tokens"] < 3000
         assert json.loads(ask(server, HI_FOR_TWO)[1])["usage"]["completion_tokens"] == 2
         server.wait_until_idle()
     logged = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
