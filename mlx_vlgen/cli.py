@@ -28,6 +28,7 @@ from .flags import (
     convert_parser,
     generate_parser,
     keywords_to_flags,
+    serve_parser,
 )
 from .notices import PromptBar, notice, print_stderr, rewriting_notices
 from .options import OPTIONS, group_keywords
@@ -39,8 +40,8 @@ TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m mlx_vlgen` and `mlx-vlgen`: list the commands, or run one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    commands = {"generate": main_generate, "chat": main_chat, "batch": main_batch, "convert": main_convert}
-    commands |= {"cache": main_cache}
+    commands = {"generate": main_generate, "chat": main_chat, "batch": main_batch, "serve": main_serve,
+                "convert": main_convert, "cache": main_cache}  # fmt: skip
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], program=f"mlx-vlgen {arguments[0]}")
     return exit_code_of(lambda: list_commands(arguments))
@@ -76,6 +77,11 @@ def main_chat(arguments: Sequence[str] | None = None, program: str = "python -m 
 def main_batch(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.batch") -> int:
     """`python -m mlx_vlgen.batch` and `mlx-vlgen batch`."""
     return exit_code_of(lambda: run_batch(batch_parser(program), arguments))
+
+
+def main_serve(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.serve") -> int:
+    """`python -m mlx_vlgen.serve` and `mlx-vlgen serve`."""
+    return exit_code_of(lambda: run_serve(serve_parser(program), arguments))
 
 
 def main_convert(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.convert") -> int:
@@ -226,6 +232,21 @@ def run_batch(parser: Parser, arguments: Sequence[str] | None) -> int:
     from .batch.command import run
 
     return run(args, keywords, lambda: load_model(args))
+
+
+def run_serve(parser: Parser, arguments: Sequence[str] | None) -> int:
+    args = parser.parse(arguments)
+
+    from .serve import launchd_plist, serve, settings_of
+
+    try:
+        settings = settings_of(args)
+    except ValueError as error:
+        usage_error(parser, error)
+    if args.launchd:
+        print(launchd_plist(args, sys.argv[1:] if arguments is None else arguments), end="")
+        return 0
+    return serve(args, settings, load_model)
 
 
 def run_convert(parser: Parser, arguments: Sequence[str] | None) -> int:

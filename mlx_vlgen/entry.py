@@ -119,3 +119,7 @@ def convert() -> None:
 
 def chat() -> None:
     run("main_chat")
+
+
+def serve() -> None:
+    run("main_serve")

@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "answer one prompt about pictures, a video or text",
     "chat": "talk about pictures, a video or text",
     "batch": "answer prompts about many pictures, into a file or into files beside them",
+    "serve": "answer programs that speak OpenAI's or Anthropic's interface",
     "convert": "write a checkpoint for MLX, quantized or as it is",
     "cache": "list or delete what chats computed and go on from",
 }
@@ -122,9 +123,12 @@ def chat_parser(program: str) -> Parser:
     return parser
 
 
-def add_model_flags(parser: Parser) -> None:
+def add_model_flags(parser: Parser, many: bool = False) -> None:
     model = parser.add_argument_group("model")
-    model.add_argument("--model", "-m", metavar="MODEL", help='folder, Hugging Face id, or "demo", which is built in')
+    names: dict[str, Any] = {"action": "append"} if many else {}
+    repeated = "; may be repeated" if many else ""
+    model.add_argument("--model", "-m", metavar="MODEL", **names,
+                       help=f'folder, Hugging Face id, or "demo", which is built in{repeated}')  # fmt: skip
     model.add_argument("--adapter-path", metavar="ADAPTER", help="folder or id of a LoRA adapter, mlx-lm's or PEFT's")
     model.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
@@ -223,6 +227,51 @@ def cache_parser(program: str) -> Parser:
     parser.add_argument("--clear", action="store_true", help="delete all of it")
     parser.add_argument("--folder", metavar="DIR", help="the disk= of a PrefixCache (default: the chats' own)")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
+
+
+def serve_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s [--model MODEL ...] [--host ADDRESS] [--port PORT] [options]",
+        description="Answer programs that speak OpenAI's or Anthropic's interface, on this machine only unless told "
+        "otherwise.",
+        epilog=f"The first model is loaded at once, others when they are asked for. The model is --model, else\n"
+        f"${MODEL_VARIABLE}, else {DEFAULT_MODEL}, or the built-in one\nwhere that cannot be had.\n\n"
+        "exit codes: 0 after SIGTERM, 1 failed, 2 usage, 130 Ctrl-C; both signals let running answers end",
+    )
+    where = parser.add_argument_group("where, and for whom")
+    where.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                       help="address to listen on; one that others reach needs a key (default: 127.0.0.1)")  # fmt: skip
+    where.add_argument(
+        "--port", type=int, default=8080, metavar="PORT", help="0 takes any that is free (default: 8080)"
+    )
+    key = where.add_mutually_exclusive_group()
+    key.add_argument("--api-key", metavar="KEY",
+                     help="what clients must show; better in a file or in $MLX_VLGEN_API_KEY")  # fmt: skip
+    key.add_argument("--api-key-file", metavar="FILE", help="file that holds the key")
+    where.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN",
+                       help="web pages of https://… that may ask from a browser; may be repeated")  # fmt: skip
+    where.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                       help="another name that this server is reached by; may be repeated")  # fmt: skip
+    where.add_argument("--media-path", metavar="DIR", help="messages may name files below this folder")
+    add_model_flags(parser, many=True)
+    bounds = parser.add_argument_group("bounds")
+    bounds.add_argument("--max-batch-size", type=int, default=32, metavar="N",
+                        help="answers that run together (default: 32)")  # fmt: skip
+    bounds.add_argument("--max-queue", type=int, default=64, metavar="N",
+                        help="requests that wait; others are told to come again (default: 64)")  # fmt: skip
+    bounds.add_argument("--max-tokens", type=int, metavar="N",
+                        help="tokens of an answer (default: what the model has room for)")  # fmt: skip
+    bounds.add_argument("--timeout", type=float, default=600, metavar="SECONDS",
+                        help="that a request may take in all (default: 600)")  # fmt: skip
+    bounds.add_argument("--max-body", type=int, default=64, metavar="MB", help="of one request (default: 64)")
+    more = parser.add_argument_group("more")
+    more.add_argument("--lenient", action="store_true", help="log fields that are not known, and do not refuse them")
+    more.add_argument("--launchd", action="store_true",
+                      help="print a property list by which macOS starts this server at login")  # fmt: skip
+    more.add_argument("--log-prompts", action="store_true", help="log what is asked, too")
+    more.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 

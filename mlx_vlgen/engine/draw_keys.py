@@ -18,6 +18,11 @@ def draw_key(seed: int, step: int, use: int = 0) -> np.ndarray:
     return np.asarray(_keys(seed & (2**64 - 1), step // BLOCK, use)[step % BLOCK])
 
 
+def seed_of_draw(seed: int, draw: int) -> int:
+    """Of one of several answers to a request: the first has the seed that it has alone, each other another one."""
+    return seed if draw == 0 else int(np.random.SeedSequence((abs(seed), draw)).generate_state(1, np.uint64)[0])
+
+
 @lru_cache(maxsize=1024)
 def _keys(seed: int, block: int, use: int) -> np.ndarray:
     """(BLOCK, 2): SeedSequence((seed, step, use)).generate_state(2) for each step of the block."""

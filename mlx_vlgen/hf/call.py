@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
+from ..engine.draw_keys import seed_of_draw
 from ..engine.iterator import TokenIterator
 from ..engine.kv_settings import KVSettings
 from ..engine.modes import Beams, Drafter, Guidance, Past, Trace
@@ -112,7 +113,6 @@ class Call:
         )
 
     def _seed(self, row: int, draw: int) -> int | None:
-        """A row's first draw is the one that it has alone; each further draw has another seed."""
         seed = self.settings.seed
         if seed is None:
             return None
@@ -120,7 +120,7 @@ class Call:
             if len(seed) != len(self.prompts):
                 raise ValueError(f"seed: {len(seed)} given for {len(self.prompts)} rows; give one, or one a row")
             seed = seed[row]
-        return seed if draw == 0 else int(np.random.SeedSequence((abs(seed), draw)).generate_state(1, np.uint64)[0])
+        return seed_of_draw(seed, draw)
 
     def _beams(self) -> Beams:
         settings = self.settings

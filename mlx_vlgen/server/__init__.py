@@ -1,1 +1,1 @@
-"""The server: an engine behind the interfaces that programs speak."""
+"""The engine behind the interfaces that programs speak: OpenAI's and Anthropic's. Extra `server`."""
