@@ -267,6 +267,8 @@ def serve_parser(program: str) -> Parser:
                         help="that a request may take in all (default: 600)")  # fmt: skip
     bounds.add_argument("--max-body", type=int, default=64, metavar="MB", help="of one request (default: 64)")
     more = parser.add_argument_group("more")
+    more.add_argument("--no-reuse", action="store_true",
+                      help="compute each request anew, and leave nothing of it on disk")  # fmt: skip
     more.add_argument("--lenient", action="store_true", help="log fields that are not known, and do not refuse them")
     more.add_argument("--launchd", action="store_true",
                       help="print a property list by which macOS starts this server at login")  # fmt: skip

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .engine.disk import default_folder
 from .errors import UnsupportedError, VlgenError
 from .loading import load
 from .loading.checkpoint import weight_files
@@ -61,6 +62,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         max_tokens=args.max_tokens,
         timeout=args.timeout,
         max_body_bytes=args.max_body << 20,
+        reuse=not args.no_reuse,
+        reuse_folder=default_folder(),
     )
 
 

@@ -139,9 +139,10 @@ class TokenIterator:
         mx.eval(
             request.prompt, request.media.images, request.media.videos
         )  # MLX's arrays: another thread may read them
+        prefixes = self._prefixes if request.reuse else None
         with self._changed:
             self._next_id += 1
-            return Row(self._next_id - 1, request, TextStream(), fresh_seed(request.sampling), prefixes=self._prefixes)
+            return Row(self._next_id - 1, request, TextStream(), fresh_seed(request.sampling), prefixes=prefixes)
 
     def cancel(self, id: int) -> None:
         """End a row at the next step, with finish_reason "cancelled". A row that has ended is left alone."""

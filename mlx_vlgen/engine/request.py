@@ -34,7 +34,8 @@ class Request:
 
     end_tokens: these and no others end the row; None is the model's. guidance, beams: other ways of decoding.
     drafter: makes what guesses the row's next tokens. past: the keys and values of the prompt's first positions.
-    trace: what to record of each step.
+    trace: what to record of each step. reuse: whether it begins with what was computed before, and leaves that, where
+    its iterator does.
     """
 
     prompt: str | Sequence[Mapping[str, Any]] | Prompt
@@ -49,6 +50,7 @@ class Request:
     drafter: Callable[[], Drafter] | None = None
     past: Past | None = None
     trace: Trace | None = None
+    reuse: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.media, MediaInputs):

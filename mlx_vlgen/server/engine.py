@@ -17,6 +17,7 @@ from ..engine.intake import end_tokens
 from ..engine.iterator import TokenIterator
 from ..engine.params import sampling_params
 from ..engine.request import Request, Row
+from ..engine.store import PrefixCache
 from ..generate import make_drafter
 from ..inputs.fetch import Limits
 from ..inputs.prompt import MediaInputs, Prompt
@@ -211,6 +212,7 @@ class Engine:
             enable_thinking=call.enable_thinking,
             template_kwargs=variables,
             drafter=make_drafter(self.processor, prompt_lookup=call.prompt_lookup),
+            reuse=call.reuse,
         )
 
     # -- in the engine's thread
@@ -231,13 +233,14 @@ class Engine:
             mx.clear_cache()
 
     def _serve(self) -> None:
+        cache = PrefixCache(disk=self._settings.reuse_folder) if self._settings.reuse else None
         while not self._closing:
-            # REUSE: a `PrefixCache`, made before the loop, belongs here; rows whose `Call.reuse` is false do without.
             iterator = TokenIterator(
                 self.model,
                 self.processor,
                 max_batch_size=self._settings.max_batch_size,
                 max_queue=self._settings.max_queue,
+                reuse=cache or False,
             )
             self._iterator = iterator
             self._tell(self._set_loaded)

@@ -43,6 +43,8 @@ class Settings:
     header_seconds: that a request's head may take to come.
     keepalive_seconds: between signs of life in a stream.
     drain_seconds: that running answers get at the end.
+    reuse: whether what requests begin alike with is computed once.
+    reuse_folder: where that is on disk, too; None: nowhere.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +66,8 @@ class Settings:
     header_seconds: float = 10.0
     keepalive_seconds: float = 10.0
     drain_seconds: float = 30.0
+    reuse: bool = True
+    reuse_folder: Path | None = None
 
     def __post_init__(self) -> None:
         """ValueError for an address that others reach without a key; the message begins with the setting's name."""
