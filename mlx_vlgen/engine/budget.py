@@ -76,7 +76,8 @@ class Budget:
             self.limit = sum(layer.nbytes for layer in cache) + int(MEMORY_SHARE * available)
 
     def needed(self, row: Row) -> int:
-        """What the row may come to take, in the limit's unit."""
+        """What the row may come to take, in the limit's unit; in bytes of free memory what it will probably take."""
         if self._layers is None:
-            return sum(row.sequences)
-        return sum(bytes_needed(self._layers, row.request.kv, positions) for positions in row.sequences)
+            return sum(row.sequences())
+        positions = row.sequences(likely=True)
+        return sum(bytes_needed(self._layers, row.request.kv, count) for count in positions)

@@ -59,6 +59,10 @@ class Request:
             object.__setattr__(self, "media", MediaInputs(images=images))
 
 
+ROOM = 4096
+"""Tokens of an answer for which memory is held free, where it may have more: who sets no end seldom means the whole
+context, which no second row could run beside."""
+
 _NO_PROMPT = Prompt(np.zeros(0, dtype=np.int32))
 
 
@@ -109,10 +113,12 @@ class Row:
         """Tokens of the prompt."""
         return len(self.prompt.tokens)
 
-    @property
-    def sequences(self) -> list[int]:
-        """Cache positions that it may come to need, for each of its sequences: one a beam, and its negative prompt."""
+    def sequences(self, likely: bool = False) -> list[int]:
+        """Cache positions that it may come to need, for each of its sequences: one a beam, and its negative prompt.
+        likely: of an answer that may be very long `ROOM` tokens, or twice what it has."""
         max_tokens = self.sampling.max_tokens
+        if likely:
+            max_tokens = min(max_tokens, max(ROOM, 2 * len(self.tokens)))
         beams = self.request.beams.count if self.request.beams else 1
         return [self.length + max_tokens] * beams + ([self.negative.length + max_tokens] if self.negative else [])
 

@@ -103,6 +103,19 @@ def test_each_row_needs_what_its_own_settings_take(monkeypatch: pytest.MonkeyPat
         assert kv_budget.needed(guided) == kv_budget.needed(row()) + 3 * 67 * SIZE.width * 2 + 280
 
 
+def test_an_answer_without_an_end_does_not_reserve_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But room for what it has, twice; a limit of positions is kept whatever comes."""
+    monkeypatch.setattr(budget, "memory_available", lambda: 10_000)
+    kv_budget = Budget([Full()], None)
+    kv_budget.learn([filled(Full(), WHOLE, 3)])
+    endless = row(sampling=SamplingParams(max_tokens=200_000))
+    width = SIZE.width * 2
+    assert kv_budget.needed(endless) == (40 + ROOM) * width
+    endless.tokens = [1] * ROOM
+    assert kv_budget.needed(endless) == (40 + 2 * ROOM) * width
+    assert Budget([Full()], 1000).needed(endless) == 200_040
+
+
 def test_a_budget_in_positions() -> None:
     kv_budget = Budget([Full()], 1000)
     kv_budget.learn([filled(Full(), WHOLE, 3)])
