@@ -14,7 +14,7 @@ from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.budget import Budget, LayerSize, bytes_needed
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.engine.modes import Beams, Guidance
-from mlx_vlgen.engine.request import Row
+from mlx_vlgen.engine.request import ROOM, Row
 from mlx_vlgen.engine.text import TextStream
 from mlx_vlgen.inputs.prompt import Prompt
 from mlx_vlgen.models.base import Embedded, Full, LayerKind, Recurrent, Sliding
