@@ -20,6 +20,7 @@ from .call import Call
 from .completions import CompletionFormat, read_completion
 from .errors import ApiError, dump
 from .log import log_error
+from .marks import find_marks
 from .media import MediaRules
 from .models import Models, Source
 from .openai import read_chat
@@ -28,6 +29,7 @@ from .parameters import Log
 from .reply import Interface, Reply, Server
 from .security import Guard
 from .settings import Settings
+from .static import ROUTES as PAGE
 
 
 def _chat(body: Mapping[str, Any], rules: MediaRules, lenient: Log | None) -> tuple[Call, Any]:
@@ -78,6 +80,8 @@ def make_app(sources: Mapping[str, Source], settings: Settings) -> Starlette:
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=settings.allow_origins, **headers))
     routes = [
         *(Route(interface.path, _endpoint(interface), methods=["POST"]) for interface in INTERFACES),
+        *PAGE,
+        Route("/v1/marks", show_marks, methods=["POST"]),
         Route("/v1/models", list_models),
         Route("/v1/models/{name:path}", show_model),
         Route("/health", health),
@@ -145,6 +149,10 @@ def _model(models: Models, name: str) -> dict[str, Any]:
         "type": "model",
         "display_name": name,
     }
+
+
+async def show_marks(request: Request) -> Response:
+    return json_response(await find_marks(request))
 
 
 async def health(request: Request) -> Response:
