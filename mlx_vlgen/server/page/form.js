@@ -5,10 +5,10 @@ import { $, button, h } from "./dom.js";
 const STORED = "mlx_vlgen.form";
 
 const KINDS = {
-  text: ["Text", "as the model likes"],
+  text: ["Text", "as the model likes it"],
   json: ["JSON", "any object"],
-  fields: ["Fields", "an object with fields that you name"],
-  schema: ["Schema", "what a JSON schema says"],
+  fields: ["Fields", "that you name"],
+  schema: ["Schema", "a JSON schema"],
 };
 
 const TYPES = {

@@ -5,13 +5,12 @@ import { button, download, h } from "./dom.js";
 const COLORS = ["#ff5a5f", "#4cc9f0", "#ffd166", "#06d6a0", "#c77dff", "#f78c6b", "#a7c957", "#ff8fab"];
 const LONGEST = 40; // characters of a label
 
-/** The picture with its marks, and a button that saves it. picture: {blob, name}. marks: in its pixels. */
+/** The picture with its marks, and a button that saves it. picture: {blob, name, width, height}. marks: in its pixels. */
 export function markedPicture(picture, marks) {
-  const canvas = h("canvas", { role: "img", "aria-label": describe(marks) });
+  const { width, height } = picture; // known at once, so that nothing moves once it is drawn
+  const canvas = h("canvas", { role: "img", "aria-label": describe(marks), width, height });
   const figure = h("figure", { className: "marked" }, canvas);
   createImageBitmap(picture.blob).then((image) => {
-    canvas.width = image.width;
-    canvas.height = image.height;
     const context = canvas.getContext("2d");
     context.drawImage(image, 0, 0);
     draw(context, marks);

@@ -13,8 +13,9 @@ export function questionView(question, { onEdit }) {
   ); // prettier-ignore
   return h("article", { className: "question", "aria-label": "You" },
     pictures.length > 0 && h("div", { className: "pictures" }, ...pictures),
-    question.text && h("p", {}, question.text),
-    h("div", { className: "actions" }, button("edit", "Edit and ask again", onEdit))); // prettier-ignore
+    h("div", { className: "said" },
+      h("div", { className: "actions" }, button("edit", "Edit and ask again", onEdit)),
+      question.text && h("p", {}, question.text))); // prettier-ignore
 }
 
 function view({ blob, name }) {
@@ -35,7 +36,7 @@ export function answerView(answer, pictures, { onAgain }) {
   const copy = button("copy", "Copy the answer", () => navigator.clipboard.writeText(answer.text));
   const actions = h("div", { className: "actions" }, navigator.clipboard && copy, button("again", "Ask again", onAgain));
   const node = h("article", { className: "answer", "aria-label": answer.model || "Answer" },
-    thinking, body, marked, end, h("footer", {}, figures, actions)); // prettier-ignore
+    thinking, marked, body, end, h("footer", {}, figures, actions)); // prettier-ignore
 
   let drawn = null;
   function update() {
@@ -50,7 +51,7 @@ export function answerView(answer, pictures, { onAgain }) {
     if (json) body.replaceChildren(codeBlock(json, "json"));
     else showMarkdown(body, answer.text);
     figures.textContent = describe(answer.figures);
-    actions.hidden = running;
+    actions.hidden = running || (answer.state === "failed" && !answer.text); // that has its button
     end.replaceChildren(...ending(answer, onAgain));
     if (answer.marks !== drawn) marked.replaceChildren(...drawings(pictures, answer.marks));
     drawn = answer.marks;
@@ -67,9 +68,9 @@ function drawings(pictures, marks) {
 
 function ending({ state, error, text }, onAgain) {
   if (state === "failed") {
-    const left = text ? "" : " What comes next is asked without this question.";
+    const left = text ? "" : " A question that comes next is asked without this one.";
     const again = button("again", "Try again", onAgain, { shown: true, className: "quiet" });
-    return [h("div", { className: "note bad", role: "alert" }, h("strong", {}, error.message), ` ${error.remedy}${left} `, again)];
+    return [h("div", { className: "note bad", role: "alert" }, h("strong", {}, error.message), h("p", {}, error.remedy, left), again)];
   }
   if (state === "stopped") return [h("p", { className: "fine" }, "Stopped.")];
   if (state === "length") return [h("p", { className: "note" }, "Cut off: the answer was as long as it may be. Raise “Longest answer” in the settings, or ask it to go on.")];
@@ -84,14 +85,16 @@ function pretty(text) {
   }
 }
 
+const SHORTEST = 20; // milliseconds: what came in less came at once, which tells no speed
+
 function describe(figures) {
   if (!figures?.first) return "";
   const about = figures.estimated ? "≈ " : "";
   const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(milliseconds < 9950 ? 2 : 1)} s`;
   const parts = [`${about}${figures.tokens} tokens`, `first after ${seconds(figures.first)}`];
-  if (figures.tokens > 1 && figures.last > figures.first) {
+  if (figures.tokens > 1 && figures.last > figures.first + SHORTEST) {
     parts.splice(1, 0, `${about}${((figures.tokens - 1) / ((figures.last - figures.first) / 1000)).toFixed(1)} tokens/s`);
   }
-  if (figures.prompt) parts.push(`prompt ${figures.prompt}${figures.cached ? `, ${figures.cached} reused` : ""}`);
+  if (figures.prompt) parts.push(`prompt of ${figures.prompt}${figures.cached ? `, ${figures.cached} reused` : ""}`);
   return parts.join(" · ");
 }
