@@ -28,6 +28,7 @@ pytestmark = pytest.mark.browser
 api.expect.set_options(timeout=20_000)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BOXES = [{"bbox_2d": [100, 300, 400, 700], "label": "circle"}, {"bbox_2d": [650, 300, 900, 700], "label": "square"}]
+LONG = {"type": "array", "items": {"const": "a"}, "minItems": 900}
 COLORS = [(255, 90, 95), (76, 201, 240)]  # of the first two labels
 
 
@@ -140,9 +141,9 @@ def test_stop_edit_ask_again_reload(visit: Callable[..., Any], served: Running, 
     page = visit(served)
     drop(page, SHAPES)
     page.wait_for_selector("#model option", state="attached")
-    schema(page, {"type": "array", "items": {"const": "a"}, "minItems": 900})
+    schema(page, LONG)
     ask(page, "Describe this image.")
-    page.wait_for_selector(".answer .text :text('a')")
+    page.wait_for_selector(".answer .text code")
     page.keyboard.press("Escape")
     answer = last_answer(page)
     assert "Stopped." in answer.inner_text() and "≈" in answer.locator(".figures").inner_text()
@@ -169,8 +170,15 @@ def test_stop_edit_ask_again_reload(visit: Callable[..., Any], served: Running, 
     names = page.locator("#conversations .name")
     assert names.all_inner_texts() == ["Hello", "Describe this image."]
     names.nth(1).click()
+    api.expect(page.locator(".answer .text")).to_have_count(2)
     assert page.locator(".answer .text").all_inner_texts() == [expected, second]
     assert page.locator(".question img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    schema(page, LONG)
+    settings(page, max_tokens="")
+    ask(page, "Hi")
+    page.locator(".answer").nth(2).locator(".text code").wait_for()
+    page.reload()  # what had come of it is there
+    assert "Stopped." in (text := last_answer(page).inner_text()) and '"a"' in text
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#conversations [aria-label='Delete Hello']")
     page.reload()
@@ -218,7 +226,7 @@ def test_what_a_model_writes_is_never_html(visit: Callable[..., Any], served: Ru
     body = last_answer(page).locator(".text")
     tags = body.evaluate("node => [...node.querySelectorAll('*')].map((inner) => inner.localName)")
     assert not {"img", "a", "b", "i", "script"} & set(tags)
-    assert {"h3", "strong", "code", "ol", "ul", "table", "pre"} <= set(tags)
+    assert {"h2", "strong", "code", "ol", "ul", "table", "pre"} <= set(tags)
     assert '<img src="https://example.com/a.png" onerror="alert(1)"> [link](https://example.com)' in body.inner_text()
     assert body.locator("pre").inner_text() == "<script>alert(1)</script>"
     assert page.locator(".question p").inner_text() == "<img src=x onerror=alert(1)>"
@@ -235,11 +243,21 @@ def test_a_key_is_asked_for_and_errors_say_what_to_do(visit: Callable[..., Any],
         page.fill("#key-text", "right")
         page.press("#key-text", "Enter")
         api.expect(page.locator("#model option")).to_have_count(1)
+        settings(page, max_tokens="40")
         page.reload()
         api.expect(page.locator("#model option")).to_have_count(1)
         assert page.evaluate("[localStorage['mlx_vlgen.key'], sessionStorage['mlx_vlgen.key']]") == [None, "right"]
+        page.click("#open-settings")
+        page.click("#forget-key")
+        page.click("#settings .strong")
+        ask(page, "Hi")
+        page.fill("#key-text", "right")
+        page.check("#key-keep")
+        page.press("#key-text", "Enter")
+        last_answer(page)
+        assert page.evaluate("localStorage['mlx_vlgen.key']") == "right"
 
-        settings(page, seed="1e30", max_tokens="40")
+        settings(page, seed="1e30")
         drop(page, SHAPES)
         ask(page, "Hi")
         alert = last_answer(page).get_by_role("alert")

@@ -13,6 +13,18 @@ export class Failure extends Error {
 const KEY = "mlx_vlgen.key";
 let asking = null;
 
+const storedKey = () => sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
+
+/** Offers to forget the key, where there is one. */
+export function showForget(link) {
+  link.hidden = !storedKey();
+  link.onclick = () => {
+    sessionStorage.removeItem(KEY);
+    localStorage.removeItem(KEY);
+    link.hidden = true;
+  };
+}
+
 /** Asks for a key, once however many requests want one. Whether it was given. */
 function askKey(wrong) {
   asking ??= new Promise((resolve) => {
@@ -40,7 +52,7 @@ function askKey(wrong) {
 async function send(path, body, signal) {
   const text = body && JSON.stringify(body);
   for (;;) {
-    const key = sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY);
+    const key = storedKey();
     const headers = { ...(body && { "Content-Type": "application/json" }), ...(key && { Authorization: `Bearer ${key}` }) };
     let response;
     try {

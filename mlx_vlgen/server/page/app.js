@@ -1,7 +1,7 @@
 // The page: conversations on the left, one of them in the middle, the question below.
 
 import { findMarks, listModels, stream } from "./api.js";
-import { clear, edit, setUpComposer, suggest, trouble } from "./composer.js";
+import { clear, edit, isEmpty, setUpComposer, suggest, trouble } from "./composer.js";
 import { $, announce, button, h } from "./dom.js";
 import { responseFormat, setUpForm } from "./form.js";
 import { answerView, questionView } from "./messages.js";
@@ -227,14 +227,23 @@ $("new").onclick = () => {
 $("stop").onclick = () => runOfCurrent()?.controller.abort();
 $("model").onchange = () => localStorage.setItem("mlx_vlgen.model", $("model").value);
 $("viewer-close").onclick = () => $("viewer").close();
+document.addEventListener("visibilitychange", () => {
+  // perhaps for good, as a phone does it: what has come of answers is kept
+  if (document.hidden) for (const { conversation } of running.values()) save(conversation).catch(() => {});
+});
+addEventListener("pagehide", () => {
+  for (const { controller } of running.values()) controller.abort();
+});
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open], :popover-open")) runOfCurrent()?.controller.abort();
 });
 
-conversations = await readAll();
-for (const { messages } of conversations) {
+begin();
+showModels();
+const read = await readAll();
+for (const { messages } of read) {
   for (const message of messages) if (message.state === "running") message.state = "stopped"; // the page was closed
 }
-begin();
-if (conversations.length) open(conversations[0]);
-await showModels();
+conversations.push(...read); // behind what was asked meanwhile
+if (read.length && !current.messages.length && isEmpty()) open(read[0]);
+else showList();

@@ -76,6 +76,10 @@ async function addFiles(files) {
   $("question").focus();
 }
 
+export function isEmpty() {
+  return !$("question").value && !pictures.length;
+}
+
 /** Puts text in, as an idea of what to ask. */
 export function suggest(text) {
   $("question").value = text;

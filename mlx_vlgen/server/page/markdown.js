@@ -10,6 +10,10 @@ const RULE = /^\s*([-*_])(\s*\1){2,}\s*$/;
 const DIVIDER = /^\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*$/;
 const INLINE = /(`+)(.+?)\1(?!`)|\*\*(\S|\S.*?\S)\*\*|(?<![\w*])\*(\S|\S[^*]*?\S)\*(?![\w*])/s;
 
+// What is longer stays plain: a model that repeats a sign for ever must not hold up the page, and the patterns above take
+// the square of a length on such.
+const LONGEST = 4000;
+
 /** Shows text in a container. While it grows, only the blocks that change are made anew. */
 export function showMarkdown(container, text) {
   const blocks = splitBlocks(text);
@@ -32,6 +36,7 @@ function splitBlocks(text) {
   const kindOf = (i) => {
     const line = lines[i];
     if (!line.trim()) return "blank";
+    if (line.length > LONGEST) return "paragraph";
     if (HEADING.test(line)) return "heading";
     if (RULE.test(line)) return "rule";
     if (ITEM.test(line)) return "list";
@@ -49,14 +54,14 @@ function splitBlocks(text) {
       continue;
     }
     const kind = kindOf(i);
-    const goes_on =
+    const continues =
       last?.open &&
       (kind === last.kind
         ? ["list", "quote", "paragraph"].includes(kind)
         : (last.kind === "list" && kind === "paragraph") || (last.kind === "table" && lines[i].includes("|")));
     if (kind === "blank") {
       if (last && !(last.kind === "list" && ITEM.test(lines[i + 1] ?? ""))) last.open = false;
-    } else if (goes_on) last.lines.push(lines[i]);
+    } else if (continues) last.lines.push(lines[i]);
     else blocks.push({ kind, lines: [lines[i]], open: !["heading", "rule"].includes(kind) });
   }
   return blocks;
@@ -69,7 +74,7 @@ const MAKERS = {
   code: ({ lines, language }) => codeBlock(lines.join("\n"), language),
   heading({ lines }) {
     const [, marks, text] = lines[0].match(HEADING);
-    return h(`h${Math.min(marks.length + 2, 6)}`, {}, ...inline(text)); // h1 and h2 are the page's
+    return h(`h${Math.min(marks.length + 1, 6)}`, {}, ...inline(text)); // h1 is the page's
   },
   table({ lines }) {
     const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => inline(cell.trim()));
@@ -102,6 +107,7 @@ const MAKERS = {
 };
 
 function inline(text) {
+  if (text.length > LONGEST) return [text];
   const nodes = [];
   for (let match; (match = text.match(INLINE)); text = text.slice(match.index + match[0].length)) {
     if (match.index) nodes.push(text.slice(0, match.index));

@@ -47,8 +47,7 @@ export function answerView(answer, pictures, { onAgain }) {
     thinking.hidden = !answer.thinking;
     thinkingLabel.textContent = running && !answer.text ? "Thinking…" : "What it thought";
     showMarkdown(thoughts, answer.thinking);
-    const json = !running && answer.form ? pretty(answer.text) : null;
-    if (json) body.replaceChildren(codeBlock(json, "json"));
+    if (answer.form && answer.text) body.replaceChildren(codeBlock(pretty(answer.text), "json"));
     else showMarkdown(body, answer.text);
     figures.textContent = describe(answer.figures);
     actions.hidden = running || (answer.state === "failed" && !answer.text); // that has its button
@@ -77,11 +76,12 @@ function ending({ state, error, text }, onAgain) {
   return [];
 }
 
+/** JSON with its indents, short lists of numbers on one line; other text, as a part of JSON, as it is. */
 function pretty(text) {
   try {
     return JSON.stringify(JSON.parse(text), null, 2).replace(/\[\s+([-\d.,\s]+?)\s+\]/g, (_, numbers) => `[${numbers.replace(/\s+/g, " ")}]`);
   } catch {
-    return null;
+    return text;
   }
 }
 

@@ -1,5 +1,6 @@
 // Settings of all requests, as the server names them, and what they mean. They stay in this browser.
 
+import { showForget } from "./api.js";
 import { $, h } from "./dom.js";
 
 const STORED = "mlx_vlgen.settings";
@@ -22,7 +23,10 @@ const FIELDS = [
 let values = JSON.parse(localStorage.getItem(STORED) ?? "{}");
 
 export function setUpSettings() {
-  $("open-settings").onclick = () => $("settings").showModal();
+  $("open-settings").onclick = () => {
+    showForget($("forget-key"));
+    $("settings").showModal();
+  };
   $("reset").onclick = () => {
     change({});
     $("fields").replaceChildren(...FIELDS.map(row));

@@ -25,6 +25,7 @@ async function run(mode, action) {
   return new Promise((resolve, reject) => {
     const transaction = database.transaction("conversations", mode);
     const request = action(transaction.objectStore("conversations"));
+    transaction.commit(); // at once: a page that is being left takes no more events
     transaction.oncomplete = () => resolve(request.result);
     transaction.onabort = () => reject(transaction.error); // the disk is full, most likely
   });
