@@ -5,7 +5,7 @@ import { $, button, h } from "./dom.js";
 const STORED = "mlx_vlgen.form";
 
 const KINDS = {
-  text: ["Text", "as the model likes it"],
+  text: ["Text", "free"],
   json: ["JSON", "any object"],
   fields: ["Fields", "that you name"],
   schema: ["Schema", "a JSON schema"],

@@ -119,8 +119,8 @@ function inline(text) {
 }
 
 export function codeBlock(text, language = "") {
-  const copy = button("copy", "Copy", () => navigator.clipboard.writeText(text));
   // without https the browser has no clipboard for pages
-  return h("figure", { className: "code" }, navigator.clipboard && copy, h("pre", { tabIndex: 0 }, h("code", {}, text)),
-    language && h("figcaption", {}, language)); // prettier-ignore
+  const copy = navigator.clipboard && button("copy", "Copy", () => navigator.clipboard.writeText(text));
+  return h("figure", { className: `code ${language === "json" ? "wrapped" : ""}` },
+    h("figcaption", {}, language, copy), h("pre", { tabIndex: 0 }, h("code", {}, text))); // prettier-ignore
 }
