@@ -79,17 +79,21 @@ def visit(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[...
     assert not complaints
 
 
-def drop(page: Any, path: Path) -> None:
-    """As a person drops a file on the page."""
+def transfer(page: Any, path: Path) -> Any:
+    """A file as the browser hands it to a page, dropped or pasted."""
     script = """([data, name]) => {
         const transfer = new DataTransfer();
         const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
         transfer.items.add(new File([bytes], name, {type: "image/png"}));
         return transfer;
     }"""
-    transfer = page.evaluate_handle(script, [base64.b64encode(path.read_bytes()).decode(), path.name])
+    return page.evaluate_handle(script, [base64.b64encode(path.read_bytes()).decode(), path.name])
+
+
+def drop(page: Any, path: Path) -> None:
+    file = transfer(page, path)
     for event in ("dragover", "drop"):
-        page.dispatch_event("#composer", event, {"dataTransfer": transfer})
+        page.dispatch_event("#composer", event, {"dataTransfer": file})
     api.expect(page.locator("#pictures img")).to_have_count(1)
 
 
@@ -295,12 +299,16 @@ def test_fits_a_phone_and_works_by_keyboard(visit: Callable[..., Any], served: R
         api.expect(page.locator(opener)).to_be_focused()
 
 
-def test_the_camera(visit: Callable[..., Any], served: Running) -> None:
+def test_photograph_and_paste(visit: Callable[..., Any], served: Running) -> None:
     page = visit(served)
     page.click("#photograph")
-    api.expect(page.locator("#video")).to_be_visible()
-    page.locator("#video").evaluate(
-        "video => video.videoWidth || new Promise((done) => (video.onloadeddata = done)).then(() => 1)"
-    )
+    ready = "video => video.videoWidth || new Promise((done) => (video.onloadeddata = done)).then(() => 1)"
+    page.locator("#video").evaluate(ready)
     page.click("#snap")
-    api.expect(page.locator("#pictures img")).to_have_attribute("alt", "photograph.jpg")
+    pictures = page.locator("#pictures img")
+    api.expect(pictures).to_have_attribute("alt", "photograph.jpg")
+    script = "(file) => dispatchEvent(new ClipboardEvent('paste', {clipboardData: file, cancelable: true}))"
+    page.evaluate(script, transfer(page, SHAPES))
+    api.expect(pictures).to_have_count(2)
+    page.click("[aria-label='Remove photograph.jpg']")
+    assert [picture.get_attribute("alt") for picture in pictures.all()] == ["shapes.png"]
