@@ -159,7 +159,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        print_stderr(f"mlx_vlgen: answering on http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        print_stderr(f"mlx_vlgen: a page on {url}/ and, for programs, answering on {url}/v1")
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from .call import Call
 from .completions import CompletionFormat, read_completion
 from .errors import ApiError, dump
 from .log import log_error
+from .marks import find_marks
 from .media import MediaRules
 from .models import Models, Source
 from .openai import read_chat
@@ -30,6 +31,7 @@ from .responses import Talks, read_response
 from .responses_format import ResponsesFormat
 from .security import Guard
 from .settings import Settings
+from .static import ROUTES as PAGE
 
 
 def _chat(body: Mapping[str, Any], rules: MediaRules, lenient: Log | None) -> tuple[Call, Any]:
@@ -90,6 +92,8 @@ def make_app(sources: Mapping[str, Source], settings: Settings) -> Starlette:
         *(Route(item.path, _endpoint(item), methods=["POST"]) for item in (*INTERFACES, responses)),
         Route("/v1/responses/{id}", _stored(talks), methods=["GET", "DELETE"]),
         Route("/v1/responses/{id}/cancel", cancel_response, methods=["POST"]),
+        *PAGE,
+        Route("/v1/marks", show_marks, methods=["POST"]),
         Route("/v1/models", list_models),
         Route("/v1/models/{name:path}", show_model),
         Route("/health", health),
@@ -174,6 +178,10 @@ async def cancel_response(request: Request) -> Response:
     """Of one that is streamed, which ends as it would for a client that goes away."""
     server: Server = request.app.state.server
     return json_response(server.cancel(request.path_params["id"]))
+
+
+async def show_marks(request: Request) -> Response:
+    return json_response(await find_marks(request))
 
 
 async def health(request: Request) -> Response:

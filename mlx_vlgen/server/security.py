@@ -14,10 +14,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import ApiError
 from .settings import Settings
+from .static import FILES
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
-OPEN_PATHS = frozenset(["/health"])
+OPEN_PATHS = frozenset(["/health", *FILES])
 """What is answered without a key."""
 
 
