@@ -116,7 +116,7 @@ def answer_lines(chat: "Chat") -> int:
             chat.run(line)
             if chat.answered is None:  # a command
                 continue
-            answer |= describe_answer(chat.answered)
+            answer |= describe_answer(chat.answered, chat.cached_tokens)
         except EOFError:
             break
         except BrokenPipeError:
@@ -133,7 +133,7 @@ def answer_lines(chat: "Chat") -> int:
     return int(failed)
 
 
-def describe_answer(turn: Turn) -> dict[str, Any]:
+def describe_answer(turn: Turn, cached_tokens: int) -> dict[str, Any]:
     """For --json."""
     return {
         "question": turn.text,
@@ -142,6 +142,7 @@ def describe_answer(turn: Turn) -> dict[str, Any]:
         "thinking": turn.thinking,
         "finish_reason": turn.finish_reason,
         "context_tokens": turn.tokens,
+        "cached_tokens": cached_tokens,
     }
 
 

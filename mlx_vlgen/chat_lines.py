@@ -246,11 +246,15 @@ def _complete_path(word: str) -> Iterator[tuple[str, int, str]]:
 # What is shown
 
 
-def status_line(tokens: int, speed: float, used: int, maximum: int | None, reason: str | None = None) -> str:
-    """Of an answer: its tokens and their speed, and how much of the model's context is used."""
+def status_line(
+    tokens: int, speed: float, used: int, maximum: int | None, reason: str | None = None, reused: int = 0
+) -> str:
+    """Of an answer: its tokens and their speed, how much of the model's context is used, and how much of that was
+    computed before."""
     parts = [f"{tokens:,} token{'s' * (tokens != 1)}"]
     parts += [f"{speed:.1f} tokens/s"] if speed else []
     parts += [f"context {used:,} of {maximum:,} ({used / maximum:.0%})" if maximum else f"context {used:,}"]
+    parts += [f"reused {reused:,}"] if reused else []
     return " · ".join(["stopped", *parts] if reason == "cancelled" else parts)
 
 

@@ -150,6 +150,7 @@ def test_completion(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 def test_status() -> None:
     assert status_line(7, 63.46, 79, 4096) == "7 tokens · 63.5 tokens/s · context 79 of 4,096 (2%)"
     assert status_line(1, 0.0, 79, None, "cancelled") == "stopped · 1 token · context 79"
+    assert status_line(1, 0.0, 1179, None, reused=1079) == "1 token · context 1,179 · reused 1,079"
     assert context_warning(79, 100) is None and context_warning(10**6, None) is None
     assert (context_warning(80, 100) or "").startswith("the context is 80% full, with room for 20 tokens: /clear")
     assert (context_warning(100, 100) or "").startswith("the context is full: ")
