@@ -1,5 +1,8 @@
 """Small pictures in a terminal: kitty's, iTerm2's and sixel graphics, and half-blocks where there are none of these."""
 
+# textual-image 0.12 does less: its import asks each terminal and eats what was typed ("hello" became "lo", and
+# sixel was not seen), it needs a terminal on stdout, and has no iTerm2 graphics.
+
 import base64
 import io
 import os
@@ -145,6 +148,8 @@ def _ask_terminal(seconds: float = 0.3) -> str | None:
     before = termios.tcgetattr(stdin)
     try:
         tty.setcbreak(stdin, termios.TCSANOW)
+        if select.select([stdin], [], [], 0)[0]:  # what was typed meanwhile is for the line
+            return None
         os.write(sys.stderr.fileno(), b"\033[c")
         reply, until = "", time.monotonic() + seconds
         while not (match := re.search(r"\033\[\?[\d;]*c", reply)):  # keys may come before it
