@@ -139,8 +139,9 @@ def terminal_graphics() -> Graphics | None:
     return graphics_of(os.environ, _ask_terminal())
 
 
-def _ask_terminal(seconds: float = 0.3) -> str | None:
-    """What a terminal says it is (DA1); None where it says nothing."""
+def _ask_terminal(seconds: float = 2.0) -> str | None:
+    """What a terminal says it is (DA1); None where it says nothing. A reply after `seconds` would stand in the line, so
+    they are many: hardly a terminal says nothing."""
     import termios
     import tty
 
