@@ -219,7 +219,7 @@ class Chat(Conversation):
         if not action.text:
             return ""
         for name in action.missing[:3]:
-            notice(f"{name} is no file here: the model reads the name only. /image takes paths and URLs")
+            say(f"{name} is no file here: the model reads the name only. /image takes paths and URLs")
         self.answered = self.ask(question(self.session.pending, action.text), replaces=self._editing is not None)
         if self.answered is None:
             say("stopped before there was an answer; the question is in the line again")

@@ -147,7 +147,8 @@ def test_pasted_files_become_pictures(start: Start, photo: Path, tmp_path: Path)
     terminal.wait("gone.png What?")
     terminal.wait(lambda show: "gone.png: no such file" in show and show.endswith("gone.png What?"))
     terminal.press(CTRL_U)
-    terminal.ask("Two", "uauau3: Two")
+    terminal.ask("gone.png?", "gone.png is no file here: the model reads the name only. /image takes paths and URLs")
+    terminal.ask("Two", "uauauau3: Two")
 
 
 def test_what_is_typed_early_is_for_the_line(start: Start, photo: Path) -> None:
