@@ -114,11 +114,12 @@ def graphics_of(environment: Mapping[str, str], reply: str | None = None) -> Gra
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if term in ("", "dumb"):
         return None
-    if "TMUX" not in environment and not term.startswith(("tmux", "screen")):
-        if "kitty" in term or "ghostty" in term or program in ("ghostty", "kitty"):
-            return "kitty"
-        if program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
-            return "iterm2"
+    if "TMUX" in environment or term.startswith(("tmux", "screen")):
+        reply = None  # tmux says sixel, and shows plus signs where the terminal around it has none
+    elif "kitty" in term or "ghostty" in term or program in ("ghostty", "kitty"):
+        return "kitty"
+    elif program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
+        return "iterm2"
     if reply and "4" in reply.removeprefix("\033[?").removesuffix("c").split(";")[1:]:
         return "sixel"
     return None if environment.get("NO_COLOR") else "blocks"
@@ -134,7 +135,7 @@ def terminal_graphics() -> Graphics | None:
     known = graphics_of(os.environ)
     if known not in ("blocks", None) or os.environ.get("TERM") in (None, "", "dumb"):
         return known
-    if os.environ.get("TERM_PROGRAM") == "Apple_Terminal":  # has none
+    if os.environ.get("TERM_PROGRAM") in ("Apple_Terminal", "tmux"):  # have none, or none to rely on
         return known
     return graphics_of(os.environ, _ask_terminal())
 
