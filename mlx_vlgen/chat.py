@@ -116,7 +116,7 @@ def answer_lines(chat: "Chat") -> int:
             chat.run(line)
             if chat.answered is None:  # a command
                 continue
-            answer |= describe_answer(chat.answered)
+            answer |= describe_answer(chat.answered, chat.cached_tokens)
         except EOFError:
             break
         except BrokenPipeError:
@@ -133,7 +133,7 @@ def answer_lines(chat: "Chat") -> int:
     return int(failed)
 
 
-def describe_answer(turn: Turn) -> dict[str, Any]:
+def describe_answer(turn: Turn, cached_tokens: int) -> dict[str, Any]:
     """For --json."""
     return {
         "question": turn.text,
@@ -142,6 +142,7 @@ def describe_answer(turn: Turn) -> dict[str, Any]:
         "thinking": turn.thinking,
         "finish_reason": turn.finish_reason,
         "context_tokens": turn.tokens,
+        "cached_tokens": cached_tokens,
     }
 
 
@@ -217,6 +218,8 @@ class Chat(Conversation):
         self._asked = action.text
         if not action.text:
             return ""
+        for name in action.missing[:3]:
+            say(f"{name} is no file here: the model reads the name only. /image takes paths and URLs")
         self.answered = self.ask(question(self.session.pending, action.text), replaces=self._editing is not None)
         if self.answered is None:
             say("stopped before there was an answer; the question is in the line again")

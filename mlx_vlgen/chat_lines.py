@@ -6,7 +6,7 @@ import re
 import shlex
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -59,10 +59,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Question:
-    """text: without the paths at its beginning and end. media: (kind, path) of each path in the line, in order."""
+    """text: without the paths at its beginning and end. media: (kind, path) of each path in the line, in order.
+    missing: what ends like a path and is no file's; it stays in the text."""
 
     text: str
     media: tuple[tuple[str, str], ...] = ()
+    missing: tuple[str, ...] = field(default=(), compare=False)
 
 
 def is_open(line: str) -> bool:
@@ -100,13 +102,17 @@ _CANDIDATES, _LONGEST = 16, 1024
 def _find_media(text: str, exists: Callable[[str], bool]) -> Question:
     """A question whose media stand in it as paths: as a terminal pastes a dragged file, quoted, with a backslash before
     each blank, or as a file: URL; or typed as they are."""
-    media, pieces, at = [], [], 0
+    media, missing, pieces, at = [], list[str](), [], 0
     ends = [suffix.end() for suffix in _SUFFIX.finditer(text)]
     for word in _WORD.finditer(text):
         start = word.start()
         first = bisect_right(ends, start)
         near = [end for end in ends[first : first + _CANDIDATES] if end - start <= _LONGEST]
-        if start < at or (found := _path_at(text, start, near, exists)) is None:
+        if start < at:
+            continue
+        if (found := _path_at(text, start, near, exists)) is None:
+            if near and not re.search(r"\s", name := text[start : near[0]]):
+                missing.append(name)
             continue
         path, end = found
         suffix = path.rpartition(".")[2].lower()
@@ -118,7 +124,8 @@ def _find_media(text: str, exists: Callable[[str], bool]) -> Question:
     if not inside:
         return Question("", tuple(media))
     kept = pieces[inside[0] : inside[-1] + 1]
-    return Question(re.sub(r"[ \t]{2,}", " ", "".join(kept)).strip() if media else text, tuple(media))
+    words = re.sub(r"[ \t]{2,}", " ", "".join(kept)).strip() if media else text
+    return Question(words, tuple(media), tuple(dict.fromkeys(missing)))
 
 
 def _path_at(text: str, start: int, ends: Sequence[int], exists: Callable[[str], bool]) -> tuple[str, int] | None:
@@ -246,10 +253,14 @@ def _complete_path(word: str) -> Iterator[tuple[str, int, str]]:
 # What is shown
 
 
-def status_line(tokens: int, speed: float, used: int, maximum: int | None, reason: str | None = None) -> str:
-    """Of an answer: its tokens and their speed, and how much of the model's context is used."""
+def status_line(
+    tokens: int, speed: float, used: int, maximum: int | None, reason: str | None = None, reused: int = 0
+) -> str:
+    """Of an answer: its tokens and their speed, how much of the context was computed before, and how much of what the
+    model has is used."""
     parts = [f"{tokens:,} token{'s' * (tokens != 1)}"]
     parts += [f"{speed:.1f} tokens/s"] if speed else []
+    parts += [f"reused {reused:,}"] if reused else []
     parts += [f"context {used:,} of {maximum:,} ({used / maximum:.0%})" if maximum else f"context {used:,}"]
     return " · ".join(["stopped", *parts] if reason == "cancelled" else parts)
 

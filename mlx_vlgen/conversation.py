@@ -40,6 +40,7 @@ class Conversation:
         self.processor: Any = None
         self._draft: tuple[Any, Any] = (None, None)  # name and model
         self._prefixes: Any = None  # what earlier turns computed
+        self.cached_tokens = 0  # how much of that served the last answer
 
     def close(self) -> None:
         if self.journal is not None:
@@ -168,10 +169,11 @@ class Conversation:
             result.prompt_tokens + result.generation_tokens,
         )
         self.change(turn_event(turn, replaces))
+        self.cached_tokens = result.cached_tokens
         if self.line is not None:
             maximum = self.model.max_positions
-            line = status_line(result.generation_tokens, result.generation_tps, turn.tokens, maximum, reason)
-            say(line, faint=True)
+            speed, reused = result.generation_tps, result.cached_tokens
+            say(status_line(result.generation_tokens, speed, turn.tokens, maximum, reason, reused), faint=True)
         self._say_if_cut(turn, result)
         return turn
 

@@ -1,5 +1,8 @@
 """Small pictures in a terminal: kitty's, iTerm2's and sixel graphics, and half-blocks where there are none of these."""
 
+# textual-image 0.12 does less: its import asks each terminal and eats what was typed ("hello" became "lo", and
+# sixel was not seen), it needs a terminal on stdout, and has no iTerm2 graphics.
+
 import base64
 import io
 import os
@@ -111,11 +114,12 @@ def graphics_of(environment: Mapping[str, str], reply: str | None = None) -> Gra
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if term in ("", "dumb"):
         return None
-    if "TMUX" not in environment and not term.startswith(("tmux", "screen")):
-        if "kitty" in term or "ghostty" in term or program in ("ghostty", "kitty"):
-            return "kitty"
-        if program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
-            return "iterm2"
+    if "TMUX" in environment or term.startswith(("tmux", "screen")):
+        reply = None  # tmux says sixel, and shows plus signs where the terminal around it has none
+    elif "kitty" in term or "ghostty" in term or program in ("ghostty", "kitty"):
+        return "kitty"
+    elif program in ("iTerm.app", "WezTerm") or environment.get("LC_TERMINAL") == "iTerm2":
+        return "iterm2"
     if reply and "4" in reply.removeprefix("\033[?").removesuffix("c").split(";")[1:]:
         return "sixel"
     return None if environment.get("NO_COLOR") else "blocks"
@@ -131,13 +135,14 @@ def terminal_graphics() -> Graphics | None:
     known = graphics_of(os.environ)
     if known not in ("blocks", None) or os.environ.get("TERM") in (None, "", "dumb"):
         return known
-    if os.environ.get("TERM_PROGRAM") == "Apple_Terminal":  # has none
+    if os.environ.get("TERM_PROGRAM") in ("Apple_Terminal", "tmux"):  # have none, or none to rely on
         return known
     return graphics_of(os.environ, _ask_terminal())
 
 
-def _ask_terminal(seconds: float = 0.3) -> str | None:
-    """What a terminal says it is (DA1); None where it says nothing."""
+def _ask_terminal(seconds: float = 2.0) -> str | None:
+    """What a terminal says it is (DA1); None where it says nothing. A reply after `seconds` would stand in the line, so
+    they are many: hardly a terminal says nothing."""
     import termios
     import tty
 
@@ -145,6 +150,8 @@ def _ask_terminal(seconds: float = 0.3) -> str | None:
     before = termios.tcgetattr(stdin)
     try:
         tty.setcbreak(stdin, termios.TCSANOW)
+        if select.select([stdin], [], [], 0)[0]:  # what was typed meanwhile is for the line
+            return None
         os.write(sys.stderr.fileno(), b"\033[c")
         reply, until = "", time.monotonic() + seconds
         while not (match := re.search(r"\033\[\?[\d;]*c", reply)):  # keys may come before it

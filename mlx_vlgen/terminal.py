@@ -182,6 +182,7 @@ def _rich_line(history_path: Path) -> Line:
         reserve_space_for_menu=6,
         key_bindings=keys,
         multiline=True,
+        enable_suspend=True,
         prompt_continuation=lambda width, line, wrapped: "" if wrapped else "… ",
     )
     asking: Any = PromptSession(output=session.output)

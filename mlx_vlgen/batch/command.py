@@ -140,6 +140,8 @@ def _report(job: Job, out: Path) -> None:
     if job.skipped:
         parts.append(f"{job.skipped:,} skipped, whose text file was there")
     notice(f"{out}: {', '.join(parts)}{job.progress.summary()}")
+    if before := job.failed - job.progress.failed:
+        notice(f"not asked again, since they failed before: {before:,} rows; --retry-failed asks them")
     if job.changed:
         notice(
             f"{job.changed:,} finished rows are other ones now, or their files have changed since (first: "

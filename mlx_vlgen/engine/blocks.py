@@ -57,13 +57,17 @@ class FeatureCache:
             return self._entries.get(key)
 
     def add(self, key: bytes, features: Features) -> None:
+        size = _size(features)
         with self._lock:
-            if key in self._entries or _size(features) > self.max_bytes:
+            if key in self._entries or size > self.max_bytes:
                 return
             self._entries[key] = features
-            self.nbytes += _size(features)
+            self.nbytes += size
             while self.nbytes > self.max_bytes:
-                self.nbytes -= _size(self._entries.popitem(last=False)[1])
+                oldest = next(iter(self._entries))
+                size = _size(self._entries[oldest])
+                del self._entries[oldest]  # no call, in which Ctrl-C may come, parts this from its count
+                self.nbytes -= size
 
 
 def _size(features: Features) -> int:

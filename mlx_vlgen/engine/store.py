@@ -92,7 +92,9 @@ class PrefixCache:
             raise ValueError(f"disk_bytes={disk_bytes} does nothing without disk: give that too, a folder")
         self._max_bytes = max_bytes
         self._disk = None if disk is None else Disk(disk, disk_bytes)
-        self._writer = ThreadPoolExecutor(1, "mlx_vlgen writer")  # its thread starts when it is first used
+        self._writer = ThreadPoolExecutor(1, "mlx_vlgen writer")
+        if self._disk:
+            self._writer.submit(int)  # starts its thread: Ctrl-C there would leave one that the end of Python waits for
         self._lock = threading.RLock()
         self._models: list[tuple[weakref.ref[Model], bytes]] = []  # each with the key of its first blocks
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()  # least recently used first
@@ -197,9 +199,10 @@ class PrefixCache:
     def _insert(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
             known = self._blocks.get(block.key)
-            self._block_bytes += block.nbytes - (known.nbytes if known else 0)
-            self._blocks[block.key] = block
-            self._following.setdefault(block.parent, {})[block.key] = block
+            more = block.nbytes - (known.nbytes if known else 0)
+            siblings = self._following.setdefault(block.parent, {})
+            siblings[block.key] = self._blocks[block.key] = block  # no call, in which Ctrl-C may come, parts these
+            self._block_bytes += more
         self.touch(blocks)
         self.version += 1
         self._shrink()
@@ -207,10 +210,11 @@ class PrefixCache:
     def _shrink(self) -> None:
         limit = self._limit()
         while self.nbytes > limit and self._blocks:
-            key, block = self._blocks.popitem(last=False)
-            self._block_bytes -= block.nbytes
-            siblings = self._following[block.parent]
-            del siblings[key]
+            key = next(iter(self._blocks))
+            block = self._blocks[key]
+            siblings, size = self._following[block.parent], block.nbytes
+            del self._blocks[key], siblings[key]
+            self._block_bytes -= size
             if not siblings:
                 del self._following[block.parent]
 

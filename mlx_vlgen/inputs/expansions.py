@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -45,40 +46,38 @@ class Expansions:
         self.max_bytes = max_bytes
         self.nbytes = 0
         self._entries: OrderedDict[Hashable, Expansion] = OrderedDict()  # least recently used first
-        self._making: set[Hashable] = set()
-        self._changed = threading.Condition()
+        self._making: WeakValueDictionary[Hashable, threading.Lock] = WeakValueDictionary()
+        self._lock = threading.Lock()
 
     def clear(self) -> None:
-        with self._changed:
+        with self._lock:
             self._entries.clear()
             self.nbytes = 0
 
     def get(self, key: Hashable, make: Callable[[], Expansion]) -> Expansion:
         """What is stored as `key`, else what `make` returns. Threads that want the same at once wait for the first of
         them; where it fails, the next one tries, and has an error of its own."""
-        with self._changed:
-            self._changed.wait_for(lambda: key not in self._making)
-            if known := self._entries.get(key):
-                self._entries.move_to_end(key)
-                return known
-            self._making.add(key)
-        try:
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:  # a Condition is Python code, in which Ctrl-C would leave it locked
+            with self._lock:
+                if known := self._entries.get(key):
+                    self._entries.move_to_end(key)
+                    return known
             made = make()
-            if made.nbytes <= self.max_bytes:
-                made = self._set(key, made)
-            return made
-        finally:
-            with self._changed:
-                self._making.remove(key)
-                self._changed.notify_all()
+            return self._set(key, made) if made.nbytes <= self.max_bytes else made
 
     def _set(self, key: Hashable, made: Expansion) -> Expansion:
         pixels = np.array(made.pixels)  # they may be a small part of a larger array
         pixels.flags.writeable = False  # prompts share them
         made = replace(made, pixels=pixels)
-        with self._changed:
+        size = made.nbytes
+        with self._lock:
             self._entries[key] = made
-            self.nbytes += made.nbytes
+            self.nbytes += size
             while self.nbytes > self.max_bytes:
-                self.nbytes -= self._entries.popitem(last=False)[1].nbytes
+                oldest = next(iter(self._entries))
+                size = self._entries[oldest].nbytes
+                del self._entries[oldest]  # no call, in which Ctrl-C may come, parts this from its count
+                self.nbytes -= size
         return made

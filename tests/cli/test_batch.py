@@ -70,11 +70,11 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 # Killed at any moment
 
 
-def kill_and_compare(folder: Path, environment: dict[str, str], batch: Batch, kills: int) -> None:
+def kill_and_compare(folder: Path, environment: dict[str, str], batch: Batch, kills: int, *more: str) -> None:
     """A whole run, and one that is killed so often, each time after some more rows or while it loads."""
-    batch("photos", "-o", "whole.jsonl")
+    batch("photos", "-o", "whole.jsonl", *more)
     whole = rows_of(folder / "whole.jsonl")
-    command = [*BATCH, "photos", "-o", "killed.jsonl", "--model", "demo", *QUICK]
+    command = [*BATCH, "photos", "-o", "killed.jsonl", "--model", "demo", *QUICK, *more]
     chance, journal = random.Random(kills), folder / "killed.jsonl.journal.jsonl"
     for number in range(kills):
         process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE)
@@ -95,19 +95,23 @@ def test_a_job_that_is_killed_equals_the_whole_run(environment: dict[str, str], 
     for number in range(39):
         draw(tmp_path / "photos" / f"{number % 3}" / f"{number}.png", number % 10)
     (tmp_path / "photos" / "broken.png").write_bytes(b"")
-    kill_and_compare(tmp_path, environment, batch, kills=2)
+    kill_and_compare(tmp_path, environment, batch, 2)
     assert len(rows_of(tmp_path / "killed.jsonl")) == 40
 
 
 @pytest.mark.slow
-def test_a_job_of_300_pictures_killed_ten_times(environment: dict[str, str], batch: Batch, tmp_path: Path) -> None:
-    """Some broken, some huge, some equal to others."""
-    for number in range(300):
+@pytest.mark.parametrize("prompts", [(), ("What is it?", "Which colour is it?", "Where is it?")], ids=len)
+def test_a_job_of_300_pictures_killed_ten_times(
+    environment: dict[str, str], batch: Batch, tmp_path: Path, prompts: tuple[str, ...]
+) -> None:
+    """Some broken, some huge, some equal to others; also with several prompts a picture, of which there are fewer."""
+    for number in range(100 if prompts else 300):
         path = tmp_path / "photos" / f"{number % 7}" / f"{number}.png"
         draw(path, number % 240, size=2500 if number % 60 == 11 else 64)
         if number % 37 == 5:
             path.write_bytes(path.read_bytes()[: number // 2])
-    kill_and_compare(tmp_path, environment, batch, kills=10)
+    arguments = [word for prompt in prompts for word in ("--prompt", prompt)]
+    kill_and_compare(tmp_path, environment, batch, 10, *arguments)
     assert len(rows_of(tmp_path / "killed.jsonl")) == 300
 
 
@@ -180,6 +184,7 @@ def test_going_on_retrying_and_beginning_anew(batch: Batch, folder: Path, tmp_pa
     draw(folder / "9.png", 9)
     code, _, error = batch("photos", "-o", "out.jsonl")
     assert code == 1 and ": 6 rows, 1 failed" in error
+    assert "not asked again, since they failed before: 1 rows; --retry-failed asks them" in error
     assert journal.read_bytes().startswith(before) and len(rows_of(journal)) == 6
     draw(folder / "broken.jpg", 5)
     code, _, error = batch("photos", "-o", "out.jsonl", "--resume")

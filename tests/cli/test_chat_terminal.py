@@ -147,7 +147,15 @@ def test_pasted_files_become_pictures(start: Start, photo: Path, tmp_path: Path)
     terminal.wait("gone.png What?")
     terminal.wait(lambda show: "gone.png: no such file" in show and show.endswith("gone.png What?"))
     terminal.press(CTRL_U)
-    terminal.ask("Two", "uauau3: Two")
+    terminal.ask("gone.png?", "gone.png is no file here: the model reads the name only. /image takes paths and URLs")
+    terminal.ask("Two", "uauauau3: Two")
+
+
+def test_what_is_typed_early_is_for_the_line(start: Start, photo: Path) -> None:
+    """Also where the terminal is asked what graphics it has."""
+    terminal = start("--image", photo, wait=False)
+    terminal.press("early")
+    terminal.wait("\nmy photo.png > early")
 
 
 def test_several_lines(start: Start) -> None:
@@ -329,7 +337,9 @@ def test_ctrl_c_and_kill_9_at_any_moment(environment: dict[str, str], tmp_path: 
                 terminal.press(ENTER)
                 time.sleep(random.uniform(0, 0.4))
                 terminal.press(CTRL_C)
-                terminal.wait(lambda show: show.endswith(("again\n> Describe this image.", ")\n\n>")))
+                # before the answer, in it, or after it, when nobody may have seen the prompt without the hint
+                ends = ("again\n> Describe this image.", ")\n\n>", "lists the commands\n>")
+                terminal.wait(lambda show: show.endswith(ends))  # noqa: B023
                 terminal.press(CTRL_U)
                 terminal.ask("/clear", "all that was said is forgotten")
                 terminal.ask(f"{shapes} What colour is the circle?", "The circle is red.")

@@ -57,6 +57,11 @@ def test_questions_and_the_paths_in_them(line: str, text: str, media: list[str])
     assert parse(line) == Question(text, kinds)
 
 
+def test_names_of_no_file_are_told() -> None:
+    action = parse("no.png or 'no.png' (https://example.com/d.png) beside d.png, /tmp/gone.png and .pngs")
+    assert isinstance(action, Question) and action.missing == ("no.png", "'no.png", "(https://example.com/d.png")
+
+
 def test_commands() -> None:
     assert parse("/set temperature 0.7") == Command("set", "temperature 0.7")
     assert parse(" /clear ") == Command("clear", "")
@@ -150,6 +155,7 @@ def test_completion(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 def test_status() -> None:
     assert status_line(7, 63.46, 79, 4096) == "7 tokens · 63.5 tokens/s · context 79 of 4,096 (2%)"
     assert status_line(1, 0.0, 79, None, "cancelled") == "stopped · 1 token · context 79"
+    assert status_line(1, 0.0, 1179, None, reused=1079) == "1 token · reused 1,079 · context 1,179"
     assert context_warning(79, 100) is None and context_warning(10**6, None) is None
     assert (context_warning(80, 100) or "").startswith("the context is 80% full, with room for 20 tokens: /clear")
     assert (context_warning(100, 100) or "").startswith("the context is full: ")

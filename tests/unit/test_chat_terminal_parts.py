@@ -24,6 +24,7 @@ PICTURE = Image.new("RGB", (60, 40), (200, 30, 40))
         ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, None, "iterm2"),
         ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, None, "iterm2"),
         ({"TERM": "tmux-256color", "TERM_PROGRAM": "iTerm.app", "TMUX": "x"}, None, "blocks"),
+        ({"TERM": "tmux-256color"}, "\033[?1;2;4c", "blocks"),
         ({"TERM": "foot"}, "\033[?62;4;22c", "sixel"),
         ({"TERM": "xterm"}, "\033[?64;1;2;22c", "blocks"),
         ({"TERM": "xterm"}, "\033[?4c", "blocks"),  # that is the terminal's class
