@@ -239,7 +239,7 @@ class Engine:
                 self.model,
                 self.processor,
                 max_batch_size=self._settings.max_batch_size,
-                max_queue=self._settings.max_queue,
+                max_queue=self._settings.max_queue + self._settings.max_batch_size,  # which wait for a moment, too
                 reuse=cache or False,
             )
             self._iterator = iterator
