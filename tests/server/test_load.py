@@ -159,7 +159,8 @@ def test_load(loaded: Loaded, tmp_path: Path) -> None:
     asked = questions(random.Random(SEED))
     expected = [result.answer or "" for result in batch_generate(*loaded, prompts=asked, max_tokens=12).results]
     log = (tmp_path / "log").open("w+")
-    flags = ["--model", "demo", "--port", "0", "--max-queue", "200", "--max-body", "2"]
+    # What is reused stays in memory, on purpose: here nothing may stay.
+    flags = ["--model", "demo", "--port", "0", "--max-queue", "200", "--max-body", "2", "--no-reuse"]
     process = subprocess.Popen([sys.executable, "-m", "mlx_vlgen.serve", *flags], stderr=log,
                                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     try:
