@@ -82,10 +82,14 @@ def workloads(small: bool) -> dict[str, Workload]:
         Workload("first-16k", "first token, 16k tokens", "first", words=16384),
         Workload("picture", "first token, 1024 x 1024 picture", "first", sizes=[(1024, 1024)]),
         Workload("jpeg", f"first token, {megapixels} JPEG file", "first", sizes=[jpeg], jpeg=True),
-        Workload("turn", "second question about it, first token", "turn", sizes=[(1024, 1024)], new=8),
-        Workload("resume", "the same, from disk", "turn", sizes=[(1024, 1024)], new=8, resumed=True),
         Workload(
-            "another", "second question, with another 1024 x 1024 picture, first token", "turn",
+            "turn", "second question about a 1024 x 1024 picture, first token", "turn", sizes=[(1024, 1024)], new=8
+        ),
+        Workload(
+            "resume", "the same, what is reused read from disk", "turn", sizes=[(1024, 1024)], new=8, resumed=True
+        ),
+        Workload(
+            "another", "second question, about another 1024 x 1024 picture beside it, first token", "turn",
             sizes=[(1024, 1024)] * 2, new=8, later=1,
         ),
         Workload(

@@ -1,5 +1,6 @@
 """What a `PrefixCache` holds: blocks of keys and values, and features of pictures."""
 
+import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -36,11 +37,11 @@ class Block:
 
 
 class FeatureCache:
-    """What a vision tower gave for pictures and videos, by key. max_bytes: how much it holds at most; what was used
-    least recently goes first."""
+    """What a vision tower gave for pictures and videos, by key. max_bytes, max_entries: how much it holds at most; what
+    was used least recently goes first."""
 
-    def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, max_entries: int = sys.maxsize):
+        self.max_bytes, self.max_entries = max_bytes, max_entries
         self.nbytes = 0
         self._lock = threading.Lock()
         self._entries: OrderedDict[bytes, Features] = OrderedDict()  # least recently used first
@@ -63,7 +64,7 @@ class FeatureCache:
                 return
             self._entries[key] = features
             self.nbytes += size
-            while self.nbytes > self.max_bytes:
+            while self.nbytes > self.max_bytes or len(self._entries) > self.max_entries:
                 oldest = next(iter(self._entries))
                 size = _size(self._entries[oldest])
                 del self._entries[oldest]  # no call, in which Ctrl-C may come, parts this from its count

@@ -30,8 +30,9 @@ MEMORY_SHARE = 0.25
 MEDIA_SHARE, MEDIA_BYTES = 0.125, 512 << 20
 """Of a cache, what processed media take at most, and in bytes; and their features as much again."""
 
-INSIDE_BYTES = 64 << 20
-"""The same where they only serve rows that are inside together, which mostly do not share any."""
+INSIDE_ENTRIES = 4
+"""So many of each are held where they only serve rows that are inside together, which mostly do not share any: the
+next questions about a picture come soon."""
 
 
 @dataclass(eq=False)
@@ -63,8 +64,7 @@ def prefixes(reuse: "bool | PrefixCache", model: Model) -> "Prefixes | None":
     if not reuse:
         return None
     cache = PrefixCache()
-    for media in (cache.expansions, cache.features):
-        media.max_bytes = min(media.max_bytes, INSIDE_BYTES)
+    cache.expansions.max_entries = cache.features.max_entries = INSIDE_ENTRIES
     return cache.of(model, all_rows=False)
 
 

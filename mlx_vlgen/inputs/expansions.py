@@ -1,5 +1,6 @@
 """Images and videos in prompts, and a cache of them for prompts that hold the same ones again."""
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -39,11 +40,11 @@ class Expansion:
 class Expansions:
     """Expansions by what they are made of. One may serve several processors and threads.
 
-    max_bytes: how much it holds at most; what was used least recently goes first.
+    max_bytes, max_entries: how much it holds at most; what was used least recently goes first.
     """
 
-    def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int, max_entries: int = sys.maxsize):
+        self.max_bytes, self.max_entries = max_bytes, max_entries
         self.nbytes = 0
         self._entries: OrderedDict[Hashable, Expansion] = OrderedDict()  # least recently used first
         self._making: WeakValueDictionary[Hashable, threading.Lock] = WeakValueDictionary()
@@ -75,7 +76,7 @@ class Expansions:
         with self._lock:
             self._entries[key] = made
             self.nbytes += size
-            while self.nbytes > self.max_bytes:
+            while self.nbytes > self.max_bytes or len(self._entries) > self.max_entries:
                 oldest = next(iter(self._entries))
                 size = self._entries[oldest].nbytes
                 del self._entries[oldest]  # no call, in which Ctrl-C may come, parts this from its count
