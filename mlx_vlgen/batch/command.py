@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, keywords: dict[str, Any], load: Load) -> int:
         try:
             job.run(_items(args, asked), asked)
         except KeyboardInterrupt:
-            notice(f"stopped after {job.progress.finished:,} rows; the same command goes on from there")
+            notice(f"stopped after {_rows(job.progress.finished)}; the same command goes on from there")
             raise
         if not job.order:
             raise VlgenError(f"{', '.join(args.input[:3])}: nothing to answer there")
@@ -133,15 +133,19 @@ def _items(args: argparse.Namespace, asked: Asked) -> Iterator[sources.Item]:
             notice(f"rows name the model {printable(min(asked.models))}; the model of this job answers all of them")
 
 
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 def _report(job: Job, out: Path) -> None:
-    parts = [f"{len(job.order) - job.skipped:,} rows"]
+    parts = [_rows(len(job.order) - job.skipped)]
     if job.failed:
         parts.append(f"{job.failed:,} failed (first: {job.first_failed})")
     if job.skipped:
         parts.append(f"{job.skipped:,} skipped, whose text file was there")
     notice(f"{out}: {', '.join(parts)}{job.progress.summary()}")
     if before := job.failed - job.progress.failed:
-        notice(f"not asked again, since they failed before: {before:,} rows; --retry-failed asks them")
+        notice(f"not asked again, since they failed before: {_rows(before)}; --retry-failed asks them")
     if job.changed:
         notice(
             f"{job.changed:,} finished rows are other ones now, or their files have changed since (first: "

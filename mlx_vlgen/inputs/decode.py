@@ -46,7 +46,7 @@ _PLUGINS = (
     TiffImagePlugin.TiffImageFile,
 )
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)
-_READABLE = "JPEG, PNG, WebP, GIF, BMP, TIFF (HEIC with an extra)"
+_READABLE = "JPEG, PNG, WebP, GIF, BMP, TIFF (HEIC with the extra `heic`)"
 
 _ORIENTATION = 0x0112  # EXIF 2.32, 4.6.4: how to turn the stored picture upright
 _UPRIGHT = {

@@ -184,7 +184,7 @@ def test_going_on_retrying_and_beginning_anew(batch: Batch, folder: Path, tmp_pa
     draw(folder / "9.png", 9)
     code, _, error = batch("photos", "-o", "out.jsonl")
     assert code == 1 and ": 6 rows, 1 failed" in error
-    assert "not asked again, since they failed before: 1 rows; --retry-failed asks them" in error
+    assert "not asked again, since they failed before: 1 row; --retry-failed asks them" in error
     assert journal.read_bytes().startswith(before) and len(rows_of(journal)) == 6
     draw(folder / "broken.jpg", 5)
     code, _, error = batch("photos", "-o", "out.jsonl", "--resume")
