@@ -101,7 +101,7 @@ def test_a_picture_may_come_from_stdin(
     assert describe(png()) == describe(b"", image=tmp_path / "red.png")
     assert describe(b"no picture")[::2] == (
         1, "mlx_vlgen: error: stdin: not a picture that is read here (it looks like text); expected JPEG, PNG, WebP, "
-        "GIF, BMP, TIFF (HEIC with an extra)\n",
+        "GIF, BMP, TIFF (HEIC with the extra `heic`)\n",
     )  # fmt: skip
     assert describe(b"")[2].endswith("is empty\n")
     assert "--image -: stdin is the terminal" in describe(png(), person=True)[2]
