@@ -25,7 +25,7 @@ class MediaStore:
         digest = self._digest(kind, source)
         place = os.path.abspath(local_path(source)) if is_local(source) else source  # noqa: PTH100  Path leaves ".." in
         part = {"type": kind, kind: place, "sha256": digest}
-        if kind == "video":
+        if kind != "image":
             return part, None
         file = io.BytesIO(self._bytes[digest])
         file.name = source  # for messages

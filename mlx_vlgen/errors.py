@@ -13,7 +13,7 @@ def printable(text: str) -> str:
 
 
 class MediaError(VlgenError, ValueError):
-    """A picture or video that cannot be read: missing, foreign, truncated, too large or not allowed."""
+    """A picture, video or audio clip that cannot be read: missing, foreign, truncated, too large or not allowed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))  # it may quote names of files, servers and formats

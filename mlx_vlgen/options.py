@@ -9,6 +9,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .inputs import kinds
+
 
 @dataclass(frozen=True)
 class Option:
@@ -191,7 +193,7 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 _CALLABLES = ("logits_processors", "sampler", "stopping_criteria", "logprobs", "top_logprobs", "logit_bias")
 """Keywords that have no flag."""
 
-_FACE_PARAMETERS = ("image", "images", "audio", "audios", "video", "videos", "prompt", "prompts", "verbose")
+_FACE_PARAMETERS = (*kinds.KINDS, *(kind.plural for kind in kinds.KINDS.values()), "prompt", "prompts", "verbose")
 """Parameters that have no `Option`; they are suggested for misspelled ones."""
 
 PER_ROW_GROUPS = ("sampling", "kv", "template")

@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import PromptError, UnsupportedError
 from .inputs import chat_template
+from .inputs.kinds import Kind
 from .inputs.processor import Processor
 
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif")
@@ -51,9 +52,10 @@ def apply_chat_template(
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
     videos = len(as_videos(video))
-    messages = chat_template.insert_media_parts(messages, num_images, videos)
+    counts: dict[Kind, int] = {"image": num_images, "video": videos}
+    messages = chat_template.insert_media_parts(messages, counts)
     parts = [part.kind for part in chat_template.media_parts(messages)]
-    for name, kind, count in (("num_images", "image", num_images), ("video", "video", videos)):
+    for name, (kind, count) in zip(("num_images", "video"), counts.items(), strict=True):
         if count and parts.count(kind) != count:
             raise PromptError(
                 f"{name}: {count} given, and the messages have {parts.count(kind)} {kind} parts of their own; "

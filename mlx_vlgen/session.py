@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import VlgenError
+from .inputs.kinds import KINDS
 
 Message = dict[str, Any]
 Event = dict[str, Any]
 
 VERSION = 1
-MEDIA = ("image", "video")
 
 
 class SessionError(VlgenError, ValueError):
@@ -44,7 +44,7 @@ class Turn:
 
     @property
     def media(self) -> tuple[Message, ...]:
-        return tuple(part for part in self.question["content"] if part["type"] in MEDIA)
+        return tuple(part for part in self.question["content"] if part["type"] in KINDS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def question(media: Iterable[Message], text: str) -> Message:
 
 def _with_sources(message: Message, source: Callable[[Message], Any]) -> Message:
     parts = [
-        {"type": kind, kind: source(part)} if (kind := part["type"]) in MEDIA else part for part in message["content"]
+        {"type": kind, kind: source(part)} if (kind := part["type"]) in KINDS else part for part in message["content"]
     ]
     return {**message, "content": parts}
 

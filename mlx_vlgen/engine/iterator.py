@@ -136,9 +136,7 @@ class TokenIterator:
         return row.id
 
     def _new_row(self, request: Request) -> Row:
-        mx.eval(
-            request.prompt, request.media.images, request.media.videos
-        )  # MLX's arrays: another thread may read them
+        mx.eval(request.prompt, request.media.sources)  # MLX's arrays: another thread may read them
         prefixes = self._prefixes if request.reuse else None
         with self._changed:
             self._next_id += 1

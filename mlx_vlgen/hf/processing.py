@@ -13,7 +13,8 @@ import numpy as np
 
 from ..errors import PromptError
 from ..inputs import chat_template as templates
-from ..inputs.processor import Kind, Processor
+from ..inputs.kinds import KINDS, Kind
+from ..inputs.processor import Processor
 from ..inputs.prompt import MediaInputs, Prompt
 from ..inputs.tensors import pack
 from ..options import did_you_mean
@@ -248,14 +249,14 @@ def _divide(processor: Processor, kind: Kind, media: Any, rows: Sequence[Any]) -
         return [flat]
     if len(flat) != sum(counts):
         raise PromptError(
-            f"{kind}s: {len(flat)} given, and the {len(rows)} texts have {sum(counts)} placeholders for them: "
-            "give as many, or one list a text"
+            f"{KINDS[kind].plural}: {len(flat)} given, and the {len(rows)} texts have {sum(counts)} placeholders for "
+            "them: give as many, or one list a text"
         )
     ends = np.cumsum(counts).tolist()
     return [flat[end - count : end] for end, count in zip(ends, counts, strict=True)]
 
 
-def _count(row: Any, kind: str, placeholder: str | None) -> int:
+def _count(row: Any, kind: Kind, placeholder: str | None) -> int:
     """How many pictures, or videos, a text or messages need from outside."""
     if isinstance(row, str):
         return row.count(placeholder) if placeholder else 0

@@ -1,1 +1,1 @@
-"""Everything between messages, images and videos as they are given and the input of a model. Knows no MLX."""
+"""Everything between messages and media as they are given and the input of a model. Knows no MLX."""

@@ -1,4 +1,4 @@
-"""What decoding a picture will take, judged by its header before anything is decoded."""
+"""What decoding a medium will take, judged by its header before anything is decoded."""
 
 import math
 
@@ -24,6 +24,11 @@ _TIFF_COMPRESSIONS = frozenset(
 )
 _TIFF_WIDTH, _TIFF_ROWS, _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 256, 278, 322, 323
 _TIFF_BITS, _TIFF_COLOURS, _TIFF_SAMPLES, _TIFF_YCBCR = 258, 262, 277, 6
+
+MAX_CHANNELS = 32
+"""Of sound."""
+
+_LOWEST_RATE, _HIGHEST_RATE = 1_000, 768_000
 
 
 def check_size(size: tuple[int, int], name: str, limits: Limits) -> None:
@@ -67,6 +72,24 @@ def check_frames(size: tuple[int, int], count: int, name: str, limits: Limits) -
         raise MediaError(
             f"{name}: {count:,} frames of {size[0]:,} x {size[1]:,} are more than {limits.max_video_pixels:,} pixels; "
             "keep fewer (num_frames, max_frames, a lower fps) or raise Limits.max_video_pixels"
+        )
+
+
+def check_audio(rate: int, channels: int, frames: int | None, name: str, limits: Limits) -> None:
+    """Refuse sound of so many samples a channel when that is more than the limits allow; None: not known yet."""
+    if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+        raise MediaError(f"{name}: {rate:,} samples a second; expected {_LOWEST_RATE:,} to {_HIGHEST_RATE:,}")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise MediaError(f"{name}: {channels:,} channels; expected 1 to {MAX_CHANNELS}")
+    if frames is not None and frames > limits.max_audio_seconds * rate:
+        raise MediaError(
+            f"{name}: more than {limits.max_audio_seconds:,} seconds of sound; cut it, or raise "
+            "Limits.max_audio_seconds if you trust it"
+        )
+    if frames is not None and frames * channels > limits.max_audio_samples:
+        raise MediaError(
+            f"{name}: {channels} channels of {rate:,} samples a second are more than {limits.max_audio_samples:,} "
+            "samples; cut it or lower its rate, or raise Limits.max_audio_samples if you trust it"
         )
 
 

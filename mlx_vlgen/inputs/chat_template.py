@@ -9,15 +9,16 @@ from typing import Any
 
 from ..errors import PromptError
 from . import template_sandbox
+from .kinds import KINDS, Kind
 from .literal import Mask, Masker, Segment, check_text, iter_text, map_text, split_at
 from .template_budget import Budget, BudgetError
 
 Message = Mapping[str, Any]
 
-_KINDS = {"image": "image", "image_url": "image", "video": "video", "video_url": "video", "audio": "audio"}
+_KINDS: Mapping[str, Kind] = {type_: kind for kind, record in KINDS.items() for type_ in record.part_types}
 """Content part types of the two conventions (transformers', OpenAI's) -> what they hold."""
 
-_SOURCES = ("image", "video", "audio", "url", "path", "image_url", "video_url", "base64")
+_SOURCES = (*_KINDS, "url", "path", "base64")
 _IGNORED = ("type", "text", "detail", "cache_control")
 """Keys of a media part that change nothing here: OpenAI's level of detail, Anthropic's caching."""
 
@@ -30,14 +31,14 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 @dataclass(frozen=True)
 class MediaPart:
-    """An image or video in messages; source is None where it is not in them."""
+    """An image, video or audio clip in messages; source is None where it is not in them."""
 
-    kind: str
+    kind: Kind
     source: Any = None
 
 
 def media_parts(messages: Sequence[Message]) -> Iterator[MediaPart]:
-    """The images and videos in messages, in order."""
+    """The media in messages, in order."""
     for message in messages:
         content = message.get("content")
         for part in content if isinstance(content, list | tuple) else ():
@@ -106,7 +107,7 @@ def _check_keys(mapping: Mapping[Any, Any]) -> None:
             raise PromptError(f"the keys of messages and their parts are strings; this is {reprlib.repr(key)}")
 
 
-def _kind(part: Mapping[str, Any]) -> str | None:
+def _kind(part: Mapping[str, Any]) -> Kind | None:
     """The kind of media of a part by its type, or else by its keys; data sets fill keys that a part lacks with None."""
     if (kind := _KINDS.get(part.get("type") or "")) or part.get("text") is not None:
         return kind
@@ -118,20 +119,22 @@ def _source(part: Mapping[str, Any]) -> Any:
     if len(sources) > 1:
         raise PromptError(f"a content part holds one picture or video; this one has {' and '.join(sources)}")
     for key, source in sources.items():
-        if key == "base64" and not isinstance(source, str):
-            raise PromptError(f"'base64' of a content part is a string; this is {reprlib.repr(source)}")
-        if key == "base64" and not source.startswith("data:"):
-            return f"data:;base64,{source}"
+        packed = source
+        if key == "input_audio":  # OpenAI's {"data": base64, "format": "wav"}
+            packed = source.get("data") if isinstance(source, Mapping) else source
+        if key in ("base64", "input_audio"):
+            if not isinstance(packed, str):
+                raise PromptError(f"{key!r} of a content part is a string; this is {reprlib.repr(packed)}")
+            return packed if packed.startswith("data:") else f"data:;base64,{packed}"
         return source.get("url") if isinstance(source, Mapping) else source
     return None
 
 
-def insert_media_parts(messages: list[dict[str, Any]], images: int, videos: int) -> list[dict[str, Any]]:
-    """Messages with parts for so many images and videos before the text of the last message of a user; for a kind that
+def insert_media_parts(messages: list[dict[str, Any]], counts: Mapping[Kind, int]) -> list[dict[str, Any]]:
+    """Messages with parts for so many media of each kind before the text of the last message of a user; for a kind that
     they have parts of already, unchanged."""
-    kinds = [part.kind for part in media_parts(messages)]
-    parts = [{"type": "image"}] * (images if "image" not in kinds else 0)
-    parts += [{"type": "video"}] * (videos if "video" not in kinds else 0)
+    present = {part.kind for part in media_parts(messages)}
+    parts = [{"type": kind} for kind, count in counts.items() if kind not in present for _ in range(count)]
     if not parts:
         return messages
     last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)

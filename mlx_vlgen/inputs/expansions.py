@@ -1,4 +1,4 @@
-"""Images and videos in prompts, and a cache of them for prompts that hold the same ones again."""
+"""Media in prompts, and a cache of them for prompts that hold the same ones again."""
 
 import sys
 import threading
@@ -9,12 +9,13 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from .prompt import Kind, Media, Normalization, Span
+from .kinds import Kind
+from .prompt import Media, Normalization, Span
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """An image or video in a prompt. text: replaces the placeholder; the feature token stands in it once for each
+    """A medium in a prompt. text: replaces the placeholder; the feature token stands in it once for each
     feature, in runs of `counts`. The other fields are those of `Media`; key: its key, where that is known."""
 
     text: str

@@ -1,4 +1,4 @@
-"""Download one picture or video without giving access to the machine's network.
+"""Download one picture, video or audio clip without giving access to the machine's network.
 
 A host name is resolved once. Every address it gives must be public, and the connection goes to a checked address, so
 that no second answer of the resolver is ever used (DNS rebinding). Each redirect is checked again. One deadline covers
@@ -24,7 +24,7 @@ from ..errors import MediaError, printable
 ALLOW_PRIVATE_VARIABLE = "MLX_VLGEN_ALLOW_PRIVATE_URLS"
 _HEADERS = {
     "User-Agent": "mlx-vlgen",
-    "Accept": "image/*, video/*, */*;q=0.5",
+    "Accept": "image/*, video/*, audio/*, */*;q=0.5",
     "Accept-Encoding": "identity",
     "Connection": "close",
 }
@@ -35,7 +35,7 @@ _URL_LENGTH = 1 << 16
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a picture or video from outside may ask for.
+    """How much a picture, video or audio clip from outside may ask for.
 
     Args:
         max_image_pixels: width x height of one picture or frame, read from its header before anything is decoded.
@@ -46,7 +46,9 @@ class Limits:
         max_video_pixels: width x height x frames kept of one video (2**31 is 6.4 GB of RGB).
         max_animation_pixels: width x height x all frames of a GIF, PNG or WebP, which are drawn one upon the other; a
             frame counts as 10,000 at least.
-        max_file_bytes: encoded size of a picture, and of a video that must be held in memory.
+        max_audio_seconds: length of one audio clip (two hours are 460 MB at 16,000 samples a second).
+        max_audio_samples: channels x samples of one audio clip, all of which are decoded.
+        max_file_bytes: encoded size of a picture, and of a video or audio clip that must be held in memory.
         max_download_bytes: size of a download.
         download_seconds: one deadline for a whole download, redirects included.
         max_redirects: redirects followed in one download.
@@ -58,6 +60,8 @@ class Limits:
     max_decoded_bytes: int = 1_000_000_000
     max_video_pixels: int = 1 << 31
     max_animation_pixels: int = 1 << 30
+    max_audio_seconds: int = 7200
+    max_audio_samples: int = 1 << 30
     max_file_bytes: int = 512 << 20
     max_download_bytes: int = 64 << 20
     download_seconds: float = 30.0

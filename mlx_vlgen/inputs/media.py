@@ -2,11 +2,12 @@
 
 import base64
 import binascii
+import contextlib
 import io
 import os
 import re
 import stat
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import unquote_to_bytes
@@ -185,6 +186,42 @@ def open_path(source: str | os.PathLike[Any]) -> BinaryIO:
     except ValueError:
         reason = "not a valid path"
     raise MediaError(f"{name}: {reason}")
+
+
+@contextlib.contextmanager
+def open_media(source: Any, name: str, limits: Limits) -> Iterator[BinaryIO]:
+    """A seekable file that starts with the medium, in memory only where it must be."""
+    if is_local(source):
+        with open_path(source) as file:
+            yield file
+    elif (descriptor := _regular_file_at_start(source)) is not None:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            try:
+                file.seek(0)
+                yield file
+            finally:
+                os.lseek(descriptor, 0, os.SEEK_SET)  # which both share
+    else:
+        yield io.BytesIO(read_source(source, limits))
+
+
+def file_on_disk(source: Any) -> str | int | None:
+    """The path or descriptor of a source that `open_media` reads from the disk."""
+    return local_path(source) if is_local(source) else _regular_file_at_start(source)
+
+
+def _regular_file_at_start(source: Any) -> int | None:
+    """The descriptor of an open file on disk; None for everything else, which `read_source` reads or refuses.
+
+    libav reads by the descriptor and not through the object, whose `read` and `seek` may do what they like.
+    """
+    if not isinstance(source, io.FileIO | io.BufferedReader | io.BufferedRandom):  # a GzipFile too has a descriptor
+        return None
+    try:
+        descriptor = source.fileno()
+        return descriptor if source.tell() == 0 and stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+    except (OSError, ValueError, AttributeError):  # closed, or no file on disk; read_source says what is wrong
+        return None
 
 
 def local_path(source: str | os.PathLike[Any]) -> str:

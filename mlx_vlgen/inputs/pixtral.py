@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from .images import CLIP_MEAN, CLIP_STD, ImageSettings, Size, grow, pixel_bounds, read_colors, shrink
-from .processor import MANY_TOKENS, Expansion, Kind, Processor, ProcessorSettings
+from .kinds import KINDS
+from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 
 
@@ -58,10 +59,9 @@ class PixtralProcessor(Processor):
         image, original = settings.load(source, media)
         size = image_size(image.height, image.width, settings, media)
         rows, columns = size[0] // settings.token, size[1] // settings.token
-        self.check_count(
-            kind, original, rows * columns,
-            f"max_pixels (--max-pixels) makes it smaller: {MANY_TOKENS * settings.token**2} gives {MANY_TOKENS:,}",
-        )  # fmt: skip
+        many = KINDS["image"].many_tokens
+        remedy = f"max_pixels (--max-pixels) makes it smaller: {many * settings.token**2} gives {many:,}"
+        self.check_count(kind, original, rows * columns, remedy)
         pixels = np.asarray(settings.resize(image, size))[np.newaxis]
         text = self.row_end.join([self.placeholders[kind] * columns] * rows) + self.end
         return Expansion(text, (columns,) * rows, pixels, (), original, normalization=settings.normalization)

@@ -17,15 +17,13 @@ from .chat_template import Message
 from .encode import control_tokens, encode, encode_features
 from .expansions import Expansion, Expansions
 from .identify import identified
+from .kinds import KINDS, Kind
 from .literal import Segment, check_text, split_at
 from .processor_files import ProcessorSettings, load_template, load_tokenizer, read_settings
-from .prompt import Kind, Media, MediaInputs, Prompt, Span
+from .prompt import Media, MediaInputs, Prompt, Span
 
 Sources = dict[Kind, list[Any]]
-"""The images and videos of a prompt, in order."""
-
-MANY_TOKENS, MANY_VIDEO_TOKENS = 4096, 16384
-"""An image, or a video, of more tokens than this is worth a notice; published settings bound most below."""
+"""The media of a prompt, of each kind in order."""
 
 FEWER_FRAMES = "video_fps (--video-fps) or max_frames (--max-frames) keeps fewer frames"
 """What reduces a video's tokens in every family."""
@@ -108,7 +106,7 @@ class Processor:
 
     def context(self, media: MediaInputs) -> MediaInputs:
         """What `expand` gets of all media of a prompt: how to read them, not what they are."""
-        return replace(media, images=(), videos=())
+        return media.with_sources({})
 
     def lay_out(self, segments: list[Segment], images: int) -> list[Segment]:
         """Add what a formatted prompt for so many images still needs around it."""
@@ -155,22 +153,20 @@ class Processor:
         (`enable_thinking`, …).
         PromptError when placeholders and media do not match; MediaError when one cannot be read.
         """
-        sources: Sources = {"image": list(media.images), "video": list(media.videos)}
+        sources = media.sources
         if isinstance(prompt, str):
             segments = [Segment(prompt)]
         else:
             messages = templates.normalize(prompt)
-            messages = templates.insert_media_parts(messages, len(sources["image"]), len(sources["video"]))
-            sources = _collect_sources(messages, beside=sources)
+            messages = templates.insert_media_parts(messages, {kind: len(items) for kind, items in sources.items()})
             segments = self.format(messages, **kwargs)
+            sources = _collect_sources(messages, beside=sources)
         segments = self.lay_out(segments, len(sources["image"]))
         text = "".join(segment.text for segment in segments)
         check_text(text)
         self._check_placeholders(segments, sources)
         media = replace(
-            media,
-            images=tuple(sources["image"]),
-            videos=tuple(sources["video"]),
+            media.with_sources(sources),
             min_pixels=self.min_pixels if media.min_pixels is None else media.min_pixels,
             max_pixels=self.max_pixels if media.max_pixels is None else media.max_pixels,
         )
@@ -189,17 +185,17 @@ class Processor:
         """Before pixels are made of one image or video of `size`, its original (height, width), which becomes `count`
         tokens: a notice where these are many, PromptError where the model has less positions. remedy: what makes them
         fewer."""
-        sentence = f"{_with_article(kind)} of {size[1]} x {size[0]} pixels becomes {count:,} tokens"
+        sentence = f"{KINDS[kind].one} of {size[1]} x {size[0]} pixels becomes {count:,} tokens"
         if self.max_positions is not None and count > self.max_positions:
             raise PromptError(f"{sentence} and the model has {self.max_positions:,} positions: {remedy}")
-        if count > (MANY_TOKENS if kind == "image" else MANY_VIDEO_TOKENS):
+        if count > KINDS[kind].many_tokens:
             notice(f"{sentence}; {remedy}")
 
-    def unsupported(self, kind: str) -> UnsupportedError:
+    def unsupported(self, kind: Kind) -> UnsupportedError:
         """The error for media of a kind that this model does not take."""
-        supported = ["text", *(_noun(other) + "s" for other in self.placeholders)]
+        supported = ["text", *(KINDS[other].noun + "s" for other in self.placeholders)]
         listed = ", ".join(supported[:-1]) + " and " * (len(supported) > 1) + supported[-1]
-        return UnsupportedError(f"{_with_article(kind)} was given, and this model takes only {listed}")
+        return UnsupportedError(f"{KINDS[kind].one} was given, and this model takes only {listed}")
 
     def _control_tokens(self) -> frozenset[str]:
         return control_tokens(self._added, self.chat_template or "", self.prompt_tokens)
@@ -219,8 +215,8 @@ class Processor:
             count = sum(segment.text.count(token) for segment in segments if not segment.literal)
             if count != len(items):
                 raise PromptError(
-                    f"the prompt has {count} placeholder{'s' * (count != 1)} {token} and {len(items)} "
-                    f"{_noun(kind)}{'s' * (len(items) != 1)} {'were' if len(items) != 1 else 'was'} given: "
+                    f"the prompt has {count} placeholder{'s' * (count != 1)} {token} and "
+                    f"{KINDS[kind].count(len(items))} {'were' if len(items) != 1 else 'was'} given: "
                     "give as many of one as of the other. `apply_chat_template(processor, config, text, "
                     "num_images=…)` writes the placeholders, and so do messages instead of a string"
                 )
@@ -304,26 +300,16 @@ class TextProcessor(Processor):
 def _collect_sources(messages: Sequence[Message], beside: Mapping[Kind, Sequence[Any]]) -> Sources:
     """The sources of all media in messages, in order; bare parts take theirs from those given `beside` them."""
     unused: Sources = {kind: list(sources) for kind, sources in beside.items()}
-    collected: Sources = {"image": [], "video": []}
+    collected: Sources = {kind: [] for kind in KINDS}
     for part in templates.media_parts(messages):
-        if part.kind == "audio":
-            continue  # `format` refuses it
-        kind: Kind = "video" if part.kind == "video" else "image"
-        if part.source is None and not unused[kind]:
-            raise PromptError(f"the messages have more {_noun(kind)} parts than {_noun(kind)}s were given")
-        collected[kind].append(unused[kind].pop(0) if part.source is None else part.source)
+        if part.source is None and not unused[part.kind]:
+            noun = KINDS[part.kind].noun
+            raise PromptError(f"the messages have more {noun} parts than {noun}s were given")
+        collected[part.kind].append(unused[part.kind].pop(0) if part.source is None else part.source)
     for kind, sources in unused.items():
         if sources:
             raise PromptError(
-                f"{len(sources)} more {_noun(kind)}{'s' * (len(sources) != 1)} given than the messages have parts "
+                f"{len(sources)} more {KINDS[kind].noun}{'s' * (len(sources) != 1)} given than the messages have parts "
                 f'for: add {{"type": "{kind}"}} parts, or leave all of them out'
             )
     return collected
-
-
-def _noun(kind: str) -> str:
-    return "picture" if kind == "image" else kind
-
-
-def _with_article(kind: str) -> str:
-    return kind if kind == "audio" else f"a {_noun(kind)}"

@@ -1,14 +1,14 @@
 """What the processor hands to a model: token ids with every placeholder expanded, and the media they stand for."""
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Kind = Literal["image", "video"]
+from .kinds import KINDS, Kind
 
 Span = tuple[int, int]
 """Half-open range (start, end) of positions in `Prompt.tokens`."""
@@ -18,7 +18,8 @@ Span = tuple[int, int]
 class MediaInputs:
     """The media of one request as they were given, and how to read them.
 
-    images: pictures, each anything `load_image` takes; videos: each anything `load_video` takes.
+    images: pictures, each anything `load_image` takes; videos: each anything `load_video` takes; audios: each anything
+    `load_audio` takes.
     resize_shape: (height, width) to resize every picture to before processing; default None, no resize.
     min_pixels, max_pixels: bounds of a processed picture's area in pixels; default None, the processor's.
     video_fps: rate to sample a video file at, or the rate of raw frames (default 2.0). num_frames: exactly so many
@@ -27,12 +28,23 @@ class MediaInputs:
 
     images: Sequence[Any] = ()
     videos: Sequence[Any] = ()
+    audios: Sequence[Any] = ()
     resize_shape: tuple[int, int] | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
     video_fps: float | None = None
     num_frames: int | None = None
     max_frames: int | None = None
+
+    @property
+    def sources(self) -> dict[Kind, list[Any]]:
+        """The media of each kind, in order."""
+        return {kind: list(getattr(self, record.plural)) for kind, record in KINDS.items()}
+
+    def with_sources(self, sources: Mapping[Kind, Sequence[Any]]) -> "MediaInputs":
+        """The same settings for these media, and no others."""
+        media: dict[str, Any] = {record.plural: tuple(sources.get(kind, ())) for kind, record in KINDS.items()}
+        return replace(self, **media)
 
 
 @dataclass(frozen=True)
@@ -56,7 +68,7 @@ class Normalization:
 
 @dataclass(frozen=True, eq=False)
 class Media:
-    """One processed picture or video.
+    """One processed picture, video or audio clip.
 
     pixels: uint8 levels, channels last, which `Model.encode` normalises on the device; or float32, `pixel_values` as
     transformers' processors return them, which it takes as they are; empty once it is encoded. For Qwen (patches,

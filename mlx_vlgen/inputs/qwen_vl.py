@@ -22,8 +22,9 @@ from .images import (
     read_colors,
     video_size,
 )
+from .kinds import KINDS
 from .media import describe_source
-from .processor import FEWER_FRAMES, MANY_TOKENS, Expansion, Kind, Processor, ProcessorSettings
+from .processor import FEWER_FRAMES, Expansion, Kind, Processor, ProcessorSettings
 from .prompt import Media, MediaInputs
 from .video import Sampler, Video, load_clip
 
@@ -97,7 +98,8 @@ class QwenVLProcessor(Processor):
         with naming(source):
             size = self.image_size(image.height, image.width, media)
         count = size[0] * size[1] // settings.factor**2
-        remedy = f"max_pixels (--max-pixels) makes it smaller: {MANY_TOKENS * settings.factor**2} gives {MANY_TOKENS:,}"
+        many = KINDS["image"].many_tokens
+        remedy = f"max_pixels (--max-pixels) makes it smaller: {many * settings.factor**2} gives {many:,}"
         self.check_count("image", original, count, remedy)
         pixels, grid = patchify(np.asarray(settings.resize(image, size))[None], settings)
         text = self.placeholders["image"] * count

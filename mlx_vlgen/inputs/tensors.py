@@ -23,18 +23,17 @@ from typing import Any
 import numpy as np
 
 from ..errors import PromptError, UnsupportedError
-from .processor import Kind, Processor
+from .kinds import KINDS, Kind
+from .processor import Processor
 from .prompt import Media, Prompt, Span
 from .qwen_vl import QwenVLProcessor
 
-KINDS: tuple[Kind, Kind] = ("image", "video")
-CODES: Mapping[Kind, int] = {"image": 1, "video": 2}
-"""What `mm_token_type_ids` calls them."""
+PIXELS: Mapping[Kind, str] = {kind: record.pixels for kind, record in KINDS.items() if record.pixels is not None}
+"""The kinds that tensors carry."""
 
-PIXELS: Mapping[Kind, str] = {"image": "pixel_values", "video": "pixel_values_videos"}
 NAMES = (
     "input_ids", "attention_mask", "mm_token_type_ids", "second_per_grid_ts", *PIXELS.values(),
-    *(name.format(kind) for kind in KINDS for name in ("{}_grid_thw", "num_{}_tokens", "{}_shapes", "{}_grids")),
+    *(name.format(kind) for kind in PIXELS for name in ("{}_grid_thw", "num_{}_tokens", "{}_shapes", "{}_grids")),
 )  # fmt: skip
 
 
@@ -72,7 +71,7 @@ def pack(
         "attention_mask": rows((np.ones(len(prompt.tokens)) for prompt in prompts), 0),
         "mm_token_type_ids": rows(map(_types, prompts), 0),
     }
-    for kind in KINDS:
+    for kind in PIXELS:
         if media := [item for prompt in prompts for item in prompt.media if item.kind == kind]:
             tensors |= _pack_media(kind, media, [processor.pixel_values(item) for item in media])
     return tensors
@@ -96,7 +95,7 @@ def _types(prompt: Prompt) -> np.ndarray:
     types = np.zeros(len(prompt.tokens), np.int64)
     for media in prompt.media:
         for start, end in media.spans:
-            types[start:end] = CODES[media.kind]
+            types[start:end] = KINDS[media.kind].token_type
     return types
 
 
@@ -154,7 +153,7 @@ def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
         raise PromptError("input_ids holds negative numbers, or such as need more than 32 bits, which are no tokens")
     masks = _like(rows, "attention_mask", arrays)
     types = _like(rows, "mm_token_type_ids", arrays)
-    media = {kind: _unpack_media(processor, kind, arrays) for kind in KINDS}
+    media = {kind: _unpack_media(processor, kind, arrays) for kind in PIXELS}
     prompts = []
     for number, ids in enumerate(rows):
         begin = 0 if masks is None else _padding(masks[number])
@@ -331,7 +330,7 @@ def _row(
 def _of_kind(kind: Kind, types: np.ndarray | None, media: Mapping[Kind, list[_Source]]) -> np.ndarray | bool:
     """Which features are of this kind, in a family that has one token for both."""
     if types is not None:
-        return types == CODES[kind]
+        return types == KINDS[kind].token_type
     if all(media.values()):
         raise PromptError("pictures and videos have one placeholder in this model: give mm_token_type_ids, which tells")
     return bool(media[kind])

@@ -14,9 +14,9 @@ from .budget import check_frames
 from .decode import EncodedImage, image_kind, iso_kind
 from .fetch import Limits
 from .frames import Sampler, Video, check_counts, sample_indices, stack_frames
-from .media import describe_source, has_attribute, is_local, load_image, local_path, read_to_end
+from .media import describe_source, has_attribute, is_local, load_image, local_path, open_media, read_to_end
 from .prompt import MediaInputs
-from .video_file import open_video, read_container
+from .video_file import read_container
 
 _FRAME_FILES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif"))
 _NUMBERS = re.compile(r"(\d*)(\D*)")
@@ -96,7 +96,7 @@ def load_video(
         return indices if sampler is None else sampler(total, source_fps)
 
     sample(1, 1.0)  # refuses bad numbers before anything is read
-    with open_video(source, name, limits) as file:
+    with open_media(source, name, limits) as file:
         try:
             head = file.read(512) or b""
             file.seek(0)

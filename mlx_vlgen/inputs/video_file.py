@@ -1,10 +1,8 @@
 """Video files as frames, through PyAV (extra `video`)."""
 
 import contextlib
-import io
 import math
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -16,7 +14,6 @@ from .cut_short import BOXES, is_cut_short
 from .decode import foreign_kind
 from .fetch import Limits
 from .frames import Sampler, Video, stack_frames
-from .media import is_local, local_path, open_path, read_source
 
 # libav's names. Its other demuxers include playlists and scripts, which open further files and URLs by name.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
@@ -25,42 +22,6 @@ _VIDEO_STARTS = (b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\x01", b"FLV", b"OggS", b"\
 _FRAME_BYTES = 24  # a pixel in sixteen earlier frames, which a frame may be made from
 _MARGIN = 256
 _THREAD_BYTES = 3  # a pixel that each thread holds
-
-
-@contextlib.contextmanager
-def open_video(source: Any, name: str, limits: Limits) -> Iterator[BinaryIO]:
-    """A seekable file that starts with the video, in memory only where it must be."""
-    if is_local(source):
-        with open_path(source) as file:
-            yield file
-    elif (descriptor := _regular_file_at_start(source)) is not None:
-        with os.fdopen(os.dup(descriptor), "rb") as file:
-            try:
-                file.seek(0)
-                yield file
-            finally:
-                os.lseek(descriptor, 0, os.SEEK_SET)  # which both share
-    else:
-        yield io.BytesIO(read_source(source, limits))
-
-
-def file_on_disk(source: Any) -> str | int | None:
-    """The path or descriptor of a source that `open_video` reads from the disk."""
-    return local_path(source) if is_local(source) else _regular_file_at_start(source)
-
-
-def _regular_file_at_start(source: Any) -> int | None:
-    """The descriptor of an open file on disk; None for everything else, which `read_source` reads or refuses.
-
-    libav reads by the descriptor and not through the object, whose `read` and `seek` may do what they like.
-    """
-    if not isinstance(source, io.FileIO | io.BufferedReader | io.BufferedRandom):  # a GzipFile too has a descriptor
-        return None
-    try:
-        descriptor = source.fileno()
-        return descriptor if source.tell() == 0 and stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-    except (OSError, ValueError, AttributeError):  # closed, or no file on disk; read_source says what is wrong
-        return None
 
 
 def read_container(file: BinaryIO, name: str, sample: Sampler, limits: Limits) -> Video:

@@ -14,7 +14,8 @@ LIMIT_S = 20.0
 """For one input, on a busy machine; the slowest takes some tenths."""
 
 ATTACKS = {
-    "calls": 120, "hf_calls": 120, "messages": 120, "sources": 120, "picture_files": 40, "checkpoint_files": 40
+    "calls": 120, "hf_calls": 120, "messages": 120, "sources": 120, "picture_files": 40, "checkpoint_files": 40,
+    "sounds": 120
 }  # fmt: skip
 """How many inputs of each the suite tries."""
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from invariants.family import Family
 from parity import media
 
 from mlx_vlgen.errors import LoadError, PromptError
-from mlx_vlgen.inputs import processor, qwen_vl
+from mlx_vlgen.inputs import qwen_vl
 from mlx_vlgen.inputs.images import PixelSettings
+from mlx_vlgen.inputs.kinds import KINDS
 from mlx_vlgen.inputs.prompt import Media, MediaInputs, Prompt
 from mlx_vlgen.inputs.qwen2_vl import Qwen2VLProcessor
 from mlx_vlgen.models.mrope import rotary_positions
@@ -127,7 +129,7 @@ def test_a_video_of_many_tokens_is_told_and_one_of_too_many_refused_before_pixel
     settings = PixelSettings(min_pixels=3136, max_pixels=12845056, patch=14)
     limited = Qwen2VLProcessor(qwen.processor.tokenizer, None, settings, settings)
     clip = np.zeros((12, 280, 560, 3), np.uint8)
-    monkeypatch.setattr(processor, "MANY_VIDEO_TOKENS", 1199)
+    monkeypatch.setitem(KINDS, "video", replace(KINDS["video"], many_tokens=1199))
     limited.prepare("<|video_pad|>", MediaInputs(videos=[clip]))
     notice = capsys.readouterr().err
     assert "a video of 560 x 280 pixels becomes 1,200 tokens; max_pixels (--max-pixels)" in notice
