@@ -129,7 +129,7 @@ def test_a_dropped_picture_is_answered_as_generate_does(
 ) -> None:
     page = visit(served)
     drop(page, SHAPES)
-    settings(page, temperature="0", max_tokens="40", enable_thinking="on", thinking_budget="12")
+    settings(page, temperature="0", max_tokens="24", enable_thinking="on", thinking_budget="6")
     ask(page, "Describe this image.")
     answer = last_answer(page)
     assert answer.locator(".text").inner_text() == described.answer.strip()
