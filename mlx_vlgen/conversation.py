@@ -184,7 +184,7 @@ class Conversation:
     def _answer(self, messages: list[Message]) -> tuple[GenerationResult | None, bool]:
         """Show an answer as it comes: its last result, and whether Ctrl-C stopped it."""
         from .engine.disk import default_folder
-        from .engine.store import PrefixCache
+        from .engine.store import cache_on_disk
         from .generate import stream_generate
 
         maximum, last, stopped = self.model.max_positions, None, False
@@ -194,7 +194,7 @@ class Conversation:
             screen.wait(f"reading the prompt, {done:,} of {total:,} tokens")
 
         if self._prefixes is None and not self.args.no_reuse:  # on disk for --resume, but not of questions from a pipe
-            self._prefixes = PrefixCache(disk=default_folder() if on_line or self.args.resume is not None else None)
+            self._prefixes = cache_on_disk(default_folder() if on_line or self.args.resume is not None else None)
         keywords = {**DEFAULTS, **self.session.settings, "prompt_progress_callback": progress}
         keywords |= {"prompt_cache": self._prefixes}
         try:

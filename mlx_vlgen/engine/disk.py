@@ -22,6 +22,7 @@ from ..models.base import Model
 from .blocks import Block
 from .columns import Run
 from .prefix import BLOCK, Units, agreement, block_keys
+from .scheduling import is_out_of_memory
 
 GIB = 1 << 30
 LARGEST, SHARE, LEAST_FREE = 30 * GIB, 0.25, 10 * GIB
@@ -124,9 +125,10 @@ class Disk:
         """Read the arrays of blocks that were found, and say whether they could be."""
         try:
             mx.eval([block.arrays for block in blocks])
-        except Exception:
-            for block in blocks:
-                self._forget(block.parent, block.key)
+        except Exception as error:
+            if not is_out_of_memory(error):  # the files are good, and are there another time
+                for block in blocks:
+                    self._forget(block.parent, block.key)
             return False
         self._touch(blocks)
         return True
@@ -154,7 +156,10 @@ class Disk:
         """Write those of a chain that are not there or changed, and delete what was used least recently where there is
         no room. What cannot be written is computed again another time."""
         self._touch(blocks)
-        free, files = shutil.disk_usage(self.folder).free, self.files()
+        try:
+            free, files = shutil.disk_usage(self.folder).free, self.files()
+        except OSError:  # somebody deleted the folder
+            return
         used = sum(size for _, size, _ in files)
         limit = min(LARGEST, int(SHARE * (free + used))) if self._max_bytes is None else self._max_bytes
         for block in blocks:

@@ -7,14 +7,16 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .._runtime import memory_available, mx
 from ..inputs.expansions import Expansions
 from ..inputs.prompt import Media, Prompt
 from ..models.base import Features, Full, LayerKind, Model, Opaque
+from ..notices import notice
 from . import cache as kv
 from .blocks import Block, FeatureCache
 from .columns import Run
@@ -66,6 +68,15 @@ def prefixes(reuse: "bool | PrefixCache", model: Model) -> "Prefixes | None":
     cache = PrefixCache()
     cache.expansions.max_entries = cache.features.max_entries = INSIDE_ENTRIES
     return cache.of(model, all_rows=False)
+
+
+def cache_on_disk(folder: Path | None) -> "PrefixCache":
+    """A cache that is in this folder too; in memory only, and said so, where the folder cannot be made."""
+    try:
+        return PrefixCache(disk=folder)
+    except OSError as error:
+        notice(f"{folder}: {error.strerror}; what is computed is reused by this process only")
+        return PrefixCache()
 
 
 class PrefixCache:
@@ -194,7 +205,8 @@ class PrefixCache:
             changed = {block.key for block in blocks if self._blocks.get(block.key) is not block}
             self._insert(blocks)
         if self._disk and changed:
-            self._writer.submit(self._disk.write, blocks, changed)
+            # What nobody expects there is logged, and not lost in the thread.
+            self._writer.submit(self._disk.write, blocks, changed).add_done_callback(Future.result)
 
     def _insert(self, blocks: Sequence[Block]) -> None:
         for block in blocks:

@@ -17,7 +17,7 @@ from ..engine.intake import end_tokens
 from ..engine.iterator import TokenIterator
 from ..engine.params import sampling_params
 from ..engine.request import Request, Row
-from ..engine.store import PrefixCache
+from ..engine.store import cache_on_disk
 from ..generate import make_drafter
 from ..inputs.fetch import Limits
 from ..inputs.prompt import MediaInputs, Prompt
@@ -233,7 +233,7 @@ class Engine:
             mx.clear_cache()
 
     def _serve(self) -> None:
-        cache = PrefixCache(disk=self._settings.reuse_folder) if self._settings.reuse else None
+        cache = cache_on_disk(self._settings.reuse_folder) if self._settings.reuse else None
         while not self._closing:
             iterator = TokenIterator(
                 self.model,

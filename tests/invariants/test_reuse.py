@@ -381,6 +381,33 @@ def test_the_disk_has_its_bounds(load_family: LoadFamily, tmp_path: Path, monkey
         PrefixCache(disk_bytes=5)
 
 
+def test_memory_that_lacks_deletes_nothing_and_a_folder_that_cannot_be_made_is_told(
+    load_family: LoadFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = load_family("llama")
+    request = talk(family, [("What can you do for me today?", ())])
+    run(family.model, family, [request], PrefixCache(disk=tmp_path))
+    files = sorted(tmp_path.iterdir())
+
+    def starved(*arrays: Any) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 1234 bytes.")
+
+    found = disk.Disk(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(disk.mx, "eval", starved)
+        blocks = [block for path in files if (block := _block(path))]
+        assert blocks and not found.load(blocks)
+    assert sorted(tmp_path.iterdir()) == files
+    (tmp_path / "file").touch()
+    assert not store.cache_on_disk(tmp_path / "file" / "folder").on_disk
+    assert "reused by this process only" in capsys.readouterr().err
+
+
+def _block(path: Path) -> Any:
+    parent = bytes.fromhex(disk.mx.load(str(path), return_metadata=True)[1]["parent"])
+    return disk._read(path, parent, bytes.fromhex(path.stem[17:]))
+
+
 # A then B then A
 
 
