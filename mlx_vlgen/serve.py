@@ -31,7 +31,9 @@ try:
     from .server.models import Source
     from .server.security import Connection
     from .server.settings import Settings
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("mlx_vlgen"):  # a fault of ours
+        raise
     raise UnsupportedError('serve needs packages that are not installed: pip install "mlx-vlgen[server]"') from error
 
 KEY_VARIABLE = "MLX_VLGEN_API_KEY"
