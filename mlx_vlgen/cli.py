@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from .flags import (
     convert_parser,
     generate_parser,
     keywords_to_flags,
+    models_parser,
+    pull_parser,
+    rm_parser,
     serve_parser,
 )
 from .notices import PromptBar, notice, print_stderr, rewriting_notices
@@ -41,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m mlx_vlgen` and `mlx-vlgen`: list the commands, or run one."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     commands = {"generate": main_generate, "chat": main_chat, "batch": main_batch, "serve": main_serve,
-                "convert": main_convert, "cache": main_cache}  # fmt: skip
+                "convert": main_convert, "models": main_models, "pull": main_pull, "rm": main_rm,
+                "cache": main_cache}  # fmt: skip
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], program=f"mlx-vlgen {arguments[0]}")
     return exit_code_of(lambda: list_commands(arguments))
@@ -62,36 +67,27 @@ def list_commands(arguments: Sequence[str]) -> int:
     return 0
 
 
-def main_generate(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.generate") -> int:
-    """`python -m mlx_vlgen.generate` and `mlx-vlgen generate`."""
-    return exit_code_of(lambda: run_generate(generate_parser(program), arguments))
+def _command(program: str, parser: Callable[[str], Parser], run: str) -> Callable[..., int]:
+    """A command: its arguments, by default the process's, to its exit code. run: "module:function" of this package."""
+
+    def main(arguments: Sequence[str] | None = None, program: str = program) -> int:
+        module, _, function = run.partition(":")
+        return exit_code_of(
+            lambda: getattr(import_module(f"{__package__}.{module}"), function)(parser(program), arguments)
+        )
+
+    return main
 
 
-def main_chat(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.chat") -> int:
-    """`python -m mlx_vlgen.chat` and `mlx-vlgen chat`."""
-    from .chat import run_chat
-
-    return exit_code_of(lambda: run_chat(chat_parser(program), arguments))
-
-
-def main_batch(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.batch") -> int:
-    """`python -m mlx_vlgen.batch` and `mlx-vlgen batch`."""
-    return exit_code_of(lambda: run_batch(batch_parser(program), arguments))
-
-
-def main_serve(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.serve") -> int:
-    """`python -m mlx_vlgen.serve` and `mlx-vlgen serve`."""
-    return exit_code_of(lambda: run_serve(serve_parser(program), arguments))
-
-
-def main_convert(arguments: Sequence[str] | None = None, program: str = "python -m mlx_vlgen.convert") -> int:
-    """`python -m mlx_vlgen.convert` and `mlx-vlgen convert`."""
-    return exit_code_of(lambda: run_convert(convert_parser(program), arguments))
-
-
-def main_cache(arguments: Sequence[str] | None = None, program: str = "mlx-vlgen cache") -> int:
-    """`mlx-vlgen cache`."""
-    return exit_code_of(lambda: run_cache(cache_parser(program), arguments))
+main_generate = _command("python -m mlx_vlgen.generate", generate_parser, "cli:run_generate")
+main_chat = _command("python -m mlx_vlgen.chat", chat_parser, "chat:run_chat")
+main_batch = _command("python -m mlx_vlgen.batch", batch_parser, "cli:run_batch")
+main_serve = _command("python -m mlx_vlgen.serve", serve_parser, "cli:run_serve")
+main_convert = _command("python -m mlx_vlgen.convert", convert_parser, "cli:run_convert")
+main_models = _command("mlx-vlgen models", models_parser, "library:run_models")
+main_pull = _command("mlx-vlgen pull", pull_parser, "library:run_pull")
+main_rm = _command("mlx-vlgen rm", rm_parser, "library:run_rm")
+main_cache = _command("mlx-vlgen cache", cache_parser, "cli:run_cache")
 
 
 def run_cache(parser: Parser, arguments: Sequence[str] | None) -> int:

@@ -71,7 +71,7 @@ def load(
     """
     refuse_remote_code(trust_remote_code)
     recipe = None if quantization is None else Quantization.parse(quantization)
-    float_dtype = _dtype(dtype)
+    as_type = float_dtype(dtype)
     folder = locate(path_or_hf_repo, revision)
     adapter = None if adapter_path is None else locate_adapter(adapter_path)
     if hint := blas_hint():
@@ -84,7 +84,7 @@ def load(
         model.processor = read_processor(folder, config)
         with reading(folder / "tokenizer.json", "and the files beside it give no tokens"):
             check_tokens(folder, model)
-        fill(model, folder, float_dtype)
+        fill(model, folder, as_type)
         if recipe is not None:
             refuse_quantized(model, folder)
             quantize_layers(model, recipe)
@@ -112,7 +112,7 @@ def _streams_for_any_thread() -> Iterator[None]:
         yield
 
 
-def _dtype(value: str | mx.Dtype | None) -> mx.Dtype | None:
+def float_dtype(value: str | mx.Dtype | None) -> mx.Dtype | None:
     """The type of the floating-point weights once they are loaded; None for the checkpoint's."""
     if value is None or value == "auto":
         return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else None

@@ -26,9 +26,12 @@ class Family:
     def model_class(self) -> "type[Model]":
         return _resolve(self.model)
 
+    def processor_class(self) -> "type[Processor]":
+        return _resolve(self.processor)
+
     def load_processor(self, folder: Path, config: Mapping[str, Any]) -> "Processor":
         """The processor of the checkpoint in `folder`, whose config.json is `config`."""
-        processor: Processor = _resolve(self.processor).from_folder(folder, config)
+        processor = self.processor_class().from_folder(folder, config)
         processor.max_positions = max_positions(config)
         return processor
 
