@@ -56,7 +56,7 @@ def footprints() -> dict[str, Footprint]:
 
 
 def whole_table(found: dict[str, Footprint]) -> Iterator[str]:
-    yield f"| model, text at 4 bits | weights | cache, 1,000 tokens | smallest Mac, {SHORT:,} tokens | {LONG:,} tokens |"
+    yield f"| model, text at 4 bits | weights | cache, 1,000 tokens | smallest Mac: {SHORT:,} tokens | {LONG:,} |"
     yield "|---|---:|---:|---:|---:|"
     for name, model in found.items():
         macs = [f"{memory} GB" if (memory := smallest(model, length)) else "none" for length in (SHORT, LONG)]

@@ -87,7 +87,7 @@ def run_pull(parser: Parser, arguments: Sequence[str] | None) -> int:
 def run_rm(parser: Parser, arguments: Sequence[str] | None) -> int:
     args = parser.parse(arguments)
     cache = _scan()
-    cached = {repo.repo_id: repo for repo in cache.repos if repo.repo_type == "model"} if cache else {}
+    cached = {repo.repo_id: repo for repo in cache.repos if repo.repo_type == "model"}
     if unknown := [name for name in args.model if name not in cached]:
         raise LoadError(f"{', '.join(unknown)} is not in the cache ({_cache_folder()}); `mlx-vlgen models` lists it.")
     repos = [cached[name] for name in dict.fromkeys(args.model)]
@@ -112,8 +112,7 @@ def _entries(names: Sequence[str]) -> Iterator[Entry]:
             yield _describe(name, locate(name, local_files_only=True))
         return
     yield _describe("demo", DEMO)
-    cache = _scan()
-    for repo in sorted(cache.repos if cache else (), key=lambda repo: repo.repo_id.lower()):
+    for repo in sorted(_scan().repos, key=lambda repo: repo.repo_id.lower()):
         if repo.repo_type == "model" and _is_checkpoint(repo):
             try:
                 yield _describe(repo.repo_id, locate(repo.repo_id, local_files_only=True), repo.size_on_disk)
@@ -162,8 +161,9 @@ def _cache_folder() -> str:
     return str(constants.HF_HUB_CACHE)
 
 
-def _scan() -> Any | None:
-    """huggingface_hub's account of the cache; None where there is none yet."""
+def _scan() -> Any:
+    """huggingface_hub's account of the cache."""
     from huggingface_hub import scan_cache_dir
 
-    return scan_cache_dir(_cache_folder()) if Path(_cache_folder()).is_dir() else None
+    Path(_cache_folder()).mkdir(parents=True, exist_ok=True)
+    return scan_cache_dir(_cache_folder())
