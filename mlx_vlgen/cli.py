@@ -24,16 +24,13 @@ from .flags import (
     MODEL_VARIABLE,
     Parser,
     batch_parser,
-    cache_parser,
     chat_parser,
     convert_parser,
     generate_parser,
     keywords_to_flags,
-    models_parser,
-    pull_parser,
-    rm_parser,
     serve_parser,
 )
+from .model_flags import cache_parser, models_parser, pull_parser, rm_parser, verify_parser
 from .notices import PromptBar, notice, print_stderr, rewriting_notices
 from .options import OPTIONS, group_keywords
 from .screens import Screen
@@ -46,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     commands = {"generate": main_generate, "chat": main_chat, "batch": main_batch, "serve": main_serve,
                 "convert": main_convert, "models": main_models, "pull": main_pull, "rm": main_rm,
-                "cache": main_cache}  # fmt: skip
+                "verify": main_verify, "cache": main_cache}  # fmt: skip
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], program=f"mlx-vlgen {arguments[0]}")
     return exit_code_of(lambda: list_commands(arguments))
@@ -87,6 +84,7 @@ main_convert = _command("python -m mlx_vlgen.convert", convert_parser, "cli:run_
 main_models = _command("mlx-vlgen models", models_parser, "library:run_models")
 main_pull = _command("mlx-vlgen pull", pull_parser, "library:run_pull")
 main_rm = _command("mlx-vlgen rm", rm_parser, "library:run_rm")
+main_verify = _command("python -m mlx_vlgen.verify", verify_parser, "verify:run_verify")
 main_cache = _command("mlx-vlgen cache", cache_parser, "cli:run_cache")
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "models": "list the models that are here, and whether they fit the memory",
     "pull": "download a model",
     "rm": "delete a downloaded model",
+    "verify": "compare a checkpoint's answers with transformers', and with each other",
     "cache": "list or delete what chats computed and go on from",
 }
 
@@ -215,58 +216,6 @@ def batch_parser(program: str) -> Parser:
     batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",
                        help="rows that run together (default 32)")  # fmt: skip
     batch.add_argument("--no-reuse", action="store_true", help="do not share what rows begin alike with")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
-    return parser
-
-
-def cache_parser(program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        usage="%(prog)s [--clear]",
-        description="What chats computed of their talks, on disk, so that the next question costs only what is new,\n"
-        "also after --resume. The oldest goes when it takes more than a quarter of the free space, or 30 GiB. It can\n"
-        "be deleted at any time: what is missing is computed again.",
-    )
-    parser.add_argument("--clear", action="store_true", help="delete all of it")
-    parser.add_argument("--folder", metavar="DIR", help="the disk= of a PrefixCache (default: the chats' own)")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
-    return parser
-
-
-def models_parser(program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        usage="%(prog)s [MODEL ...] [--json]",
-        description="The models in the Hugging Face cache and the built-in one: family, size on disk, bits of\n"
-        "quantized weights, what they take beside text, and how long a talk may become, in tokens, in the\n"
-        "memory that is free now. No weights are read and no network is used.",
-    )
-    parser.add_argument("model", nargs="*", metavar="MODEL", help="folders or Hub ids (default: all that are here)")
-    parser.add_argument("--json", action="store_true", help="an object a line")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
-    return parser
-
-
-def pull_parser(program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        usage="%(prog)s MODEL [--revision NAME]",
-        description="Download what a model needs into the Hugging Face cache, unless it is there; prints its folder.",
-    )
-    parser.add_argument("model", metavar="MODEL", help="an id on the Hugging Face Hub, owner/name")
-    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
-    return parser
-
-
-def rm_parser(program: str) -> Parser:
-    parser = Parser(
-        prog=program,
-        usage="%(prog)s MODEL ... [--yes]",
-        description="Delete models from the Hugging Face cache, all revisions, after a question.",
-    )
-    parser.add_argument("model", nargs="+", metavar="MODEL", help="as `mlx-vlgen models` lists it")
-    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 

@@ -45,6 +45,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "batch": cli.main_batch,
     "convert": cli.main_convert,
     "serve": cli.main_serve,
+    "verify": cli.main_verify,
 }
 
 QUICK = ("--max-tokens", "8", "--max-pixels", "2100")

@@ -1,0 +1,74 @@
+"""Flags of the commands that are about models and what lies on the disk, and answer nothing."""
+
+from . import __version__
+from .flags import Parser
+
+
+def cache_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s [--clear]",
+        description="What chats computed of their talks, on disk, so that the next question costs only what is new,\n"
+        "also after --resume. The oldest goes when it takes more than a quarter of the free space, or 30 GiB. It can\n"
+        "be deleted at any time: what is missing is computed again.",
+    )
+    parser.add_argument("--clear", action="store_true", help="delete all of it")
+    parser.add_argument("--folder", metavar="DIR", help="the disk= of a PrefixCache (default: the chats' own)")
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
+
+
+def models_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s [MODEL ...] [--json]",
+        description="The models in the Hugging Face cache and the built-in one: family, size on disk, bits of\n"
+        "quantized weights, what they take beside text, and how long a talk may become, in tokens, in the\n"
+        "memory that is free now. No weights are read and no network is used.",
+    )
+    parser.add_argument("model", nargs="*", metavar="MODEL", help="folders or Hub ids (default: all that are here)")
+    parser.add_argument("--json", action="store_true", help="an object a line")
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
+
+
+def pull_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s MODEL [--revision NAME]",
+        description="Download what a model needs into the Hugging Face cache, unless it is there; prints its folder.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="an id on the Hugging Face Hub, owner/name")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit")
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
+
+
+def rm_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s MODEL ... [--yes]",
+        description="Delete models from the Hugging Face cache, all revisions, after a question.",
+    )
+    parser.add_argument("model", nargs="+", metavar="MODEL", help="as `mlx-vlgen models` lists it")
+    parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
+
+
+def verify_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage="%(prog)s MODEL [--image FILE ...] [--dtype TYPE] [--no-torch]",
+        description="Answers text, one picture and two pictures here and in transformers, where torch is installed,\n"
+        "and compares token ids, pixels, logits and tokens; then compares each answer with itself in a batch, in\n"
+        "small chunks, and over a reused prefix. Prints a report in Markdown; exits with 1 where something differs.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a folder or Hub id; not a quantized one, to compare with torch")
+    parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="two pictures (default: drawn ones)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                        help="of both (default float32; for bfloat16 differences are told and not judged)")  # fmt: skip
+    parser.add_argument("--torch-device", default="cpu", metavar="NAME", help="cpu (the default), mps or cuda")
+    parser.add_argument("--no-torch", action="store_true", help="compare the checkpoint with itself only")
+    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
+    return parser
