@@ -1,6 +1,7 @@
 """`mlx-vlgen models`, `pull` and `rm`: which models lie in the Hugging Face cache, and whether they run here."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -86,8 +87,7 @@ def run_pull(parser: Parser, arguments: Sequence[str] | None) -> int:
 
 def run_rm(parser: Parser, arguments: Sequence[str] | None) -> int:
     args = parser.parse(arguments)
-    cache = _scan()
-    cached = {repo.repo_id: repo for repo in cache.repos if repo.repo_type == "model"}
+    cached = {repo.repo_id: repo for repo in _scan().repos if repo.repo_type == "model"}
     if unknown := [name for name in args.model if name not in cached]:
         raise LoadError(f"{', '.join(unknown)} is not in the cache ({_cache_folder()}); `mlx-vlgen models` lists it.")
     repos = [cached[name] for name in dict.fromkeys(args.model)]
@@ -99,8 +99,8 @@ def run_rm(parser: Parser, arguments: Sequence[str] | None) -> int:
         print_stderr(f"Delete {names} ({format_size(size)}) from {_cache_folder()}? [y/N] ", end="")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise VlgenError("nothing was deleted")
-    commits = [revision.commit_hash for repo in repos for revision in repo.revisions]
-    cache.delete_revisions(*commits).execute()
+    for repo in repos:  # not by the hashes of its commits, which a copy of a repository has, too
+        shutil.rmtree(repo.repo_path)
     print(f"{names}: {format_size(size)} deleted")
     return 0
 
