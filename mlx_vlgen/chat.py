@@ -326,7 +326,10 @@ class Chat(Conversation):
         maximum, turns = self.model.max_positions, self.session.turns
         say(f"model     {self.args.model} ({self.model.config['model_type']})")
         say(f"context   {self.session.tokens:,} tokens" + (f" of {maximum:,}" if maximum else ""))
-        say(f"talk      questions: {len(turns)}, pictures, videos and sounds: {sum(len(t.media) for t in turns)}")
+        kinds = [part["type"] for turn in turns for part in turn.media]
+        sounds = kinds.count("audio")
+        seen = f"pictures and videos: {len(kinds) - sounds}" + (f", sounds: {sounds}" if sounds else "")
+        say(f"talk      questions: {len(turns)}, {seen}")
         say(f"system    {self.session.system or '-'}")
         say(f"settings  {describe_settings(self.session)}")
         say(f"file      {self.journal.path if self.journal else 'none yet; the first answer begins one'}")
@@ -388,8 +391,9 @@ class Chat(Conversation):
         for name, (arguments, help) in COMMANDS.items():
             say(f"/{name} {arguments}".ljust(22) + help)
         say(
-            "\nA path in a question, typed, pasted or dropped here, becomes its picture, video or sound. Alt-Enter begins "
-            'a new line, as Enter does between """ and """. Ctrl-C stops an answer, which stays as far as it came.'
+            "\nA path in a question, typed, pasted or dropped here, becomes its picture, video or sound. "
+            'Alt-Enter begins a new line, as Enter does between """ and """. Ctrl-C stops an answer, which stays as '
+            "far as it came."
         )
 
     def do_quit(self, argument: str) -> None:
