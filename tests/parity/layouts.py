@@ -167,6 +167,10 @@ def _write_processor(kit: Path, layout: Layout, folder: Path) -> None:
     if layout == "v5":
         write_json(folder / "processor_config.json", nested)
         return
-    for kind, file in (("image_processor", "preprocessor_config"), ("video_processor", "video_preprocessor_config")):
+    for kind, file in (
+        ("feature_extractor", "preprocessor_config"),
+        ("image_processor", "preprocessor_config"),
+        ("video_processor", "video_preprocessor_config"),
+    ):
         if kind in nested:
             write_json(folder / f"{file}.json", nested[kind] | {"processor_class": nested["processor_class"]})
