@@ -87,7 +87,7 @@ class VisionLanguageModel(Model):
             if name.startswith("language_model."):
                 text[name.removeprefix("language_model.")] = value
                 continue
-            if value.ndim >= 4 and name in parameters and value.shape[-1] != parameters[name].shape[-1]:
+            if value.ndim >= 3 and name in parameters and value.shape[-1] != parameters[name].shape[-1]:
                 value = value.moveaxis(1, -1)  # torch's (O, C, ...)
             out[name] = value
         if hasattr(self.language_model, "sanitize"):
