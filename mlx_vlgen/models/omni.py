@@ -1,7 +1,7 @@
 """What Qwen2.5-Omni and Qwen3-Omni share: the thinker, which hears, sees and writes text, out of a checkpoint that may
 also hold what speaks. Speech is not made here; its tensors are passed over."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,9 @@ class Omni(MRopeModel):
         if key.startswith(SPEECH):
             return None
         return super().rename(key.removeprefix("model.thinker.").removeprefix("thinker."))
+
+    def published(self, name: str) -> tuple[str, ...]:
+        return (f"thinker.{name}",) if "thinker_config" in self.config else (name,)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         if media[0].kind != "audio":

@@ -95,8 +95,11 @@ def load_processor(recipe: Recipe) -> Any:
 
 def load_model(folder: Path) -> Any:
     """The checkpoint in float32 with the plainest attention."""
-    vision = "vision_config" in read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    vision = "vision_config" in config
     auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
+    if thinker := config.get("thinker_config"):
+        auto = getattr(transformers, thinker["architectures"][0])
     model, loading_info = auto.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
