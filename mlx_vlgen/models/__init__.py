@@ -74,6 +74,9 @@ FAMILIES: dict[str, Family] = {
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "lfm2_vl": _LFM2_VL,
     "lfm2-vl": _LFM2_VL,  # name of the first release, with remote code
+    "qwen2_audio": Family(
+        "mlx_vlgen.models.qwen2_audio:Qwen2Audio", "mlx_vlgen.inputs.qwen2_audio:Qwen2AudioProcessor"
+    ),
 }
 
 # (model_type, that of its vision tower) -> the key of the family where the tower makes it another one.
@@ -116,7 +119,7 @@ def find(config: Mapping[str, Any]) -> Family:
     vision = thinker_config(config).get("vision_config")
     tower = vision.get("model_type") if isinstance(vision, Mapping) else None
     if family := FAMILIES.get(_BY_TOWER.get((model_type, tower), model_type)):
-        if not isinstance(vision, Mapping):
+        if not any(isinstance(config.get(key), Mapping) for key in ("vision_config", "audio_config", "thinker_config")):
             raise LoadError(
                 f"This {model_type} checkpoint's config.json has no vision_config: it only reads text, or is "
                 "in its authors' own layout. Take the one that was saved for transformers, or converted for MLX."

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from .._runtime import mx, nn
+from .._runtime import nn
 from ..inputs.prompt import Media, Prompt
 from .base import Features
 from .configuration import thinker_config
 from .mrope import MRopeModel
 from .omni_audio import AudioTower
+from .whisper import join_clips
 
 SPEECH = ("talker.", "token2wav.", "code2wav.")
 """Parts that make speech of the thinker's text."""
@@ -48,10 +49,9 @@ class Omni(MRopeModel):
     def encode(self, media: Sequence[Media]) -> list[Features]:
         if media[0].kind != "audio":
             return super().encode(media)
-        mel = mx.array(np.stack([medium.pixels for medium in media]))
-        frames = mel.shape[1]
-        features = self.audio_tower(mel, [frames] * len(media))[:, : self.audio_tower.features(frames)]
-        return [Features(rows) for rows in features]
+        frames = media[0].grid[0]
+        features = self.audio_tower(join_clips(media)[:, :frames], [frames] * len(media))
+        return [Features(clip) for clip in features[:, : self.audio_tower.features(frames)]]
 
     def positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
         return omni_positions(prompt, self.vision_tower.merge, self._positions_per_second)
@@ -61,8 +61,8 @@ def omni_positions(prompt: Prompt, merge: int, per_second: float) -> tuple[np.nd
     """TMRoPE positions (3, L) int32 of a prompt, and how far they are ahead of plain ones after it.
 
     Text and sound move all three axes on together. A picture stands still in time and spreads over row and column; a
-    video's groups of frames are apart by their seconds times `per_second`. What follows starts past the largest position
-    of what was before it, in any axis.
+    video's groups of frames are apart by their seconds times `per_second`. What follows starts past the largest
+    position of what was before it, in any axis.
     Source: `get_rope_index` of transformers' Qwen2_5OmniThinkerForConditionalGeneration, which counts in float32.
     """
     positions = np.empty((3, len(prompt.tokens)), np.int32)

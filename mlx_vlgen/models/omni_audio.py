@@ -10,21 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._runtime import mx, nn
-from .attention import merge_heads, split_heads
-from .configuration import BaseConfig
-from .layers import ACTIVATIONS, pace
+from .layers import pace
+from .whisper import WhisperConfig, WhisperLayer, average_pairs
 
 
 @dataclass(frozen=True)
-class OmniAudioConfig(BaseConfig):
+class OmniAudioConfig(WhisperConfig):
     """n_window: half of a chunk, in frames."""
 
-    num_mel_bins: int = 128
-    encoder_layers: int = 32
-    encoder_attention_heads: int = 20
-    encoder_ffn_dim: int = 5120
-    d_model: int = 1280
-    activation_function: str = "gelu"
     n_window: int = 100
     output_dim: int = 3584
 
@@ -47,41 +40,13 @@ class Convolution(nn.Module):
         return neighbours @ self.weight.flatten(1).T + self.bias
 
 
-class AudioAttention(nn.Module):
-    def __init__(self, hidden: int, heads: int):
-        super().__init__()
-        self._heads = heads
-        self.q_proj, self.v_proj, self.out_proj = (nn.Linear(hidden, hidden) for _ in range(3))
-        self.k_proj = nn.Linear(hidden, hidden, bias=False)
-
-    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:  # x (B, N, d), mask (B, 1, 1, N)
-        q, k, v = (split_heads(layer(x), self._heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
-        return self.out_proj(merge_heads(out))
-
-
-class AudioLayer(nn.Module):
-    def __init__(self, config: OmniAudioConfig):
-        super().__init__()
-        hidden = config.d_model
-        self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
-        self.self_attn = AudioAttention(hidden, config.encoder_attention_heads)
-        self.fc1 = nn.Linear(hidden, config.encoder_ffn_dim)
-        self.fc2 = nn.Linear(config.encoder_ffn_dim, hidden)
-        self._activation = ACTIVATIONS[config.activation_function]
-
-    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:
-        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
-        return x + self.fc2(self._activation(self.fc1(self.final_layer_norm(x))))
-
-
 class AudioTower(nn.Module):
     """A spectrogram to features; a family adds its convolutions, and says how they end."""
 
     def __init__(self, config: OmniAudioConfig):
         super().__init__()
         self._chunk = 2 * config.n_window  # frames
-        self.layers = [AudioLayer(config) for _ in range(config.encoder_layers)]
+        self.layers = [WhisperLayer(config) for _ in range(config.encoder_layers)]
         self.ln_post = nn.LayerNorm(config.d_model)
 
     def shorten(self, chunks: mx.array, lengths: np.ndarray, clip_lengths: np.ndarray) -> tuple[mx.array, np.ndarray]:
@@ -153,8 +118,7 @@ class Qwen2_5OmniAudio(AudioTower):
         return nn.gelu(self.conv2(x)), (lengths + 1) // 2
 
     def project(self, x: mx.array) -> mx.array:
-        pairs = x[:, : x.shape[1] // 2 * 2].reshape(len(x), -1, 2, x.shape[-1])
-        features: mx.array = self.proj(self.ln_post(pairs.mean(axis=2)))
+        features: mx.array = self.proj(self.ln_post(average_pairs(x)))
         return features
 
     def features(self, frames: int) -> int:

@@ -1,4 +1,5 @@
-"""What most families are: a vision tower, whose features replace placeholders, and one of mlx-lm's decoders."""
+"""What most families are: a tower that sees or hears, whose features replace placeholders, and one of mlx-lm's
+decoders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""The thinkers of Qwen2.5-Omni and Qwen3-Omni. transformers 5 saves one alone; on the Hub it is a part of what speaks."""
+"""The thinkers of Qwen2.5-Omni and Qwen3-Omni, saved alone by transformers 5; on the Hub parts of what speaks."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 
 from ..recipe import (
+    AUDIO_BATCHES,
+    AUDIO_CASES,
     HEADS,
     QWEN_ENDS,
     VIDEO_BATCHES,
     VIDEO_CASES,
     VISION_BATCHES,
     VISION_CASES,
+    Case,
     Config,
     Ids,
     ProcessorKit,
@@ -21,8 +24,11 @@ from ..recipe import (
     renamed,
     rope,
     swap,
+    user,
+    whisper_extractor,
 )
 from ..weights import Rule, Tensors
+from .qwen2_audio import audio_features
 from .qwen3_vl import image_pixels
 
 TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
@@ -64,7 +70,7 @@ def processor(tokenizer: Any) -> Any:
         size={"shortest_edge": 56 * 56, "longest_edge": 6 * 56 * 56}, patch_size=28
     )
     video = transformers.Qwen2VLVideoProcessor(patch_size=28)
-    sound = transformers.WhisperFeatureExtractor(feature_size=128, hop_length=160, chunk_length=300)
+    sound = whisper_extractor(feature_size=32, chunk_length=3)
     return transformers.Qwen2_5OmniProcessor(image, video, sound, tokenizer, chat_template=tokenizer.chat_template)
 
 
@@ -77,11 +83,12 @@ def config(ids: Ids, vocabulary: int) -> Any:
     }  # fmt: skip
     vision = {
         "depth": 4, "hidden_size": 48, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 80,
-        "patch_size": 28, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112, "fullatt_block_indexes": [1, 3],
+        "patch_size": 28, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
+        "fullatt_block_indexes": [1, 3],
     }  # fmt: skip
     sound = {
-        "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 80, "d_model": 48, "output_dim": 64,
-        "n_window": 20,
+        "num_mel_bins": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 80,
+        "d_model": 48, "output_dim": 64, "n_window": 20,
     }  # fmt: skip
     return transformers.Qwen2_5OmniThinkerConfig(
         text_config=text | HEADS | QWEN_ENDS(ids),
@@ -119,11 +126,15 @@ def mlx(tensors: Tensors) -> Tensors:
 
 
 LARGER = {"clip": "wide_clip", "odd_clip": "odd_wide_clip"}
-"""Clips that keep their size: where torchvision resizes and Pillow cuts off what overshoots between its two passes, they are
-levels apart."""
+"""Clips that keep their size: torchvision and Pillow enlarge with levels between them at sharp edges, since one cuts off
+what overshoots after each of two passes."""
 VIDEOS = {name: replace(case, videos=[LARGER[clip] for clip in case.videos]) for name, case in VIDEO_CASES.items()}
-CASES, BATCHES = VISION_CASES | VIDEOS, VISION_BATCHES | VIDEO_BATCHES
-KIT = ProcessorKit("qwen2_5_omni", processor, image_pixels, video_pixels, clips=clips)
+HEARD = AUDIO_CASES | {
+    "img_audio": Case(user("image", "audio", "Compare."), images=["upright"], audios=["short_sound"]),
+    "audio_video": Case(user("audio", "video", "Compare."), videos=["wide_clip"], audios=["sound"]),
+}
+CASES, BATCHES = VISION_CASES | VIDEOS | HEARD, VISION_BATCHES | VIDEO_BATCHES | AUDIO_BATCHES
+KIT = ProcessorKit("qwen2_5_omni", processor, image_pixels, video_pixels, clips=clips, audio=audio_features)
 RECIPES = {
     "qwen2_5_omni": Recipe(config, TOKENIZER, CASES, BATCHES, KIT, RULES, hub=hub, mlx=mlx, legacy=legacy),
 }
