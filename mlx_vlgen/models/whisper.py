@@ -45,8 +45,9 @@ class WhisperLayer(nn.Module):
         self.fc1, self.fc2 = nn.Linear(hidden, inner), nn.Linear(inner, hidden)
         self._activation = ACTIVATIONS[config.activation_function]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.self_attn(self.self_attn_layer_norm(x))
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+        """mask: see `VisionAttention`."""
+        x = x + self.self_attn(self.self_attn_layer_norm(x), mask=mask)
         return x + self.fc2(self._activation(self.fc1(self.final_layer_norm(x))))
 
 

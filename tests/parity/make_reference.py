@@ -17,7 +17,7 @@ import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -104,9 +104,11 @@ def load_model(folder: Path) -> Any:
     return model.eval()
 
 
-def auto_class(config: Collection[str]) -> Any:
+def auto_class(config: Mapping[str, Any]) -> Any:
     """transformers' class for models with this configuration."""
-    if "audio_config" in config or "thinker_config" in config:
+    if thinker := config.get("thinker_config"):  # as a part of what speaks it has no forward
+        return getattr(transformers, thinker["architectures"][0])
+    if "audio_config" in config:
         return transformers.AutoModelForMultimodalLM
     return transformers.AutoModelForImageTextToText if "vision_config" in config else transformers.AutoModelForCausalLM
 

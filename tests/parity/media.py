@@ -19,6 +19,8 @@ PICTURES = {  # width, height, seed: what Qwen3-VL's limits in the fixtures do t
 CLIPS = {  # width, height, frames, seed
     "clip": (150, 100, 6, 10),  # shrunk under the volume limit
     "odd_clip": (128, 72, 5, 20),  # last frame repeated; its rounded-down volume needs no shrinking
+    "wide_clip": (448, 224, 4, 30),  # 128 * 28 * 28 pixels a frame, the least that Qwen-Omni takes
+    "odd_wide_clip": (392, 280, 3, 40),
 }
 CLIP_FPS = 2.0
 SOUNDS = {  # samples, Hz at the beginning and at the end, seed
