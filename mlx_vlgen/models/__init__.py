@@ -67,6 +67,8 @@ FAMILIES: dict[str, Family] = {
     "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
     "glm4v": _GLM4V,
     "glm4v_moe": _GLM4V,
+    "glm46v": _GLM4V,
+    "glm_ocr": Family("mlx_vlgen.models.glm_ocr:GlmOcr", "mlx_vlgen.inputs.glm4v:Glm4vProcessor"),
     "internvl": _INTERNVL,
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "lfm2_vl": _LFM2_VL,
