@@ -87,6 +87,14 @@ class QwenVLProcessor(Processor):
         """What stands for `groups` groups of frames of `count` tokens each: text and counts of an `Expansion`."""
         raise NotImplementedError
 
+    def patchify(self, frames: np.ndarray, settings: PixelSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """Frames (T, H, W, C), resized, as `Media.pixels` and `Media.grid`."""
+        return patchify(frames, settings)
+
+    def patch_shape(self, settings: PixelSettings) -> tuple[int, ...]:
+        """Of one patch in transformers' `pixel_values`."""
+        return (3 * settings.frames * settings.patch**2,)
+
     # -- what all families share
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
@@ -101,7 +109,7 @@ class QwenVLProcessor(Processor):
         many = KINDS["image"].many_tokens
         remedy = f"max_pixels (--max-pixels) makes it smaller: {many * settings.factor**2} gives {many:,}"
         self.check_count("image", original, count, remedy)
-        pixels, grid = patchify(np.asarray(settings.resize(image, size))[None], settings)
+        pixels, grid = self.patchify(np.asarray(settings.resize(image, size))[None], settings)
         text = self.placeholders["image"] * count
         return Expansion(text, (count,), pixels, grid, original, normalization=settings.normalization)
 
@@ -115,7 +123,7 @@ class QwenVLProcessor(Processor):
             size = self.frame_size(len(frames), frames.shape[1], frames.shape[2], media)
         count = -(-len(frames) // settings.frames) * size[0] * size[1] // settings.factor**2
         self.check_count("video", original, count, f"max_pixels (--max-pixels) makes frames smaller, {FEWER_FRAMES}")
-        pixels, grid = patchify(_resize_frames(frames, size, settings), settings)
+        pixels, grid = self.patchify(_resize_frames(frames, size, settings), settings)
         text, counts = self.video_text(video, grid[0], grid[1] * grid[2] // settings.merge**2)
         seconds = settings.frames / video.fps if self.timed else 0.0
         return Expansion(text, counts, pixels, grid, original, seconds, settings.normalization)
@@ -125,7 +133,8 @@ class QwenVLProcessor(Processor):
         if values.dtype != np.uint8 or media.normalization is None:
             return values
         settings = self.image_settings if media.kind == "image" else self.video_settings
-        return channels_first(media.normalization(values.reshape(len(values), -1, 3)), settings)
+        values = channels_first(media.normalization(values.reshape(len(values), -1, 3)), settings)
+        return values.reshape(len(values), *self.patch_shape(settings))
 
 
 @dataclass(eq=False, repr=False)

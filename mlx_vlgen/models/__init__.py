@@ -69,6 +69,9 @@ FAMILIES: dict[str, Family] = {
     "glm4v_moe": _GLM4V,
     "glm46v": _GLM4V,
     "glm_ocr": Family("mlx_vlgen.models.glm_ocr:GlmOcr", "mlx_vlgen.inputs.glm4v:Glm4vProcessor"),
+    "paddleocr_vl": Family(
+        "mlx_vlgen.models.paddleocr_vl:PaddleOCRVL", "mlx_vlgen.inputs.paddleocr_vl:PaddleOCRVLProcessor"
+    ),
     "internvl": _INTERNVL,
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "lfm2_vl": _LFM2_VL,

@@ -1,6 +1,6 @@
 """Attention and MLP of the vision towers, with the names of each checkpoint's parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 from .._runtime import mx, nn
@@ -177,6 +177,15 @@ class VisionAttention(nn.Module):
         scale = q.shape[-1] ** -0.5
         out = windowed_attention(q, k, v, scale, windows) if windows else attention(q, k, v, scale)
         return self[self._output](merge_heads(out))
+
+
+def join_qkv(weights: Mapping[str, mx.array], attention: str) -> dict[str, mx.array]:
+    """Queries, keys and values as one layer `qkv`, where the name of a tower's tensor has `attention` before them."""
+    out = dict(weights)
+    for name in [name for name in weights if f"{attention}q_proj." in name and not name.startswith("language_model.")]:
+        parts = [out.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+        out[name.replace("q_proj", "qkv")] = mx.concatenate(parts)
+    return out
 
 
 class MLP(nn.Module):

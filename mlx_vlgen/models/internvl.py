@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media
-from .attention import MLP, VisionAttention
+from .attention import MLP, VisionAttention, join_qkv
 from .base import Features
 from .configuration import BaseConfig
 from .layers import ACTIVATIONS, fold_squares, pace
@@ -191,10 +191,7 @@ class InternVL(VisionLanguageModel):
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Queries, keys and values as one; and an output layer where the checkpoint has one, whatever its configuration
         says: what transformers 5 saves may have one and call it tied."""
-        out = super().sanitize(weights)
-        for name in [name for name in out if ".attn.q_proj." in name]:
-            parts = [out.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
-            out[name.replace("q_proj", "qkv")] = mx.concatenate(parts)
+        out = join_qkv(super().sanitize(weights), ".attn.")
         if self._tied and "language_model.lm_head.weight" not in out:
             del self.language_model.lm_head  # the embeddings are the output layer
         return out
