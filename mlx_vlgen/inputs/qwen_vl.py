@@ -1,7 +1,8 @@
 """What the processors of Qwen's vision-language models share, images of any size as grids of patches; Qwen3-VL's."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -41,6 +42,9 @@ class QwenVLProcessor(Processor):
     video_settings: PixelSettings
     timed: bool = field(default=False, kw_only=True)
 
+    evenly: ClassVar[Callable[[int, int], np.ndarray] | None] = None
+    """The family's rule of which frames of a video to keep where their number is given; see `load_video`."""
+
     placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
     prompt_tokens = r"<\|(object_ref|box|quad|point)_(start|end)\|>"
     image_bounds: ClassVar[tuple[int, int]] = (56 * 56, 28 * 28 * 1280)
@@ -79,6 +83,10 @@ class QwenVLProcessor(Processor):
         """The family's rule of which frames of a video to keep; see `load_video`."""
         return None
 
+    def annotate(self, frames: np.ndarray, timestamps: Sequence[float]) -> np.ndarray:
+        """Frames (T, H, W, 3) as they are before they are resized."""
+        return frames
+
     def frame_size(self, frames: int, height: int, width: int, media: MediaInputs) -> Size:
         """The (height, width) that frames are resized to."""
         raise NotImplementedError
@@ -90,6 +98,10 @@ class QwenVLProcessor(Processor):
     def patchify(self, frames: np.ndarray, settings: PixelSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
         """Frames (T, H, W, C), resized, as `Media.pixels` and `Media.grid`."""
         return patchify(frames, settings)
+
+    def token_count(self, grid: tuple[int, ...], settings: PixelSettings) -> int:
+        """Features of a medium of this grid."""
+        return math.prod(grid) // settings.merge**2
 
     def patch_shape(self, settings: PixelSettings) -> tuple[int, ...]:
         """Of one patch in transformers' `pixel_values`."""
@@ -114,14 +126,16 @@ class QwenVLProcessor(Processor):
         return Expansion(text, (count,), pixels, grid, original, normalization=settings.normalization)
 
     def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
-        video = load_clip(source, media, max_frames=768, sampler=self.sampler(media))
+        video = load_clip(source, media, max_frames=768, sampler=self.sampler(media), evenly=self.evenly)
         frames, settings = video.frames, self.video_settings
         original = frames.shape[1], frames.shape[2]
         if media.resize_shape:
             frames = _resize_frames(frames, media.resize_shape, settings)
+        frames = self.annotate(frames, video.timestamps)
         with naming(source):
             size = self.frame_size(len(frames), frames.shape[1], frames.shape[2], media)
-        count = -(-len(frames) // settings.frames) * size[0] * size[1] // settings.factor**2
+        planned = -(-len(frames) // settings.frames), size[0] // settings.patch, size[1] // settings.patch
+        count = self.token_count(planned, settings)
         self.check_count("video", original, count, f"max_pixels (--max-pixels) makes frames smaller, {FEWER_FRAMES}")
         pixels, grid = self.patchify(_resize_frames(frames, size, settings), settings)
         text, counts = self.video_text(video, grid[0], grid[1] * grid[2] // settings.merge**2)

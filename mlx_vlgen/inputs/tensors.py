@@ -274,7 +274,7 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
                 f"rows and columns multiples of {merge}"
             )
         grids = [tuple(grid) for grid in thw.tolist()]
-        counts = [math.prod(grid) // merge**2 for grid in grids]
+        counts = [processor.token_count(grid, settings) for grid in grids]
         shapes = np.array([(math.prod(grid), *pixels.shape[1:]) for grid in grids]).reshape(len(grids), -1)
     else:
         counts = _integers(f"num_{kind}_tokens", arrays[f"num_{kind}_tokens"], 1).tolist()

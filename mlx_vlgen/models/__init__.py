@@ -72,6 +72,9 @@ FAMILIES: dict[str, Family] = {
     "paddleocr_vl": Family(
         "mlx_vlgen.models.paddleocr_vl:PaddleOCRVL", "mlx_vlgen.inputs.paddleocr_vl:PaddleOCRVLProcessor"
     ),
+    "ernie4_5_vl_moe": Family(
+        "mlx_vlgen.models.ernie4_5_vl_moe:Ernie4_5VLMoe", "mlx_vlgen.inputs.ernie4_5_vl_moe:Ernie4_5VLMoeProcessor"
+    ),
     "internvl": _INTERNVL,
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "lfm2_vl": _LFM2_VL,

@@ -16,6 +16,7 @@ from .attention import MLP, PROJECTOR, VisionAttention, join_qkv
 from .configuration import BaseConfig, with_rope
 from .layers import PositionTable, embed_patches, merge_order, pace, resample_bilinear, rotary_2d
 from .mrope import MRopeModel
+from .vision_language import tie_output
 from .vit import SiglipVisionConfig
 
 
@@ -139,7 +140,7 @@ class PaddleOCRVL(MRopeModel):
         text = text_arguments(config)
         vision = PaddleOCRVisionConfig.from_dict(config["vision_config"])
         super().__init__(
-            config, text | {"tie_word_embeddings": False},  # see `sanitize`
+            config, text | {"tie_word_embeddings": False},  # see `tie_output`
             VisionTower(vision, text["hidden_size"]), (16, 24, 24), interleaved=False,
         )  # fmt: skip
         self._tied = text["tie_word_embeddings"]
@@ -153,12 +154,9 @@ class PaddleOCRVL(MRopeModel):
         return (name.replace("vision_tower.", "visual.", 1),)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Queries, keys and values as one; and an output layer where the checkpoint has one, whatever its configuration
-        says, as in transformers."""
+        """Queries, keys and values as one."""
         out = join_qkv(super().sanitize(weights), "self_attn.")
-        if self._tied and "language_model.lm_head.weight" not in out:
-            del self.language_model.lm_head  # the embeddings are the output layer
-        return out
+        return tie_output(self.language_model, self._tied, out)
 
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
