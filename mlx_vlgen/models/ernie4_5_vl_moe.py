@@ -212,6 +212,11 @@ class DecoderLayer(nn.Module):
         return x + (self.mlp(h, routes) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h))
 
 
+def is_no_router(name: str, module: nn.Module | None = None) -> bool:
+    """Which parameters may be narrowed, and layers quantized: rounded routers may choose other experts."""
+    return re.search(r"\.mlp\.(gate|e_score_correction_bias)(_1)?(\.|$)", name) is None
+
+
 def rotary_axes(section: Sequence[int]) -> np.ndarray:
     """The axis that turns each frequency: rows and columns in turn, then time. section: how many each has."""
     return np.array([*[1, 2] * section[0], *[0] * section[2]])
@@ -240,6 +245,7 @@ class Ernie4_5VLMoe(MRopeModel):
         self._tied = text["tie_word_embeddings"]
         self._vision_tokens = list(vars(VisionTokens.from_dict(config)).values())
         self._experts = text["moe_num_experts"]
+        self.language_model.cast_predicate = self.language_model.quant_predicate = is_no_router
         self.resampler_model = Resampler(vision, text["hidden_size"], text["rms_norm_eps"])
         self.body.layers = [
             DecoderLayer(layer, text, kind == "sparse")

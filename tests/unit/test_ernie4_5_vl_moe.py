@@ -78,6 +78,13 @@ def test_a_token_comes_back_to_its_place() -> None:
     assert mx.concatenate([route.text, route.vision])[route.places].tolist() == list(range(6))
 
 
+def test_routers_are_neither_narrowed_nor_quantized(folder: Path) -> None:
+    text = load(folder, quantization={"bits": 4, "group_size": 32}, dtype="bfloat16")[0].language_model
+    mlp = text.model.layers[1].mlp
+    assert mlp.gate.weight.dtype == mlp.gate_1.weight.dtype == mlp.e_score_correction_bias_1.dtype == mx.float32
+    assert "scales" in mlp.shared_experts.up_proj and text.model.layers[0].mlp.gate_proj.scales.dtype == mx.bfloat16
+
+
 def test_another_number_of_joined_frames_is_refused(folder: Path) -> None:
     config = read_json(folder / "config.json")
     config["vision_config"]["temporal_merge_size"] = 4
