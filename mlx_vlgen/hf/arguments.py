@@ -16,7 +16,7 @@ from .config import GenerationSettings
 from .outputs import PastKeyValues
 
 _SPECIAL_TOKENS = "bos_token_id", "eos_token_id", "pad_token_id"
-_WITHOUT_EFFECT = "tokenizer", "token_type_ids", "cache_position", "logits_to_keep"
+_WITHOUT_EFFECT = "tokenizer", "token_type_ids", "moe_mm_token_type_ids", "cache_position", "logits_to_keep"
 _UNSUPPORTED = {
     "inputs_embeds": "give input_ids, and pictures as pixel_values",
     "position_ids": "positions follow from input_ids and attention_mask; leave it out",

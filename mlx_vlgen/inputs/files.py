@@ -88,7 +88,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("min_patches", "max_patches", "min_tiles", "max_tiles"), _TILES),
     **dict.fromkeys(("min_dynamic_patch", "max_dynamic_patch"), _TILES),
     **dict.fromkeys(("min_image_tokens", "max_image_tokens", "max_soft_tokens", "mm_tokens_per_image"), _TOKENS),
-    **dict.fromkeys(("num_frames", "max_frames", "max_video_tokens"), (1, 1 << 20)),
+    **dict.fromkeys(("num_frames", "min_frames", "max_frames", "max_video_tokens"), (1, 1 << 20)),
     **dict.fromkeys(("fps", "max_duration"), (1e-3, 1e6)),
     **dict.fromkeys(("sampling_rate", "n_samples"), (1000, 1 << 26)),
     **dict.fromkeys(("hop_length", "n_fft"), (1, 1 << 14)),

@@ -1,4 +1,4 @@
-"""The processor of GLM-4.1V, GLM-4.5V and GLM-4.6V."""
+"""The processor of GLM-4.1V, GLM-4.5V, GLM-4.6V and GLM-OCR."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,7 +40,8 @@ class Glm4vProcessor(QwenVLProcessor):
     def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
         # mlx-vlm names every processor that it saves after GLM-4.6V's, and leaves the files beside it as they were.
         parts = (settings.video, settings.image, settings.processor)
-        name = next((part["processor_class"] for part in parts if "processor_class" in part), "")
+        unsaid = "Glm4vProcessor" if str(config.get("model_type")).startswith("glm4v") else "Glm46VProcessor"
+        name = next((part["processor_class"] for part in parts if "processor_class" in part), unsaid)
         return super().read_fields(settings, config) | {
             "paced": name == "Glm46VProcessor",
             "fps": settings.video.get("fps") or 2,

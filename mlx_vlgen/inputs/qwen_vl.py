@@ -1,7 +1,8 @@
 """What the processors of Qwen's vision-language models share, images of any size as grids of patches; Qwen3-VL's."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -41,6 +42,9 @@ class QwenVLProcessor(Processor):
     video_settings: PixelSettings
     timed: bool = field(default=False, kw_only=True)
 
+    evenly: ClassVar[Callable[[int, int], np.ndarray] | None] = None
+    """The family's rule of which frames of a video to keep where their number is given; see `load_video`."""
+
     placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
     prompt_tokens = r"<\|(object_ref|box|quad|point)_(start|end)\|>"
     image_bounds: ClassVar[tuple[int, int]] = (56 * 56, 28 * 28 * 1280)
@@ -79,6 +83,10 @@ class QwenVLProcessor(Processor):
         """The family's rule of which frames of a video to keep; see `load_video`."""
         return None
 
+    def annotate(self, frames: np.ndarray, timestamps: Sequence[float]) -> np.ndarray:
+        """Frames (T, H, W, 3) as they are before they are resized."""
+        return frames
+
     def frame_size(self, frames: int, height: int, width: int, media: MediaInputs) -> Size:
         """The (height, width) that frames are resized to."""
         raise NotImplementedError
@@ -86,6 +94,18 @@ class QwenVLProcessor(Processor):
     def video_text(self, video: Video, groups: int, count: int) -> tuple[str, tuple[int, ...]]:
         """What stands for `groups` groups of frames of `count` tokens each: text and counts of an `Expansion`."""
         raise NotImplementedError
+
+    def patchify(self, frames: np.ndarray, settings: PixelSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
+        """Frames (T, H, W, C), resized, as `Media.pixels` and `Media.grid`."""
+        return patchify(frames, settings)
+
+    def token_count(self, grid: tuple[int, ...], settings: PixelSettings) -> int:
+        """Features of a medium of this grid."""
+        return math.prod(grid) // settings.merge**2
+
+    def patch_shape(self, settings: PixelSettings) -> tuple[int, ...]:
+        """Of one patch in transformers' `pixel_values`."""
+        return (3 * settings.frames * settings.patch**2,)
 
     # -- what all families share
 
@@ -101,21 +121,23 @@ class QwenVLProcessor(Processor):
         many = KINDS["image"].many_tokens
         remedy = f"max_pixels (--max-pixels) makes it smaller: {many * settings.factor**2} gives {many:,}"
         self.check_count("image", original, count, remedy)
-        pixels, grid = patchify(np.asarray(settings.resize(image, size))[None], settings)
+        pixels, grid = self.patchify(np.asarray(settings.resize(image, size))[None], settings)
         text = self.placeholders["image"] * count
         return Expansion(text, (count,), pixels, grid, original, normalization=settings.normalization)
 
     def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
-        video = load_clip(source, media, max_frames=768, sampler=self.sampler(media))
+        video = load_clip(source, media, max_frames=768, sampler=self.sampler(media), evenly=self.evenly)
         frames, settings = video.frames, self.video_settings
         original = frames.shape[1], frames.shape[2]
         if media.resize_shape:
             frames = _resize_frames(frames, media.resize_shape, settings)
+        frames = self.annotate(frames, video.timestamps)
         with naming(source):
             size = self.frame_size(len(frames), frames.shape[1], frames.shape[2], media)
-        count = -(-len(frames) // settings.frames) * size[0] * size[1] // settings.factor**2
+        planned = -(-len(frames) // settings.frames), size[0] // settings.patch, size[1] // settings.patch
+        count = self.token_count(planned, settings)
         self.check_count("video", original, count, f"max_pixels (--max-pixels) makes frames smaller, {FEWER_FRAMES}")
-        pixels, grid = patchify(_resize_frames(frames, size, settings), settings)
+        pixels, grid = self.patchify(_resize_frames(frames, size, settings), settings)
         text, counts = self.video_text(video, grid[0], grid[1] * grid[2] // settings.merge**2)
         seconds = settings.frames / video.fps if self.timed else 0.0
         return Expansion(text, counts, pixels, grid, original, seconds, settings.normalization)
@@ -125,7 +147,8 @@ class QwenVLProcessor(Processor):
         if values.dtype != np.uint8 or media.normalization is None:
             return values
         settings = self.image_settings if media.kind == "image" else self.video_settings
-        return channels_first(media.normalization(values.reshape(len(values), -1, 3)), settings)
+        values = channels_first(media.normalization(values.reshape(len(values), -1, 3)), settings)
+        return values.reshape(len(values), *self.patch_shape(settings))
 
 
 @dataclass(eq=False, repr=False)

@@ -271,16 +271,17 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
     if isinstance(processor, QwenVLProcessor):
         thw = _integers(f"{kind}_grid_thw", arrays[f"{kind}_grid_thw"], 2)
         settings = processor.image_settings if kind == "image" else processor.video_settings
-        merge, width = settings.merge, 3 * settings.frames * settings.patch**2
-        if pixels.shape[1:] != (width,):
-            raise PromptError(f"{PIXELS[kind]} has the shape {pixels.shape}; expected (patches, {width})")
+        merge, patch = settings.merge, processor.patch_shape(settings)
+        if pixels.shape[1:] != patch:
+            expected = ", ".join(["patches", *map(str, patch)])
+            raise PromptError(f"{PIXELS[kind]} has the shape {pixels.shape}; expected ({expected})")
         if thw.shape[1] != 3 or (thw < 1).any() or (thw[:, 1:] % merge).any():
             raise PromptError(
                 f"{kind}_grid_thw: {thw.tolist()!r:.80}; expected (frames, rows, columns) of each {kind}, in patches, "
                 f"rows and columns multiples of {merge}"
             )
         grids = [tuple(grid) for grid in thw.tolist()]
-        counts = [math.prod(grid) // merge**2 for grid in grids]
+        counts = [processor.token_count(grid, settings) for grid in grids]
         shapes = np.array([(math.prod(grid), *pixels.shape[1:]) for grid in grids]).reshape(len(grids), -1)
     else:
         counts = _integers(f"num_{kind}_tokens", arrays[f"num_{kind}_tokens"], 1).tolist()

@@ -73,6 +73,14 @@ FAMILIES: dict[str, Family] = {
     "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
     "glm4v": _GLM4V,
     "glm4v_moe": _GLM4V,
+    "glm46v": _GLM4V,
+    "glm_ocr": Family("mlx_vlgen.models.glm_ocr:GlmOcr", "mlx_vlgen.inputs.glm4v:Glm4vProcessor"),
+    "paddleocr_vl": Family(
+        "mlx_vlgen.models.paddleocr_vl:PaddleOCRVL", "mlx_vlgen.inputs.paddleocr_vl:PaddleOCRVLProcessor"
+    ),
+    "ernie4_5_vl_moe": Family(
+        "mlx_vlgen.models.ernie4_5_vl_moe:Ernie4_5VLMoe", "mlx_vlgen.inputs.ernie4_5_vl_moe:Ernie4_5VLMoeProcessor"
+    ),
     "internvl": _INTERNVL,
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "lfm2_vl": _LFM2_VL,

@@ -1,6 +1,6 @@
 """Attention and MLP of the vision towers, with the names of each checkpoint's parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 from .._runtime import mx, nn
@@ -135,7 +135,8 @@ class VisionAttention(nn.Module):
 
     names: of the layers for queries, keys, values and output; or of one for all three, and output.
     linear, out_linear: make these layers.
-    norm: makes norms of queries and keys, over all heads together, from d; None where there are none.
+    norm: makes norms of queries and keys from a number of values; None where there are none.
+    norm_heads: whether they are of each head, or of all together.
     """
 
     def __init__(
@@ -146,15 +147,17 @@ class VisionAttention(nn.Module):
         linear: Linear = nn.Linear,
         out_linear: Linear = nn.Linear,
         norm: Callable[[int], nn.Module] | None = None,
+        norm_heads: bool = False,
     ):
         super().__init__()
-        self.heads = heads
+        self.heads, self._norm_heads = heads, norm_heads
         self._inputs, self._output = tuple(names[:-1]), names[-1]  # MLX takes a list for modules
         for name in self._inputs:
             self[name] = linear(hidden, 3 * hidden // len(self._inputs))
         self[self._output] = out_linear(hidden, hidden)
         if norm is not None:
-            self.q_norm, self.k_norm = norm(hidden), norm(hidden)
+            size = hidden // heads if norm_heads else hidden
+            self.q_norm, self.k_norm = norm(size), norm(size)
 
     def __call__(
         self,
@@ -169,9 +172,11 @@ class VisionAttention(nn.Module):
             q, k, v = mx.split(self[self._inputs[0]](x), 3, axis=-1)
         else:
             q, k, v = (self[name](x) for name in self._inputs)
-        if "q_norm" in self:
+        if "q_norm" in self and not self._norm_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
+        if "q_norm" in self and self._norm_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
         if cos is not None and sin is not None:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         scale = q.shape[-1] ** -0.5
@@ -180,6 +185,15 @@ class VisionAttention(nn.Module):
         else:
             out = windowed_attention(q, k, v, scale, windows) if windows else attention(q, k, v, scale)
         return self[self._output](merge_heads(out))
+
+
+def join_qkv(weights: Mapping[str, mx.array], attention: str) -> dict[str, mx.array]:
+    """Queries, keys and values as one layer `qkv`, where the name of a tower's tensor has `attention` before them."""
+    out = dict(weights)
+    for name in [name for name in weights if f"{attention}q_proj." in name and not name.startswith("language_model.")]:
+        parts = [out.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+        out[name.replace("q_proj", "qkv")] = mx.concatenate(parts)
+    return out
 
 
 class MLP(nn.Module):

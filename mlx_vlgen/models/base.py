@@ -6,6 +6,8 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
+import numpy as np
+
 from .._runtime import mx, nn, tree_flatten
 from ..errors import UnsupportedError
 from ..inputs.prompt import Media, Prompt
@@ -69,6 +71,8 @@ class Embedded:
     delta: int or (B,) int32, a row's rotary position minus its cache position after the prompt.
     deepstack: (B, L, d) for each of the first text layers, added to its output.
     two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
+    token_types: (B, L) int32, on the host, where they decide the shapes of a forward: other than 0 for tokens of a
+    prompt that go to the experts for media; or None, where all are text.
     capture: what the forward records, or None; slicing and stacking leave it out.
     """
 
@@ -78,6 +82,7 @@ class Embedded:
     delta: int | mx.array = 0
     deepstack: Sequence[mx.array] = ()
     two_way: mx.array | None = None
+    token_types: np.ndarray | None = None
     capture: Capture | None = None
 
     def __len__(self) -> int:
@@ -96,6 +101,7 @@ class Embedded:
             delta=self.delta,
             deepstack=[layer[:, span] for layer in self.deepstack],
             two_way=cut(self.two_way),
+            token_types=None if self.token_types is None else self.token_types[:, span],
         )
 
     @staticmethod
@@ -118,6 +124,11 @@ class Embedded:
             positions = pad(parts, axis=2)
         if any(row.two_way is not None for row in rows):
             two_way = pad([mx.zeros_like(row.tokens) if row.two_way is None else row.two_way for row in rows])
+        token_types = None
+        if any(row.token_types is not None for row in rows):
+            token_types = np.zeros((len(rows), length), np.int32)
+            for types, row in zip(token_types, rows, strict=True):
+                types[: len(row)] = 0 if row.token_types is None else row.token_types[0]
         deepstack = []
         for index in range(max(len(row.deepstack) for row in rows)):
             zeros = map(mx.zeros_like, embeds)
@@ -129,6 +140,7 @@ class Embedded:
             positions=positions,
             deepstack=deepstack,
             two_way=two_way,
+            token_types=token_types,
         )
 
 

@@ -161,6 +161,12 @@ _GEMMA4 = _GEMMA2 | {
     "num_kv_shared_layers": 0, "use_double_wide_mlp": False,
 }  # fmt: skip
 
+_ERNIE4_5 = {
+    "vocab_size": 103424, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18,
+    "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 5e5,
+    "max_position_embeddings": 131072, "use_bias": False, "tie_word_embeddings": True,
+}  # fmt: skip
+
 _QWEN3_5 = Decoder(refusals.qwen3_5, {}, configuration.read_qwen3_5)
 
 DECODERS: dict[str, Decoder] = {
@@ -195,6 +201,7 @@ DECODERS: dict[str, Decoder] = {
     "gemma4_text": Decoder(
         refusals.gemma4, _GEMMA4, configuration.read_gemma4, scale_tokens=_root_of_width, scale_logits=_softcapped
     ),
+    "ernie4_5": Decoder(refusals.ernie4_5, _ERNIE4_5),
     "glm4": Decoder(refusals.glm4, {}),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }

@@ -1,10 +1,11 @@
 """GLM-4.1V, dense, and GLM-4.5V, mixture of experts; GLM-4.6V is one or the other.
 
-Source: GLM-V team 2025 (arXiv 2507.01006); transformers' Glm4vForConditionalGeneration and
-Glm4vMoeForConditionalGeneration. Parameter names are those of checkpoints converted for MLX.
+Source: GLM-V team 2025 (arXiv 2507.01006); transformers' Glm4vForConditionalGeneration,
+Glm4vMoeForConditionalGeneration and Glm46VForConditionalGeneration. Parameter names are those of checkpoints converted
+for MLX.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx, nn
+from ..errors import LoadError
 from ..inputs.prompt import Normalization
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .configuration import BaseConfig, with_rope
 from .layers import PatchEmbedding, PositionTable, merge_order, pace, resample_bicubic, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
+from .qwen3_vl import split_experts
 
 
 @dataclass(frozen=True)
@@ -109,32 +112,47 @@ class Merger(MLP):
         return super().__call__(nn.gelu(self.post_projection_norm(self.proj(x))))
 
 
-class VisionTower(nn.Module):
-    def __init__(self, config: Glm4vVisionConfig):
+class Tower(nn.Module):
+    """What the towers of GLM's models share.
+
+    block: makes one of its layers. merger_size: inner width of the merger's MLP.
+    """
+
+    def __init__(self, config: Glm4vVisionConfig, block: Callable[[Any], VisionBlock], merger_size: int):
         super().__init__()
-        hidden, out, eps = config.hidden_size, config.out_hidden_size, config.rms_norm_eps
+        hidden, out = config.hidden_size, config.out_hidden_size
         self.merge, self.head_size = config.spatial_merge_size, hidden // config.num_heads
         self._theta = (config.rope_parameters or {}).get("rope_theta", 10000.0)
         self.patch_embed = PatchEmbedding(config.in_channels, config.temporal_patch_size, config.patch_size, hidden)
-        self.embeddings = VisionEmbeddings(config.image_size // config.patch_size, hidden)
-        self.post_conv_layernorm = nn.RMSNorm(hidden, eps=eps)
-        self.blocks = [vision_block(config) for _ in range(config.depth)]
-        self.post_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.blocks = [block(config) for _ in range(config.depth)]
+        self.post_layernorm = nn.RMSNorm(hidden, eps=config.rms_norm_eps)
         self.downsample = Downsample(hidden, out, self.merge)
-        self.merger = Merger(out, config.intermediate_size, config.hidden_act)
+        self.merger = Merger(out, merger_size, config.hidden_act)
+
+    def place(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
+        """Embedded patches (B, N, d) of a grid, at `row` and `column` (N,), with what tells their places."""
+        return x
 
     def __call__(
         self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
     ) -> tuple[mx.array, list[mx.array]]:
         row, column = merge_order(rows, columns, self.merge)
         cos, sin = rotary_2d(row, column, self.head_size, self._theta)
-        x = self.post_conv_layernorm(self.patch_embed(pixels, normalization)) + self.embeddings(
-            row, column, rows, columns
-        )
+        x = self.place(self.patch_embed(pixels, normalization), row, column, rows, columns)
         for block in self.blocks:
             before, x = x, block(x, cos, sin)
             pace(before, x)
         return self.merger(self.downsample(self.post_layernorm(x))), []
+
+
+class VisionTower(Tower):
+    def __init__(self, config: Glm4vVisionConfig):
+        super().__init__(config, vision_block, config.intermediate_size)
+        self.embeddings = VisionEmbeddings(config.image_size // config.patch_size, config.hidden_size)
+        self.post_conv_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def place(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
+        return self.post_conv_layernorm(x) + self.embeddings(row, column, rows, columns)
 
 
 class Router(nn.Module):
@@ -174,12 +192,27 @@ class Glm4v(MRopeModel):
             if "gate" in layer.mlp:
                 layer.mlp.gate = Router(text)
 
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        """transformers 5 saves GLM-4.6V's experts fused."""
+        text = self.language_model.args
+        return super().sanitize(split_experts(weights, text.hidden_size, getattr(text, "moe_intermediate_size", 0)))
+
+
+TEXT_CONFIGS: Mapping[str, type[Glm4vTextConfig]] = {
+    "glm4v": Glm4vTextConfig,
+    "glm4v_moe": Glm4vMoeTextConfig,
+}
+
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The text decoder's configuration: nested, or, as in the first release, among the model's fields."""
-    moe = "moe" in config["model_type"]
-    text_class = Glm4vMoeTextConfig if moe else Glm4vTextConfig
-    text = with_rope(text_class.complete(config.get("text_config") or config), 10_000.0)
+    nested = config.get("text_config") or config
+    kind = (nested.get("model_type") or config["model_type"]).removesuffix("_text")
+    if kind not in TEXT_CONFIGS:
+        expected = " or ".join(f"{known}_text" for known in TEXT_CONFIGS)
+        raise LoadError(f"This {config['model_type']} checkpoint's text decoder is {kind!r}; expected {expected}.")
+    moe = kind == "glm4v_moe"
+    text = with_rope(TEXT_CONFIGS[kind].complete(nested), 10_000.0)
     part = text["rope_scaling"].get("partial_rotary_factor", text.get("partial_rotary_factor", 0.5 if moe else 1.0))
     head_size = text["hidden_size"] // text["num_attention_heads"]
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)

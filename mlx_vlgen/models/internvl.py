@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media
-from .attention import MLP, VisionAttention
+from .attention import MLP, VisionAttention, join_qkv
 from .base import Features
 from .configuration import BaseConfig
 from .layers import ACTIVATIONS, fold_squares, pace
-from .vision_language import VisionLanguageModel, encode_tiles
+from .vision_language import VisionLanguageModel, encode_tiles, tie_output
 from .vit import PatchConv
 
 
@@ -148,7 +148,7 @@ class InternVL(VisionLanguageModel):
         vision = InternVLVisionConfig.from_dict(config["vision_config"])
         _check(config, REQUIRED)
         _check(config["vision_config"], REQUIRED_OF_TOWER)
-        super().__init__(config, text | {"tie_word_embeddings": False})  # see `sanitize`
+        super().__init__(config, text | {"tie_word_embeddings": False})  # see `tie_output`
         self._tied = text.get("tie_word_embeddings", False) or config.get("tie_word_embeddings", False)
         self._fold = round(1 / config.get("downsample_ratio", 0.5))
         inner, outer = vision.hidden_size * self._fold**2, self.hidden_size
@@ -189,15 +189,9 @@ class InternVL(VisionLanguageModel):
         return tuple(name.replace(".qkv", f".{part}_proj") for part in "qkv") if is_fused else (name,)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Queries, keys and values as one; and an output layer where the checkpoint has one, whatever its configuration
-        says: what transformers 5 saves may have one and call it tied."""
-        out = super().sanitize(weights)
-        for name in [name for name in out if ".attn.q_proj." in name]:
-            parts = [out.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
-            out[name.replace("q_proj", "qkv")] = mx.concatenate(parts)
-        if self._tied and "language_model.lm_head.weight" not in out:
-            del self.language_model.lm_head  # the embeddings are the output layer
-        return out
+        """Queries, keys and values as one."""
+        out = join_qkv(super().sanitize(weights), ".attn.")
+        return tie_output(self.language_model, self._tied, out)
 
 
 def _check(config: Mapping[str, Any], required: Sequence[tuple[str, Any]]) -> None:

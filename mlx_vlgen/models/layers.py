@@ -201,6 +201,27 @@ PATCHES_AT_ONCE = 4096
 """Of a large picture, that are floats at the same time: 12 MB."""
 
 
+def embed_patches(kernel: mx.array, patches: mx.array, normalization: Normalization | None) -> mx.array:
+    """A convolution of patches (B, N, values) whose kernel (O, T, P, P, C) is as large as they are, without its bias:
+    (B, N, O).
+
+    patches: `Media.pixels` of one form: uint8 levels (T, P, P, C), or (P, P, C) of a single frame that stands for all
+    of T, to be normalised; or floats (C, T, P, P).
+    """
+    if normalization is None or patches.dtype != mx.uint8:
+        weight = kernel.transpose(0, 4, 1, 2, 3).reshape(len(kernel), -1)
+        return patches.astype(weight.dtype) @ weight.T
+    dtype = kernel.dtype
+    if patches.shape[-1] < kernel[0].size:
+        # Some microseconds for each picture, and never stale. In float32: rounded sums would be less exact than both
+        # kernels.
+        kernel = kernel.astype(mx.float32).sum(axis=1)
+    weight = kernel.reshape(len(kernel), -1)
+    starts = range(0, patches.shape[1], PATCHES_AT_ONCE)
+    parts = (normalize(patches[:, start : start + PATCHES_AT_ONCE], normalization) for start in starts)
+    return mx.concatenate([part.astype(weight.dtype) @ weight.T for part in parts], axis=1).astype(dtype)
+
+
 class PatchEmbedding(nn.Module):
     """A convolution whose stride is its kernel, computed as one matmul."""
 
@@ -210,20 +231,6 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv3d(channels, hidden, kernel, stride=kernel, bias=bias)  # weight (O, T, P, P, C)
 
     def __call__(self, patches: mx.array, normalization: Normalization | None = None) -> mx.array:
-        """patches (B, N, values), `Media.pixels` of one form: uint8 levels (T, P, P, C), or (P, P, C) of a single frame
-        that stands for all of T, to be normalised; or floats (C, T, P, P)."""
-        kernel = self.proj.weight
-        if normalization is None or patches.dtype != mx.uint8:
-            weight = kernel.transpose(0, 4, 1, 2, 3).reshape(len(kernel), -1)
-            out = patches.astype(weight.dtype) @ weight.T
-        else:
-            if patches.shape[-1] < kernel[0].size:
-                # Some microseconds for each picture, and never stale. In float32: rounded sums would be less exact than
-                # both kernels.
-                kernel = kernel.astype(mx.float32).sum(axis=1)
-            weight = kernel.reshape(len(kernel), -1)
-            starts = range(0, patches.shape[1], PATCHES_AT_ONCE)
-            parts = (normalize(patches[:, start : start + PATCHES_AT_ONCE], normalization) for start in starts)
-            out = mx.concatenate([part.astype(weight.dtype) @ weight.T for part in parts], axis=1)
-            out = out.astype(self.proj.weight.dtype)
+        """patches (B, N, values): see `embed_patches`."""
+        out = embed_patches(self.proj.weight, patches, normalization)
         return out + self.proj.bias if "bias" in self.proj else out

@@ -1,5 +1,5 @@
 """M-RoPE, rotary positions in time, row and column: the rotary module, the positions of a prompt, and the base class of
-the families that have it (Qwen's and GLM's)."""
+the families that have it (Qwen's, GLM's and ERNIE's)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ class MRope(nn.Module):
     time, except that of the first 3 * section[1] those with i % 3 == 1 turn with the row, and likewise the column.
     dims: how many of a head's values are rotated, the first ones.
     traditional: pairs are neighbours (GLM), as in mx.fast.rope; otherwise they are the two halves.
+    axes: (dims / 2,), the axis that turns each frequency, where that is otherwise than `section` and `interleaved` say.
     yarn: settings of YaRN, as `configuration.yarn_settings` gives them.
     """
 
@@ -45,12 +46,15 @@ class MRope(nn.Module):
         interleaved: bool = True,
         traditional: bool = False,
         yarn: Mapping[str, Any] | None = None,
+        axes: np.ndarray | None = None,
     ):
         super().__init__()
         self.dims, self.base, self.traditional = dims, base, traditional
         self._yarn = None if yarn is None else initialize_rope(dims, base, traditional, dict(yarn))
         half = np.arange(dims // 2)
-        if interleaved:
+        if axes is not None:
+            pass
+        elif interleaved:
             axes = np.where((half % 3 > 0) & (half < 3 * np.asarray(section)[half % 3]), half % 3, 0)
         else:
             axes = np.repeat(np.arange(3), section)
@@ -147,7 +151,7 @@ class MRopeModel(VisionLanguageModel):
     B counts pictures or groups of frames of one grid; N = rows * columns, in merge order. Frames do not attend to
     each other.
     section: how many frequencies time, rows and columns have, where the configuration is silent.
-    interleaved, traditional: see `MRope`.
+    interleaved, traditional: see `MRope`. axes: gives its axes for a section.
     tokens_per_second: see `rotary_positions`.
     """
 
@@ -167,6 +171,7 @@ class MRopeModel(VisionLanguageModel):
         interleaved: bool,
         tokens_per_second: float | None = None,
         traditional: bool = False,
+        axes: Callable[[Sequence[int]], np.ndarray] | None = None,
     ):
         super().__init__(config, text)
         self.vision_tower = tower
@@ -175,7 +180,9 @@ class MRopeModel(VisionLanguageModel):
         section = scaling.get("mrope_section", section)
         yarn = scaling if rope_type(scaling) == "yarn" else None
         rotary_dims = int(text["head_dim"] * text.get("partial_rotary_factor", 1.0))
-        self._rope = MRope(rotary_dims, text["rope_theta"], section, interleaved, traditional, yarn)
+        self._rope = MRope(
+            rotary_dims, text["rope_theta"], section, interleaved, traditional, yarn, axes and axes(section)
+        )
         for layer in self.body.layers:
             if "self_attn" in layer:
                 layer.self_attn.rope = self._rope

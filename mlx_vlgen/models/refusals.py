@@ -93,6 +93,10 @@ def lfm2(args: Arguments) -> list[str | None]:
     return [None if tied else "an output layer of its own", _stretched(args)]
 
 
+def ernie4_5(args: Arguments) -> list[str | None]:
+    return [*llama(args), _stretched(args)]
+
+
 def glm4(args: Arguments) -> list[str | None]:
     tied = args.get("tie_word_embeddings")
     return [*llama(args), "an output layer that is its embeddings" if tied else None, _stretched(args)]

@@ -96,6 +96,15 @@ class VisionLanguageModel(Model):
         return out | {f"language_model.{key}": value for key, value in text.items()}
 
 
+def tie_output(text: nn.Module, tied: bool, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The sanitized `weights` of a model with the decoder `text`, which was built with an output layer. It keeps that
+    where the checkpoint has one, whatever its configuration says: what transformers 5 saves may have one and call it
+    tied."""
+    if tied and "language_model.lm_head.weight" not in weights:
+        del text.lm_head  # the embeddings are the output layer
+    return weights
+
+
 TILES_AT_ONCE = 16
 """A clip may have hundreds of frames: the tower's widest states then take 0.2 GB in float32, and not gigabytes."""
 

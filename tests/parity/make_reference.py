@@ -264,6 +264,8 @@ class _RoutingMargins:
         scores = hidden @ router.weight.T
         corrected = hasattr(router, "e_score_correction_bias")
         scores = scores.sigmoid() + router.e_score_correction_bias if corrected else scores.softmax(dim=-1)
+        if hasattr(router, "moe_statics"):
+            scores = router.moe_statics(scores)
         scores = scores.sort(descending=True).values
         self._note(scores, router.top_k)
 

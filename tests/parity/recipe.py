@@ -256,6 +256,15 @@ def swap(tensor: np.ndarray, first: int, second: int) -> np.ndarray:
     return np.ascontiguousarray(np.swapaxes(tensor, first, second))
 
 
+def join_qkv(tensors: Tensors, attention: str) -> Tensors:
+    """A tower's queries, keys and values as one, where `attention` stands before them in the name."""
+    out = dict(tensors)
+    for name in [name for name in tensors if f"{attention}q_proj." in name and not name.startswith("language_model.")]:
+        parts = [out.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
+        out[name.replace("q_proj", "qkv")] = np.concatenate(parts)
+    return out
+
+
 def switch_experts(tensors: Tensors) -> Tensors:
     """`switch_mlp.{gate,up,down}_proj.weight` (E, out, in) from fused experts or from experts saved one by one."""
     out: Tensors = {}

@@ -11,7 +11,9 @@ import pytest
 from invariants.family import Family
 from parity.layouts import read_json, write_checkpoint, write_json
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
+from mlx_vlgen import load
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError
 from mlx_vlgen.inputs.glm4v import Glm4vProcessor, frames_at, paced_frames
@@ -118,10 +120,12 @@ def test_half_precision_chooses_the_experts_that_float32_chooses() -> None:
         ("glm4v", {"hidden_act": "gelu"}, "'gelu'"),
         ("glm4v_moe", {"n_group": 2}, "experts in groups"),
         ("glm4v", {"rope_scaling": {"type": "yarn"}}, "'yarn'"),
+        ("glm46v", {"model_type": "glm4_text"}, "'glm4'; expected glm4v_text or glm4v_moe_text"),
     ],
 )
 def test_what_the_decoder_would_leave_out_is_refused(model_type: str, change: dict, message: str) -> None:
-    known_arguments(text_arguments({"model_type": model_type, "text_config": {}}))
+    text = {"model_type": "glm4v_text"} if model_type == "glm46v" else {}
+    known_arguments(text_arguments({"model_type": model_type, "text_config": text}))
     with pytest.raises(LoadError, match=message):
         known_arguments(text_arguments({"model_type": model_type, "text_config": change}))
 
@@ -145,3 +149,14 @@ def test_a_clip_beside_a_picture_gets_its_own_features(glm: Family) -> None:
     token = glm.processor.tokenizer.convert_tokens_to_ids("<|image|>")
     spans = [range(*span) for media in prompt.media for span in media.spans]
     assert [at for span in spans for at in span] == np.flatnonzero(prompt.tokens == token).tolist()
+
+
+def test_a_layer_that_guesses_further_tokens_is_passed_over(tmp_path: Path) -> None:
+    """GLM-OCR's, which comes after its last."""
+    folder = write_checkpoint("glm_ocr", "v5", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    last = "model.language_model.layers.2."
+    extra = {name.replace(".2.", ".3.", 1): value for name, value in tensors.items() if name.startswith(last)}
+    extra["model.language_model.layers.3.eh_proj.weight"] = np.zeros((64, 128), np.float32)
+    save_file(tensors | extra, folder / "model.safetensors", metadata={"format": "pt"})
+    assert len(load(folder)[0].body.layers) == 3

@@ -1,4 +1,4 @@
-"""GLM-4.1V, and GLM-4.5V with the processor of GLM-4.6V."""
+"""GLM-4.1V, GLM-4.5V with the processor of GLM-4.6V, and GLM-4.6V, which is one or the other."""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +59,7 @@ def processor(name: str) -> Callable[[Any], Any]:
     return build
 
 
-def _config(name: str, sections: list[int], **text: Any) -> Callable[[Ids, int], Any]:
+def _config(name: str, sections: list[int], vision: Config | None = None, **text: Any) -> Callable[[Ids, int], Any]:
     def build(ids: Ids, vocabulary: int) -> Any:
         import transformers
 
@@ -75,7 +75,7 @@ def _config(name: str, sections: list[int], **text: Any) -> Callable[[Ids, int],
         }  # fmt: skip
         return getattr(transformers, name)(
             text_config=text_config | HEADS | text,
-            vision_config=vision_config,
+            vision_config=vision_config | (vision or {}),
             tie_word_embeddings=False,
             **{key: ids(token) for key, token in TOKENS.items()},
         )
@@ -89,6 +89,12 @@ def legacy(config: Config) -> None:
     text["partial_rotary_factor"] = text["rope_scaling"].pop("partial_rotary_factor")
 
 
+def legacy_46v(config: Config) -> None:
+    """Its parts are named, for they may be of either model."""
+    legacy(config)
+    config["vision_config"]["model_type"] += "_vision"
+
+
 def flat(config: Config) -> None:
     """The text decoder's fields among the model's, as in the first release."""
     text = config.pop("text_config")
@@ -96,7 +102,7 @@ def flat(config: Config) -> None:
     config |= {key: text[key] for key in ("eos_token_id", "pad_token_id")}
 
 
-def _mlx(tensors: Tensors) -> Tensors:
+def mlx(tensors: Tensors) -> Tensors:
     return channels_last(switch_experts(renamed(tensors, *MLX_NAMES)))
 
 
@@ -114,10 +120,18 @@ PACED = ProcessorKit("glm46v", processor("Glm46V"), image_pixels, video_pixels)
 RECIPES = {
     "glm4v": Recipe(
         _config("Glm4vConfig", [1, 1, 2]), TOKENIZER, CASES, BATCHES, DENSE, RULES,
-        legacy=legacy, mlx=_mlx, mlx_config=flat,
+        legacy=legacy, mlx=mlx, mlx_config=flat,
     ),
     "glm4v_moe": Recipe(
         _config("Glm4vMoeConfig", [2, 3, 3], **EXPERTS), TOKENIZER, CASES, BATCHES, PACED, RULES,
-        legacy=legacy, mlx=_mlx,
+        legacy=legacy, mlx=mlx,
+    ),
+    "glm46v": Recipe(
+        _config("Glm46VConfig", [1, 1, 2], {"model_type": "glm4v_vision"}, model_type="glm4v_text"),
+        TOKENIZER, CASES, BATCHES, PACED, RULES, legacy=legacy_46v, mlx=mlx,
+    ),
+    "glm46v_moe": Recipe(
+        _config("Glm46VConfig", [2, 3, 3], {"model_type": "glm4v_moe_vision"}, model_type="glm4v_moe_text", **EXPERTS),
+        TOKENIZER, CASES, BATCHES, PACED, RULES, legacy=legacy_46v, mlx=mlx,
     ),
 }  # fmt: skip

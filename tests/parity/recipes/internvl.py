@@ -19,6 +19,7 @@ from ..recipe import (
     Recipe,
     TokenizerKit,
     channels_last,
+    join_qkv,
     renamed,
     rope,
     user,
@@ -160,10 +161,7 @@ def mlx(tensors: Tensors) -> Tensors:
             for old, new in names:
                 name = re.sub(old, new, name)
         out[name] = tensor
-    for name in [name for name in out if ".attn.q_proj." in name]:
-        parts = [out.pop(name.replace("q_proj", part)) for part in ("q_proj", "k_proj", "v_proj")]
-        out[name.replace("q_proj", "qkv")] = np.concatenate(parts)
-    return out
+    return join_qkv(out, ".attn.")
 
 
 # The 300M tower, and Qwen2.5 with the rotary scaling that InternVL 3 is published with.
