@@ -19,10 +19,12 @@ class PatchMerger(nn.Module):
         self.merge = merge
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, rows, columns, d) -> (B, N, d): merge x merge patches become one."""
-        batch, rows, columns, hidden = x.shape
+        """(B, rows, columns, d) -> (B, N, d): merge x merge patches become one; a last row or column that fills none
+        goes."""
         m = self.merge
-        squares = x.reshape(batch, rows // m, m, columns // m, m, hidden).transpose(0, 1, 3, 5, 2, 4)
+        batch, rows, columns, hidden = x.shape[0], x.shape[1] // m, x.shape[2] // m, x.shape[3]
+        whole = x[:, : rows * m, : columns * m]
+        squares = whole.reshape(batch, rows, m, columns, m, hidden).transpose(0, 1, 3, 5, 2, 4)
         return self.merging_layer(squares.reshape(batch, -1, hidden * m * m))
 
 
