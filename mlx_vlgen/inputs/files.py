@@ -90,7 +90,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("min_image_tokens", "max_image_tokens", "max_soft_tokens", "mm_tokens_per_image"), _TOKENS),
     **dict.fromkeys(("num_frames", "max_frames", "max_video_tokens"), (1, 1 << 20)),
     **dict.fromkeys(("fps", "max_duration"), (1e-3, 1e6)),
-    "downsample_ratio": (0.01, 1.0),
+    "downsample_ratio": (0.01, 16.0),
     "max_pixels_tolerance": (0.0, 1e6),
     "image_mean": (-1e3, 1e3),
     "image_std": (1e-6, 1e3),

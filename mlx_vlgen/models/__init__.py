@@ -63,6 +63,9 @@ FAMILIES: dict[str, Family] = {
     "lighton_ocr": Family(
         "mlx_vlgen.models.lighton_ocr:LightOnOcr", "mlx_vlgen.inputs.lighton_ocr:LightOnOcrProcessor"
     ),
+    "deepseek_ocr2": Family(
+        "mlx_vlgen.models.deepseek_ocr2:DeepseekOcr2", "mlx_vlgen.inputs.deepseek_ocr:DeepseekOcr2Processor"
+    ),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
@@ -77,7 +80,10 @@ FAMILIES: dict[str, Family] = {
 }
 
 # (model_type, that of its vision tower) -> the key of the family where the tower makes it another one.
-_BY_TOWER: dict[tuple[str, str | None], str] = {("llava", "pixtral"): "pixtral"}
+_BY_TOWER: dict[tuple[str, str | None], str] = {
+    ("llava", "pixtral"): "pixtral",
+    ("deepseek_vl_v2", "deepencoderv2"): "deepseek_ocr2",
+}
 
 TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:TextProcessor")
 """Every text decoder that mlx-lm has."""
@@ -114,7 +120,7 @@ def find(config: Mapping[str, Any]) -> Family:
             "Give the folder of a whole checkpoint, as it is on the Hugging Face Hub."
         )
     vision = config.get("vision_config")
-    tower = vision.get("model_type") if isinstance(vision, Mapping) else None
+    tower = vision.get("model_name", vision.get("model_type")) if isinstance(vision, Mapping) else None
     if family := FAMILIES.get(_BY_TOWER.get((model_type, tower), model_type)):
         if not isinstance(vision, Mapping):
             raise LoadError(

@@ -3,9 +3,9 @@
 Source: transformers' Mistral3ForConditionalGeneration and Ministral3Model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from .._runtime import mx, nn
 from .attention import MLP, PROJECTOR
@@ -41,7 +41,7 @@ class Projector(MLP):
 
 class Mistral3(Pixtral):
     feature_layer = -1
-    text_types = ("mistral", "ministral3")
+    text_types: ClassVar[Sequence[str]] = ("mistral", "ministral3")
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)

@@ -80,7 +80,7 @@ class PixtralVision(nn.Module):
 
 
 class Pixtral(VisionLanguageModel):
-    renames = Llava.renames
+    renames: Sequence[tuple[str, str]] = Llava.renames
     feature_layer = -2
     """Whose output is used where the configuration is silent; published ones say -1, the last."""
 
