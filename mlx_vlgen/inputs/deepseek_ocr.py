@@ -1,7 +1,7 @@
 """The processors of DeepSeek's and Baidu's OCR models: a page as a whole, on a square, and in square tiles."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -116,10 +116,9 @@ class DeepseekOcr2Processor(Processor):
             )
         return {"image_settings": PageSettings(**fields)}
 
-    def count(self, rows: int, columns: int) -> int:
-        """Features of a page of so many tiles."""
-        page = self.image_settings
-        tile, whole = (side // page.patch // DOWNSAMPLING for side in (page.tile, page.side))
+    @staticmethod
+    def count(rows: int, columns: int, tile: int, whole: int) -> int:
+        """Features of a page of so many tiles; tile, whole: features a side of either, and one after all."""
         return rows * columns * tile**2 + whole**2 + 1
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
@@ -127,8 +126,27 @@ class DeepseekOcr2Processor(Processor):
         page = self.image_settings
         image, original = page.load(source, media)
         grid = page.grid(image)
-        count = self.count(*grid)
+        tile, whole = (side // page.patch // DOWNSAMPLING for side in (page.tile, page.side))
+        count = self.count(*grid, tile, whole)
         self.check_count(kind, original, count, "resize_shape (--resize-shape) makes it smaller")
         pixels = page.patches(image, grid)
         text, shape = self.placeholders[kind] * count, (*grid, page.tile // page.patch, page.side // page.patch)
         return Expansion(text, (count,), pixels, shape, original, normalization=page.normalization)
+
+
+@dataclass(eq=False, repr=False)
+class UnlimitedOcrProcessor(DeepseekOcr2Processor):
+    """Source: transformers' UnlimitedOcrProcessor and UnlimitedOcrImageProcessor; of DeepSeek-OCR, which has fewer
+    tiles, `dynamic_preprocess` beside its checkpoint."""
+
+    @classmethod
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+        most = 9 if config["model_type"] == "deepseek_vl_v2" else 32
+        image = PageSettings.read(settings, config, side=1024, tile=640, min_tiles=2, max_tiles=most)
+        stretch = image.side <= settings.image.get("maximum_pad_value", 640)
+        return {"image_settings": replace(image, stretch=stretch)}
+
+    @staticmethod
+    def count(rows: int, columns: int, tile: int, whole: int) -> int:
+        """And one at the end of each line, of the page that the tiles make and of the whole."""
+        return rows * tile * (columns * tile + 1) * (rows > 0) + whole * (whole + 1) + 1

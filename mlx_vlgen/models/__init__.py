@@ -43,6 +43,9 @@ _QWEN3_VL = Family("mlx_vlgen.models.qwen3_vl:Qwen3VL", "mlx_vlgen.inputs.qwen_v
 _QWEN3_5 = Family("mlx_vlgen.models.qwen3_5:Qwen3_5", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor")
 _GLM4V = Family("mlx_vlgen.models.glm4v:Glm4v", "mlx_vlgen.inputs.glm4v:Glm4vProcessor")
 _INTERNVL = Family("mlx_vlgen.models.internvl:InternVL", "mlx_vlgen.inputs.internvl:InternVLProcessor")
+_UNLIMITED_OCR = Family(
+    "mlx_vlgen.models.unlimited_ocr:UnlimitedOcr", "mlx_vlgen.inputs.deepseek_ocr:UnlimitedOcrProcessor"
+)
 _LFM2_VL = Family("mlx_vlgen.models.lfm2_vl:Lfm2VL", "mlx_vlgen.inputs.lfm2_vl:Lfm2VLProcessor")
 
 FAMILIES: dict[str, Family] = {
@@ -63,6 +66,8 @@ FAMILIES: dict[str, Family] = {
     "lighton_ocr": Family(
         "mlx_vlgen.models.lighton_ocr:LightOnOcr", "mlx_vlgen.inputs.lighton_ocr:LightOnOcrProcessor"
     ),
+    "unlimited_ocr": _UNLIMITED_OCR,
+    "unlimited-ocr": _UNLIMITED_OCR,  # name of the first release, with remote code
     "deepseek_ocr2": Family(
         "mlx_vlgen.models.deepseek_ocr2:DeepseekOcr2", "mlx_vlgen.inputs.deepseek_ocr:DeepseekOcr2Processor"
     ),
@@ -83,6 +88,7 @@ FAMILIES: dict[str, Family] = {
 _BY_TOWER: dict[tuple[str, str | None], str] = {
     ("llava", "pixtral"): "pixtral",
     ("deepseek_vl_v2", "deepencoderv2"): "deepseek_ocr2",
+    ("deepseek_vl_v2", "deeplip_b_l"): "unlimited_ocr",  # DeepSeek-OCR, the first: the same without a window
 }
 
 TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:TextProcessor")

@@ -29,11 +29,17 @@ def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**text, "model_type": "deepseek", "tie_word_embeddings": config.get("tie_word_embeddings", False)}
 
 
-class SamOcr(VisionLanguageModel):
-    """A family adds `vision_model`, which takes what SAM's encoder gives, `projector`, and `join`.
+def published_sam(vision: Mapping[str, Any], last: int) -> SamConfig:
+    """From the configuration of a published checkpoint."""
+    published = vision["width"]["sam_vit_b"]
+    names = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
+    sizes = {names.get(name, name): value for name, value in published.items()}
+    middle = published["downsample_channels"][0]
+    return SamConfig.from_dict({"image_size": vision["image_size"], **sizes, "downsample_channels": (middle, last)})
 
-    encoder: its part of a published `vision_config`'s `width`.
-    """
+
+class SamOcr(VisionLanguageModel):
+    """A family adds `vision_model`, which takes what SAM's encoder gives, and `projector`."""
 
     text_types: ClassVar[Sequence[str]] = ("deepseek",)
     renames = (

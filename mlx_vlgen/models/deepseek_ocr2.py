@@ -10,7 +10,7 @@ import numpy as np
 
 from .._runtime import mx, nn
 from .decoders import mlx_lm_decoder, text_arguments
-from .deepseek_ocr import Projector, SamOcr
+from .deepseek_ocr import Projector, SamOcr, published_sam
 from .sam import SamConfig
 
 QUERIES = 144, 256
@@ -38,15 +38,6 @@ def sam_config(vision: Mapping[str, Any], last: int) -> SamConfig:
     if "sam_config" in vision:
         return SamConfig.from_dict({"downsample_channels": (512, 896), **vision["sam_config"]})
     return published_sam(vision, last)
-
-
-def published_sam(vision: Mapping[str, Any], last: int) -> SamConfig:
-    """From the configuration of a published checkpoint."""
-    published = vision["width"]["sam_vit_b"]
-    names = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
-    sizes = {names.get(name, name): value for name, value in published.items()}
-    middle = published["downsample_channels"][0]
-    return SamConfig.from_dict({"image_size": vision["image_size"], **sizes, "downsample_channels": (middle, last)})
 
 
 class Qwen2Encoder(nn.Module):

@@ -1,12 +1,17 @@
-"""DeepSeek-OCR 2. Its tower's two tables of queries are of fixed sizes: so a picture takes 257 tokens and each of its
-tiles 144, and only patches of 2 pixels keep the rest small."""
+"""DeepSeek-OCR 2, Unlimited-OCR, and DeepSeek-OCR, which is the same network as the latter without a window.
 
+The tables of queries of the first are of fixed sizes: so a picture takes 257 tokens and each of its tiles 144, and only
+patches of 2 pixels keep the rest small."""
+
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..recipe import (
     DIALOGUE,
+    VISION_BATCHES,
+    VISION_CASES,
     Case,
     Config,
     Ids,
@@ -124,6 +129,59 @@ def mlx(tensors: Tensors) -> Tensors:
     return channels_last(switch_experts(convolutions)) | tables
 
 
+PAGE_SAM = SAM | {
+    "num_hidden_layers": 2, "image_size": 128, "patch_size": 8, "window_size": 5, "global_attn_indexes": [1],
+}  # fmt: skip
+CLIP: Config = {
+    "hidden_size": 24, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 42,
+    "patch_size": 14,
+}  # fmt: skip
+PAGES = VISION_CASES | {"thin": Case(user("image", "How tall is it?"), images=["thin"])}
+
+
+def _unlimited(window: int) -> Callable[[Ids, int], Any]:
+    def build(ids: Ids, vocabulary: int) -> Any:
+        import transformers
+
+        return transformers.UnlimitedOcrConfig(
+            vision_config={"sam_config": PAGE_SAM, "encoder_config": CLIP},
+            text_config=text(ids, vocabulary, sliding_window=window), image_token_id=ids("<image>"), **ENDS(ids),
+        )  # fmt: skip
+
+    return build
+
+
+def _unlimited_processor(most: int) -> Callable[[Any], Any]:
+    def build(tokenizer: Any) -> Any:
+        import transformers
+
+        image = transformers.UnlimitedOcrImageProcessor(
+            size={"height": 128, "width": 128}, tile_size=96, max_patches=most
+        )
+        template = tokenizer.chat_template
+        return transformers.UnlimitedOcrProcessor(image, tokenizer, patch_size=8, chat_template=template)
+
+    return build
+
+
+def _first_names(model_type: str) -> Callable[[Config], None]:
+    def publish(config: Config) -> None:
+        window = config["text_config"].pop("sliding_window")
+        config["text_config"].pop("layer_types", None)
+        as_published(config)
+        clip = {"heads": 4, "image_size": 42, "layers": 2, "patch_size": 14, "width": 24}
+        config["vision_config"]["width"] = {
+            "clip-l-14-224": clip, "sam_vit_b": config["vision_config"]["width"]["sam_vit_b"],
+        }  # fmt: skip
+        config["vision_config"] |= {"model_name": "deeplip_b_l"}
+        config["vision_config"]["width"]["sam_vit_b"]["downsample_channels"] = PAGE_SAM["downsample_channels"]
+        config["model_type"] = model_type
+        if model_type == "unlimited-ocr":
+            config |= {"sliding_window": window, "sliding_window_size": window}
+
+    return publish
+
+
 def as_published(config: Config) -> None:
     """The authors' own configuration, which conversions for MLX keep."""
     vision, language = config["vision_config"], config.pop("text_config")
@@ -148,5 +206,15 @@ RECIPES = {
             "deepseek_ocr2", _processor, page_pixels(2, min_patches=2, max_patches=6), channels_last=True
         ),
         RULES, mlx=mlx, mlx_config=as_published,
+    ),
+    "unlimited_ocr": Recipe(
+        _unlimited(6), TOKENIZER, PAGES, VISION_BATCHES,
+        ProcessorKit("unlimited_ocr", _unlimited_processor(4), page_pixels(8), channels_last=True),
+        RULES, mlx=mlx, mlx_config=_first_names("unlimited-ocr"),
+    ),
+    "deepseek_ocr": Recipe(
+        _unlimited(4096), TOKENIZER, CASES, BATCHES,
+        ProcessorKit("deepseek_ocr", _unlimited_processor(9), page_pixels(8), channels_last=True),
+        RULES, mlx=mlx, mlx_config=_first_names("deepseek_vl_v2"),
     ),
 }  # fmt: skip
