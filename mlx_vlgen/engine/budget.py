@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .._mlx_lm import ArraysCache
 from .._runtime import memory_available
-from ..models.base import LayerKind, Opaque, Recurrent, Sliding
+from ..models.base import LayerKind, Opaque, PromptWindow, Recurrent, Sliding
 from .cache import Cache
 from .kv_settings import KVSettings
 from .request import Row
@@ -48,6 +48,8 @@ def _layer_bytes(kind: LayerKind, size: LayerSize, settings: KVSettings, positio
         whole = 0
     elif isinstance(kind, Sliding):
         whole = min(positions, kind.window)
+    elif isinstance(kind, PromptWindow):
+        pass  # it has all positions, whatever the settings
     elif settings.max_size is not None:
         whole = min(positions, settings.max_size)
     elif settings.bits is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._runtime import mx
 from ..errors import UnsupportedError
-from ..models.base import Embedded, Full, LayerKind, Model, Opaque, Recurrent, Sliding
+from ..models.base import Embedded, Full, LayerKind, Model, Opaque, PromptWindow, Recurrent, Sliding
 from .kv_settings import SINKS, KVSettings
 from .quantized import QuantizedCache
 from .slots import AttentionCache, Reach
@@ -26,10 +26,12 @@ def make_cache(
     padded: Sequence[int] | None = None,
     expected: int = 0,
     begun: int = 0,
+    prompts: Sequence[int] | None = None,
 ) -> Cache:
     """Empty caches for one row. padded: for rows of these lengths, which will be prefilled in one forward, padded on
     the right, and `finalize` called after it; begun: without their first positions, so many, which `restore` gives
-    before. expected: positions that rows will probably come to."""
+    before. expected: positions that rows will probably come to. prompts: the lengths of the rows' prompts; by default
+    all is prompt."""
 
     def one(kind: LayerKind) -> Any:
         match kind:
@@ -41,6 +43,8 @@ def make_cache(
                 return AttentionCache(padded=padded, expected=expected)
             case Sliding(window):
                 return AttentionCache(Reach(window=window), padded, expected)
+            case PromptWindow(window):
+                return AttentionCache(Reach(after_prompt=window), padded, expected, prompts)
             case Recurrent(size):
                 return StateCache(size, padded and [length - begun for length in padded])
             case Opaque(make):
@@ -52,8 +56,8 @@ def make_cache(
 
 
 def unquantized(layout: Sequence[LayerKind], settings: KVSettings) -> list[LayerKind]:
-    """The layers, in order, whose caches are left whole although `kv_bits` is given: sliding, recurrent and opaque
-    ones. Empty without `kv_bits`."""
+    """The layers, in order, whose caches are left whole although `kv_bits` is given: all but those that attend to
+    all positions. Empty without `kv_bits`."""
     return [kind for kind in layout if settings.bits is not None and not isinstance(kind, Full)]
 
 
@@ -66,7 +70,7 @@ def check(model: Model, settings: KVSettings) -> None:
     named = f"kv_bits={settings.bits}" if settings.bits else f"max_kv_size={settings.max_size}"
     if settings.bits is not None and not any(isinstance(kind, Full) for kind in layout):
         raise UnsupportedError(f"{named}: no layer of this model has a cache that can be quantized; leave it out")
-    if settings.max_size is not None and any(isinstance(kind, Opaque) for kind in layout):
+    if settings.max_size is not None and any(isinstance(kind, Opaque | PromptWindow) for kind in layout):
         raise UnsupportedError(f"{named}: this model has a kind of cache of its own, which has no bound; leave it out")
     smallest = settings if settings.bits else KVSettings(max_size=SINKS + 1)
     cache = make_cache(layout, smallest)
@@ -128,7 +132,7 @@ def alone(cache: Cache, row: int) -> Cache:
 def can_roll_back(layout: Sequence[LayerKind], settings: KVSettings) -> bool:
     """Whether positions can be taken back from such caches: not from states, nor from a bound, which has pushed out
     what would come back."""
-    return settings.max_size is None and all(isinstance(kind, Full | Sliding) for kind in layout)
+    return settings.max_size is None and all(isinstance(kind, Full | Sliding | PromptWindow) for kind in layout)
 
 
 def reserve(cache: Cache, count: int) -> None:

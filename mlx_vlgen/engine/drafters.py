@@ -134,7 +134,7 @@ class DraftModel:
         """Compute the prompt, once."""
         if (prompt := self._waiting) is None:
             return
-        cache = kv.make_cache(self.model.cache_layout())
+        cache = kv.make_cache(self.model.cache_layout(), prompts=[len(prompt)])
         for start in range(0, len(prompt), self._step):
             self.model(prompt[start : start + self._step], cache, at=mx.array([0]))
             kv.evaluate(cache)

@@ -53,7 +53,7 @@ class Prefill:
     def _chunk(self, prompt: Encoded, chunk: Chunk) -> kv.Cache:
         row = prompt.row
         if prompt.cache is None:
-            cache = kv.make_cache(self._layout, row.request.kv, expected=row.expected_positions)
+            cache = kv.make_cache(self._layout, row.request.kv, expected=row.expected_positions, prompts=[row.length])
             prompt.cache = row.past.begin(cache) if row.past else cache
         part = prompt.inputs[chunk.start - row.computed : chunk.end - row.computed]
         part.capture = row.capture()
@@ -66,7 +66,7 @@ class Prefill:
         rows = [prompt.row for prompt in prompts]
         lengths, past = [row.length for row in rows], rows[0].past
         expected = max(row.expected_positions for row in rows)
-        cache = kv.make_cache(self._layout, rows[0].request.kv, lengths, expected, rows[0].computed)
+        cache = kv.make_cache(self._layout, rows[0].request.kv, lengths, expected, rows[0].computed, lengths)
         if past:
             cache = past.begin(cache)
         inputs = Embedded.stack([prompt.inputs for prompt in prompts])

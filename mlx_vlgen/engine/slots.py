@@ -1,6 +1,7 @@
 """The cache of a layer with attention: keys and values of the rows that run together."""
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,10 +13,11 @@ from .columns import STEP, Columns, Parts, Run
 @dataclass(frozen=True)
 class Reach:
     """Which earlier positions a token attends to: the last `window`, itself included, and those below `head`; with
-    window None, all."""
+    window None, all. after_prompt: of the positions after its row's prompt only the last so many, itself included."""
 
     head: int = 0
     window: int | None = None
+    after_prompt: int | None = None
 
     def count(self, length: int) -> int:
         """How many the last of so many tokens attends to."""
@@ -30,15 +32,23 @@ class AttentionCache:
     Masks follow from positions alone, and so depend on no chunk and on no neighbour. With one row, or rows of equal
     length, `offset` is an int and a decoding step needs no mask array.
 
-    lengths: the positions that each row holds. padded: rows that are about to be prefilled together, padded on the
+    lengths: the positions that each row holds. prompts: the length of each row's prompt, which `Reach.after_prompt`
+    wants to know; by default all is prompt. padded: rows that are about to be prefilled together, padded on the
     right, have these lengths; from then to `finalize` all count as equally long. expected: positions that rows will
     probably come to, for which there is room from the first on. oldest: of the keys that the last forward of rows of
     equal length got, the place of the first in order; those before it come after the others.
     """
 
-    def __init__(self, reach: Reach = Reach(), padded: Sequence[int] | None = None, expected: int = 0):
+    def __init__(
+        self,
+        reach: Reach = Reach(),
+        padded: Sequence[int] | None = None,
+        expected: int = 0,
+        prompts: Sequence[int] | None = None,
+    ):
         self.reach = reach
         self.lengths = [0] * (1 if padded is None else len(padded))
+        self.prompts = [sys.maxsize] * len(self.lengths) if prompts is None else list(prompts)
         self._padded, self._expected = padded, expected
         self.oldest = 0
         self.columns = self._make_columns()
@@ -117,15 +127,25 @@ class AttentionCache:
         mask = (keys >= 0) & (keys <= queries)
         if window is not None:
             mask = mask & ((keys < head) | (keys > queries - window))
+        if self._forgets(N) and self.reach.after_prompt is not None:
+            prompts = mx.array(self.prompts)[:, None, None, None]
+            mask = mask & ((keys < prompts) | (keys > queries - self.reach.after_prompt))
         return mask if window_size is None else mask & (keys > queries - window_size)
 
     def _attends_to_all(self, N: int) -> bool:
         """Whether each of N new tokens a row attends to every key up to its position, which come in order; for N = 1:
         whether it attends to all keys."""
+        if self._forgets(N):
+            return False
         if N > 1:
             return self._equal and self.reach.count(self._longest + N) == self._longest + N
         used = self._columns_of(self._longest + 1)
         return all(self.reach.count(length + 1) == used for length in set(self.lengths))
+
+    def _forgets(self, N: int) -> bool:
+        """Whether one of N new tokens a row is too far behind its prompt to attend to all of what follows that."""
+        beyond = (length + N - prompt for length, prompt in zip(self.lengths, self.prompts, strict=True))
+        return self.reach.after_prompt is not None and max(beyond) > self.reach.after_prompt
 
     def _columns_of(self, length: int) -> int:
         return sum(columns.count(length) for columns in self.columns)
@@ -163,14 +183,14 @@ class AttentionCache:
             columns.make_room(count + len(other.lengths), max(longest, self._expected), source.arrays)
             for row, length in enumerate(other.lengths):
                 columns.write_row(count + row, source, row, length)
-        self.lengths = self.lengths + other.lengths
+        self.lengths, self.prompts = self.lengths + other.lengths, self.prompts + other.prompts
 
     def select(self, rows: Sequence[int]) -> None:
         """Only these rows: row rows[slot] in each slot, where each is in its slot already or comes from beyond them."""
         lengths = [self.lengths[row] for row in rows]
         for columns in self.columns:
             self._select(columns, rows, lengths)
-        self.lengths, self._expected = lengths, 0
+        self.lengths, self.prompts, self._expected = lengths, [self.prompts[row] for row in rows], 0
 
     def _select(self, columns: Columns, rows: Sequence[int], lengths: Sequence[int]) -> None:
         for slot, row in enumerate(rows):
@@ -188,7 +208,7 @@ class AttentionCache:
     def take(self, rows: Sequence[int]) -> Self:
         """These rows, in this order, some perhaps more than once, in another cache; this one stays as it is."""
         taken = copy.copy(self)
-        taken.lengths = [self.lengths[row] for row in rows]
+        taken.lengths, taken.prompts = [self.lengths[row] for row in rows], [self.prompts[row] for row in rows]
         taken.columns = [columns.taken(rows) for columns in self.columns]
         return taken
 
@@ -200,8 +220,11 @@ class AttentionCache:
         return alone
 
     def stored(self, row: int, start: int, stop: int) -> list[Run]:
-        """Copies of what a row holds of the positions from `start` to `stop` and later tokens may attend to."""
+        """Copies of what a row holds of the positions from `start` to `stop` and later tokens may attend to. What
+        came after a prompt and did not see all before it is of no use in the prompt of another row."""
         head, window = self.reach.head, self.reach.window
+        if self.reach.after_prompt is not None:
+            stop = max(start, min(stop, self.prompts[row]))
         spans = [(start, stop)]
         if window is not None:
             spans = [(start, min(stop, head)), (max(start, head, self.lengths[row] - window), stop)]

@@ -93,7 +93,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("sampling_rate", "n_samples"), (1000, 1 << 26)),
     **dict.fromkeys(("hop_length", "n_fft"), (1, 1 << 14)),
     **dict.fromkeys(("feature_size", "chunk_length"), (1, 1024)),
-    "downsample_ratio": (0.01, 1.0),
+    "downsample_ratio": (0.01, 16.0),
     "max_pixels_tolerance": (0.0, 1e6),
     "image_mean": (-1e3, 1e3),
     "image_std": (1e-6, 1e3),

@@ -17,10 +17,15 @@ from .prompt import MediaInputs
 @dataclass(frozen=True)
 class PixtralImageSettings(ImageSettings):
     """max_size: (height, width) that an image is shrunk into. token: side of the square that becomes one token, in
-    pixels."""
+    pixels. multiple: what its sides are multiples of, where that is another number."""
 
     max_size: Size
     token: int
+    multiple: int | None = None
+
+    @property
+    def factor(self) -> int:
+        return self.token if self.multiple is None else self.multiple
 
 
 @dataclass(eq=False, repr=False)
@@ -64,20 +69,22 @@ class PixtralProcessor(Processor):
         self.check_count(kind, original, rows * columns, remedy)
         pixels = np.asarray(settings.resize(image, size))[np.newaxis]
         text = self.row_end.join([self.placeholders[kind] * columns] * rows) + self.end
-        return Expansion(text, (columns,) * rows, pixels, (), original, normalization=settings.normalization)
+        counts = (columns,) * rows if self.row_end else (rows * columns,)
+        return Expansion(text, counts, pixels, (), original, normalization=settings.normalization)
 
 
 def image_size(height: int, width: int, settings: PixtralImageSettings, media: MediaInputs) -> Size:
     """The (height, width) an image is resized to: shrunk to `settings.max_size` where it is larger, then enlarged to
-    whole tokens. Bounds of the request change it further, its aspect kept; where not both hold, the upper does."""
+    multiples of `settings.factor`. Bounds of the request change it further, its aspect kept; where not both hold, the
+    upper does."""
     by = max(height / settings.max_size[0], width / settings.max_size[1], 1)
     if by > 1:
         height, width = max(1, math.floor(height / by)), max(1, math.floor(width / by))
-    size = grow(height, width, 1.0, settings.token)
+    size = grow(height, width, 1.0, settings.factor)
     min_pixels, max_pixels = pixel_bounds(media, 1, sys.maxsize)
     if math.prod(size) > max_pixels:
-        return shrink(height, width, math.sqrt(height * width / max_pixels), settings.token)
+        return shrink(height, width, math.sqrt(height * width / max_pixels), settings.factor)
     if math.prod(size) < min_pixels:
-        larger = grow(height, width, math.sqrt(min_pixels / (height * width)), settings.token)
+        larger = grow(height, width, math.sqrt(min_pixels / (height * width)), settings.factor)
         return larger if math.prod(larger) <= max_pixels else size
     return size

@@ -47,6 +47,9 @@ _QWEN3_5 = Family("mlx_vlgen.models.qwen3_5:Qwen3_5", "mlx_vlgen.inputs.qwen_vl:
 _GLM4V = Family("mlx_vlgen.models.glm4v:Glm4v", "mlx_vlgen.inputs.glm4v:Glm4vProcessor")
 _INTERNVL = Family("mlx_vlgen.models.internvl:InternVL", "mlx_vlgen.inputs.internvl:InternVLProcessor")
 _QWEN2_5_OMNI = Family("mlx_vlgen.models.qwen2_5_omni:Qwen2_5Omni", "mlx_vlgen.inputs.omni:Qwen2_5OmniProcessor")
+_UNLIMITED_OCR = Family(
+    "mlx_vlgen.models.unlimited_ocr:UnlimitedOcr", "mlx_vlgen.inputs.deepseek_ocr:UnlimitedOcrProcessor"
+)
 _LFM2_VL = Family("mlx_vlgen.models.lfm2_vl:Lfm2VL", "mlx_vlgen.inputs.lfm2_vl:Lfm2VLProcessor")
 
 FAMILIES: dict[str, Family] = {
@@ -66,6 +69,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "pixtral": Family("mlx_vlgen.models.pixtral:Pixtral", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
     "mistral3": Family("mlx_vlgen.models.mistral3:Mistral3", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
+    "lighton_ocr": Family(
+        "mlx_vlgen.models.lighton_ocr:LightOnOcr", "mlx_vlgen.inputs.lighton_ocr:LightOnOcrProcessor"
+    ),
+    "unlimited_ocr": _UNLIMITED_OCR,
+    "unlimited-ocr": _UNLIMITED_OCR,  # name of the first release, with remote code
+    "deepseek_ocr2": Family(
+        "mlx_vlgen.models.deepseek_ocr2:DeepseekOcr2", "mlx_vlgen.inputs.deepseek_ocr:DeepseekOcr2Processor"
+    ),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
@@ -91,7 +102,11 @@ FAMILIES: dict[str, Family] = {
 }
 
 # (model_type, that of its vision tower) -> the key of the family where the tower makes it another one.
-_BY_TOWER: dict[tuple[str, str | None], str] = {("llava", "pixtral"): "pixtral"}
+_BY_TOWER: dict[tuple[str, str | None], str] = {
+    ("llava", "pixtral"): "pixtral",
+    ("deepseek_vl_v2", "deepencoderv2"): "deepseek_ocr2",
+    ("deepseek_vl_v2", "deeplip_b_l"): "unlimited_ocr",  # DeepSeek-OCR, the first: the same without a window
+}
 
 TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:TextProcessor")
 """Every text decoder that mlx-lm has."""
@@ -128,7 +143,7 @@ def find(config: Mapping[str, Any]) -> Family:
             "Give the folder of a whole checkpoint, as it is on the Hugging Face Hub."
         )
     vision = thinker_config(config).get("vision_config")
-    tower = vision.get("model_type") if isinstance(vision, Mapping) else None
+    tower = vision.get("model_name", vision.get("model_type")) if isinstance(vision, Mapping) else None
     if family := FAMILIES.get(_BY_TOWER.get((model_type, tower), model_type)):
         if not any(isinstance(config.get(key), Mapping) for key in ("vision_config", "audio_config", "thinker_config")):
             raise LoadError(

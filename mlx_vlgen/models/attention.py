@@ -80,14 +80,15 @@ def _join(parts: list[mx.array], axis: int) -> mx.array:
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Softmax attention of (B, H, N, D) without a mask: fused, or in blocks of queries where no kernel is."""
-    size = q.shape[-1]
+    """Softmax attention of (B, H, N, D) without a mask: fused, or in blocks of queries where no kernel is. The values
+    of v may be fewer than D."""
+    size, values = q.shape[-1], v.shape[-1]
     if fused := fused_head_size(size, q.dtype):
         # Columns of zeros change nothing. They cost less than scores that go through memory, by the arithmetic of both
         # (16 bytes of float32 a score against at most 4 * 64 operations); this is not measured on Metal.
-        padding = [(0, 0)] * 3 + [(0, fused - size)]
-        q, k, v = (mx.pad(x, padding) if fused > size else x for x in (q, k, v))
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[..., :size]
+        padding = [[(0, 0)] * 3 + [(0, fused - x.shape[-1])] for x in (q, k, v)]
+        q, k, v = (mx.pad(x, p) if p[-1][1] else x for x, p in zip((q, k, v), padding, strict=True))
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[..., :values]
     return in_blocks(lambda q, k, v, *_: unfused_attention(q, k, v, scale), q, k, v)
 
 

@@ -31,6 +31,13 @@ class Sliding:
 
 
 @dataclass(frozen=True)
+class PromptWindow:
+    """A layer that attends to the whole prompt, and of what comes after it to the last `window` positions."""
+
+    window: int
+
+
+@dataclass(frozen=True)
 class Recurrent:
     """A layer that keeps `size` state arrays and no positions (convolution, linear attention)."""
 
@@ -44,7 +51,7 @@ class Opaque:
     make: Callable[[], Any]
 
 
-LayerKind = Full | Sliding | Recurrent | Opaque
+LayerKind = Full | Sliding | PromptWindow | Recurrent | Opaque
 
 
 @dataclass

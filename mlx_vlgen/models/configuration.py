@@ -127,6 +127,13 @@ def read_qwen3_5(args: Arguments) -> None:
         args["full_attention_interval"] = layer_types.index("full_attention") + 1
 
 
+def read_deepseek(args: Arguments) -> None:
+    read_granite(args)
+    args.setdefault("n_routed_experts", args.get("num_experts"))
+    if layer_types := args.get("mlp_layer_types"):
+        args["first_k_dense_replace"] = [*layer_types, "sparse"].index("sparse")
+
+
 def read_lfm2(args: Arguments) -> None:
     args.setdefault("block_dim", args["hidden_size"])
 

@@ -147,6 +147,11 @@ _LFM2 = {
     "vocab_size": 65536, "max_position_embeddings": 128000, "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3,
     "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
 }  # fmt: skip
+_DEEPSEEK = _LLAMA | {
+    "vocab_size": 102400, "intermediate_size": 11008, "max_position_embeddings": 2048, "rope_theta": 1e4,
+    "first_k_dense_replace": 0, "n_shared_experts": 2, "num_experts_per_tok": None, "num_key_value_heads": None,
+    "moe_intermediate_size": 1407,
+}  # fmt: skip
 _GEMMA2 = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
@@ -202,6 +207,7 @@ DECODERS: dict[str, Decoder] = {
         refusals.gemma4, _GEMMA4, configuration.read_gemma4, scale_tokens=_root_of_width, scale_logits=_softcapped
     ),
     "ernie4_5": Decoder(refusals.ernie4_5, _ERNIE4_5),
+    "deepseek": Decoder(refusals.deepseek, _DEEPSEEK, configuration.read_deepseek),
     "glm4": Decoder(refusals.glm4, {}),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }

@@ -172,6 +172,24 @@ def resample_bicubic(x: mx.array, rows: int, columns: int) -> mx.array:
     return _resample(x, rows, columns, weights)
 
 
+def resample_smooth(x: mx.array, rows: int, columns: int) -> mx.array:
+    """The same from all old points that a new one covers where these are fewer. Source: torch's `interpolate`, mode
+    "bicubic", antialias: Keys' cubic with a = -0.5, as wide as a new point; past the border there is nothing."""
+
+    def weights(length: int, to: int) -> mx.array:
+        step = length / to
+        wide = max(step, 1.0)
+        middle = (np.arange(to)[:, None] + 0.5) * step
+        first, end = (np.clip((middle + side * 2 * wide + 0.5).astype(int), 0, length) for side in (-1, 1))
+        index = np.arange(length)
+        far = np.abs(index + 0.5 - middle) / wide
+        near, tail = (1.5 * far - 2.5) * far**2 + 1, ((-0.5 * far + 2.5) * far - 4) * far + 2
+        weight = np.where(far < 1, near, np.where(far < 2, tail, 0)) * ((index >= first) & (index < end))
+        return mx.array((weight / weight.sum(axis=1, keepdims=True)).astype(np.float32))
+
+    return _resample(x, rows, columns, weights)
+
+
 def _resample(x: mx.array, rows: int, columns: int, weights: Callable[[int, int], mx.array]) -> mx.array:
     """weights: numbers of old and new points of a side -> (new, old), the part of each old point in each new one."""
     *rest, height, width, size = x.shape

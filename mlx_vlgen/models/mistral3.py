@@ -3,9 +3,9 @@
 Source: transformers' Mistral3ForConditionalGeneration and Ministral3Model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from .._runtime import mx, nn
 from .attention import MLP, PROJECTOR
@@ -19,10 +19,12 @@ class PatchMerger(nn.Module):
         self.merge = merge
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, rows, columns, d) -> (B, N, d): merge x merge patches become one."""
-        batch, rows, columns, hidden = x.shape
+        """(B, rows, columns, d) -> (B, N, d): merge x merge patches become one; a last row or column that fills none
+        goes."""
         m = self.merge
-        squares = x.reshape(batch, rows // m, m, columns // m, m, hidden).transpose(0, 1, 3, 5, 2, 4)
+        batch, rows, columns, hidden = x.shape[0], x.shape[1] // m, x.shape[2] // m, x.shape[3]
+        whole = x[:, : rows * m, : columns * m]
+        squares = whole.reshape(batch, rows, m, columns, m, hidden).transpose(0, 1, 3, 5, 2, 4)
         return self.merging_layer(squares.reshape(batch, -1, hidden * m * m))
 
 
@@ -39,7 +41,7 @@ class Projector(MLP):
 
 class Mistral3(Pixtral):
     feature_layer = -1
-    text_types = ("mistral", "ministral3")
+    text_types: ClassVar[Sequence[str]] = ("mistral", "ministral3")
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)

@@ -80,18 +80,22 @@ class PixtralVision(nn.Module):
 
 
 class Pixtral(VisionLanguageModel):
-    renames = Llava.renames
+    renames: Sequence[tuple[str, str]] = Llava.renames
     feature_layer = -2
     """Whose output is used where the configuration is silent; published ones say -1, the last."""
 
     def __init__(self, config: dict[str, Any]):
-        tied = config.get("tie_word_embeddings", False)  # the text configuration's comes first
-        super().__init__(config, {"tie_word_embeddings": tied} | config["text_config"])
+        super().__init__(config, self.text_config(config))
         vision = PixtralVisionConfig.from_dict(config["vision_config"])
         layer = config.get("vision_feature_layer", self.feature_layer)
         self._layers = [layer] if isinstance(layer, int) else list(layer)
         self.vision_tower = Tower(PixtralVision(vision))
         self.multi_modal_projector = projector(config, vision.hidden_size * len(self._layers), self.hidden_size)
+
+    @staticmethod
+    def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+        """Whether the output layer is the embeddings its own part says, or else the model's."""
+        return {"tie_word_embeddings": config.get("tie_word_embeddings", False)} | config["text_config"]
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         return encode_tiles(media, self.encode_pixels)

@@ -134,3 +134,20 @@ def gemma(args: Arguments) -> list[str | None]:
         _stretched(args),
         "two-way attention" if args.get("use_bidirectional_attention") else None,
     ]
+
+
+def deepseek(args: Arguments) -> list[str | None]:
+    layers, dense = args["num_hidden_layers"], args["first_k_dense_replace"]
+    regular = ["dense"] * dense + ["sparse"] * (layers - dense)
+    grouped = args.get("topk_method", "greedy") != "greedy" and (args.get("n_group") or 1) > 1
+    return [
+        *llama(args),
+        _stretched(args),
+        "latent keys and values" if args.get("use_mla") else None,
+        "an irregular order of dense and sparse layers" if args.get("mlp_layer_types", regular) != regular else None,
+        "experts in groups" if grouped else None,
+        "a scale of its experts" if args.get("routed_scaling_factor", 1.0) != 1.0 else None,
+        "weights of experts that sum to one" if args.get("norm_topk_prob") else None,
+        "scores of experts by sigmoid" if args.get("scoring_func", "softmax") != "softmax" else None,
+        "an output layer that is its embeddings" if args.get("tie_word_embeddings") else None,
+    ]

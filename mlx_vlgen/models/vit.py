@@ -53,12 +53,16 @@ class PatchConv(nn.Conv2d):
         return out + self.bias if "bias" in self else out
 
 
+SEPARATE = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
 class EncoderLayer(nn.Module):
-    def __init__(self, config: SiglipVisionConfig):
+    """names: of the layers of its attention."""
+
+    def __init__(self, config: SiglipVisionConfig, names: Sequence[str] = SEPARATE):
         super().__init__()
         hidden, eps = config.hidden_size, config.layer_norm_eps
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(hidden, eps=eps), nn.LayerNorm(hidden, eps=eps)
-        names = ("q_proj", "k_proj", "v_proj", "out_proj")
         self.self_attn = VisionAttention(hidden, config.num_attention_heads, names)
         self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act)
 
@@ -68,9 +72,9 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, config: SiglipVisionConfig):
+    def __init__(self, config: SiglipVisionConfig, names: Sequence[str] = SEPARATE):
         super().__init__()
-        self.layers = [EncoderLayer(config) for _ in range(config.num_hidden_layers)]
+        self.layers = [EncoderLayer(config, names) for _ in range(config.num_hidden_layers)]
 
     def __call__(self, x: mx.array) -> mx.array:
         """(B, N, d)."""

@@ -136,7 +136,7 @@ class Family:
         """The whole prompt in one forward over unbatched caches, then one token at a time: what all rows must equal."""
         prompt = self.processor.prepare(ask.text, ask.media)
         inputs = self.model.embed(prompt, [self.model.encode([medium])[0] for medium in prompt.media])
-        cache = make_cache(self.model.cache_layout(), kv)
+        cache = make_cache(self.model.cache_layout(), kv, prompts=[len(inputs)])
         logits = self.model(inputs, cache)[0, -1]
         tokens: list[int] = []
         scores: list[np.ndarray] = []
