@@ -69,6 +69,10 @@ FAMILIES: dict[str, Family] = {
     "glm4v_moe": _GLM4V,
     "internvl": _INTERNVL,
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
+    "aya_vision": Family("mlx_vlgen.models.aya_vision:AyaVision", "mlx_vlgen.inputs.aya_vision:AyaVisionProcessor"),
+    "cohere2_vision": Family(
+        "mlx_vlgen.models.aya_vision:Cohere2Vision", "mlx_vlgen.inputs.aya_vision:Cohere2VisionProcessor"
+    ),
     "lfm2_vl": _LFM2_VL,
     "lfm2-vl": _LFM2_VL,  # name of the first release, with remote code
 }
