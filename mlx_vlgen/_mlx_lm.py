@@ -20,12 +20,13 @@ from mlx_lm.convert import mixed_quant_predicate_builder as mixed_recipe
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import (
     ArraysCache,
+    ChunkedKVCache,
     KVCache,
     RotatingKVCache,
     make_prompt_cache,
 )
 from mlx_lm.models.rope_utils import initialize_rope
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear
 from mlx_lm.utils import MODEL_REMAPPING, _get_classes, get_total_parameters, infer_quant_config
 from mlx_lm.utils import _transform_awq_weights as unpack_awq
 

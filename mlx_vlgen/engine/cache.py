@@ -39,8 +39,8 @@ def make_cache(
                 return AttentionCache(Reach(SINKS, settings.max_size - SINKS), padded, expected)
             case Full():
                 return AttentionCache(padded=padded, expected=expected)
-            case Sliding(window):
-                return AttentionCache(Reach(window=window), padded, expected)
+            case Sliding(window, chunked):
+                return AttentionCache(Reach(window=window, chunked=chunked), padded, expected)
             case Recurrent(size):
                 return StateCache(size, padded and [length - begun for length in padded])
             case Opaque(make):

@@ -23,9 +23,13 @@ class Full:
 
 @dataclass(frozen=True)
 class Sliding:
-    """A layer that attends to the last `window` positions."""
+    """A layer that attends to the last `window` positions.
+
+    chunked: to those in its own chunk of `window` positions instead, which are counted from the first one.
+    """
 
     window: int
+    chunked: bool = False
 
 
 @dataclass(frozen=True)
