@@ -73,6 +73,7 @@ FAMILIES: dict[str, Family] = {
     "cohere2_vision": Family(
         "mlx_vlgen.models.aya_vision:Cohere2Vision", "mlx_vlgen.inputs.aya_vision:Cohere2VisionProcessor"
     ),
+    "llama4": Family("mlx_vlgen.models.llama4:Llama4", "mlx_vlgen.inputs.llama4:Llama4Processor"),
     "lfm2_vl": _LFM2_VL,
     "lfm2-vl": _LFM2_VL,  # name of the first release, with remote code
 }
@@ -93,7 +94,6 @@ _MLX_LM_BLIND = {
     "kimi_k25",
     "kimi_k3",
     "kimi_vl",
-    "llama4",
     "minimax_m3_vl",
     "muse_glimmer",
     "muse_spark",

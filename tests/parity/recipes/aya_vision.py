@@ -97,7 +97,8 @@ def aya_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int
 
 
 def resized_by_pillow(image_processor: type, **settings: Any) -> Any:
-    """An image processor of transformers that resizes by its parent, in whose place comes one that uses Pillow."""
+    """An image processor of transformers that resizes by its parent, in whose place comes one that uses Pillow. It
+    normalises in float32, too."""
     import torch
     import transformers
     from PIL import Image
@@ -109,7 +110,8 @@ def resized_by_pillow(image_processor: type, **settings: Any) -> Any:
             resized = [np.asarray(one.resize((size.width, size.height), self.resample)) for one in images]
             return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
 
-    return type(image_processor.__name__, (image_processor, ByPillow), {})(**settings)
+    in_float32 = {"rescale_and_normalize": transformers.TorchvisionBackend.rescale_and_normalize}
+    return type(image_processor.__name__, (image_processor, ByPillow), in_float32)(**settings)
 
 
 def cohere2_processor(tokenizer: Any) -> Any:
