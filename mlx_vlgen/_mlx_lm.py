@@ -20,6 +20,7 @@ from mlx_lm.convert import mixed_quant_predicate_builder as mixed_recipe
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import (
     ArraysCache,
+    ChunkedKVCache,
     KVCache,
     RotatingKVCache,
     make_prompt_cache,

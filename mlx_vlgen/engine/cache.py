@@ -10,11 +10,11 @@ from typing import Any
 
 from .._runtime import mx
 from ..errors import UnsupportedError
-from ..models.base import Embedded, Full, LayerKind, Model, Opaque, PromptWindow, Recurrent, Sliding
+from ..models.base import CrossAttention, Embedded, Full, LayerKind, Model, Opaque, PromptWindow, Recurrent, Sliding
 from .kv_settings import SINKS, KVSettings
 from .quantized import QuantizedCache
 from .slots import AttentionCache, Reach
-from .states import StateCache
+from .states import CrossCache, StateCache
 
 Cache = list[Any]
 """One cache object a layer: ours, or what an `Opaque` layer makes."""
@@ -41,12 +41,14 @@ def make_cache(
                 return AttentionCache(Reach(SINKS, settings.max_size - SINKS), padded, expected)
             case Full():
                 return AttentionCache(padded=padded, expected=expected)
-            case Sliding(window):
-                return AttentionCache(Reach(window=window), padded, expected)
+            case Sliding(window, chunked):
+                return AttentionCache(Reach(window=window, chunked=chunked), padded, expected)
             case PromptWindow(window):
                 return AttentionCache(Reach(after_prompt=window), padded, expected, prompts)
             case Recurrent(size):
                 return StateCache(size, padded and [length - begun for length in padded])
+            case CrossAttention():
+                return CrossCache(1 if padded is None else len(padded))
             case Opaque(make):
                 if padded is not None:
                     raise ValueError("rows of this model cannot be prefilled together")
@@ -132,7 +134,8 @@ def alone(cache: Cache, row: int) -> Cache:
 def can_roll_back(layout: Sequence[LayerKind], settings: KVSettings) -> bool:
     """Whether positions can be taken back from such caches: not from states, nor from a bound, which has pushed out
     what would come back."""
-    return settings.max_size is None and all(isinstance(kind, Full | Sliding | PromptWindow) for kind in layout)
+    kinds = Full | Sliding | PromptWindow | CrossAttention
+    return settings.max_size is None and all(isinstance(kind, kinds) for kind in layout)
 
 
 def reserve(cache: Cache, count: int) -> None:

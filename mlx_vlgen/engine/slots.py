@@ -13,15 +13,24 @@ from .columns import STEP, Columns, Parts, Run
 @dataclass(frozen=True)
 class Reach:
     """Which earlier positions a token attends to: the last `window`, itself included, and those below `head`; with
-    window None, all. after_prompt: of the positions after its row's prompt only the last so many, itself included."""
+    window None, all. chunked: instead of the last ones those in its chunk of `window` positions, which are counted from
+    0; without a head. after_prompt: of the positions after its row's prompt only the last so many, itself included."""
 
     head: int = 0
     window: int | None = None
+    chunked: bool = False
     after_prompt: int | None = None
 
     def count(self, length: int) -> int:
         """How many the last of so many tokens attends to."""
-        return length if self.window is None else min(length, self.head + self.window)
+        if self.window is None:
+            return length
+        return (length - 1) % self.window + 1 if self.chunked else min(length, self.head + self.window)
+
+    def first(self, position: Any) -> Any:
+        """The first position, at or beyond `head`, that a token at `position`, an int or an array of them, attends to;
+        below 0 for 0. Only with a window."""
+        return position - position % self.window if self.chunked else position - self.window + 1
 
 
 class AttentionCache:
@@ -96,11 +105,11 @@ class AttentionCache:
 
     def _earlier(self) -> list[tuple[int, int]]:
         """The columns that a chunk which does not fit attends to, in order where rows are equally long."""
-        [columns], head, window = self.columns, self.reach.head, self.reach.window or 0
+        [columns], head = self.columns, self.reach.head
         if not self._equal:
             return [(0, columns.count(self._longest))]
         length = self.lengths[0]
-        sinks, others = columns.runs(0, min(head, length)), columns.runs(max(head, length - window + 1), length)
+        sinks, others = columns.runs(0, min(head, length)), columns.runs(max(head, self.reach.first(length)), length)
         return [(column, column + size) for _, column, size in (*sinks, *others)]
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array | str | None:
@@ -126,7 +135,7 @@ class AttentionCache:
         queries = (lengths + mx.arange(N))[:, None, :, None]
         mask = (keys >= 0) & (keys <= queries)
         if window is not None:
-            mask = mask & ((keys < head) | (keys > queries - window))
+            mask = mask & ((keys < head) | (keys >= self.reach.first(queries)))
         if self._forgets(N) and self.reach.after_prompt is not None:
             prompts = mx.array(self.prompts)[:, None, None, None]
             mask = mask & ((keys < prompts) | (keys > queries - self.reach.after_prompt))
@@ -247,7 +256,7 @@ class AttentionCache:
         head, window = self.reach.head, self.reach.window
         if window is None:
             return [(0, length)]
-        return [(0, min(head, length)), (max(min(head, length), length - window + 1), length)]
+        return [(0, min(head, length)), (max(min(head, length), self.reach.first(length)), length)]
 
     def rollback(self, drop: Sequence[int]) -> None:
         """Forget the last drop[b] positions of each row, of at most so many as `reserve` was called for."""

@@ -94,6 +94,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "internvl": _INTERNVL,
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
+    "aya_vision": Family("mlx_vlgen.models.aya_vision:AyaVision", "mlx_vlgen.inputs.aya_vision:AyaVisionProcessor"),
+    "cohere2_vision": Family(
+        "mlx_vlgen.models.aya_vision:Cohere2Vision", "mlx_vlgen.inputs.aya_vision:Cohere2VisionProcessor"
+    ),
+    "llama4": Family("mlx_vlgen.models.llama4:Llama4", "mlx_vlgen.inputs.llama4:Llama4Processor"),
+    "mllama": Family("mlx_vlgen.models.mllama:Mllama", "mlx_vlgen.inputs.mllama:MllamaProcessor"),
     "lfm2_vl": _LFM2_VL,
     "lfm2-vl": _LFM2_VL,  # name of the first release, with remote code
     "qwen2_audio": Family(
@@ -121,7 +127,6 @@ _MLX_LM_BLIND = {
     "kimi_k25",
     "kimi_k3",
     "kimi_vl",
-    "llama4",
     "minimax_m3_vl",
     "muse_glimmer",
     "muse_spark",

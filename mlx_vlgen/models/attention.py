@@ -138,6 +138,7 @@ class VisionAttention(nn.Module):
     linear, out_linear: make these layers.
     norm: makes norms of queries and keys from a number of values; None where there are none.
     norm_heads: whether they are of each head, or of all together.
+    traditional: see `rotate`.
     """
 
     def __init__(
@@ -149,9 +150,10 @@ class VisionAttention(nn.Module):
         out_linear: Linear = nn.Linear,
         norm: Callable[[int], nn.Module] | None = None,
         norm_heads: bool = False,
+        traditional: bool = False,
     ):
         super().__init__()
-        self.heads, self._norm_heads = heads, norm_heads
+        self.heads, self.traditional, self._norm_heads = heads, traditional, norm_heads
         self._inputs, self._output = tuple(names[:-1]), names[-1]  # MLX takes a list for modules
         for name in self._inputs:
             self[name] = linear(hidden, 3 * hidden // len(self._inputs))
@@ -179,7 +181,7 @@ class VisionAttention(nn.Module):
         if "q_norm" in self and self._norm_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         if cos is not None and sin is not None:
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = (rotate(part, cos, sin, self.traditional) for part in (q, k))
         scale = q.shape[-1] ** -0.5
         if mask is not None:
             out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)

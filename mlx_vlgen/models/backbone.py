@@ -6,6 +6,7 @@ from typing import Any
 
 from .._mlx_lm import (
     ArraysCache,
+    ChunkedKVCache,
     KVCache,
     RotatingKVCache,
     make_prompt_cache,
@@ -110,6 +111,8 @@ def _layer_kind(decoder: Any, index: int, cache: Any) -> LayerKind:
         return Full()
     if type(cache) is RotatingKVCache and cache.keep == 0:
         return Sliding(cache.max_size)
+    if type(cache) is ChunkedKVCache:
+        return Sliding(cache.chunk_size, chunked=True)
     if type(cache) is ArraysCache:
         return Recurrent(len(cache.cache))
     return Opaque(lambda: make_prompt_cache(decoder)[index])

@@ -25,9 +25,13 @@ class Full:
 
 @dataclass(frozen=True)
 class Sliding:
-    """A layer that attends to the last `window` positions."""
+    """A layer that attends to the last `window` positions.
+
+    chunked: to those in its own chunk of `window` positions instead, which are counted from the first one.
+    """
 
     window: int
+    chunked: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,18 @@ class Recurrent:
 
 
 @dataclass(frozen=True)
+class CrossAttention:
+    """A layer that attends to the row's pictures (`Embedded.cross`), and to none of its positions."""
+
+
+@dataclass(frozen=True)
 class Opaque:
     """A layer whose cache only its model knows: `make` gives an empty one. Such rows run one at a time."""
 
     make: Callable[[], Any]
 
 
-LayerKind = Full | Sliding | PromptWindow | Recurrent | Opaque
+LayerKind = Full | Sliding | PromptWindow | Recurrent | CrossAttention | Opaque
 
 
 @dataclass
@@ -69,6 +78,34 @@ class Capture:
 
 
 @dataclass
+class CrossStates:
+    """What cross-attention layers attend to, for B rows of K states at most.
+
+    states: (B, K, d).
+    groups: (B, K) int32, which of the row's pictures each is of, from 1 on; 0 for padding that belongs to none, -1 for
+    what only fills a row up.
+    """
+
+    states: mx.array
+    groups: mx.array
+
+    @staticmethod
+    def stack(rows: Sequence["CrossStates | None"]) -> "CrossStates | None":
+        """Of single rows, some without any, as one batch; None where no row has any."""
+        known = [row for row in rows if row is not None]
+        if not known:
+            return None
+        longest = max(row.states.shape[1] for row in known)
+        states, groups = [], []
+        for row in rows:
+            row = row or CrossStates(mx.zeros_like(known[0].states[:, :0]), mx.zeros((1, 0), mx.int32))
+            missing = longest - row.states.shape[1]
+            states.append(mx.pad(row.states, [(0, 0), (0, missing), (0, 0)]))
+            groups.append(mx.pad(row.groups, [(0, 0), (0, missing)], constant_values=-1))
+        return CrossStates(mx.concatenate(states), mx.concatenate(groups))
+
+
+@dataclass
 class Embedded:
     """All that a forward takes per token, for B rows of L positions, so that a chunk cannot forget a part.
 
@@ -80,6 +117,7 @@ class Embedded:
     two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
     token_types: (B, L) int32, on the host, where they decide the shapes of a forward: other than 0 for tokens of a
     prompt that go to the experts for media; or None, where all are text.
+    cross: what cross-attention layers attend to; it goes with the first positions, and caches hold it from there on.
     capture: what the forward records, or None; slicing and stacking leave it out.
     """
 
@@ -90,6 +128,7 @@ class Embedded:
     deepstack: Sequence[mx.array] = ()
     two_way: mx.array | None = None
     token_types: np.ndarray | None = None
+    cross: CrossStates | None = None
     capture: Capture | None = None
 
     def __len__(self) -> int:
@@ -109,6 +148,7 @@ class Embedded:
             deepstack=[layer[:, span] for layer in self.deepstack],
             two_way=cut(self.two_way),
             token_types=None if self.token_types is None else self.token_types[:, span],
+            cross=None if span.start else self.cross,
         )
 
     @staticmethod
@@ -148,6 +188,7 @@ class Embedded:
             deepstack=deepstack,
             two_way=two_way,
             token_types=token_types,
+            cross=CrossStates.stack([row.cross for row in rows]),
         )
 
 
@@ -198,6 +239,11 @@ class Model(nn.Module):
         tables = [layer for name, layer in layers if isinstance(layer, nn.Embedding | nn.QuantizedEmbedding)]
         heads = [layer for name, layer in layers if "lm_head" in name.split(".")]
         return max(layer.weight.shape[0] for layer in heads or tables)
+
+    @property
+    def prompt_vocab_size(self) -> int:
+        """The number of ids that a prompt may hold: few families have some that are never drawn, past `vocab_size`."""
+        return self.vocab_size
 
     @property
     def dtype(self) -> mx.Dtype:

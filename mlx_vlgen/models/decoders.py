@@ -11,6 +11,7 @@ from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
+from .llama4_text import Llama4Text, Llama4TextConfig
 from .text_attention import text_attention
 
 Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
@@ -208,6 +209,9 @@ DECODERS: dict[str, Decoder] = {
     ),
     "ernie4_5": Decoder(refusals.ernie4_5, _ERNIE4_5),
     "deepseek": Decoder(refusals.deepseek, _DEEPSEEK, configuration.read_deepseek),
+    "llama4_text": Decoder(
+        refusals.llama4, Llama4TextConfig.complete({}), configuration.read_granite, network=Llama4Text
+    ),
     "glm4": Decoder(refusals.glm4, {}),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }

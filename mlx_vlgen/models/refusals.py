@@ -59,6 +59,18 @@ def ministral3(args: Arguments) -> list[str | None]:
     ]
 
 
+def llama4(args: Arguments) -> list[str | None]:
+    unknown = {*(args.get("layer_types") or ())} - {"full_attention", "chunked_attention"}
+    chunked = "chunked_attention" in (args.get("layer_types") or ())
+    scaled = rope_type(args.get("rope_scaling") or {}) not in ("default", "llama3")
+    return [
+        _other_activation(args["hidden_act"], "silu"),
+        f"{unknown.pop()} layers" if unknown else None,
+        "chunked layers and no attention_chunk_size" if chunked and not args["attention_chunk_size"] else None,
+        "scaled rotary positions" if scaled else None,
+    ]
+
+
 def gemma3(args: Arguments) -> list[str | None]:
     layers, pattern = args.get("num_hidden_layers", 26), args.get("sliding_window_pattern", 6)
     regular = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in range(layers)]

@@ -249,10 +249,12 @@ class _RoutingMargins:
         self.smallest = np.inf
         self.routers = [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
         self.others = [module for module in model.modules() if type(module).__name__ == "Gemma4TextRouter"]
+        self.scorers = [module for module in model.modules() if type(module).__name__ == "Llama4Router"]
 
     def __enter__(self) -> Self:
         self.handles = [router.register_forward_pre_hook(self._before_router) for router in self.routers]
         self.handles += [router.register_forward_hook(self._after_router) for router in self.others]
+        self.handles += [router.register_forward_hook(self._after_scorer) for router in self.scorers]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -272,6 +274,10 @@ class _RoutingMargins:
     def _after_router(self, router: Any, _: Any, outputs: tuple[torch.Tensor, ...]) -> None:
         """For a router that returns the probabilities of all experts."""
         self._note(outputs[0].sort(descending=True).values, router.config.top_k_experts)
+
+    def _after_scorer(self, router: Any, _: Any, outputs: tuple[torch.Tensor, ...]) -> None:
+        """For a router that returns the weights of those that it chose, and all scores."""
+        self._note(outputs[1].sort(descending=True).values, router.top_k)
 
     def _note(self, scores: torch.Tensor, chosen: int) -> None:
         gap = scores[:, chosen - 1] - scores[:, chosen]
