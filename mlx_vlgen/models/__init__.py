@@ -58,6 +58,7 @@ FAMILIES: dict[str, Family] = {
         "mlx_vlgen.models.llava_onevision:LlavaOnevision",
         "mlx_vlgen.inputs.llava_onevision:LlavaOnevisionProcessor",
     ),
+    "fast_vlm": Family("mlx_vlgen.models.fast_vlm:FastVLM", "mlx_vlgen.inputs.fast_vlm:FastVLMProcessor"),
     "pixtral": Family("mlx_vlgen.models.pixtral:Pixtral", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
     "mistral3": Family("mlx_vlgen.models.mistral3:Mistral3", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),

@@ -111,20 +111,24 @@ def tower_input(pixels: mx.array, normalization: Normalization | None) -> mx.arr
     return pixels.transpose(0, 2, 3, 1) if pixels.ndim == 4 else pixels
 
 
-def encode_squares(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> mx.array:
+def encode_squares(
+    media: Sequence[Media], encode: Callable[[mx.array], mx.array], at_once: int = TILES_AT_ONCE
+) -> mx.array:
     """Features (B, n, d) of all B tiles of media of one form, some tiles at a time.
 
     encode: (b, H, W, 3), or (b, N, patch * patch * 3) -> (b, n, d).
     """
     tiles, normalization = join_pixels(media), media[0].normalization
-    starts = range(0, len(tiles), TILES_AT_ONCE)
-    parts = [encode(tower_input(tiles[start : start + TILES_AT_ONCE], normalization)) for start in starts]
+    starts = range(0, len(tiles), at_once)
+    parts = [encode(tower_input(tiles[start : start + at_once], normalization)) for start in starts]
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
-def encode_tiles(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> list[Features]:
+def encode_tiles(
+    media: Sequence[Media], encode: Callable[[mx.array], mx.array], at_once: int = TILES_AT_ONCE
+) -> list[Features]:
     """The same, those of the tiles of each medium in a row."""
-    features = encode_squares(media, encode)
+    features = encode_squares(media, encode, at_once)
     return [Features(rows) for rows in features.reshape(len(media), -1, features.shape[-1])]
 
 
