@@ -54,6 +54,10 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_moe": _QWEN3_5,
     "llava": Family("mlx_vlgen.models.llava:Llava", "mlx_vlgen.inputs.llava:LlavaProcessor"),
     "llava_next": Family("mlx_vlgen.models.llava_next:LlavaNext", "mlx_vlgen.inputs.llava_next:LlavaNextProcessor"),
+    "granite4_vision": Family(
+        "mlx_vlgen.models.granite4_vision:Granite4Vision",
+        "mlx_vlgen.inputs.granite4_vision:Granite4VisionProcessor",
+    ),
     "llava_onevision": Family(
         "mlx_vlgen.models.llava_onevision:LlavaOnevision",
         "mlx_vlgen.inputs.llava_onevision:LlavaOnevisionProcessor",

@@ -67,7 +67,7 @@ class Embedded:
     embeds: (B, L, d), or None for the tokens' rows of the embedding table.
     positions: (3, B, L) int32, rotary positions (time, row, column), or None where they run on from the cache.
     delta: int or (B,) int32, a row's rotary position minus its cache position after the prompt.
-    deepstack: (B, L, d) for each of the first text layers, added to its output.
+    deepstack: (B, L, d) for each of the first text layers, or those that the family names, added to its output.
     two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
     capture: what the forward records, or None; slicing and stacking leave it out.
     """

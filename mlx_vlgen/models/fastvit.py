@@ -206,6 +206,7 @@ class FastViT(nn.Module):
 
     def __call__(self, pixels: mx.array) -> mx.array:
         x = pixels.astype(self.stem[0].reparam_conv.weight.dtype)
-        for part in (*self.stem, *self.stages, self.final_conv):
-            x = part(x)
+        layers: list[nn.Module] = [*self.stem, *self.stages, self.final_conv]
+        for layer in layers:
+            x = layer(x)
         return x.flatten(1, 2)

@@ -49,6 +49,11 @@ class VisionLanguageModel(Model):
         """The decoder's embeddings, layers and last norm."""
         return self.language_model.model
 
+    @property
+    def deepstack_layers(self) -> Sequence[int] | None:
+        """See `backbone.decode`."""
+        return None
+
     def cache_layout(self) -> list[LayerKind]:
         return layer_kinds(self.language_model)
 
@@ -62,11 +67,11 @@ class VisionLanguageModel(Model):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
         embeds = scatter_features(self.embed_tokens(tokens), prompt, [medium.embeds for medium in features])
-        return Embedded(tokens, embeds, two_way=two_way(prompt))
+        return Embedded(tokens, embeds, deepstack=scatter_deepstack(embeds, prompt, features), two_way=two_way(prompt))
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text = self.language_model
-        h = self.driver.hidden_states(text, inputs, cache, within_window=self.within_window)
+        h = self.driver.hidden_states(text, inputs, cache, None, self.within_window, self.deepstack_layers)
         return self.driver.logits(text, h, at)
 
     @classmethod
@@ -142,6 +147,12 @@ def scatter_features(embeds: mx.array, prompt: Prompt, features: Sequence[mx.arr
         if first != len(rows):
             raise ValueError(f"{len(rows)} features for {first} placeholders")
     return embeds
+
+
+def scatter_deepstack(embeds: mx.array, prompt: Prompt, features: Sequence[Features]) -> list[mx.array]:
+    """(1, L, d) for each deepstack layer: each medium's features at its spans, and zeros elsewhere."""
+    layers = zip(*(medium.deepstack for medium in features), strict=True)
+    return [scatter_features(mx.zeros_like(embeds), prompt, layer) for layer in layers]
 
 
 def two_way(prompt: Prompt) -> mx.array | None:
