@@ -196,11 +196,15 @@ class MRopeModel(VisionLanguageModel):
         embeds = scatter_features(self.embed_tokens(tokens), prompt, [medium.embeds for medium in features])
         deepstack = scatter_deepstack(embeds, prompt, features)
         # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
-        positions, delta = rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
+        positions, delta = self.rotary_positions(prompt)
         return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)
 
+    def rotary_positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
+        """Rotary positions (3, L) int32 of a prompt, and how far they are ahead of plain ones after it."""
+        return rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
+
     def position_delta(self, prompt: Prompt) -> int:
-        return rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)[1]
+        return self.rotary_positions(prompt)[1]
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text, offset = self.language_model, self._rope.offset(inputs, cache)
