@@ -118,6 +118,10 @@ class Processor:
         """What `expand` gets of all media of a prompt: how to read them, not what they are."""
         return media.with_sources({})
 
+    def numbered(self, kind: Kind, number: int, text: str) -> str:
+        """`Expansion.text` as it goes into a prompt after `number` others of its kind."""
+        return text
+
     def lay_out(self, segments: list[Segment], images: int) -> list[Segment]:
         """Add what a formatted prompt for so many images still needs around it."""
         return segments
@@ -270,10 +274,10 @@ class Processor:
             parts = split_at(frozenset(kinds), text)
             for i in range(1, len(parts), 2):
                 kind = kinds[parts[i]]
-                expansion = expand(kind, sources[kind].pop(0))
+                expansion, number = expand(kind, sources[kind].pop(0)), sum(kind == other for other, _ in expansions)
                 expansions.append((kind, expansion))
                 self._check_positions(expansions, waiting=sum(map(len, sources.values())))
-                parts[i] = expansion.text
+                parts[i] = self.numbered(kind, number, expansion.text)
             return "".join(parts)
 
         before_tail = replaced(segment.text[: segment.tail_start])

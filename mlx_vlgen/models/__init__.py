@@ -63,10 +63,16 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_moe": _QWEN3_5,
     "llava": Family("mlx_vlgen.models.llava:Llava", "mlx_vlgen.inputs.llava:LlavaProcessor"),
     "llava_next": Family("mlx_vlgen.models.llava_next:LlavaNext", "mlx_vlgen.inputs.llava_next:LlavaNextProcessor"),
+    "granite4_vision": Family(
+        "mlx_vlgen.models.granite4_vision:Granite4Vision",
+        "mlx_vlgen.inputs.granite4_vision:Granite4VisionProcessor",
+    ),
+    "minicpmv4_6": Family("mlx_vlgen.models.minicpmv:MiniCPMV4_6", "mlx_vlgen.inputs.minicpmv:MiniCPMV4_6Processor"),
     "llava_onevision": Family(
         "mlx_vlgen.models.llava_onevision:LlavaOnevision",
         "mlx_vlgen.inputs.llava_onevision:LlavaOnevisionProcessor",
     ),
+    "fast_vlm": Family("mlx_vlgen.models.fast_vlm:FastVLM", "mlx_vlgen.inputs.fast_vlm:FastVLMProcessor"),
     "pixtral": Family("mlx_vlgen.models.pixtral:Pixtral", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
     "mistral3": Family("mlx_vlgen.models.mistral3:Mistral3", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
     "lighton_ocr": Family(

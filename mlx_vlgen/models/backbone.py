@@ -33,14 +33,20 @@ def decode(
     offset: Any = None,
     within_window: bool = True,
     extra_inputs: Sequence[Any] = (),
+    deepstack_layers: Sequence[int] | None = None,
 ) -> mx.array:
     """Run the layers of `body`, an mlx-lm decoder with `embed_tokens` and `layers`: (B, L, d), before the last norm.
 
     offset: what the rotary modules of all layers take as offset; None for that of each layer's cache.
     within_window: see `Masks`.
     extra_inputs: what its layers take between the states and the mask, the same for all.
+    deepstack_layers: to which layers' output `inputs.deepstack` is added, -1 being the embeddings; None: to the first.
     """
     h = body.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
+    layers = range(len(inputs.deepstack)) if deepstack_layers is None else deepstack_layers
+    deepstack = dict(zip(layers, inputs.deepstack, strict=False))
+    if -1 in deepstack:
+        h = h + deepstack[-1]
     masks = Masks(h, inputs.two_way, within_window)
     capture = inputs.capture
     if capture is not None:
@@ -57,8 +63,8 @@ def decode(
             capture.hidden_states.append(h)
             if capture.attentions:
                 capture.weights.append(layer_cache.weights(layer.self_attn, mask))
-        if index < len(inputs.deepstack):
-            h = h + inputs.deepstack[index]
+        if index in deepstack:
+            h = h + deepstack[index]
     return h
 
 

@@ -113,7 +113,7 @@ class Embedded:
     embeds: (B, L, d), or None for the tokens' rows of the embedding table.
     positions: (3, B, L) int32, rotary positions (time, row, column), or None where they run on from the cache.
     delta: int or (B,) int32, a row's rotary position minus its cache position after the prompt.
-    deepstack: (B, L, d) for each of the first text layers, added to its output.
+    deepstack: (B, L, d) for each of the first text layers, or those that the family names, added to its output.
     two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
     token_types: (B, L) int32, on the host, where they decide the shapes of a forward: other than 0 for tokens of a
     prompt that go to the experts for media; or None, where all are text.

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .base import Features
@@ -29,7 +31,9 @@ class Embeddings(SiglipEmbeddings):
 
     def __call__(self, pixels: mx.array) -> mx.array:
         patch, side = self.patch_embedding.weight.shape[1], math.isqrt(len(self.position_embedding.weight))
-        row, column = (position_buckets(length // patch, side) for length in pixels.shape[1:3])
+        counts = (length // patch for length in pixels.shape[1:3])
+        steps = (np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count)) for count in counts)
+        row, column = (position_buckets(coordinates, side) for coordinates in steps)
         index = mx.array((row[:, None] * side + column).reshape(-1))
         return self.patch_embedding(pixels) + self.position_embedding.weight[index]
 

@@ -37,13 +37,14 @@ class LlavaNext(Llava):
 
     def pack(self, squares: mx.array, grid: tuple[int, ...]) -> mx.array:
         """(1 + tiles, patches, d) -> (n, d): the whole picture, then the lines of the tiles."""
-        return mx.concatenate([squares[0], self.lines(unpadded(squares[1:], grid))])
+        return mx.concatenate([squares[0], end_lines(unpadded(squares[1:], grid), self.image_newline)])
 
-    def lines(self, patches: mx.array) -> mx.array:
-        """(rows, columns, d) -> (rows * (columns + 1), d): an end of line after each row."""
-        rows, columns, size = patches.shape
-        ends = mx.broadcast_to(self.image_newline, (rows, 1, size))
-        return mx.concatenate([patches, ends], axis=1).reshape(rows * (columns + 1), size)
+
+def end_lines(patches: mx.array, newline: mx.array) -> mx.array:
+    """(rows, columns, d) -> (rows * (columns + 1), d): `newline` (d,) after each row."""
+    rows, columns, size = patches.shape
+    ends = mx.broadcast_to(newline, (rows, 1, size))
+    return mx.concatenate([patches, ends], axis=1).reshape(rows * (columns + 1), size)
 
 
 def unpadded(tiles: mx.array, grid: tuple[int, ...]) -> mx.array:

@@ -11,7 +11,7 @@ from .._runtime import mx
 from ..inputs.prompt import Media
 from .base import Features
 from .layers import resample_bilinear
-from .llava_next import LlavaNext, unpadded
+from .llava_next import LlavaNext, end_lines, unpadded
 
 
 class LlavaOnevision(LlavaNext):
@@ -35,4 +35,5 @@ class LlavaOnevision(LlavaNext):
     def pack(self, squares: mx.array, grid: tuple[int, ...]) -> mx.array:
         if not grid:  # one of several
             return mx.concatenate([squares[0], self.image_newline[None]])
-        return mx.concatenate([squares[0], self.lines(resample_bilinear(unpadded(squares[1:], grid), *grid[4:]))])
+        patches = resample_bilinear(unpadded(squares[1:], grid), *grid[4:])
+        return mx.concatenate([squares[0], end_lines(patches, self.image_newline)])

@@ -14,7 +14,7 @@ from .attention import MLP, VisionAttention, Windows
 from .base import Embedded, Features
 from .configuration import BaseConfig, rope_type
 from .layers import rotate
-from .vision_language import VisionLanguageModel, join_pixels, scatter_features
+from .vision_language import VisionLanguageModel, join_pixels, scatter_deepstack, scatter_features
 
 
 @dataclass
@@ -205,8 +205,7 @@ class MRopeModel(VisionLanguageModel):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
         embeds = scatter_features(self.embed_tokens(tokens), prompt, [medium.embeds for medium in features])
-        layers = zip(*(medium.deepstack for medium in features), strict=True)
-        deepstack = [scatter_features(mx.zeros_like(embeds), prompt, layer) for layer in layers]
+        deepstack = scatter_deepstack(embeds, prompt, features)
         # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
         positions, delta = self.positions(prompt)
         return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)

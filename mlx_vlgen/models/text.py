@@ -37,14 +37,16 @@ class Driver:
         cache: Sequence[Any],
         offset: Any = None,
         within_window: bool = True,
+        deepstack_layers: Sequence[int] | None = None,
     ) -> mx.array:
-        """(B, L, d), before the last norm. offset, within_window: see `backbone.decode`."""
+        """(B, L, d), before the last norm. offset, within_window, deepstack_layers: see `backbone.decode`."""
         embeds = self.embed(text, inputs.tokens) if inputs.embeds is None else inputs.embeds
         embeds = self._record.scale_inputs(embeds, self.arguments)
         extra: Sequence[Any] = ()
         if self._record.extra_inputs is not None:
             extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset)
-        return decode(text.model, replace(inputs, embeds=embeds), cache, offset, within_window, extra)
+        inputs = replace(inputs, embeds=embeds)
+        return decode(text.model, inputs, cache, offset, within_window, extra, deepstack_layers)
 
     def logits(self, text: nn.Module, h: mx.array, at: mx.array | None) -> mx.array:
         """(B, L, V) of the last states (B, L, d); (B, V) at position `at[b]` of each row where it is given."""

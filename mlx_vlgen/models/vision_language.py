@@ -50,6 +50,11 @@ class VisionLanguageModel(Model):
         """The decoder's embeddings, layers and last norm."""
         return self.language_model.model
 
+    @property
+    def deepstack_layers(self) -> Sequence[int] | None:
+        """See `backbone.decode`."""
+        return None
+
     def cache_layout(self) -> list[LayerKind]:
         return layer_kinds(self.language_model)
 
@@ -63,11 +68,11 @@ class VisionLanguageModel(Model):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
         embeds = scatter_features(self.embed_tokens(tokens), prompt, [medium.embeds for medium in features])
-        return Embedded(tokens, embeds, two_way=two_way(prompt))
+        return Embedded(tokens, embeds, deepstack=scatter_deepstack(embeds, prompt, features), two_way=two_way(prompt))
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text = self.language_model
-        h = self.driver.hidden_states(text, inputs, cache, within_window=self.within_window)
+        h = self.driver.hidden_states(text, inputs, cache, None, self.within_window, self.deepstack_layers)
         return self.driver.logits(text, h, at)
 
     @classmethod
@@ -121,20 +126,24 @@ def tower_input(pixels: mx.array, normalization: Normalization | None) -> mx.arr
     return pixels.transpose(0, 2, 3, 1) if pixels.ndim == 4 else pixels
 
 
-def encode_squares(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> mx.array:
+def encode_squares(
+    media: Sequence[Media], encode: Callable[[mx.array], mx.array], at_once: int = TILES_AT_ONCE
+) -> mx.array:
     """Features (B, n, d) of all B tiles of media of one form, some tiles at a time.
 
     encode: (b, H, W, 3), or (b, N, patch * patch * 3) -> (b, n, d).
     """
     tiles, normalization = join_pixels(media), media[0].normalization
-    starts = range(0, len(tiles), TILES_AT_ONCE)
-    parts = [encode(tower_input(tiles[start : start + TILES_AT_ONCE], normalization)) for start in starts]
+    starts = range(0, len(tiles), at_once)
+    parts = [encode(tower_input(tiles[start : start + at_once], normalization)) for start in starts]
     return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
 
-def encode_tiles(media: Sequence[Media], encode: Callable[[mx.array], mx.array]) -> list[Features]:
+def encode_tiles(
+    media: Sequence[Media], encode: Callable[[mx.array], mx.array], at_once: int = TILES_AT_ONCE
+) -> list[Features]:
     """The same, those of the tiles of each medium in a row."""
-    features = encode_squares(media, encode)
+    features = encode_squares(media, encode, at_once)
     return [Features(rows) for rows in features.reshape(len(media), -1, features.shape[-1])]
 
 
@@ -148,6 +157,12 @@ def scatter_features(embeds: mx.array, prompt: Prompt, features: Sequence[mx.arr
         if first != len(rows):
             raise ValueError(f"{len(rows)} features for {first} placeholders")
     return embeds
+
+
+def scatter_deepstack(embeds: mx.array, prompt: Prompt, features: Sequence[Features]) -> list[mx.array]:
+    """(1, L, d) for each deepstack layer: each medium's features at its spans, and zeros elsewhere."""
+    layers = zip(*(medium.deepstack for medium in features), strict=True)
+    return [scatter_features(mx.zeros_like(embeds), prompt, layer) for layer in layers]
 
 
 def two_way(prompt: Prompt) -> mx.array | None:

@@ -126,13 +126,12 @@ class SiglipEmbeddings(nn.Module):
         return self.patch_embedding(pixels) + self.position_embedding.weight
 
 
-def position_buckets(count: int, side: int) -> np.ndarray:
-    """Which of `side` learned positions each of `count` rows (or columns) of patches takes: (count,).
+def position_buckets(coordinates: np.ndarray, side: int) -> np.ndarray:
+    """Which of `side` learned positions rows (or columns) of patches take, by `coordinates` (count,) from 0 to 1.
 
     Source: the fractional coordinates of Patch n' Pack (arXiv 2307.06304), in transformers' Idefics2VisionEmbeddings.
     """
     borders = np.arange(1 / side, 1, 1 / side).astype(np.float32)
-    coordinates = np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count))
     return np.searchsorted(borders, coordinates, side="right")
 
 
