@@ -60,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "pixtral": Family("mlx_vlgen.models.pixtral:Pixtral", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
     "mistral3": Family("mlx_vlgen.models.mistral3:Mistral3", "mlx_vlgen.inputs.pixtral:PixtralProcessor"),
+    "idefics2": Family("mlx_vlgen.models.idefics2:Idefics2", "mlx_vlgen.inputs.idefics2:Idefics2Processor"),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),

@@ -36,6 +36,14 @@ def _qwen3_moe_decoder(args: Arguments) -> nn.Module:
     return decoder
 
 
+def _mistral_decoder(args: Arguments) -> nn.Module:
+    """mlx-lm's wants a full layer beside sliding ones; Mistral's are all of one kind."""
+    decoder = mlx_lm_decoder({key: value for key, value in args.items() if key != "layer_types"})
+    for layer in decoder.layers:
+        layer.use_sliding = "layer_types" in args
+    return decoder
+
+
 def _unscaled(x: mx.array, args: Arguments) -> mx.array:
     return x
 
@@ -165,7 +173,7 @@ _QWEN3_5 = Decoder(refusals.qwen3_5, {}, configuration.read_qwen3_5)
 
 DECODERS: dict[str, Decoder] = {
     "llama": Decoder(refusals.llama, _LLAMA | {"intermediate_size": 11008, "max_position_embeddings": 2048}),
-    "mistral": Decoder(refusals.mistral, _MISTRAL),
+    "mistral": Decoder(refusals.mistral, _MISTRAL, network=_mistral_decoder),
     "qwen2": Decoder(refusals.qwen, _QWEN2),
     "qwen3": Decoder(refusals.qwen, {"tie_word_embeddings": False}),
     "qwen3_moe": Decoder(refusals.qwen, _QWEN3_MOE, configuration.read_qwen3_moe, _qwen3_moe_decoder),

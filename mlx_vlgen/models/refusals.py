@@ -25,7 +25,8 @@ def llama(args: Arguments) -> list[str | None]:
 def mistral(args: Arguments) -> list[str | None]:
     window = args.get("sliding_window")
     sliding = window is not None and window < args["max_position_embeddings"]
-    return [*llama(args), "a sliding window" if sliding else None]
+    computed = args.get("layer_types") == ["sliding_attention"] * args["num_hidden_layers"]
+    return [*llama(args), "a sliding window" if sliding and not computed else None]
 
 
 def qwen(args: Arguments) -> list[str | None]:
