@@ -63,6 +63,7 @@ FAMILIES: dict[str, Family] = {
     "idefics2": Family("mlx_vlgen.models.idefics2:Idefics2", "mlx_vlgen.inputs.idefics2:Idefics2Processor"),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
+    "ovis2": Family("mlx_vlgen.models.ovis2:Ovis2", "mlx_vlgen.inputs.ovis2:Ovis2Processor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
     "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma4:Gemma4Processor"),
     "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
