@@ -11,7 +11,7 @@ from PIL import Image
 from ..errors import LoadError, MediaError
 from .chat_template import Message, string_to_parts
 from .images import ImageSettings, Size, read_colors, refuse_pixel_bounds
-from .literal import Segment
+from .literal import Segment, rewritten
 from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 
@@ -105,12 +105,7 @@ class Idefics2Processor(Processor):
             text = text.replace(IMAGE, f"{AROUND}{IMAGE}{AROUND}").replace(AROUND * 2, AROUND)
             return re.sub(rf"{AROUND}(?=[^\s<])", f"{AROUND} ", text)
 
-        return [
-            segment
-            if segment.literal
-            else Segment(marked(segment.text), tail_start=len(marked(segment.text[: segment.tail_start])))
-            for segment in segments
-        ]
+        return rewritten(segments, marked)
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         """pixels: those of all parts, (N, 3); grid: height and width of each part, one after the other."""

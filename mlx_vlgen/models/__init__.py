@@ -69,6 +69,7 @@ FAMILIES: dict[str, Family] = {
     "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
     "glm4v": _GLM4V,
     "glm4v_moe": _GLM4V,
+    "hunyuan_vl": Family("mlx_vlgen.models.hunyuan_vl:HunyuanVL", "mlx_vlgen.inputs.hunyuan_vl:HunyuanVLProcessor"),
     "internvl": _INTERNVL,
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "lfm2_vl": _LFM2_VL,

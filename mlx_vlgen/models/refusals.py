@@ -89,6 +89,15 @@ def gemma4(args: Arguments) -> list[str | None]:
     ]
 
 
+def hunyuan(args: Arguments) -> list[str | None]:
+    experts, shared = args.get("num_experts") or 1, args.get("use_cla")
+    return [
+        *llama(args),
+        "experts" if experts != 1 else None,
+        "layers that share keys and values" if shared else None,
+    ]
+
+
 def lfm2(args: Arguments) -> list[str | None]:
     tied = args.get("tie_word_embeddings", args.get("tie_embedding", True))
     return [None if tied else "an output layer of its own", _stretched(args)]
