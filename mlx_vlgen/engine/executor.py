@@ -110,11 +110,8 @@ class Executor:
         past = row.past
         prompt = row.prompt.after(past.length) if past else row.prompt
         inputs = self._model.embed(prompt, [self.features[m.identity] for m in row.media[: len(prompt.media)]])
-        if past is None:
-            return inputs
-        inputs.delta = inputs.delta + past.delta
-        if inputs.positions is not None:
-            inputs.positions = inputs.positions + (past.length + past.delta)
+        if past is not None:
+            self._model.move(inputs, row.prompt, past.length, past.delta)
         return inputs
 
     def forget(self, rows: Sequence[Row]) -> None:

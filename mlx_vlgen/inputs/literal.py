@@ -168,6 +168,16 @@ def join_equal(segments: Iterable[Segment]) -> list[Segment]:
     return [join(list(group)) for _, group in groupby(segments, key=lambda segment: segment.literal)]
 
 
+def rewritten(segments: Iterable[Segment], change: Callable[[str], str]) -> list[Segment]:
+    """Segments with the text of each that is not literal changed."""
+    return [
+        segment
+        if segment.literal
+        else Segment(change(segment.text), tail_start=len(change(segment.text[: segment.tail_start])))
+        for segment in segments
+    ]
+
+
 def _codes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 

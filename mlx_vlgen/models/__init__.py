@@ -83,8 +83,10 @@ FAMILIES: dict[str, Family] = {
     "deepseek_ocr2": Family(
         "mlx_vlgen.models.deepseek_ocr2:DeepseekOcr2", "mlx_vlgen.inputs.deepseek_ocr:DeepseekOcr2Processor"
     ),
+    "idefics2": Family("mlx_vlgen.models.idefics2:Idefics2", "mlx_vlgen.inputs.idefics2:Idefics2Processor"),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
+    "ovis2": Family("mlx_vlgen.models.ovis2:Ovis2", "mlx_vlgen.inputs.ovis2:Ovis2Processor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
     "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma4:Gemma4Processor"),
     "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
@@ -98,6 +100,7 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5_vl_moe": Family(
         "mlx_vlgen.models.ernie4_5_vl_moe:Ernie4_5VLMoe", "mlx_vlgen.inputs.ernie4_5_vl_moe:Ernie4_5VLMoeProcessor"
     ),
+    "hunyuan_vl": Family("mlx_vlgen.models.hunyuan_vl:HunyuanVL", "mlx_vlgen.inputs.hunyuan_vl:HunyuanVLProcessor"),
     "internvl": _INTERNVL,
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "aya_vision": Family("mlx_vlgen.models.aya_vision:AyaVision", "mlx_vlgen.inputs.aya_vision:AyaVisionProcessor"),

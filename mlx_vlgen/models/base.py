@@ -291,6 +291,13 @@ class Model(nn.Module):
         """One row (B = 1): the prompt's embeddings with `features` (one per `prompt.media`) in their places."""
         raise NotImplementedError
 
+    def move(self, inputs: Embedded, prompt: Prompt, length: int, delta: int) -> None:
+        """Give what `embed` made of `prompt.after(length)` the rotary positions that it has in the whole prompt; those
+        after the first `length` tokens are `delta` ahead of plain ones."""
+        inputs.delta = inputs.delta + delta
+        if inputs.positions is not None:
+            inputs.positions = inputs.positions + (length + delta)
+
     def position_delta(self, prompt: Prompt) -> int:
         """How far the rotary position after a prompt is ahead of its number of tokens."""
         return 0

@@ -49,6 +49,8 @@ class CapturingCache:
     def weights(self, attention: nn.Module, mask: mx.array | str | None) -> mx.array:
         """(B, H, L, T) float32. mask: that of the layer."""
         q, k = self.offset.rotated[0].astype(mx.float32), self._keys.astype(mx.float32)
+        if "query_layernorm" in attention:  # Hunyuan's comes after the rotation
+            q = attention.query_layernorm(q)
         batch, heads, length, size = q.shape
         grouped = (q * attention.scale).reshape(batch, k.shape[1], -1, length, size)
         scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).reshape(batch, heads, length, -1)

@@ -37,6 +37,19 @@ def _qwen3_moe_decoder(args: Arguments) -> nn.Module:
     return decoder
 
 
+def _mistral_decoder(args: Arguments) -> nn.Module:
+    """mlx-lm's wants a full layer beside sliding ones; Mistral's are all of one kind."""
+    decoder = mlx_lm_decoder({key: value for key, value in args.items() if key != "layer_types"})
+    for layer in decoder.layers:
+        layer.use_sliding = "layer_types" in args
+    return decoder
+
+
+def _hunyuan_vl_decoder(args: Arguments) -> nn.Module:
+    """mlx-lm's dense Hunyuan; its family brings the rotary module."""
+    return mlx_lm_decoder(args | {"model_type": "hunyuan_v1_dense", "rope_scaling": None, "use_qk_norm": True})
+
+
 def _unscaled(x: mx.array, args: Arguments) -> mx.array:
     return x
 
@@ -144,6 +157,9 @@ _COHERE2 = {
     "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40, "num_attention_heads": 64,
     "num_key_value_heads": None, "sliding_window": 4096, "rope_theta": 1e4, "logit_scale": 0.0625,
 }  # fmt: skip
+_HUNYUAN = _LLAMA | {
+    "vocab_size": 290943, "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
+}  # fmt: skip
 _LFM2 = {
     "vocab_size": 65536, "max_position_embeddings": 128000, "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3,
     "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
@@ -177,7 +193,7 @@ _QWEN3_5 = Decoder(refusals.qwen3_5, {}, configuration.read_qwen3_5)
 
 DECODERS: dict[str, Decoder] = {
     "llama": Decoder(refusals.llama, _LLAMA | {"intermediate_size": 11008, "max_position_embeddings": 2048}),
-    "mistral": Decoder(refusals.mistral, _MISTRAL),
+    "mistral": Decoder(refusals.mistral, _MISTRAL, network=_mistral_decoder),
     "qwen2": Decoder(refusals.qwen, _QWEN2),
     "qwen3": Decoder(refusals.qwen, {"tie_word_embeddings": False}),
     "qwen3_moe": Decoder(refusals.qwen, _QWEN3_MOE, configuration.read_qwen3_moe, _qwen3_moe_decoder),
@@ -212,6 +228,7 @@ DECODERS: dict[str, Decoder] = {
     "llama4_text": Decoder(
         refusals.llama4, Llama4TextConfig.complete({}), configuration.read_granite, network=Llama4Text
     ),
+    "hunyuan_vl_text": Decoder(refusals.hunyuan, _HUNYUAN, configuration.read_granite, network=_hunyuan_vl_decoder),
     "glm4": Decoder(refusals.glm4, {}),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }

@@ -25,7 +25,8 @@ def llama(args: Arguments) -> list[str | None]:
 def mistral(args: Arguments) -> list[str | None]:
     window = args.get("sliding_window")
     sliding = window is not None and window < args["max_position_embeddings"]
-    return [*llama(args), "a sliding window" if sliding else None]
+    computed = args.get("layer_types") == ["sliding_attention"] * args["num_hidden_layers"]
+    return [*llama(args), "a sliding window" if sliding and not computed else None]
 
 
 def qwen(args: Arguments) -> list[str | None]:
@@ -97,6 +98,15 @@ def gemma4(args: Arguments) -> list[str | None]:
         "two-way attention of all tokens" if args.get("use_bidirectional_attention") == "all" else None,
         None if regular else "layers of sizes of their own",
         None if ropes <= {"default", "proportional"} else "scaled rotary positions",
+    ]
+
+
+def hunyuan(args: Arguments) -> list[str | None]:
+    experts, shared = args.get("num_experts") or 1, args.get("use_cla")
+    return [
+        *llama(args),
+        "experts" if experts != 1 else None,
+        "layers that share keys and values" if shared else None,
     ]
 
 

@@ -135,7 +135,7 @@ def in_parts(case: Case) -> Case:
     return dataclasses.replace(case, prompt=turns)
 
 
-def _mlx(tensors: Tensors) -> Tensors:
+def mlx_names(tensors: Tensors) -> Tensors:
     pairs = (
         ("model.text_model.", "language_model."),
         ("lm_head.", "language_model.lm_head."),
@@ -149,11 +149,11 @@ WIDE = {"wide": Case(user("What is it? ", "image"), images=["wide"])}  # one row
 RECIPES = {
     "idefics3": Recipe(
         _config("Idefics3Config", 42, rope_parameters=LLAMA3), TOKENIZER, CASES | WIDE, VISION_BATCHES,
-        ProcessorKit("idefics3", idefics3, image_pixels, nested=True), RULES, mlx=_mlx,
+        ProcessorKit("idefics3", idefics3, image_pixels, nested=True), RULES, mlx=mlx_names,
     ),
     "smolvlm": Recipe(
         _config("SmolVLMConfig", 30, rope_parameters=rope(1e5), head_dim=32), TOKENIZER,
         CASES | VIDEO_CASES, VISION_BATCHES | VIDEO_BATCHES,
-        ProcessorKit("smolvlm", smolvlm, image_pixels, clip_pixels, nested=True), RULES, mlx=_mlx,
+        ProcessorKit("smolvlm", smolvlm, image_pixels, clip_pixels, nested=True), RULES, mlx=mlx_names,
     ),
 }  # fmt: skip
