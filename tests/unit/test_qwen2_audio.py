@@ -14,6 +14,7 @@ from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
 from mlx_vlgen.inputs.qwen2_audio import Qwen2AudioProcessor
 from mlx_vlgen.inputs.tensors import pack, unpack
 from mlx_vlgen.inputs.whisper import WhisperSettings
+from mlx_vlgen.models.qwen2_audio import Qwen2Audio
 
 WINDOW = 32_000
 RATE = media.SOUND_RATE
@@ -153,3 +154,9 @@ def test_the_reference_counts_as_transformers_does() -> None:
         2,
         2,
     ]
+
+
+def test_another_tower_is_refused(family: Family) -> None:
+    audio = {**family.model.config["audio_config"], "model_type": "voxtral_encoder"}
+    with pytest.raises(LoadError, match="audio tower is 'voxtral_encoder'; expected qwen2_audio_encoder"):
+        Qwen2Audio({**family.model.config, "audio_config": audio})
