@@ -32,9 +32,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 MEASURED = REFERENCE / "measured.json"
 BEGIN, END = "<!-- families: made by tests/parity/table.py -->\n", "<!-- end of families -->"
 HEADER = (
-    "| family | `model_type` | pictures | several | video | batch | quantized KV | sharding "
+    "| family | `model_type` | pictures | several | video | sound | batch | quantized KV | sharding "
     "| float32 | bfloat16 | lines |\n"
-    "|---|---|---|---|---|---|---|---|---:|---:|---:|\n"
+    "|---|---|---|---|---|---|---|---|---|---:|---:|---:|\n"
 )
 
 
@@ -118,6 +118,7 @@ def row(reference: str, measured: dict[str, Any]) -> str:
         yes(any(case["images"] for case in cases)),
         yes(any(len(case["images"]) > 1 for case in cases)),
         yes(any(case["videos"] for case in cases)),
+        yes(any(case.get("audios") for case in cases)),
         yes(record["batches"]),
         yes(measured["quantized_kv"]),
         "",  # sharding over machines is to come
