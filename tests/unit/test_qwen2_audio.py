@@ -118,7 +118,7 @@ def test_what_is_too_short_is_told(family: Family) -> None:
     assert len(prompt(family.processor, np.ones(321, np.float32) / 2).tokens) == 1
 
 
-@pytest.mark.parametrize("name", ["dither", "padding_value", "do_normalize"])
+@pytest.mark.parametrize("name", ["dither", "padding_value"])
 def test_settings_that_are_not_computed_are_refused(name: str) -> None:
     with pytest.raises(LoadError, match=f"features of sound have {name}, which is not computed here"):
         WhisperSettings.read({name: 1}, 80)
