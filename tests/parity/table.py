@@ -51,11 +51,7 @@ def differences(loaded: ours.Loaded, reference: str) -> Iterator[float]:
     for name in expected.record(reference)["cases"]:
         case = expected.case(reference, name)
         prompt = ours.prepare(loaded, case.text, case)
-        references = expected.media_pixels(reference, case, [medium.kind for medium in prompt.media])
-        pixels = [
-            medium.pixels if isinstance(one, expected.Sound) else one.normalised
-            for medium, one in zip(prompt.media, references, strict=True)
-        ]
+        pixels = ours.reference_pixels(reference, case, prompt)
         logits = ours.logits(loaded, ours.with_pixels(prompt, pixels)).astype(np.float64)
         worst = max(
             np.abs(logits[-1] - case.last).max(),
