@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._runtime import nn
+from .._runtime import mx, nn
 from ..inputs.prompt import Media, Prompt
 from .base import Features
 from .configuration import thinker_config
@@ -32,10 +32,12 @@ class Omni(MRopeModel):
         audio_tower: AudioTower,
         section: Sequence[int],
         interleaved: bool,
+        whole_positions: bool,
     ):
         super().__init__(config, text, vision_tower, section, interleaved)
         self.audio_tower = audio_tower
         self._positions_per_second = thinker_config(config).get("position_id_per_seconds", 25)
+        self._whole_positions = whole_positions
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -51,32 +53,38 @@ class Omni(MRopeModel):
             return super().encode(media)
         frames = media[0].grid[0]
         features = self.audio_tower(join_clips(media)[:, :frames], [frames] * len(media))
-        return [Features(clip) for clip in features[:, : self.audio_tower.features(frames)]]
+        features = features[:, : self.audio_tower.features(frames)]
+        return [Features(clip, [mx.zeros_like(clip)] * self.vision_tower.deepstack) for clip in features]
 
-    def positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
-        return omni_positions(prompt, self.vision_tower.merge, self._positions_per_second)
+    def positions(self, prompt: Prompt) -> tuple[np.ndarray, float]:
+        return omni_positions(prompt, self.vision_tower.merge, self._positions_per_second, self._whole_positions)
 
 
-def omni_positions(prompt: Prompt, merge: int, per_second: float) -> tuple[np.ndarray, int]:
-    """TMRoPE positions (3, L) int32 of a prompt, and how far they are ahead of plain ones after it.
+def omni_positions(prompt: Prompt, merge: int, per_second: float, whole: bool) -> tuple[np.ndarray, float]:
+    """TMRoPE positions (3, L) of a prompt, and how far they are ahead of plain ones after it: int32, and float32 where
+    a video's times are not whole ones and `whole` does not round them down.
 
     Text and sound move all three axes on together. A picture stands still in time and spreads over row and column; a
     video's groups of frames are apart by their seconds times `per_second`. What follows starts past the largest
     position of what was before it, in any axis.
     Source: `get_rope_index` of transformers' Qwen2_5OmniThinkerForConditionalGeneration, which counts in float32.
     """
-    positions = np.empty((3, len(prompt.tokens)), np.int32)
+    positions = np.empty((3, len(prompt.tokens)), np.float32)
     spans = sorted((*span, index) for index, media in enumerate(prompt.media) for span in media.spans)
-    after, position = 0, 0
+    after, position = 0, np.float32(0)
     for start, end, index in spans:
         positions[:, after:start] = position + np.arange(start - after)
         position += start - after
         media = prompt.media[index]
-        positions[:, start:end] = position + media_positions(media, end - start, merge, per_second)
-        position = int(positions[:, start:end].max()) + 1
+        offsets = media_positions(media, end - start, merge, per_second)
+        positions[:, start:end] = position + (np.floor(offsets) if whole else offsets)
+        position = positions[:, start:end].max() + 1
         after = end
     positions[:, after:] = position + np.arange(len(prompt.tokens) - after)
-    return positions, position - after
+    delta = float(position - after)
+    if (positions % 1).any() or not delta.is_integer():
+        return positions, delta
+    return positions.astype(np.int32), int(delta)
 
 
 def media_positions(media: Media, count: int, merge: int, per_second: float) -> np.ndarray:
@@ -85,5 +93,4 @@ def media_positions(media: Media, count: int, merge: int, per_second: float) -> 
         return np.broadcast_to(np.arange(count), (3, count))
     groups, rows, columns = media.grid[0], media.grid[1] // merge, media.grid[2] // merge
     time, row, column = np.indices((groups, rows, columns)).reshape(3, -1)
-    seconds = time.astype(np.float32) * np.float32(media.seconds) * np.float32(per_second)
-    return np.stack([seconds.astype(np.int32), row, column])
+    return np.stack([time.astype(np.float32) * np.float32(media.seconds) * np.float32(per_second), row, column])

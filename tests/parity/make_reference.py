@@ -144,7 +144,8 @@ def model_inputs(recipe: Recipe, processor: Any, cases: list[Case]) -> dict[str,
     bos = processor.tokenizer.bos_token
     if bos and all(text.startswith(bos) for text in texts):
         keywords["add_special_tokens"] = False  # the template wrote it
-    return dict(processor(text=texts, return_tensors="pt", padding=len(texts) > 1, **keywords))
+    padding = len(texts) > 1 or "audio" in keywords  # some take it for the clips, too
+    return dict(processor(text=texts, return_tensors="pt", padding=padding, **keywords))
 
 
 def pixel_levels(recipe: Recipe, processor: Any) -> dict[str, np.ndarray]:
