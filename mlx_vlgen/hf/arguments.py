@@ -64,7 +64,7 @@ def check_batch(name: str, ids: np.ndarray, mask: Any, vocab_size: int) -> None:
     check_ids(name, ids, vocab_size)
 
 
-def known_tensors(tensors: Mapping[str, Any], parameters: Collection[str]) -> dict[str, Any]:
+def known_tensors(model: Model, tensors: Mapping[str, Any], parameters: Collection[str]) -> dict[str, Any]:
     """The tensors, without those that change nothing. TypeError for a name that is no tensor's, UnsupportedError for
     what is no input here.
 
@@ -74,8 +74,9 @@ def known_tensors(tensors: Mapping[str, Any], parameters: Collection[str]) -> di
         if tensors.get(name) is not None:
             raise UnsupportedError(f"{name}: {remedy}")
     known = {name: value for name, value in tensors.items() if name not in (*_WITHOUT_EFFECT, *_UNSUPPORTED)}
-    for name in known.keys() - set(TENSORS):
-        raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, {*TENSORS, *parameters})}")
+    names = {*TENSORS, *model.processor.audio_tensors.names}
+    for name in known.keys() - names:
+        raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, {*names, *parameters})}")
     return known
 
 

@@ -225,11 +225,12 @@ class Processor:
                 continue
             count = sum(segment.text.count(token) for segment in segments if not segment.literal)
             if count != len(items):
+                count_name = "num_audios" if kind == "audio" else "num_images"
                 raise PromptError(
                     f"the prompt has {count} placeholder{'s' * (count != 1)} {token} and "
                     f"{KINDS[kind].count(len(items))} {'were' if len(items) != 1 else 'was'} given: "
                     "give as many of one as of the other. `apply_chat_template(processor, config, text, "
-                    "num_images=…)` writes the placeholders, and so do messages instead of a string"
+                    f"{count_name}=…)` writes the placeholders, and so do messages instead of a string"
                 )
         for token in set(self.feature_tokens.values()) - set(self.placeholders.values()):
             if any(token in segment.text for segment in segments if not segment.literal):
