@@ -64,21 +64,26 @@ def omni_positions(prompt: Prompt, merge: int, per_second: float, whole: bool) -
     """TMRoPE positions (3, L) of a prompt, and how far they are ahead of plain ones after it: int32, and float32 where
     a video's times are not whole ones and `whole` does not round them down.
 
+    whole: also whether the two tokens before a video that is heard, and those after it, share a position.
     Text and sound move all three axes on together. A picture stands still in time and spreads over row and column; a
     video's groups of frames are apart by their seconds times `per_second`. What follows starts past the largest
     position of what was before it, in any axis.
     Source: `get_rope_index` of transformers' Qwen2_5OmniThinkerForConditionalGeneration, which counts in float32.
     """
     positions = np.empty((3, len(prompt.tokens)), np.float32)
-    spans = sorted((*span, index) for index, media in enumerate(prompt.media) for span in media.spans)
     after, position = 0, np.float32(0)
-    for start, end, index in spans:
+    for media in sorted(prompt.media, key=lambda media: media.bounds):
+        start, end = media.bounds
+        if start < after:  # the sound of a video
+            continue
         positions[:, after:start] = position + np.arange(start - after)
         position += start - after
-        media = prompt.media[index]
-        offsets = media_positions(media, end - start, merge, per_second)
-        positions[:, start:end] = position + (np.floor(offsets) if whole else offsets)
-        position = positions[:, start:end].max() + 1
+        if media.extent is None:
+            offsets = media_positions(media, merge, per_second, whole)
+        else:
+            offsets = heard_positions(media, prompt.media, merge, per_second, whole)
+        positions[:, start:end] = position + offsets
+        position = positions[:, end - 1 if media.extent else start : end].max() + 1
         after = end
     positions[:, after:] = position + np.arange(len(prompt.tokens) - after)
     delta = float(position - after)
@@ -87,10 +92,28 @@ def omni_positions(prompt: Prompt, merge: int, per_second: float, whole: bool) -
     return positions.astype(np.int32), int(delta)
 
 
-def media_positions(media: Media, count: int, merge: int, per_second: float) -> np.ndarray:
-    """(3, count), of a medium's features among themselves."""
+def heard_positions(video: Media, media: Sequence[Media], merge: int, per_second: float, whole: bool) -> np.ndarray:
+    """(3, n), of a video's extent: both begin after the two tokens before them, and the two after them follow what
+    comes last."""
+    begin, end = video.bounds
+    sound = next(other for other in media if other.kind == "audio" and begin < other.spans[0][0] < end)
+    edge = np.array([0, 0 if whole else 1])
+    offsets = np.zeros((3, end - begin), np.float32)
+    offsets[:, :2] = edge
+    for medium in (video, sound):
+        places = np.concatenate([np.arange(start - begin, stop - begin) for start, stop in medium.spans])
+        offsets[:, places] = edge[1] + 1 + media_positions(medium, merge, per_second, whole)
+    last = max(video.spans[-1], sound.spans[-1])
+    offsets[:, -2:] = offsets[:, last[0] - begin : last[1] - begin].max() + 1 + edge
+    return offsets
+
+
+def media_positions(media: Media, merge: int, per_second: float, whole: bool) -> np.ndarray:
+    """(3, n), of a medium's features among themselves."""
     if media.kind == "audio":
+        count = sum(end - start for start, end in media.spans)
         return np.broadcast_to(np.arange(count), (3, count))
     groups, rows, columns = media.grid[0], media.grid[1] // merge, media.grid[2] // merge
     time, row, column = np.indices((groups, rows, columns)).reshape(3, -1)
-    return np.stack([time.astype(np.float32) * np.float32(media.seconds) * np.float32(per_second), row, column])
+    seconds = time.astype(np.float32) * np.float32(media.seconds) * np.float32(per_second)
+    return np.stack([np.floor(seconds) if whole else seconds, row, column])

@@ -134,6 +134,8 @@ what overshoots after each of two passes."""
 VIDEOS = {name: replace(case, videos=[LARGER[clip] for clip in case.videos]) for name, case in VIDEO_CASES.items()}
 HEARD = AUDIO_CASES | {
     "img_audio": Case(user("image", "audio", "Compare."), images=["upright"], audios=["short_sound"]),
+    "heard_video": Case(user("video", "Describe this video."), videos=["wide_clip"], audios=["long_sound"]),
+    "heard_odd_video": Case(user("image", "video", "What?"), ["small"], ["odd_wide_clip"], ["long_sound"]),
     "audio_video": Case(user("audio", "video", "Compare."), videos=["wide_clip"], audios=["sound"]),
 }
 CASES, BATCHES = VISION_CASES | VIDEOS | HEARD, VISION_BATCHES | VIDEO_BATCHES | AUDIO_BATCHES
