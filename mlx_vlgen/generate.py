@@ -65,7 +65,7 @@ def generate(
     thinking: enable_thinking (False), thinking_budget in tokens, thinking_start_token, thinking_end_token.
     result: logprobs (True), top_logprobs (0), skip_special_tokens (False), include_eos (False).
     pictures: resize_shape as (height, width), min_pixels, max_pixels.
-    frames: video_fps (2), num_frames, max_frames (768).
+    frames: video_fps (2), num_frames, max_frames (768). sound of videos: use_audio_in_video (False).
     guesses: draft_model (a model, its folder or id) with num_draft_tokens (3), or prompt_lookup. Same answer, faster.
     KV cache: kv_bits with kv_group_size (64) and quantized_kv_start (0), or max_kv_size.
     prefill: prefill_step_size (2048), prompt_progress_callback(tokens computed, tokens in all).

@@ -45,7 +45,7 @@ class Prefix:
     key: bytes
     blocks: Sequence[Block]
     length: int
-    delta: int
+    delta: float
 
     def begin(self, cache: kv.Cache) -> kv.Cache:
         """`cache`, which is empty, with these positions in each of its rows."""

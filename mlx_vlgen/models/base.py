@@ -112,7 +112,8 @@ class Embedded:
     tokens: (B, L) int32.
     embeds: (B, L, d), or None for the tokens' rows of the embedding table.
     positions: (3, B, L) int32, rotary positions (time, row, column), or None where they run on from the cache.
-    delta: int or (B,) int32, a row's rotary position minus its cache position after the prompt.
+    delta: a number or (B,), a row's rotary position minus its cache position after the prompt.
+    Both are float32 where a video's times are not whole positions.
     deepstack: (B, L, d) for each of the first text layers, or those that the family names, added to its output.
     two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
     token_types: (B, L) int32, on the host, where they decide the shapes of a forward: other than 0 for tokens of a
@@ -124,7 +125,7 @@ class Embedded:
     tokens: mx.array
     embeds: mx.array | None = None
     positions: mx.array | None = None
-    delta: int | mx.array = 0
+    delta: float | mx.array = 0
     deepstack: Sequence[mx.array] = ()
     two_way: mx.array | None = None
     token_types: np.ndarray | None = None
@@ -133,6 +134,12 @@ class Embedded:
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
+
+    @property
+    def row_delta(self) -> float:
+        """Of a single row; an int wherever it is whole, for which positions are rotated by MLX's own kernel."""
+        delta = float(self.delta)
+        return int(delta) if delta.is_integer() else delta
 
     def __getitem__(self, span: slice) -> "Embedded":
         """The positions of `span`, of every part."""
@@ -291,14 +298,14 @@ class Model(nn.Module):
         """One row (B = 1): the prompt's embeddings with `features` (one per `prompt.media`) in their places."""
         raise NotImplementedError
 
-    def move(self, inputs: Embedded, prompt: Prompt, length: int, delta: int) -> None:
+    def move(self, inputs: Embedded, prompt: Prompt, length: int, delta: float) -> None:
         """Give what `embed` made of `prompt.after(length)` the rotary positions that it has in the whole prompt; those
         after the first `length` tokens are `delta` ahead of plain ones."""
         inputs.delta = inputs.delta + delta
         if inputs.positions is not None:
             inputs.positions = inputs.positions + (length + delta)
 
-    def position_delta(self, prompt: Prompt) -> int:
+    def position_delta(self, prompt: Prompt) -> float:
         """How far the rotary position after a prompt is ahead of its number of tokens."""
         return 0
 

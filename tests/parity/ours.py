@@ -140,6 +140,8 @@ def _media_keywords(case: Expected) -> dict[str, Any]:
         keywords |= {"video": videos if len(videos) > 1 else videos[0], "video_fps": media.video_fps}
     if audios:
         keywords["audio"] = audios if len(audios) > 1 else audios[0]
+    if media.use_audio_in_video:
+        keywords["use_audio_in_video"] = True
     return keywords
 
 
@@ -149,4 +151,5 @@ def _media(case: Expected) -> MediaInputs:
         videos=[media.clip(name) for name in case.videos],
         audios=[media.sound(name) for name in case.audios],
         video_fps=media.CLIP_FPS if case.videos else None,
+        use_audio_in_video=case.hears_videos,
     )
