@@ -72,7 +72,7 @@ class Ernie4_5VLMoeProcessor(QwenVLProcessor):
 
         return sample
 
-    def counted(self) -> Callable[[int, int], np.ndarray]:
+    def count_sampler(self) -> Callable[[int, int], np.ndarray]:
         return evenly
 
     def annotate(self, frames: np.ndarray, timestamps: Sequence[float]) -> np.ndarray:

@@ -80,7 +80,7 @@ class QwenVLProcessor(Processor):
         """The family's rule of which frames of a video to keep; see `load_video`."""
         return None
 
-    def counted(self) -> Callable[[int, int], np.ndarray] | None:
+    def count_sampler(self) -> Callable[[int, int], np.ndarray] | None:
         """The same where their number is given; see `evenly` there."""
         return None
 
@@ -127,7 +127,7 @@ class QwenVLProcessor(Processor):
         return Expansion(text, (count,), pixels, grid, original, normalization=settings.normalization)
 
     def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
-        video = load_clip(source, media, max_frames=768, sampler=self.sampler(media), evenly=self.counted())
+        video = load_clip(source, media, max_frames=768, sampler=self.sampler(media), evenly=self.count_sampler())
         frames, settings = video.frames, self.video_settings
         original = frames.shape[1], frames.shape[2]
         if media.resize_shape:
