@@ -1,7 +1,7 @@
 """The processor of ERNIE 4.5 VL."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -42,7 +42,6 @@ class Ernie4_5VLMoeProcessor(QwenVLProcessor):
     image_bounds = (56 * 56, 6177 * 28 * 28)
     video_bounds = (299 * 28 * 28, 1196 * 28 * 28)
     mean, std = CLIP_MEAN, CLIP_STD
-    evenly = staticmethod(evenly)
 
     @classmethod
     def from_folder(cls, folder: Path, config: Mapping[str, Any]) -> Self:
@@ -72,6 +71,9 @@ class Ernie4_5VLMoeProcessor(QwenVLProcessor):
             return evenly(total, min(max(count, least), media.max_frames or most, total))
 
         return sample
+
+    def count_sampler(self) -> Callable[[int, int], np.ndarray]:
+        return evenly
 
     def annotate(self, frames: np.ndarray, timestamps: Sequence[float]) -> np.ndarray:
         if self.font is None:

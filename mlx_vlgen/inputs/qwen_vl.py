@@ -42,9 +42,6 @@ class QwenVLProcessor(Processor):
     video_settings: PixelSettings
     timed: bool = field(default=False, kw_only=True)
 
-    evenly: ClassVar[Callable[[int, int], np.ndarray] | None] = None
-    """The family's rule of which frames of a video to keep where their number is given; see `load_video`."""
-
     placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
     prompt_tokens = r"<\|(object_ref|box|quad|point)_(start|end)\|>"
     image_bounds: ClassVar[tuple[int, int]] = (56 * 56, 28 * 28 * 1280)
@@ -81,6 +78,10 @@ class QwenVLProcessor(Processor):
 
     def sampler(self, media: MediaInputs) -> Sampler | None:
         """The family's rule of which frames of a video to keep; see `load_video`."""
+        return None
+
+    def count_sampler(self) -> Callable[[int, int], np.ndarray] | None:
+        """The same where their number is given; see `evenly` there."""
         return None
 
     def annotate(self, frames: np.ndarray, timestamps: Sequence[float]) -> np.ndarray:
@@ -126,7 +127,7 @@ class QwenVLProcessor(Processor):
         return Expansion(text, (count,), pixels, grid, original, normalization=settings.normalization)
 
     def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
-        video = load_clip(source, media, max_frames=768, sampler=self.sampler(media), evenly=self.evenly)
+        video = load_clip(source, media, max_frames=768, sampler=self.sampler(media), evenly=self.count_sampler())
         frames, settings = video.frames, self.video_settings
         original = frames.shape[1], frames.shape[2]
         if media.resize_shape:

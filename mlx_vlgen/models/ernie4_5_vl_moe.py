@@ -109,7 +109,7 @@ class VisionTower(nn.Module):
         return self.ln(x)
 
 
-def _joining(inputs: int, outputs: int, eps: float) -> nn.Module:
+def _two_layers(inputs: int, outputs: int, eps: float) -> nn.Module:
     return nn.Sequential(
         nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs), nn.LayerNorm(outputs, eps=eps)
     )
@@ -121,8 +121,8 @@ class Resampler(nn.Module):
     def __init__(self, config: ErnieVisionConfig, out: int, eps: float):
         super().__init__()
         self._joined = config.hidden_size * config.spatial_merge_size**2
-        self.spatial_linear = _joining(self._joined, self._joined, config.rms_norm_eps)
-        self.temporal_linear = _joining(2 * self._joined, self._joined, config.rms_norm_eps)
+        self.spatial_linear = _two_layers(self._joined, self._joined, config.rms_norm_eps)
+        self.temporal_linear = _two_layers(2 * self._joined, self._joined, config.rms_norm_eps)
         self.mlp = nn.Linear(self._joined, out)
         self.after_norm = nn.RMSNorm(out, eps=eps)
 
@@ -174,14 +174,14 @@ class MixtureOfExperts(nn.Module):
             linear = partial(nn.Linear, bias=text["use_bias"])
             self.shared_experts = MLP(hidden, inner[0] * shared, "silu", GATED, linear)
 
-    def __call__(self, x: mx.array, routes: Routes | None) -> mx.array:
+    def __call__(self, x: mx.array, route: Routes | None) -> mx.array:
         flat = x.reshape(-1, x.shape[-1])
-        if routes is None:
+        if route is None:
             out = self._routed(flat, "")
         else:
-            parts: list[tuple[mx.array, Experts]] = [(routes.text, ""), (routes.vision, "_1")]
+            parts: list[tuple[mx.array, Experts]] = [(route.text, ""), (route.vision, "_1")]
             out = mx.concatenate([self._routed(flat[index], experts) for index, experts in parts if index.size])
-            out = out[routes.places]
+            out = out[route.places]
         out = out.reshape(x.shape)
         return out + self.shared_experts(x) if "shared_experts" in self else out
 
@@ -206,10 +206,10 @@ class DecoderLayer(nn.Module):
         self.mlp = MixtureOfExperts(text) if sparse else dense.mlp
         self.input_layernorm, self.post_attention_layernorm = dense.input_layernorm, dense.post_attention_layernorm
 
-    def __call__(self, x: mx.array, routes: Routes | None, mask: Any = None, cache: Any = None) -> mx.array:
+    def __call__(self, x: mx.array, route: Routes | None, mask: Any = None, cache: Any = None) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), mask, cache)
         h = self.post_attention_layernorm(x)
-        return x + (self.mlp(h, routes) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h))
+        return x + (self.mlp(h, route) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h))
 
 
 def is_no_router(name: str, module: nn.Module | None = None) -> bool:

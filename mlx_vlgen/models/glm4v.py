@@ -129,7 +129,7 @@ class Tower(nn.Module):
         self.downsample = Downsample(hidden, out, self.merge)
         self.merger = Merger(out, merger_size, config.hidden_act)
 
-    def place(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
+    def add_positions(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
         """Embedded patches (B, N, d) of a grid, at `row` and `column` (N,), with what tells their places."""
         return x
 
@@ -138,7 +138,7 @@ class Tower(nn.Module):
     ) -> tuple[mx.array, list[mx.array]]:
         row, column = merge_order(rows, columns, self.merge)
         cos, sin = rotary_2d(row, column, self.head_size, self._theta)
-        x = self.place(self.patch_embed(pixels, normalization), row, column, rows, columns)
+        x = self.add_positions(self.patch_embed(pixels, normalization), row, column, rows, columns)
         for block in self.blocks:
             before, x = x, block(x, cos, sin)
             pace(before, x)
@@ -151,7 +151,7 @@ class VisionTower(Tower):
         self.embeddings = VisionEmbeddings(config.image_size // config.patch_size, config.hidden_size)
         self.post_conv_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def place(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
+    def add_positions(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
         return self.post_conv_layernorm(x) + self.embeddings(row, column, rows, columns)
 
 

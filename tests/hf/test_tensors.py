@@ -1,4 +1,4 @@
-"""Prompts as tensors and back: nothing is lost, and for Qwen and GLM they are those of transformers."""
+"""Prompts as tensors and back: nothing is lost, and for Qwen, GLM and ERNIE they are those of transformers."""
 
 from collections.abc import Callable
 from functools import cache
@@ -25,7 +25,7 @@ from mlx_vlgen.models import find
 
 FAMILIES = expected.families()
 SEEING = [name for name in FAMILIES if expected.record(name)["processor"]]
-GRIDDED = ["qwen3_vl", "qwen2_vl", "qwen2_5_vl", "glm4v"]
+GRIDDED = ["qwen3_vl", "qwen2_vl", "qwen2_5_vl", "glm4v", "glm46v", "glm_ocr", "paddleocr_vl", "ernie4_5_vl_moe"]
 MIXES = ["qwen2_5_vl", "llava_onevision", "smolvlm", "pixtral", "gemma4"]
 
 
@@ -108,11 +108,12 @@ def of_transformers(family: str, names: list[str]) -> dict[str, np.ndarray]:
     ids = [np.concatenate([np.full(pad, pad_token(family)), case.ids]) for pad, case in zip(pads, cases, strict=True)]
     mask = [np.repeat([0, 1], [pad, len(case.ids)]) for pad, case in zip(pads, cases, strict=True)]
     tensors = {"input_ids": np.stack(ids), "attention_mask": np.stack(mask)}
-    image, video = (
-        tokenizer.convert_tokens_to_ids(processor(family).placeholders[kind]) for kind in ("image", "video")
-    )
+    tokens = processor(family).placeholders
+    image, video = (tokenizer.convert_tokens_to_ids(tokens.get(kind, "")) for kind in ("image", "video"))
     types = (tensors["input_ids"] == image) * 1 + (tensors["input_ids"] == video) * 2
-    if family == "glm4v":  # features of a clip are called pictures' and told apart by what stands around all of them
+    if family.startswith(
+        "glm"
+    ):  # features of a clip are called pictures' and told apart by what stands around all of them
         begin, end = tokenizer.convert_tokens_to_ids(["<|begin_of_video|>", "<|end_of_video|>"])
         inside = (tensors["input_ids"] == begin).cumsum(axis=1) > (tensors["input_ids"] == end).cumsum(axis=1)
         types *= 1 + inside

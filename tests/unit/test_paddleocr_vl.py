@@ -12,7 +12,7 @@ from mlx_vlgen.errors import LoadError
 from mlx_vlgen.inputs.paddleocr_vl import PaddleOCRVLProcessor
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.models.decoders import text_arguments as known_arguments
-from mlx_vlgen.models.paddleocr_vl import text_arguments
+from mlx_vlgen.models.paddleocr_vl import PaddleOCRVL, text_arguments
 
 SIZES = [
     (10, 100, (140, 1232)), (100, 10, (1232, 140)), (20, 20, (392, 392)), (1, 150, (56, 4704)), (500, 333, (504, 336)),
@@ -43,6 +43,17 @@ def test_an_unused_table_is_passed_over_and_an_absent_output_layer_is_the_embedd
         load(folder)
     write_json(folder / "config.json", read_json(folder / "config.json") | {"tie_word_embeddings": True})
     assert "lm_head" not in load(folder)[0].language_model
+
+
+def test_names_of_transformers_modules_are_read_too() -> None:
+    """It reads them and does not write them."""
+    names = {
+        "model.visual.vision_model.encoder.layers.0.mlp.fc1.bias": "vision_tower.layers.0.mlp.fc1.bias",
+        "model.visual.vision_model.post_layernorm.bias": "vision_tower.post_layernorm.bias",
+        "model.projector.linear_1.bias": "vision_tower.projector.linear_1.bias",
+        "model.language_model.norm.weight": "language_model.model.norm.weight",
+    }
+    assert {name: PaddleOCRVL.rename(name) for name in names} == names
 
 
 def test_what_the_decoder_would_leave_out_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..recipe import HEADS, Ids, Recipe, rope
+from ..recipe import HEADS, Config, Ids, Recipe, rope
 from .glm4v import BATCHES, CASES, PACED, TOKENIZER, TOKENS, mlx
 
 
@@ -27,4 +27,13 @@ def _config(ids: Ids, vocabulary: int) -> Any:
     )
 
 
-RECIPES = {"glm_ocr": Recipe(_config, TOKENIZER, CASES, BATCHES, PACED, mlx=mlx)}
+def published(config: Config) -> None:
+    """As transformers 5 saves it, which it is published for."""
+    text, vision = config["text_config"], config["vision_config"]
+    text["dtype"] = text.pop("torch_dtype")
+    del vision["torch_dtype"]
+    text["rope_parameters"] = text.pop("rope_scaling") | {"rope_theta": text.pop("rope_theta")}
+    vision["model_type"] += "_vision"
+
+
+RECIPES = {"glm_ocr": Recipe(_config, TOKENIZER, CASES, BATCHES, PACED, legacy=published, mlx=mlx)}

@@ -70,17 +70,10 @@ def processor(tokenizer: Any) -> Any:
     return transformers.PaddleOCRVLProcessor(image, tokenizer, chat_template=tokenizer.chat_template)
 
 
-def modules(tensors: Tensors) -> Tensors:
-    """The names of transformers' modules, which it reads and does not write."""
-    pairs = (
-        ("visual.", "model.visual."), ("mlp_AR.", "model.projector."), ("model.", "model.language_model."),
-    )  # fmt: skip
-    return renamed(tensors, *pairs)
-
-
 def legacy(config: Config) -> None:
     """The text decoder's fields among the model's."""
     text = config.pop("text_config")
+    text["rope_scaling"]["type"] = "default"
     config |= {key: value for key, value in text.items() if key not in config and key != "model_type"}
 
 
@@ -98,6 +91,6 @@ def mlx(tensors: Tensors) -> Tensors:
 RECIPES = {
     "paddleocr_vl": Recipe(
         config, TOKENIZER, CASES, VISION_BATCHES,
-        ProcessorKit("paddleocr_vl", processor, image_pixels), RULES, hub=modules, mlx=mlx, legacy=legacy,
+        ProcessorKit("paddleocr_vl", processor, image_pixels), RULES, mlx=mlx, legacy=legacy,
     ),
 }  # fmt: skip
