@@ -71,6 +71,7 @@ FAMILIES: dict[str, Family] = {
     "deepseek_ocr2": Family(
         "mlx_vlgen.models.deepseek_ocr2:DeepseekOcr2", "mlx_vlgen.inputs.deepseek_ocr:DeepseekOcr2Processor"
     ),
+    "kimi_k25": Family("mlx_vlgen.models.kimi_k25:KimiK25", "mlx_vlgen.inputs.kimi_k25:KimiK25Processor"),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
@@ -101,7 +102,6 @@ PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
 _MLX_LM_BLIND = {
     "gemma3n",
     "gemma4_unified",
-    "kimi_k25",
     "kimi_k3",
     "kimi_vl",
     "llama4",

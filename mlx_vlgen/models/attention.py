@@ -137,6 +137,7 @@ class VisionAttention(nn.Module):
     names: of the layers for queries, keys, values and output; or of one for all three, and output.
     linear, out_linear: make these layers.
     norm: makes norms of queries and keys, over all heads together, from d; None where there are none.
+    traditional: see `layers.rotate`.
     """
 
     def __init__(
@@ -147,9 +148,10 @@ class VisionAttention(nn.Module):
         linear: Linear = nn.Linear,
         out_linear: Linear = nn.Linear,
         norm: Callable[[int], nn.Module] | None = None,
+        traditional: bool = False,
     ):
         super().__init__()
-        self.heads = heads
+        self.heads, self._traditional = heads, traditional
         self._inputs, self._output = tuple(names[:-1]), names[-1]  # MLX takes a list for modules
         for name in self._inputs:
             self[name] = linear(hidden, 3 * hidden // len(self._inputs))
@@ -169,7 +171,7 @@ class VisionAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (split_heads(part, self.heads) for part in (q, k, v))
         if cos is not None and sin is not None:
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q, k = (rotate(part, cos, sin, self._traditional) for part in (q, k))
         scale = q.shape[-1] ** -0.5
         out = windowed_attention(q, k, v, scale, windows) if windows else attention(q, k, v, scale)
         return self[self._output](merge_heads(out))

@@ -44,7 +44,9 @@ class Driver:
         extra: Sequence[Any] = ()
         if self._record.extra_inputs is not None:
             extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset)
-        return decode(text.model, replace(inputs, embeds=embeds), cache, offset, within_window, extra)
+        return decode(
+            text.model, replace(inputs, embeds=embeds), cache, offset, within_window, extra, self._record.mask_arrays
+        )
 
     def logits(self, text: nn.Module, h: mx.array, at: mx.array | None) -> mx.array:
         """(B, L, V) of the last states (B, L, d); (B, V) at position `at[b]` of each row where it is given."""
