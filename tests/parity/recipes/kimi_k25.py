@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from ..recipe import (
+    VIDEO_BATCHES,
+    VIDEO_CASES,
     VISION_BATCHES,
     VISION_CASES,
     Case,
@@ -25,6 +27,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<|im_' + m['role'] + '|>' + m['role'] + '<|im_middle|>' }}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}{{ '<|media_begin|>image<|media_content|><|media_pad|><|media_end|>' }}"
+    "{% elif c['type'] == 'video' %}{{ '<|kimi_k25_video_placeholder|>' }}"
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_assistant|>assistant<|im_middle|>' }}{% endif %}"
 )
@@ -44,7 +47,8 @@ YARN = {
     "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
 }  # fmt: skip
 # Of "thin" torchvision, which resizes here, makes levels that are far from Pillow's, as it does of floats.
-CASES = VISION_CASES | {"wide": Case(user("image", "How wide is it?"), images=["wide"])}
+CASES = VISION_CASES | VIDEO_CASES | {"wide": Case(user("image", "How wide is it?"), images=["wide"])}
+BATCHES = VISION_BATCHES | VIDEO_BATCHES
 
 
 def _config(ids: Ids, vocabulary: int) -> Any:
@@ -75,7 +79,7 @@ def _processor(tokenizer: Any) -> Any:
     import transformers
 
     image = transformers.Kimi_K25ImageProcessor(size={"max_height": 8, "max_width": 8}, max_patches=40)
-    video = transformers.Kimi_K25VideoProcessor()
+    video = transformers.Kimi_K25VideoProcessor(size={"max_height": 8, "max_width": 8}, max_patches=20)
     return transformers.Kimi_K25Processor(image, tokenizer, video, chat_template=tokenizer.chat_template)
 
 
@@ -85,6 +89,14 @@ def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[i
     _, rows, columns = made["image_grid_thw"][0].tolist()
     patches = np.asarray(made["pixel_values"]).reshape(rows, columns, 3, 14, 14).transpose(2, 0, 3, 1, 4)
     return patches.reshape(1, 3, rows * 14, columns * 14), ()
+
+
+def video_pixels(processor: Any, clip: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Its patches as frames."""
+    made = processor.video_processor(videos=[clip], do_sample_frames=False, return_tensors="pt")
+    _, rows, columns = made["video_grid_thw"][0].tolist()
+    patches = np.asarray(made["pixel_values_videos"]).reshape(len(clip), rows, columns, 3, 14, 14)
+    return patches.transpose(0, 3, 1, 4, 2, 5).reshape(len(clip), 3, rows * 14, columns * 14), (4,)
 
 
 def _hub(tensors: Tensors) -> Tensors:
@@ -128,7 +140,7 @@ def _published(config: Config) -> None:
 
 RECIPES = {
     "kimi_k25": Recipe(
-        _config, TOKENIZER, CASES, VISION_BATCHES, ProcessorKit("kimi_k25", _processor, image_pixels), RULES,
+        _config, TOKENIZER, CASES, BATCHES, ProcessorKit("kimi_k25", _processor, image_pixels, video_pixels), RULES,
         hub=_hub, mlx=_mlx, mlx_config=_published,
     ),
 }  # fmt: skip
