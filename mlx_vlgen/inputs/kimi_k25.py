@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
 
-from .images import ImageSettings, Size, read_colors, refuse_pixel_bounds
+from ..errors import UnsupportedError
+from .images import ImageSettings, Size, read_colors
 from .processor import FEWER_FRAMES, Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 from .video import load_clip
@@ -62,6 +63,14 @@ class MoonVitSettings(ImageSettings):
             **read_colors(settings),
         )
 
+    def bounded(self, media: MediaInputs) -> Self:
+        """With a request's bound of an image's, or a frame's, area."""
+        if media.min_pixels is not None:
+            raise UnsupportedError("min_pixels: this model's processor enlarges no picture; leave it out")
+        if media.max_pixels is None:
+            return self
+        return replace(self, max_patches=max(1, min(self.max_patches, media.max_pixels // self.patch**2)))
+
     def shrunk(self, height: int, width: int) -> Size:
         """The (height, width) within the bounds, the aspect kept; never enlarged."""
         patches = max(1, height // self.patch) * max(1, width // self.patch)
@@ -109,19 +118,18 @@ class KimiK25Processor(Processor):
         }
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
-        refuse_pixel_bounds(media)
         if kind == "video":
             return self._expand_video(source, media)
-        settings = self.image_settings
+        settings = self.image_settings.bounded(media)
         image, original = settings.load(source, media)
         pixels = settings.pixels(image)
         count = settings.count(pixels)
-        self.check_count(kind, original, count, "resize_shape (--resize-shape) makes it smaller")
+        self.check_count(kind, original, count, "max_pixels (--max-pixels) makes it smaller")
         text, normalization = self.placeholders[kind] * count, settings.normalization
         return Expansion(text, (count,), pixels[np.newaxis], (), original, normalization=normalization)
 
     def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
-        settings = self.video_settings
+        settings = self.video_settings.bounded(media)
         fps = settings.fps if media.video_fps is None else media.video_fps
 
         def sampler(total: int, rate: float) -> np.ndarray:
@@ -132,7 +140,12 @@ class KimiK25Processor(Processor):
         pixels = np.stack([settings.pixels(image) for image in settings.frame_images(video.frames, media)])
         starts = video.timestamps[:: settings.frames]
         count = settings.count(pixels[0])
-        self.check_count("video", video.frames.shape[1:3], count * len(starts), FEWER_FRAMES)
+        self.check_count(
+            "video",
+            video.frames.shape[1:3],
+            count * len(starts),
+            f"max_pixels (--max-pixels) makes frames smaller, {FEWER_FRAMES}",
+        )
         features = self.feature_tokens.get("video", VIDEO) * count
         text = "".join(
             f"{clock(start)}<|media_begin|>video<|media_content|>{features}<|media_end|>" for start in starts
