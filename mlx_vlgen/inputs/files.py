@@ -79,15 +79,18 @@ MAX_SIDE = 1 << 13
 _SIDE, _AREA, _TOKENS, _TILES = (1, MAX_SIDE), (1, 1 << 28), (1, 1 << 16), (0, 256)
 _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("patch_size", "encoder_patch_size"), (1, 256)),
-    **dict.fromkeys(("merge_size", "spatial_merge_size", "temporal_patch_size", "pooling_kernel_size"), (1, 16)),
+    **dict.fromkeys(
+        ("merge_size", "spatial_merge_size", "temporal_patch_size", "pooling_kernel_size", "merge_kernel_size"), (1, 16)
+    ),
     **dict.fromkeys(("downsample_factor", "scale_factor"), (1, 16)),
     **dict.fromkeys(("image_size", "tile_size", "height", "width", "image_grid_pinpoints"), _SIDE),
-    **dict.fromkeys(("size", "crop_size"), _SIDE),
+    **dict.fromkeys(("size", "crop_size", "max_height", "max_width", "patch_limit_on_one_side"), _SIDE),
     **dict.fromkeys(("max_pixels", "longest_edge"), _AREA),
     **dict.fromkeys(("min_pixels", "shortest_edge"), (1, 1 << 26)),
     **dict.fromkeys(("min_patches", "max_patches", "min_tiles", "max_tiles"), _TILES),
     **dict.fromkeys(("min_dynamic_patch", "max_dynamic_patch"), _TILES),
     **dict.fromkeys(("min_image_tokens", "max_image_tokens", "max_soft_tokens", "mm_tokens_per_image"), _TOKENS),
+    **dict.fromkeys(("in_patch_limit", "in_patch_limit_each_frame"), (1, 1 << 20)),
     **dict.fromkeys(("num_frames", "min_frames", "max_frames", "max_video_tokens"), (1, 1 << 20)),
     **dict.fromkeys(("fps", "max_duration"), (1e-3, 1e6)),
     **dict.fromkeys(("sampling_rate", "n_samples"), (1000, 1 << 26)),
@@ -108,8 +111,10 @@ def check_settings(path: Path, settings: Any, key: str = "") -> None:
     key: what the settings are called there. A size may be a number, a list, or a dictionary that names its sides.
     """
     if isinstance(settings, Mapping):
+        size = settings.get("size")
+        of_patches = isinstance(size, Mapping) and "max_height" in size  # MoonViT's: not of tiles
         for name, value in settings.items():
-            check_settings(path, value, name)
+            check_settings(path, value, "in_patch_limit" if of_patches and name == "max_patches" else name)
     elif isinstance(settings, list):
         if key in ("image_mean", "image_std") and len(settings) not in (0, 3):
             raise LoadError(f"{path} says {key} = {settings!r:.80}; expected three numbers, of red, green and blue.")

@@ -87,6 +87,7 @@ FAMILIES: dict[str, Family] = {
         "mlx_vlgen.models.deepseek_ocr2:DeepseekOcr2", "mlx_vlgen.inputs.deepseek_ocr:DeepseekOcr2Processor"
     ),
     "idefics2": Family("mlx_vlgen.models.idefics2:Idefics2", "mlx_vlgen.inputs.idefics2:Idefics2Processor"),
+    "kimi_k25": Family("mlx_vlgen.models.kimi_k25:KimiK25", "mlx_vlgen.inputs.kimi_k25:KimiK25Processor"),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
     "ovis2": Family("mlx_vlgen.models.ovis2:Ovis2", "mlx_vlgen.inputs.ovis2:Ovis2Processor"),
@@ -136,7 +137,6 @@ PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
 _MLX_LM_BLIND = {
     "gemma3n",
     "gemma4_unified",
-    "kimi_k25",
     "kimi_k3",
     "kimi_vl",
     "minimax_m3_vl",

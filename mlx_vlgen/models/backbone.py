@@ -34,11 +34,12 @@ def decode(
     within_window: bool = True,
     extra_inputs: Sequence[Any] = (),
     deepstack_layers: Sequence[int] | None = None,
+    mask_arrays: bool = False,
 ) -> mx.array:
     """Run the layers of `body`, an mlx-lm decoder with `embed_tokens` and `layers`: (B, L, d), before the last norm.
 
     offset: what the rotary modules of all layers take as offset; None for that of each layer's cache.
-    within_window: see `Masks`.
+    within_window, mask_arrays: see `Masks`.
     extra_inputs: what its layers take between the states and the mask, the same for all.
     deepstack_layers: to which layers' output `inputs.deepstack` is added, -1 being the embeddings; None: to the first.
     """
@@ -47,7 +48,7 @@ def decode(
     deepstack = dict(zip(layers, inputs.deepstack, strict=False))
     if -1 in deepstack:
         h = h + deepstack[-1]
-    masks = Masks(h, inputs.two_way, within_window)
+    masks = Masks(h, inputs.two_way, within_window, mask_arrays)
     capture = inputs.capture
     if capture is not None:
         capture.hidden_states.append(h)
@@ -75,10 +76,11 @@ class Masks:
     two_way: (B, L) int32, see `Embedded`. Such tokens lie in one chunk, so they are among its last keys.
     within_window: whether a sliding layer's window hides such tokens that lie far behind (Gemma 3), or other tokens
     only (PaliGemma 2).
+    arrays: whether layers take no name of a mask, "causal".
     """
 
-    def __init__(self, h: mx.array, two_way: mx.array | None = None, within_window: bool = True):
-        self._h, self._two_way, self._within_window = h, two_way, within_window
+    def __init__(self, h: mx.array, two_way: mx.array | None = None, within_window: bool = True, arrays: bool = False):
+        self._h, self._two_way, self._within_window, self._arrays = h, two_way, within_window, arrays
         self._masks: dict[Any, Any] = {}
 
     def __call__(self, cache: Any) -> Any:
@@ -91,7 +93,7 @@ class Masks:
         length = self._h.shape[1]
         if isinstance(cache, ArraysCache):
             return cache.make_mask(length)
-        mask = cache.make_mask(length, return_array=self._two_way is not None, window_size=None)
+        mask = cache.make_mask(length, return_array=self._arrays or self._two_way is not None, window_size=None)
         if self._two_way is None or mask is None:  # None: a single token
             return mask
         same = (self._two_way[:, :, None] == self._two_way[:, None, :]) & (self._two_way > 0)[:, :, None]

@@ -70,7 +70,8 @@ def capturing(layer: nn.Module, cache: Any, offset: Any) -> CapturingCache:
     """The cache for a layer whose attention weights are recorded. UnsupportedError for one without plain attention."""
     attention = layer.self_attn if "self_attn" in layer else None
     # Cohere 2's full-attention layers have a rotary module and do not use it.
-    if attention is None or "rope" not in attention or not getattr(attention, "use_sliding_window", True):
+    latent = attention is not None and "kv_a_layernorm" in attention
+    if attention is None or latent or "rope" not in attention or not getattr(attention, "use_sliding_window", True):
         raise UnsupportedError("output_attentions: this model has layers without plain attention; leave it out")
     if not isinstance(attention.rope, CapturingRope):
         attention.rope = CapturingRope(attention.rope)  # it stays: it holds nothing of this request

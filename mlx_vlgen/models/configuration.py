@@ -108,6 +108,7 @@ def yarn_settings(rope: Config, text: Config) -> Arguments:
         "beta_slow": rope.get("beta_slow") or 1,
         "mscale": (scale - 1) / growth if growth else 1.0,
         "mscale_all_dim": 0,
+        "mscale_of_scores": all_dim,  # of latent attention only, whatever attention_factor says
     }
 
 

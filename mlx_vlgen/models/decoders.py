@@ -1,6 +1,7 @@
 """mlx-lm's text decoders, one record each: what a configuration means to transformers, what mlx-lm's decoder would
 leave out of it, and what happens to embeddings and logits outside of the layers."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,17 @@ def _mistral_decoder(args: Arguments) -> nn.Module:
 def _hunyuan_vl_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's dense Hunyuan; its family brings the rotary module."""
     return mlx_lm_decoder(args | {"model_type": "hunyuan_v1_dense", "rope_scaling": None, "use_qk_norm": True})
+def _kimi_k2_decoder(args: Arguments) -> nn.Module:
+    """mlx-lm's of DeepSeek-V3, whose attention adds what positions give to other scores, and so is none of ours. How
+    much sharper YaRN makes it is left to us: `rope_scaling` says it for the rotated values only."""
+    decoder, arguments = text_decoder(args)
+    network: nn.Module = decoder(arguments.from_dict(args))
+    scaling = args.get("rope_scaling") or {}
+    if growth := scaling.get("mscale_of_scores"):
+        sharper = 1 + 0.1 * growth * math.log(max(scaling["factor"], 1.0))
+        for layer in network.layers:
+            layer.self_attn.scale *= sharper**2
+    return network
 
 
 def _unscaled(x: mx.array, args: Arguments) -> mx.array:
@@ -66,6 +78,7 @@ class Decoder:
     scale_inputs: tokens' embeddings and features (..., d) alike, as they go into the first layer.
     scale_logits: logits (..., V) as the output layer gives them.
     extra_inputs: what layers take between the states (B, L, d) and the mask; offset: an int or (B,), where these begin.
+    mask_arrays: whether they take no name of a mask.
     """
 
     refusals: Refusals
@@ -76,6 +89,7 @@ class Decoder:
     scale_inputs: Scale = _unscaled
     scale_logits: Scale = _unscaled
     extra_inputs: Callable[[Arguments, mx.array, Any], tuple[Any, ...]] | None = None
+    mask_arrays: bool = False
 
 
 def text_arguments(config: Mapping[str, Any]) -> Arguments:
@@ -169,6 +183,13 @@ _DEEPSEEK = _LLAMA | {
     "first_k_dense_replace": 0, "n_shared_experts": 2, "num_experts_per_tok": None, "num_key_value_heads": None,
     "moe_intermediate_size": 1407,
 }  # fmt: skip
+_KIMI_K2 = _LLAMA | {
+    "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "n_shared_experts": 1,
+    "routed_scaling_factor": 2.5, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "qk_nope_head_dim": 128, "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
+    "norm_topk_prob": True, "max_position_embeddings": 4096, "rope_theta": 1e4,
+}  # fmt: skip
 _GEMMA2 = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
@@ -229,6 +250,7 @@ DECODERS: dict[str, Decoder] = {
         refusals.llama4, Llama4TextConfig.complete({}), configuration.read_granite, network=Llama4Text
     ),
     "hunyuan_vl_text": Decoder(refusals.hunyuan, _HUNYUAN, configuration.read_granite, network=_hunyuan_vl_decoder),
+    "kimi_k2": Decoder(refusals.kimi_k2, _KIMI_K2, configuration.read_deepseek, _kimi_k2_decoder, mask_arrays=True),
     "glm4": Decoder(refusals.glm4, {}),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }

@@ -159,17 +159,35 @@ def gemma(args: Arguments) -> list[str | None]:
 
 
 def deepseek(args: Arguments) -> list[str | None]:
-    layers, dense = args["num_hidden_layers"], args["first_k_dense_replace"]
-    regular = ["dense"] * dense + ["sparse"] * (layers - dense)
     grouped = args.get("topk_method", "greedy") != "greedy" and (args.get("n_group") or 1) > 1
     return [
         *llama(args),
         _stretched(args),
         "latent keys and values" if args.get("use_mla") else None,
-        "an irregular order of dense and sparse layers" if args.get("mlp_layer_types", regular) != regular else None,
+        _irregular_experts(args),
         "experts in groups" if grouped else None,
         "a scale of its experts" if args.get("routed_scaling_factor", 1.0) != 1.0 else None,
         "weights of experts that sum to one" if args.get("norm_topk_prob") else None,
         "scores of experts by sigmoid" if args.get("scoring_func", "softmax") != "softmax" else None,
         "an output layer that is its embeddings" if args.get("tie_word_embeddings") else None,
     ]
+
+
+def kimi_k2(args: Arguments) -> list[str | None]:
+    stretched = rope_type(args.get("rope_scaling") or {}) not in ("default", "yarn")
+    return [
+        *llama(args),
+        "scaled rotary positions" if stretched else None,
+        None if args.get("rope_interleave", True) else "rotary positions of two halves",
+        "experts in groups" if (args.get("n_group") or 1) > 1 else None,
+        "scores of experts that are no sigmoid" if args.get("scoring_func", "sigmoid") != "sigmoid" else None,
+        "experts chosen in another way" if args.get("topk_method", "noaux_tc") != "noaux_tc" else None,
+        _irregular_experts(args),
+        "an output layer that is its embeddings" if args.get("tie_word_embeddings") else None,
+    ]
+
+
+def _irregular_experts(args: Arguments) -> str | None:
+    layers, dense = args["num_hidden_layers"], args["first_k_dense_replace"]
+    regular = ["dense"] * dense + ["sparse"] * (layers - dense)
+    return None if args.get("mlp_layer_types", regular) == regular else "an irregular order of dense and sparse layers"

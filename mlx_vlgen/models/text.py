@@ -45,8 +45,8 @@ class Driver:
         extra: Sequence[Any] = ()
         if self._record.extra_inputs is not None:
             extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset)
-        inputs = replace(inputs, embeds=embeds)
-        return decode(text.model, inputs, cache, offset, within_window, extra, deepstack_layers)
+        inputs, masks = replace(inputs, embeds=embeds), self._record.mask_arrays
+        return decode(text.model, inputs, cache, offset, within_window, extra, deepstack_layers, masks)
 
     def logits(self, text: nn.Module, h: mx.array, at: mx.array | None) -> mx.array:
         """(B, L, V) of the last states (B, L, d); (B, V) at position `at[b]` of each row where it is given."""
