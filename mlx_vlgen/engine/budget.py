@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .._mlx_lm import ArraysCache
 from .._runtime import memory_available
-from ..models.base import LayerKind, Opaque, Recurrent, Sliding
+from ..models.base import CrossAttention, LayerKind, Opaque, Recurrent, Sliding
 from .cache import Cache
 from .kv_settings import KVSettings
 from .request import Row
+from .states import StateCache
 
 MEMORY_SHARE = 0.8
 """Of the memory that is free, what caches may take: forwards need some, slots to spare, and so do other programs."""
@@ -27,8 +27,8 @@ class LayerSize:
     @classmethod
     def of(cls, cache: object) -> "LayerSize":
         """Read off the shapes of a cache that was used."""
-        if isinstance(cache, ArraysCache):
-            return cls(state=sum(array.nbytes // len(array) for array in cache.cache if array is not None))
+        if isinstance(cache, StateCache):
+            return cls(state=cache.row_bytes)
         keys, values = cache.state[:2]  # type: ignore[attr-defined]
         return cls(sum(part.shape[1] * part.shape[3] for part in (keys, values)), keys.dtype.size)
 
@@ -44,7 +44,7 @@ def bytes_needed(layers: Layers, settings: KVSettings, positions: int) -> int:
 
 def _layer_bytes(kind: LayerKind, size: LayerSize, settings: KVSettings, positions: int) -> int:
     whole, packed = positions, 0
-    if isinstance(kind, Recurrent):
+    if isinstance(kind, Recurrent | CrossAttention):
         whole = 0
     elif isinstance(kind, Sliding):
         whole = min(positions, kind.window)

@@ -10,11 +10,11 @@ from typing import Any
 
 from .._runtime import mx
 from ..errors import UnsupportedError
-from ..models.base import Embedded, Full, LayerKind, Model, Opaque, Recurrent, Sliding
+from ..models.base import CrossAttention, Embedded, Full, LayerKind, Model, Opaque, Recurrent, Sliding
 from .kv_settings import SINKS, KVSettings
 from .quantized import QuantizedCache
 from .slots import AttentionCache, Reach
-from .states import StateCache
+from .states import CrossCache, StateCache
 
 Cache = list[Any]
 """One cache object a layer: ours, or what an `Opaque` layer makes."""
@@ -43,6 +43,8 @@ def make_cache(
                 return AttentionCache(Reach(window=window, chunked=chunked), padded, expected)
             case Recurrent(size):
                 return StateCache(size, padded and [length - begun for length in padded])
+            case CrossAttention():
+                return CrossCache(1 if padded is None else len(padded))
             case Opaque(make):
                 if padded is not None:
                     raise ValueError("rows of this model cannot be prefilled together")
@@ -128,7 +130,7 @@ def alone(cache: Cache, row: int) -> Cache:
 def can_roll_back(layout: Sequence[LayerKind], settings: KVSettings) -> bool:
     """Whether positions can be taken back from such caches: not from states, nor from a bound, which has pushed out
     what would come back."""
-    return settings.max_size is None and all(isinstance(kind, Full | Sliding) for kind in layout)
+    return settings.max_size is None and all(isinstance(kind, Full | Sliding | CrossAttention) for kind in layout)
 
 
 def reserve(cache: Cache, count: int) -> None:

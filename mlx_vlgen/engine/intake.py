@@ -75,7 +75,7 @@ class Intake:
     def _check_tokens(self, row: Row) -> None:
         """Every id of the request reaches MLX through here."""
         request, size = row.request, self._vocab_size
-        check_prompt("prompt", row.prompt, size)
+        check_prompt("prompt", row.prompt, self._model.prompt_vocab_size)
         check_ids("logit_bias", request.sampling.logit_bias, size)
         check_ids("end_tokens", request.end_tokens or (), size)
         if request.guidance is not None:

@@ -1,8 +1,9 @@
-"""The cache of a recurrent layer: states that every step rewrites, of the rows that run together."""
+"""Caches that do not grow with a row: states of recurrent layers, which every step rewrites, and what cross-attention
+layers attend to."""
 
 import copy
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from .._mlx_lm import ArraysCache
 from .._runtime import mx
@@ -34,6 +35,95 @@ class StateCache(ArraysCache):
         rows = self.batch_size
         self.cache = [mx.repeat(state, rows, axis=0) for state in states]
 
+    @property
+    def row_bytes(self) -> int:
+        """Of what the largest row holds."""
+        return sum(array.nbytes // len(array) for array in self.cache if array is not None)
+
+    def stored(self, row: int, earlier: Sequence[mx.array] | None = None) -> list[mx.array]:
+        """Copies of a row's states, each (1, …). earlier: take these for those of all rows."""
+        return [array[mx.array([row])] for array in (self.cache if earlier is None else earlier)]
+
     def extract(self, row: int) -> Self:
         """One row alone, in a cache of its own; this one stays as it is."""
         return self.take([row])
+
+
+class CrossCache(StateCache):
+    """Of a layer that attends to its rows' pictures: written with the first positions of a prompt, and never again.
+
+    rows: of each row its keys and values (1, H, K, D), and which of them its next tokens attend to (1, K); None without
+    pictures.
+    """
+
+    def __init__(self, rows: int = 1):
+        super().__init__(0)
+        self.rows: list[list[mx.array] | None] = [None] * rows
+        self._joined: list[mx.array] | None = None
+
+    @property
+    def state(self) -> list[mx.array]:
+        return [array for row in self.rows for array in row or ()]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in [*self.state, *(self._joined or ())])
+
+    @property
+    def row_bytes(self) -> int:
+        return max(sum(array.nbytes for array in row or ()) for row in self.rows)
+
+    def write(self, parts: Sequence[mx.array], counts: Sequence[int]) -> None:
+        """Begin all rows. parts: as `joined` gives them; counts: how many keys are each row's."""
+        keys, values, seen = parts
+        self._set(
+            [
+                [keys[b : b + 1, :, :n], values[b : b + 1, :, :n], seen[b : b + 1, :n]] if n else None
+                for b, n in enumerate(counts)
+            ]
+        )
+
+    def joined(self) -> list[mx.array] | None:
+        """Keys and values (B, H, K, D) of all rows, and which of them these attend to (B, K); None where no row has
+        any. Made when rows have changed."""
+        known = [row for row in self.rows if row is not None]
+        if not known:
+            return None
+        if len(self.rows) == 1:
+            return known[0]
+        if self._joined is None:
+            longest = max(row[0].shape[2] for row in known)
+            empty = [known[0][0][:, :, :0], known[0][1][:, :, :0], known[0][2][:, :0]]
+
+            def padded(part: mx.array, axis: int) -> mx.array:
+                return mx.pad(part, [(0, longest - size if i == axis else 0) for i, size in enumerate(part.shape)])
+
+            rows = [[padded(part, min(2, part.ndim - 1)) for part in row or empty] for row in self.rows]
+            self._joined = [mx.concatenate(list(parts)) for parts in zip(*rows, strict=True)]
+            mx.eval(self._joined)
+        return self._joined
+
+    def _set(self, rows: list[list[mx.array] | None]) -> None:
+        self.rows, self._joined = rows, None
+
+    def extend(self, other: Self) -> None:
+        self._set(self.rows + other.rows)
+
+    def select(self, rows: Sequence[int]) -> None:
+        self._set([self.rows[row] for row in rows])
+
+    def restore(self, states: Sequence[mx.array]) -> None:
+        self._set([list(states) or None] * len(self.rows))
+
+    def stored(self, row: int, earlier: Any = None) -> list[mx.array]:
+        """The row's arrays, which nobody writes; none without pictures."""
+        return list(self.rows[row] or ())
+
+    def finalize(self) -> None:
+        pass
+
+    def reserve(self, count: int) -> None:
+        pass
+
+    def rollback(self, drop: Sequence[int]) -> None:
+        pass

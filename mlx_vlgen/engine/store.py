@@ -315,8 +315,7 @@ class Prefixes:
                     if lacks and _count(runs := layer.stored(row, start, stop)) > _count(had.runs[index]):
                         more[index] = runs
                 elif stop == len(units) and index not in had.states:
-                    arrays = states[index] if states else layer.cache
-                    at_end[index] = [array[mx.array([row])] for array in arrays]  # which copies
+                    at_end[index] = layer.stored(row, states[index] if states else None)
             runs_now = [more.get(index, runs) for index, runs in enumerate(had.runs)]
             changed = had is not known or more or at_end
             yield Block(key, parent, part, runs_now, had.states | at_end) if changed else had

@@ -40,13 +40,18 @@ class Recurrent:
 
 
 @dataclass(frozen=True)
+class CrossAttention:
+    """A layer that attends to the row's pictures (`Embedded.cross`), and to none of its positions."""
+
+
+@dataclass(frozen=True)
 class Opaque:
     """A layer whose cache only its model knows: `make` gives an empty one. Such rows run one at a time."""
 
     make: Callable[[], Any]
 
 
-LayerKind = Full | Sliding | Recurrent | Opaque
+LayerKind = Full | Sliding | Recurrent | CrossAttention | Opaque
 
 
 @dataclass
@@ -64,6 +69,34 @@ class Capture:
 
 
 @dataclass
+class CrossStates:
+    """What cross-attention layers attend to, for B rows of K states at most.
+
+    states: (B, K, d).
+    groups: (B, K) int32, which of the row's pictures each is of, from 1 on; 0 for padding that belongs to none, -1 for
+    what only fills a row up.
+    """
+
+    states: mx.array
+    groups: mx.array
+
+    @staticmethod
+    def stack(rows: Sequence["CrossStates | None"]) -> "CrossStates | None":
+        """Of single rows, some without any, as one batch; None where no row has any."""
+        known = [row for row in rows if row is not None]
+        if not known:
+            return None
+        longest = max(row.states.shape[1] for row in known)
+        states, groups = [], []
+        for row in rows:
+            row = row or CrossStates(mx.zeros_like(known[0].states[:, :0]), mx.zeros((1, 0), mx.int32))
+            missing = longest - row.states.shape[1]
+            states.append(mx.pad(row.states, [(0, 0), (0, missing), (0, 0)]))
+            groups.append(mx.pad(row.groups, [(0, 0), (0, missing)], constant_values=-1))
+        return CrossStates(mx.concatenate(states), mx.concatenate(groups))
+
+
+@dataclass
 class Embedded:
     """All that a forward takes per token, for B rows of L positions, so that a chunk cannot forget a part.
 
@@ -73,6 +106,7 @@ class Embedded:
     delta: int or (B,) int32, a row's rotary position minus its cache position after the prompt.
     deepstack: (B, L, d) for each of the first text layers, added to its output.
     two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
+    cross: what cross-attention layers attend to; it goes with the first positions, and caches hold it from there on.
     capture: what the forward records, or None; slicing and stacking leave it out.
     """
 
@@ -82,6 +116,7 @@ class Embedded:
     delta: int | mx.array = 0
     deepstack: Sequence[mx.array] = ()
     two_way: mx.array | None = None
+    cross: CrossStates | None = None
     capture: Capture | None = None
 
     def __len__(self) -> int:
@@ -100,6 +135,7 @@ class Embedded:
             delta=self.delta,
             deepstack=[layer[:, span] for layer in self.deepstack],
             two_way=cut(self.two_way),
+            cross=None if span.start else self.cross,
         )
 
     @staticmethod
@@ -133,6 +169,7 @@ class Embedded:
             positions=positions,
             deepstack=deepstack,
             two_way=two_way,
+            cross=CrossStates.stack([row.cross for row in rows]),
         )
 
 
@@ -183,6 +220,11 @@ class Model(nn.Module):
         tables = [layer for name, layer in layers if isinstance(layer, nn.Embedding | nn.QuantizedEmbedding)]
         heads = [layer for name, layer in layers if "lm_head" in name.split(".")]
         return max(layer.weight.shape[0] for layer in heads or tables)
+
+    @property
+    def prompt_vocab_size(self) -> int:
+        """The number of ids that a prompt may hold: few families have some that are never drawn, past `vocab_size`."""
+        return self.vocab_size
 
     @property
     def dtype(self) -> mx.Dtype:

@@ -3,6 +3,7 @@
 import math
 import platform
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def rotary_2d(
     return mx.concatenate(cos, axis=1), mx.concatenate(sin, axis=1)
 
 
-def hidden_states(blocks: Sequence[nn.Module], x: mx.array, layers: Sequence[int], *args: mx.array) -> list[mx.array]:
+def hidden_states(blocks: Sequence[nn.Module], x: mx.array, layers: Sequence[int], *args: Any) -> list[mx.array]:
     """x (B, N, d) -> (B, N, d) for each of `layers`, 0 being `x` and -1 what the last block gives; later blocks are not
     computed. args: of every block."""
     indices = [layer % (len(blocks) + 1) for layer in layers]
