@@ -18,8 +18,8 @@ FEATURE = "<|patch|>"
 
 
 @dataclass(frozen=True)
-class Llama4ImageSettings(ImageSettings):
-    """tile: side of a tile in pixels; max_tiles: of an image."""
+class PaddedTileSettings(ImageSettings):
+    """Images in square tiles, with black on the right and below. tile: its side in pixels; max_tiles: of an image."""
 
     tile: int
     max_tiles: int
@@ -36,7 +36,7 @@ class Llama4ImageSettings(ImageSettings):
         if settings.get("resize_to_max_canvas"):
             raise LoadError(
                 "preprocessor_config.json asks for the largest canvas (resize_to_max_canvas), which is not computed "
-                "here: set it to false, as Llama 4 was published"
+                "here: set it to false, as checkpoints are published"
             )
         colors = read_colors(settings, resample=Image.Resampling.BILINEAR)
         return cls(tile=side, max_tiles=settings.get("max_patches") or 16, **colors)
@@ -45,9 +45,8 @@ class Llama4ImageSettings(ImageSettings):
         """Rows and columns of tiles of an image."""
         return smallest_upscaling(height, width, self.tile, self.max_tiles)
 
-    def cut(self, image: Image.Image, grid: Size) -> np.ndarray:
-        """An image -> its tiles in reading order and then the whole, (T, H, W, 3) uint8; the whole alone where one tile
-        holds it. Smaller ones are enlarged to one tile, no further, and black is added on the right and below."""
+    def tiles(self, image: Image.Image, grid: Size) -> np.ndarray:
+        """An image -> its tiles in reading order, (T, H, W, 3) uint8. Only those smaller than a tile are enlarged."""
         canvas = grid[0] * self.tile, grid[1] * self.tile
         bounds = [
             min(max(side, self.tile), full) for side, full in zip((image.height, image.width), canvas, strict=True)
@@ -59,10 +58,14 @@ class Llama4ImageSettings(ImageSettings):
             size = bounds[0], min(floor(image.width * down), bounds[1])
         levels = np.asarray(self.resize(image, (max(size[0], 1), max(size[1], 1))))
         missing = [(0, full - side) for full, side in zip(canvas, levels.shape[:2], strict=True)]
-        tiles = cut_tiles(np.pad(levels, [*missing, (0, 0)]), self.tile)
-        if len(tiles) > 1:
-            tiles = np.concatenate([tiles, np.asarray(self.resize(image, (self.tile, self.tile)))[None]])
-        return tiles
+        return cut_tiles(np.pad(levels, [*missing, (0, 0)]), self.tile)
+
+    def tiles_and_whole(self, image: Image.Image, grid: Size) -> np.ndarray:
+        """The same, and then the whole image as one, where there are several."""
+        tiles = self.tiles(image, grid)
+        if len(tiles) == 1:
+            return tiles
+        return np.concatenate([tiles, np.asarray(self.resize(image, (self.tile, self.tile)))[None]])
 
 
 @dataclass(eq=False, repr=False)
@@ -70,7 +73,7 @@ class Llama4Processor(Processor):
     """Source: transformers' Llama4Processor, and Llama4ImageProcessor, which normalises in bfloat16: half a level apart
     from float32, in which all pixels are normalised here. tile_tokens: tokens of a tile."""
 
-    image_settings: Llama4ImageSettings
+    image_settings: PaddedTileSettings
     tile_tokens: int
 
     placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<|image|>"}
@@ -81,7 +84,7 @@ class Llama4Processor(Processor):
         vision = config["vision_config"]
         side, patch = vision.get("image_size", 448), vision.get("patch_size", 14)
         tokens = int(side // patch * vision.get("pixel_shuffle_ratio", 0.5)) ** 2
-        return {"image_settings": Llama4ImageSettings.read(settings.image, side), "tile_tokens": tokens}
+        return {"image_settings": PaddedTileSettings.read(settings.image, side), "tile_tokens": tokens}
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         refuse_pixel_bounds(media)
@@ -95,5 +98,5 @@ class Llama4Processor(Processor):
         line = "<|tile_x_separator|>".join([features] * columns) + "<|tile_y_separator|>"
         tiles = line * rows if rows * columns > 1 else ""
         text = f"<|image_start|>{tiles}{self.placeholders[kind]}{features}<|image_end|>"
-        pixels = settings.cut(image, grid)
+        pixels = settings.tiles_and_whole(image, grid)
         return Expansion(text, counts, pixels, (), original, normalization=settings.normalization)

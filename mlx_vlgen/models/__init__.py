@@ -74,6 +74,7 @@ FAMILIES: dict[str, Family] = {
         "mlx_vlgen.models.aya_vision:Cohere2Vision", "mlx_vlgen.inputs.aya_vision:Cohere2VisionProcessor"
     ),
     "llama4": Family("mlx_vlgen.models.llama4:Llama4", "mlx_vlgen.inputs.llama4:Llama4Processor"),
+    "mllama": Family("mlx_vlgen.models.mllama:Mllama", "mlx_vlgen.inputs.mllama:MllamaProcessor"),
     "lfm2_vl": _LFM2_VL,
     "lfm2-vl": _LFM2_VL,  # name of the first release, with remote code
 }

@@ -37,7 +37,8 @@ from .play import TOLERANCE, Heard, Wrapped, collect
 from .test_one_answer import usable_caches
 
 LoadFamily = Callable[[str], Family]
-DETAILED = ("qwen3_vl", "gemma3", "qwen3_5", "llama")  # full layers with M-RoPE, sliding ones, recurrent ones, text
+# Full layers with M-RoPE, sliding ones, recurrent ones, chunked ones, those that attend to pictures; text.
+DETAILED = ("qwen3_vl", "gemma3", "qwen3_5", "llama4", "mllama", "llama")
 TOKENS = SamplingParams(max_tokens=4)
 PICTURES = ("upright", "upright inverted", "small", "small inverted")
 
