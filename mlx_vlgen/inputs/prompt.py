@@ -142,7 +142,8 @@ class Prompt:
     """One request's input.
 
     tokens: (L,) int32, placeholders expanded to one id per feature. media: in order of appearance.
-    two_way: spans whose tokens all attend to each other; a prefill chunk never cuts one. text: the formatted prompt.
+    two_way: spans whose tokens all attend to each other, or to pictures that come after them; a prefill chunk never
+    cuts one. text: the formatted prompt.
     tail: the part of it that may open a thinking block: all of a formatted string, of messages what the template wrote
     after the last user text; None where there are token ids only.
     """

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._runtime import mx, nn
+from ..errors import UnsupportedError
 from ..inputs.prompt import Media, Prompt
 from .attention import GATED, MLP, linear_without_bias, merge_heads, split_heads
 from .base import CrossAttention, CrossStates, Embedded, Features, Full, LayerKind
@@ -161,6 +162,11 @@ class Mllama(VisionLanguageModel):
             for layer in self._cross:
                 layers[layer] = later(cache[layer].joined())
         else:
+            if any(layer.offset for i, layer in enumerate(cache) if i not in self._cross):
+                raise UnsupportedError(
+                    "past: tokens of this model attend to pictures that come after them, too: where there is a new "
+                    "picture, leave the past out and give the whole prompt"
+                )
             mask, some = visible(inputs.tokens == self._image, inputs.cross.groups)
             counts = (inputs.cross.groups >= 0).sum(axis=1)
             for layer in self._cross:
