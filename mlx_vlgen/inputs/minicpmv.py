@@ -1,7 +1,7 @@
 """MiniCPM-V's processor: a picture whole and, where it is large, in slices of the same area; a video frame by frame."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 from ..errors import LoadError
+from .canvas import Canvas
 from .frames import Sampler
 from .images import ImageSettings, Size, read_colors, refuse_pixel_bounds
 from .processor import FEWER_FRAMES, Expansion, Kind, Processor, ProcessorSettings
-from .prompt import MediaInputs
+from .prompt import Media, MediaInputs, Span
 from .tiles import cut_tiles
 from .video import load_clip
 
@@ -163,6 +164,22 @@ class MiniCPMV4_6Processor(Processor):
         pixels = np.concatenate([settings.patches(image, grid) for image in images])
         text = settings.text(grid, self.placeholders[kind]) * frames
         return Expansion(text, counts, pixels, (frames, *grid), original, normalization=settings.normalization)
+
+
+@dataclass(eq=False, repr=False)
+class MiniCPMV4_7Processor(MiniCPMV4_6Processor):
+    """Source: transformers' MiniCPMV4_7Processor."""
+
+    canvas: Canvas
+
+    numbered_kinds: ClassVar[tuple[Kind, ...]] = ("image",)
+
+    @classmethod
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+        return super().read_fields(settings, config) | {"canvas": Canvas.read(config, downsampled(config))}
+
+    def unbroken(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
+        return tuple((group[0].start, group[-1].end) for group in self.canvas.groups(tokens, media))
 
 
 def second_by_second(max_frames: int) -> Sampler:

@@ -120,6 +120,10 @@ class Processor:
         """The spans of a prompt whose tokens all attend to each other."""
         return ()
 
+    def unbroken(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
+        """The spans of a prompt in which a token's rotary positions depend on what comes after it."""
+        return ()
+
     def pixel_values(self, media: Media) -> np.ndarray:
         """Its pixels as transformers' processor returns them, float32."""
         if media.pixels.dtype != np.uint8 or media.normalization is None:
@@ -183,7 +187,8 @@ class Processor:
         tokens = encode_features(*arguments, features) if found else encode(*arguments)
         processed = tuple(self._with_spans(tokens, found))
         tail = "".join(segment.text[segment.tail_start :] for segment in segments)
-        return Prompt(tokens, processed, self.two_way(tokens, processed), text, tail)
+        spans = self.two_way(tokens, processed), self.unbroken(tokens, processed)
+        return Prompt(tokens, processed, *spans, text, tail)
 
     def check_count(self, kind: Kind, size: tuple[int, int], count: int, remedy: str) -> None:
         """Before pixels are made of one image or video of `size`, its original (height, width), which becomes `count`

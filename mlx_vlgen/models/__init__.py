@@ -59,6 +59,7 @@ FAMILIES: dict[str, Family] = {
         "mlx_vlgen.inputs.granite4_vision:Granite4VisionProcessor",
     ),
     "minicpmv4_6": Family("mlx_vlgen.models.minicpmv:MiniCPMV4_6", "mlx_vlgen.inputs.minicpmv:MiniCPMV4_6Processor"),
+    "minicpmv4_7": Family("mlx_vlgen.models.minicpmv:MiniCPMV4_7", "mlx_vlgen.inputs.minicpmv:MiniCPMV4_7Processor"),
     "llava_onevision": Family(
         "mlx_vlgen.models.llava_onevision:LlavaOnevision",
         "mlx_vlgen.inputs.llava_onevision:LlavaOnevisionProcessor",

@@ -1,6 +1,7 @@
-"""MiniCPM-V 4.6: SigLIP on pictures of any size, which in its middle makes one of four patches, and Qwen3.5's decoder.
+"""MiniCPM-V 4.6 and 4.7: SigLIP on pictures of any size, which in its middle makes one patch of four, and Qwen3.5's
+decoder.
 
-Source: OpenBMB's MiniCPM-V; transformers' MiniCPMV4_6ForConditionalGeneration.
+Source: OpenBMB's MiniCPM-V; transformers' MiniCPMV4_6ForConditionalGeneration and MiniCPMV4_7ForConditionalGeneration.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 
 from .._runtime import mx, nn
 from ..errors import LoadError
+from ..inputs.canvas import Canvas
 from ..inputs.minicpmv import downsampled
 from ..inputs.prompt import Media, Prompt
 from .attention import VisionAttention
@@ -167,3 +169,14 @@ class MiniCPMV4_6(MRopeModel):
     def rotary_positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
         """As text's."""
         return np.broadcast_to(np.arange(len(prompt.tokens), dtype=np.int32), (3, len(prompt.tokens))), 0
+
+
+class MiniCPMV4_7(MiniCPMV4_6):
+    """The same with M-RoPE on a canvas."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(config)
+        self._canvas = Canvas.read(config, self._merge)
+
+    def rotary_positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
+        return self._canvas.positions(prompt.tokens, prompt.media)
