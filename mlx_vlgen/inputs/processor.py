@@ -187,8 +187,8 @@ class Processor:
         tokens = encode_features(*arguments, features) if found else encode(*arguments)
         processed = tuple(self._with_spans(tokens, found))
         tail = "".join(segment.text[segment.tail_start :] for segment in segments)
-        spans = self.two_way(tokens, processed), self.unbroken(tokens, processed)
-        return Prompt(tokens, processed, *spans, text, tail)
+        two_way, unbroken = self.two_way(tokens, processed), self.unbroken(tokens, processed)
+        return Prompt(tokens, processed, two_way, unbroken, text, tail)
 
     def check_count(self, kind: Kind, size: tuple[int, int], count: int, remedy: str) -> None:
         """Before pixels are made of one image or video of `size`, its original (height, width), which becomes `count`

@@ -78,6 +78,7 @@ FAMILIES: dict[str, Family] = {
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "lfm2_vl": _LFM2_VL,
     "lfm2-vl": _LFM2_VL,  # name of the first release, with remote code
+    "lfm3_vl": Family("mlx_vlgen.models.lfm3_vl:Lfm3VL", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor"),
 }
 
 # (model_type, that of its vision tower) -> the key of the family where the tower makes it another one.

@@ -11,6 +11,7 @@ from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
+from .lfm3 import Lfm3
 from .text_attention import text_attention
 
 Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
@@ -147,6 +148,7 @@ _LFM2 = {
     "vocab_size": 65536, "max_position_embeddings": 128000, "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3,
     "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
 }  # fmt: skip
+_LFM3 = {"hidden_size": 2048, "max_position_embeddings": 128_000}
 _GEMMA2 = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
@@ -181,6 +183,7 @@ DECODERS: dict[str, Decoder] = {
     ),
     "cohere2": Decoder(refusals.cohere2, _COHERE2, configuration.read_cohere2, scale_logits=_scaled_logits),
     "lfm2": Decoder(refusals.lfm2, _LFM2, configuration.read_lfm2),
+    "lfm3": Decoder(refusals.lfm3, _LFM3, network=Lfm3),
     "gemma": Decoder(refusals.gemma, _GEMMA, network=Gemma, scale_tokens=_root_of_width),
     "gemma2": Decoder(
         refusals.gemma,
