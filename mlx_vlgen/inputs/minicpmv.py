@@ -1,7 +1,7 @@
 """MiniCPM-V's processor: a picture whole and, where it is large, in slices of the same area; a video frame by frame."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ from ..errors import LoadError
 from .frames import Sampler
 from .images import ImageSettings, Size, read_colors, refuse_pixel_bounds
 from .processor import FEWER_FRAMES, Expansion, Kind, Processor, ProcessorSettings
-from .prompt import MediaInputs
+from .prompt import Media, MediaInputs, Span
 from .tiles import cut_tiles
 from .video import load_clip
 
@@ -146,6 +146,7 @@ class MiniCPMV4_6Processor(Processor):
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         refuse_pixel_bounds(media)
+        images: Iterable[Image.Image]
         if kind == "image":
             settings, remedy = self.image_settings, "resize_shape (--resize-shape) makes it smaller"
             image, original = settings.load(source, media)
@@ -163,6 +164,36 @@ class MiniCPMV4_6Processor(Processor):
         pixels = np.concatenate([settings.patches(image, grid) for image in images])
         text = settings.text(grid, self.placeholders[kind]) * frames
         return Expansion(text, counts, pixels, (frames, *grid), original, normalization=settings.normalization)
+
+
+@dataclass(eq=False, repr=False)
+class MiniCPMV4_7Processor(MiniCPMV4_6Processor):
+    """marks: the tokens that open and close pictures and slices, and end a row of slices.
+
+    Source: transformers' MiniCPMV4_7Processor, and `_group_visual_frames` of its MiniCPMV4_7Model.
+    """
+
+    marks: frozenset[int]
+
+    numbered_kinds: ClassVar[tuple[Kind, ...]] = ("image",)
+
+    @classmethod
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+        names = ("image_start_id", "image_end_id", "slice_start_id", "slice_end_id", "newline_id")
+        if missing := [name for name in names if config.get(name) is None]:
+            raise LoadError(f"config.json has no {', '.join(missing)}; pictures are laid out by these tokens.")
+        return super().read_fields(settings, config) | {"marks": frozenset(config[name] for name in names)}
+
+    def unbroken(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
+        """Pictures with their marks, and the token before, past which the first mark reaches back; those that nothing
+        else parts are one span."""
+        spans: list[Span] = []
+        for first, last in ((medium.spans[0][0], medium.spans[-1][1]) for medium in media):
+            while last < len(tokens) and int(tokens[last]) in self.marks:
+                last += 1
+            joined = bool(spans) and spans[-1][1] >= first - 1  # the marks between them are the first one's
+            spans[-1:] = [(spans[-1][0], last)] if joined else [*spans[-1:], (max(first - 2, 0), last)]
+        return tuple(spans)
 
 
 def second_by_second(max_frames: int) -> Sampler:

@@ -138,6 +138,10 @@ class Processor:
         """The media of a prompt, with what the tokens around them say of them."""
         return media
 
+    def unbroken(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
+        """The spans of a prompt in which a token's rotary positions depend on what comes after it."""
+        return ()
+
     def pixel_values(self, media: Media) -> np.ndarray:
         """Its pixels as transformers' processor returns them, float32."""
         if media.pixels.dtype != np.uint8 or media.normalization is None:
@@ -207,7 +211,8 @@ class Processor:
         tokens = encode_features(*arguments, features) if found else encode(*arguments)
         processed = tuple(self.placed(tokens, self._with_spans(tokens, found)))
         tail = "".join(segment.text[segment.tail_start :] for segment in segments)
-        return Prompt(tokens, processed, self.two_way(tokens, processed), text, tail)
+        two_way, unbroken = self.two_way(tokens, processed), self.unbroken(tokens, processed)
+        return Prompt(tokens, processed, two_way, unbroken, text, tail)
 
     def check_count(self, kind: Kind, size: tuple[int, int] | float, count: int, remedy: str) -> None:
         """Before pixels are made of one image or video of `size`, its original (height, width), or features of so many

@@ -143,7 +143,8 @@ class Prompt:
 
     tokens: (L,) int32, placeholders expanded to one id per feature. media: in order of appearance.
     two_way: spans whose tokens all attend to each other, or to pictures that come after them; a prefill chunk never
-    cuts one. text: the formatted prompt.
+    cuts one. unbroken: other spans that a reused prefix never cuts, in which positions depend on what comes later.
+    text: the formatted prompt.
     tail: the part of it that may open a thinking block: all of a formatted string, of messages what the template wrote
     after the last user text; None where there are token ids only.
     """
@@ -151,6 +152,7 @@ class Prompt:
     tokens: np.ndarray
     media: tuple[Media, ...] = ()
     two_way: tuple[Span, ...] = ()
+    unbroken: tuple[Span, ...] = ()
     text: str = field(default="", repr=False)
     tail: str | None = field(default=None, repr=False)
 
@@ -170,10 +172,16 @@ class Prompt:
     def before(self, length: int) -> "Prompt":
         """The first so many tokens, which cut no medium and no two-way span."""
         media = tuple(media for media in self.media if media.spans[0][0] < length)
-        return Prompt(self.tokens[:length], media, tuple(span for span in self.two_way if span[0] < length))
+        two_way, unbroken = (
+            tuple(span for span in spans if span[0] < length) for spans in (self.two_way, self.unbroken)
+        )
+        return Prompt(self.tokens[:length], media, two_way, unbroken)
 
     def after(self, length: int) -> "Prompt":
         """What comes after so many tokens, which cut no medium and no two-way span."""
         media = tuple(media.moved(-length) for media in self.media if media.spans[0][0] >= length)
-        two_way = tuple((start - length, end - length) for start, end in self.two_way if start >= length)
-        return Prompt(self.tokens[max(0, length) :], media, two_way, self.text, self.tail)
+        two_way, unbroken = (
+            tuple((start - length, end - length) for start, end in spans if start >= length)
+            for spans in (self.two_way, self.unbroken)
+        )
+        return Prompt(self.tokens[max(0, length) :], media, two_way, unbroken, self.text, self.tail)

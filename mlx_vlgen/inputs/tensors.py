@@ -350,7 +350,8 @@ def _row(
             row_media.append(Media(kind, pixels, source.grid, spans, (0, 0), source.seconds))
             positions = positions[source.count :]
     row_media.sort(key=lambda item: item.spans)
-    return Prompt(tokens, tuple(processor.placed(tokens, row_media)), processor.two_way(tokens, row_media))
+    two_way, unbroken = processor.two_way(tokens, row_media), processor.unbroken(tokens, row_media)
+    return Prompt(tokens, tuple(processor.placed(tokens, row_media)), two_way, unbroken)
 
 
 def _of_kind(kind: Kind, types: np.ndarray | None, media: Mapping[Kind, list[_Source]]) -> np.ndarray | bool:

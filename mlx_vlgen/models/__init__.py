@@ -71,6 +71,7 @@ FAMILIES: dict[str, Family] = {
         "mlx_vlgen.inputs.granite4_vision:Granite4VisionProcessor",
     ),
     "minicpmv4_6": Family("mlx_vlgen.models.minicpmv:MiniCPMV4_6", "mlx_vlgen.inputs.minicpmv:MiniCPMV4_6Processor"),
+    "minicpmv4_7": Family("mlx_vlgen.models.minicpmv:MiniCPMV4_7", "mlx_vlgen.inputs.minicpmv:MiniCPMV4_7Processor"),
     "llava_onevision": Family(
         "mlx_vlgen.models.llava_onevision:LlavaOnevision",
         "mlx_vlgen.inputs.llava_onevision:LlavaOnevisionProcessor",
@@ -118,6 +119,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_audio": Family(
         "mlx_vlgen.models.qwen2_audio:Qwen2Audio", "mlx_vlgen.inputs.qwen2_audio:Qwen2AudioProcessor"
     ),
+    "lfm3_vl": Family("mlx_vlgen.models.lfm3_vl:Lfm3VL", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor"),
 }
 
 # (model_type, that of its vision tower) -> the key of the family where the tower makes it another one.

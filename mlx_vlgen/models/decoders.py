@@ -12,6 +12,7 @@ from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
+from .lfm3 import Lfm3
 from .llama4_text import Llama4Text, Llama4TextConfig
 from .text_attention import text_attention
 
@@ -49,6 +50,8 @@ def _mistral_decoder(args: Arguments) -> nn.Module:
 def _hunyuan_vl_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's dense Hunyuan; its family brings the rotary module."""
     return mlx_lm_decoder(args | {"model_type": "hunyuan_v1_dense", "rope_scaling": None, "use_qk_norm": True})
+
+
 def _kimi_k2_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's of DeepSeek-V3, whose attention adds what positions give to other scores, and so is none of ours. How
     much sharper YaRN makes it is left to us: `rope_scaling` says it for the rotated values only."""
@@ -190,6 +193,7 @@ _KIMI_K2 = _LLAMA | {
     "qk_nope_head_dim": 128, "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
     "norm_topk_prob": True, "max_position_embeddings": 4096, "rope_theta": 1e4,
 }  # fmt: skip
+_LFM3 = {"hidden_size": 2048, "max_position_embeddings": 128_000}
 _GEMMA2 = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
@@ -230,6 +234,7 @@ DECODERS: dict[str, Decoder] = {
     ),
     "cohere2": Decoder(refusals.cohere2, _COHERE2, configuration.read_cohere2, scale_logits=_scaled_logits),
     "lfm2": Decoder(refusals.lfm2, _LFM2, configuration.read_lfm2),
+    "lfm3": Decoder(refusals.lfm3, _LFM3, network=Lfm3),
     "gemma": Decoder(refusals.gemma, _GEMMA, network=Gemma, scale_tokens=_root_of_width),
     "gemma2": Decoder(
         refusals.gemma,

@@ -1,6 +1,7 @@
-"""MiniCPM-V 4.6: SigLIP on pictures of any size, which in its middle makes one of four patches, and Qwen3.5's decoder.
+"""MiniCPM-V 4.6 and 4.7: SigLIP on pictures of any size, which in its middle makes one patch of four, and Qwen3.5's
+decoder.
 
-Source: OpenBMB's MiniCPM-V; transformers' MiniCPMV4_6ForConditionalGeneration.
+Source: OpenBMB's MiniCPM-V; transformers' MiniCPMV4_6ForConditionalGeneration and MiniCPMV4_7ForConditionalGeneration.
 """
 
 from collections.abc import Sequence
@@ -11,15 +12,15 @@ import numpy as np
 
 from .._runtime import mx, nn
 from ..errors import LoadError
-from ..inputs.minicpmv import downsampled
 from ..inputs.prompt import Media, Prompt
 from .attention import VisionAttention
 from .base import Features
-from .layers import ACTIVATIONS, fold_squares, pace
+from .canvas import canvas_positions
+from .layers import ACTIVATIONS, PositionTable, fold_squares, pace
 from .mrope import MRopeModel
 from .qwen3_5 import text_arguments
 from .vision_language import join_pixels, tower_input
-from .vit import Encoder, SiglipEmbeddings, SiglipVisionConfig, position_buckets
+from .vit import Encoder, PatchConv, SiglipVisionConfig, position_buckets
 
 MERGE = 2
 """Patches a side that each of both mergers makes one of."""
@@ -31,12 +32,14 @@ class MiniCPMVVisionConfig(SiglipVisionConfig):
     window_kernel_size: tuple[int, int] = (MERGE, MERGE)
 
 
-class Embeddings(SiglipEmbeddings):
+class Embeddings(nn.Module):
     """Patches (B, rows * columns, patch * patch * 3) -> (B, N, d); positions are the nearest of a square's."""
 
     def __init__(self, config: MiniCPMVVisionConfig):
-        super().__init__(config)
+        super().__init__()
         self._side = config.image_size // config.patch_size
+        self.patch_embedding = PatchConv(config.num_channels, config.hidden_size, config.patch_size, bias=True)
+        self.position_embedding = PositionTable(self._side**2, config.hidden_size)
 
     def __call__(self, patches: mx.array, rows: int, columns: int) -> mx.array:
         kernel, bias = self.patch_embedding.weight, self.patch_embedding.bias
@@ -133,7 +136,7 @@ class MiniCPMV4_6(MRopeModel):
         ):
             if stated != expected:
                 raise LoadError(f"{key} is {stated}; expected {expected}.")
-        self._merge = downsampled(config)
+        self._merge = MERGE if config.get("downsample_mode") == "4x" else MERGE**2  # patches a side of a token
         tower = VisionTower(vision, merges=self._merge > MERGE)
         super().__init__(config, text_arguments(config), tower, (11, 11, 10), interleaved=True)
         self.merger = Merger(vision.hidden_size, self.hidden_size)
@@ -167,3 +170,10 @@ class MiniCPMV4_6(MRopeModel):
     def positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
         """As text's."""
         return np.broadcast_to(np.arange(len(prompt.tokens), dtype=np.int32), (3, len(prompt.tokens))), 0
+
+
+class MiniCPMV4_7(MiniCPMV4_6):
+    """The same with M-RoPE on a canvas."""
+
+    def rotary_positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
+        return canvas_positions(prompt, self._merge)

@@ -119,6 +119,11 @@ def ernie4_5(args: Arguments) -> list[str | None]:
     return [*llama(args), _stretched(args)]
 
 
+def lfm3(args: Arguments) -> list[str | None]:
+    ropes = {rope.get("rope_type", "default") for rope in (args.get("rope_parameters") or {}).values()}
+    return [None if ropes <= {"default", "proportional"} else "scaled rotary positions"]
+
+
 def glm4(args: Arguments) -> list[str | None]:
     tied = args.get("tie_word_embeddings")
     return [*llama(args), "an output layer that is its embeddings" if tied else None, _stretched(args)]

@@ -34,6 +34,12 @@ def test_a_video_of_several_spans_is_one_medium() -> None:
     assert cut_back(22, prompt(30, [picture(0, (5, 8), (12, 15), (20, 22))])) == 22
 
 
+def test_spans_whose_positions_depend_on_each_other_are_not_cut() -> None:
+    framed = Prompt(np.arange(30, dtype=np.int32), (picture(0, (5, 8)),), unbroken=((4, 10),))
+    assert [cut_back(at, framed) for at in (4, 5, 7, 9, 10, 20)] == [4, 4, 4, 4, 10, 20]
+    assert (framed.before(12).unbroken, framed.after(2).unbroken) == (((4, 10),), ((2, 8),))
+
+
 def test_equal_ids_with_another_picture_differ_from_its_first_token() -> None:
     one, other = (prompt(30, [picture(color, (4, 12))]) for color in (1, 2))
     assert agreement(units_of(one), units_of(other)) == 4

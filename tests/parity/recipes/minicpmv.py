@@ -1,4 +1,4 @@
-"""MiniCPM-V 4.6."""
+"""MiniCPM-V 4.6 and 4.7."""
 
 import re
 from collections.abc import Callable
@@ -167,5 +167,10 @@ RECIPES = {
     "minicpmv4_6": Recipe(
         config("4_6", partial_rotary_factor=0.25), TOKENIZER, CASES, BATCHES, kit("4_6"), RULES,
         mlx=mlx, legacy=legacy,
+    ),
+    "minicpmv4_7": Recipe(
+        config("4_7", partial_rotary_factor=0.5, mrope_interleaved=True, mrope_section=[3, 3, 2]), TOKENIZER,
+        CASES | {"video_img": Case(user("video", "image", "Compare."), images=["large"], videos=["odd_clip"])}, BATCHES,
+        kit("4_7"), RULES, mlx=mlx, legacy=legacy,
     ),
 }  # fmt: skip
