@@ -63,6 +63,7 @@ FAMILIES: dict[str, Family] = {
     "idefics2": Family("mlx_vlgen.models.idefics2:Idefics2", "mlx_vlgen.inputs.idefics2:Idefics2Processor"),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
+    "molmo2": Family("mlx_vlgen.models.molmo2:Molmo2", "mlx_vlgen.inputs.molmo2:Molmo2Processor"),
     "ovis2": Family("mlx_vlgen.models.ovis2:Ovis2", "mlx_vlgen.inputs.ovis2:Ovis2Processor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
     "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma4:Gemma4Processor"),
@@ -113,7 +114,7 @@ def find(config: Mapping[str, Any]) -> Family:
             "config.json names no model_type, so it does not tell what network this is. "
             "Give the folder of a whole checkpoint, as it is on the Hugging Face Hub."
         )
-    vision = config.get("vision_config")
+    vision = config.get("vision_config") or config.get("vit_config")  # Molmo2's
     tower = vision.get("model_type") if isinstance(vision, Mapping) else None
     if family := FAMILIES.get(_BY_TOWER.get((model_type, tower), model_type)):
         if not isinstance(vision, Mapping):

@@ -95,7 +95,7 @@ def load_processor(recipe: Recipe) -> Any:
 
 def load_model(folder: Path) -> Any:
     """The checkpoint in float32 with the plainest attention."""
-    vision = "vision_config" in read_json(folder / "config.json")
+    vision = {"vision_config", "vit_config"} & read_json(folder / "config.json").keys()
     auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
     model, loading_info = auto.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
