@@ -124,7 +124,7 @@ class DraftModel:
     def read(self, prompt: Prompt) -> None:
         if not self._reads_media:
             prompt = Prompt(np.array(prompt.text_tokens, dtype=np.int32))
-        check_prompt("the draft model's prompt", prompt, self.model.prompt_vocab_size)
+        check_prompt("the draft model's prompt", prompt, self.model.vocab_size, self.model.embedding_rows)
         features = [self.model.encode([media])[0] for media in prompt.media]
         self._waiting = self.model.embed(prompt, features)
         self.delta = self._waiting.row_delta

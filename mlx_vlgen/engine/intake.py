@@ -27,7 +27,7 @@ class Intake:
         self._layout = model.cache_layout()
         safe = getattr(processor, "thread_safe", False)
         self._one_by_one: AbstractContextManager[Any] = nullcontext() if safe else threading.Lock()
-        self._vocab_size = model.vocab_size
+        self._vocab_size, self._rows = model.vocab_size, model.embedding_rows
         self._end_tokens = end_tokens(model, processor)
         self._possible = {KVSettings()}  # caches that this model is known to work with
 
@@ -75,11 +75,11 @@ class Intake:
     def _check_tokens(self, row: Row) -> None:
         """Every id of the request reaches MLX through here."""
         request, size = row.request, self._vocab_size
-        check_prompt("prompt", row.prompt, self._model.prompt_vocab_size)
+        check_prompt("prompt", row.prompt, size, self._rows)
         check_ids("logit_bias", request.sampling.logit_bias, size)
         check_ids("end_tokens", request.end_tokens or (), size)
         if request.guidance is not None:
-            check_prompt("negative_prompt_ids", request.guidance.negative, size)
+            check_prompt("negative_prompt_ids", request.guidance.negative, size, self._rows)
         if request.past is not None and request.past.length >= row.length:
             raise PromptError(
                 f"past: it holds {request.past.length} positions and the prompt has {row.length}: the prompt must "

@@ -28,16 +28,19 @@ def is_id(token: Any, vocab_size: int) -> bool:
     return isinstance(token, Integral) and not isinstance(token, bool) and 0 <= int(token) < vocab_size
 
 
-def check_prompt(name: str, prompt: Prompt, vocab_size: int) -> None:
-    """PromptError for a prompt that cannot be embedded: ids that are none, media or spans outside the tokens."""
+def check_prompt(name: str, prompt: Prompt, vocab_size: int, rows: int) -> None:
+    """PromptError for a prompt that cannot be embedded: ids that are none, media or spans outside the tokens. rows: of
+    the embeddings, which those of media may have alone."""
     tokens = prompt.tokens
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1:
         raise PromptError(f"{name}: its tokens are {tokens!r:.80}; expected a numpy array of ids (L,)")
-    check_ids(name, tokens, vocab_size)
+    check_ids(name, tokens, rows)
     spans = [*prompt.two_way, *(span for media in prompt.media for span in media.spans)]
     for start, end in spans:
         if not 0 <= start < end <= len(tokens):
             raise PromptError(f"{name}: it has a span ({start}, {end}) outside its {len(tokens)} tokens")
+    if rows > vocab_size:
+        check_ids(name, prompt.text_tokens, vocab_size)
 
 
 def ids_of_file(name: str, value: Any, vocab_size: int) -> list[int]:

@@ -41,7 +41,7 @@ def forward(model: Model, inputs: Any = None, **tensors: Any) -> CausalLMOutput:
     tensors = merge_inputs(inputs, known_tensors(model, tensors, _PARAMETERS))
     ids = batch_of_ids("input_ids", tensors["input_ids"])
     attention_mask = tensors.pop("attention_mask", None)
-    check_batch("input_ids", ids, attention_mask, model.prompt_vocab_size)
+    check_batch("input_ids", ids, attention_mask, model.embedding_rows)
     mask = np.ones_like(ids) if attention_mask is None else np.atleast_2d(np.asarray(attention_mask))
     if mask.shape != ids.shape:
         raise PromptError(f"attention_mask has shape {mask.shape}, and input_ids {ids.shape}: give one of that shape")

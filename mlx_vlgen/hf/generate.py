@@ -96,7 +96,7 @@ def generate(
         ids = tensors["input_ids"] = batch_of_ids("input_ids", tensors["input_ids"])
         if tensors.get("attention_mask") is None and settings.pad_token_id not in (None, *settings.eos_token_id):
             tensors["attention_mask"] = (ids != settings.pad_token_id).astype(int)  # as transformers guesses
-        check_batch("input_ids", ids, tensors.get("attention_mask"), model.prompt_vocab_size)
+        check_batch("input_ids", ids, tensors.get("attention_mask"), model.embedding_rows)
         call = Call(
             model,
             replace(settings, max_new_tokens=settings.max_tokens_after(ids.shape[1]), max_length=None),

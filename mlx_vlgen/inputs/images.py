@@ -169,14 +169,35 @@ def grow(height: int, width: int, by: float, factor: int) -> Size:
 
 
 def resize(image: Image.Image, size: Size, resample: Image.Resampling) -> Image.Image:
-    """size: (height, width). MediaError for more pixels than any model takes: Pillow would ask for memory in blocks
-    until there is none."""
+    """size: (height, width)."""
+    check_area(size)
+    return image if image.size == size[::-1] else image.resize(size[::-1], resample)
+
+
+def check_area(size: Size) -> None:
+    """MediaError for more pixels than any model takes: Pillow would ask for memory in blocks until there is none."""
     if math.prod(size) > MAX_PIXELS:
         raise MediaError(
             f"a picture would become {size[1]} x {size[0]} pixels; expected at most {MAX_PIXELS:,} in all. Give a "
             "smaller resize_shape or min_pixels, or correct the checkpoint's preprocessor_config.json"
         )
-    return image if image.size == size[::-1] else image.resize(size[::-1], resample)
+
+
+def resize_bilinear(levels: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W, 3) uint8 -> the same of `size`, without smoothing: each new pixel lies between its four nearest old ones.
+    Source: torch's `interpolate`, mode "bilinear"."""
+
+    def between(length: int, to: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pixels before and after each new one, and how far it is from the first."""
+        source = np.maximum((np.arange(to) + 0.5) * (length / to) - 0.5, 0)
+        low = np.minimum(source.astype(int), length - 1)
+        return low, np.minimum(low + 1, length - 1), (source - low).astype(np.float32)
+
+    check_area(size)
+    (top, bottom, down), (left, right, across) = (between(*sides) for sides in zip(levels.shape[:2], size, strict=True))
+    columns = levels[:, left] + across[:, None] * (levels[:, right].astype(np.float32) - levels[:, left])
+    rows = columns[top] + down[:, None, None] * (columns[bottom] - columns[top])
+    return np.rint(rows).astype(np.uint8)
 
 
 def patchify(frames: np.ndarray, settings: PixelSettings) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -1,15 +1,14 @@
 """Ovis2's processor: an image as a whole, and then as rows and columns of square tiles."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
 
-from ..errors import LoadError, PromptError
+from ..errors import LoadError
 from .images import CLIP_MEAN, CLIP_STD, ImageSettings, read_colors, refuse_pixel_bounds
-from .literal import Segment
 from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
 from .tiles import best_grid, cut_tiles
@@ -101,6 +100,7 @@ class Ovis2Processor(Processor):
 
     placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<image>"}
     feature_tokens: ClassVar[Mapping[Kind, str]] = {"image": FEATURE}
+    marks: ClassVar[Sequence[str]] = MARKS
 
     @classmethod
     def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,13 +110,6 @@ class Ovis2Processor(Processor):
             "image_settings": Ovis2ImageSettings.read(settings.image, side),
             "tile_tokens": (side // vision.get("patch_size", 14) // stride) ** 2,
         }
-
-    def lay_out(self, segments: list[Segment], images: int) -> list[Segment]:
-        """As it is; but the tokens around tiles, which have embeddings of their own, belong to images only."""
-        for mark in MARKS:
-            if any(mark in segment.text for segment in segments if not segment.literal):
-                raise PromptError(f"the prompt holds {mark}, which is written by the processor: write <image> instead")
-        return segments
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
         refuse_pixel_bounds(media)

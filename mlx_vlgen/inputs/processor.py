@@ -70,6 +70,9 @@ class Processor:
     feature_tokens: ClassVar[Mapping[Kind, str]] = {}
     """The token that stands for one feature of it in the expanded text, where that is another one."""
 
+    marks: ClassVar[Sequence[str]] = ()
+    """Tokens around and between features, which belong to media only."""
+
     prompt_tokens: ClassVar[str] = ""
     """Pattern of the tokens that the family documents for prompts: in user text they are tokens, too."""
 
@@ -141,6 +144,11 @@ class Processor:
     def unbroken(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
         """The spans of a prompt in which a token's rotary positions depend on what comes after it."""
         return ()
+
+    def is_feature(self, token: str, tokens: np.ndarray) -> np.ndarray:
+        """(L,) whether each of a prompt's tokens is part of a medium; token: what stands for its features."""
+        which: np.ndarray = tokens == self.tokenizer.convert_tokens_to_ids(token)
+        return which
 
     def pixel_values(self, media: Media) -> np.ndarray:
         """Its pixels as transformers' processor returns them, float32."""
@@ -261,11 +269,12 @@ class Processor:
                     "give as many of one as of the other. `apply_chat_template(processor, config, text, "
                     f"{count_name}=…)` writes the placeholders, and so do messages instead of a string"
                 )
-        for token in set(self.feature_tokens.values()) - set(self.placeholders.values()):
+        for token in {*self.feature_tokens.values(), *self.marks} - set(self.placeholders.values()):
             if any(token in segment.text for segment in segments if not segment.literal):
+                what = "stands beside features" if token in self.marks else "stands for one feature"
                 raise PromptError(
-                    f"the prompt holds {token}, which stands for one feature of a picture and is written by the "
-                    f"processor: write {' or '.join(self.placeholders.values())} where a picture belongs"
+                    f"the prompt holds {token}, which {what} of a picture and is written by the processor: write "
+                    f"{' or '.join(self.placeholders.values())} where a picture belongs"
                 )
 
     def _expand(self, kind: Kind, source: Any, media: MediaInputs, cache: Expansions | None) -> Expansion:
@@ -328,8 +337,7 @@ class Processor:
         """Each expansion with its spans: the feature tokens of its kind, taken in order."""
         token_of = {**self.placeholders, **self.feature_tokens}
         positions = {
-            token: iter(np.flatnonzero(tokens == self.tokenizer.convert_tokens_to_ids(token)).tolist())
-            for token in token_of.values()
+            token: iter(np.flatnonzero(self.is_feature(token, tokens)).tolist()) for token in token_of.values()
         }
         media = []
         for kind, expansion in expansions:

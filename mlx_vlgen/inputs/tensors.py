@@ -333,7 +333,7 @@ def _row(
     feature_tokens = {kind: processor.feature_tokens.get(kind, token) for kind, token in processor.placeholders.items()}
     row_media = []
     for kind, name in feature_tokens.items():
-        features = tokens == processor.tokenizer.convert_tokens_to_ids(name)
+        features = processor.is_feature(name, tokens)
         if list(feature_tokens.values()).count(name) > 1:
             features &= _of_kind(kind, types, media)
         positions = np.flatnonzero(features)

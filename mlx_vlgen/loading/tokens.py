@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._runtime import nn
 from ..errors import LoadError
 from ..models.base import Model
 
@@ -17,7 +16,7 @@ def check_tokens(folder: Path, model: Model) -> None:
     prompt makes it, as in published Gemma 3 text checkpoints and padded Llamas, and so may a family's `prompt_tokens`,
     which transformers' PaliGemma processor adds to tokenizers that lack them. Each request's tokens are checked too.
     """
-    tokenizer, rows = model.processor.tokenizer, embedding_rows(model)
+    tokenizer, rows = model.processor.tokenizer, model.embedding_rows
     known: dict[str, int] = tokenizer.get_vocab()
     documented = re.compile(model.processor.prompt_tokens)
     named_only = {
@@ -49,16 +48,3 @@ def check_end_tokens(path: Path, settings: Mapping[str, Any], rows: int | None =
         if type(end) is not int or end < 0 or (rows is not None and end >= rows):
             expected = "from 0 on" if rows is None else f"from 0 to {rows - 1}"
             raise LoadError(f"{path} says eos_token_id = {end_tokens!r:.80}; expected tokens, {expected}, or null.")
-
-
-def embedding_rows(model: Model) -> int:
-    """How many rows the text decoder's embeddings have."""
-    embeddings: dict[str, Any] = {
-        path: module
-        for path, module in model.text_decoder().named_modules()
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
-    }
-    tables = {path: int(module.weight.shape[0]) for path, module in embeddings.items()}
-    # Beside them some decoders have a table of positions, or one of each layer's.
-    tokens = [rows for path, rows in tables.items() if path.rpartition(".")[2] == "embed_tokens"]
-    return max(tokens or tables.values())

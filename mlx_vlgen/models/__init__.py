@@ -91,6 +91,7 @@ FAMILIES: dict[str, Family] = {
     "kimi_k25": Family("mlx_vlgen.models.kimi_k25:KimiK25", "mlx_vlgen.inputs.kimi_k25:KimiK25Processor"),
     "idefics3": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.idefics3:Idefics3Processor"),
     "smolvlm": Family("mlx_vlgen.models.idefics3:Idefics3", "mlx_vlgen.inputs.smolvlm:SmolVLMProcessor"),
+    "molmo2": Family("mlx_vlgen.models.molmo2:Molmo2", "mlx_vlgen.inputs.molmo2:Molmo2Processor"),
     "ovis2": Family("mlx_vlgen.models.ovis2:Ovis2", "mlx_vlgen.inputs.ovis2:Ovis2Processor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
     "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma4:Gemma4Processor"),
@@ -147,10 +148,8 @@ _MLX_LM_BLIND = {
     "prism_hadamard_qwen35",
 }
 # Keys of a vision or audio model's configuration, whatever its type.
-_TOWERS = (
-    "vision_config", "vision_tower", "mm_vision_tower", "vision_encoder", "audio_config", "audio_encoder",
-    "thinker_config",
-)  # fmt: skip
+_PARTS = ("vision_config", "vit_config", "audio_config", "thinker_config")
+_TOWERS = (*_PARTS, "vision_tower", "mm_vision_tower", "vision_encoder", "audio_encoder")
 
 
 def find(config: Mapping[str, Any]) -> Family:
@@ -161,10 +160,10 @@ def find(config: Mapping[str, Any]) -> Family:
             "config.json names no model_type, so it does not tell what network this is. "
             "Give the folder of a whole checkpoint, as it is on the Hugging Face Hub."
         )
-    vision = thinker_config(config).get("vision_config")
+    vision = thinker_config(config).get("vision_config") or config.get("vit_config")  # Molmo2's
     tower = vision.get("model_name", vision.get("model_type")) if isinstance(vision, Mapping) else None
     if family := FAMILIES.get(_BY_TOWER.get((model_type, tower), model_type)):
-        if not any(isinstance(config.get(key), Mapping) for key in ("vision_config", "audio_config", "thinker_config")):
+        if not any(isinstance(config.get(key), Mapping) for key in _PARTS):
             raise LoadError(
                 f"This {model_type} checkpoint's config.json has no vision_config: it only reads text, or is "
                 "in its authors' own layout. Take the one that was saved for transformers, or converted for MLX."

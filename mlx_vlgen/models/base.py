@@ -240,17 +240,25 @@ class Model(nn.Module):
 
     @cached_property
     def vocab_size(self) -> int:
-        """The number of token ids: rows of the output layer, or of the embedding table where there is none. The
-        tokenizer may know fewer."""
+        """The number of token ids that can be written: rows of the output layer, or of the embedding table where there
+        is none. The tokenizer may know fewer."""
         layers = [(name, layer) for name, layer in self.text_decoder().named_modules() if "weight" in layer]
         tables = [layer for name, layer in layers if isinstance(layer, nn.Embedding | nn.QuantizedEmbedding)]
         heads = [layer for name, layer in layers if "lm_head" in name.split(".")]
         return max(layer.weight.shape[0] for layer in heads or tables)
 
-    @property
-    def prompt_vocab_size(self) -> int:
-        """The number of ids that a prompt may hold: few families have some that are never drawn, past `vocab_size`."""
-        return self.vocab_size
+    @cached_property
+    def embedding_rows(self) -> int:
+        """How many token ids can be read: some models read marks around pictures that they never write."""
+        embeddings = {
+            path: module
+            for path, module in self.text_decoder().named_modules()
+            if isinstance(module, nn.Embedding | nn.QuantizedEmbedding)
+        }
+        tables = {path: int(module.weight.shape[0]) for path, module in embeddings.items()}
+        # Beside them some decoders have a table of positions, or one of each layer's.
+        tokens = [rows for path, rows in tables.items() if path.rpartition(".")[2] == "embed_tokens"]
+        return max(tokens or tables.values())
 
     @property
     def dtype(self) -> mx.Dtype:

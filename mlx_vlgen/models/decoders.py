@@ -14,6 +14,7 @@ from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
 from .lfm3 import Lfm3
 from .llama4_text import Llama4Text, Llama4TextConfig
+from .molmo2_text import Molmo2Text
 from .text_attention import text_attention
 
 Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
@@ -177,6 +178,7 @@ _COHERE2 = {
 _HUNYUAN = _LLAMA | {
     "vocab_size": 290943, "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
 }  # fmt: skip
+_MOLMO2 = {"rope_theta": 1e4, "num_hidden_layers": 36, "hidden_size": 4096, "max_position_embeddings": 36864}
 _LFM2 = {
     "vocab_size": 65536, "max_position_embeddings": 128000, "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3,
     "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
@@ -256,6 +258,7 @@ DECODERS: dict[str, Decoder] = {
     ),
     "hunyuan_vl_text": Decoder(refusals.hunyuan, _HUNYUAN, configuration.read_granite, network=_hunyuan_vl_decoder),
     "kimi_k2": Decoder(refusals.kimi_k2, _KIMI_K2, configuration.read_deepseek, _kimi_k2_decoder, mask_arrays=True),
+    "molmo2_text": Decoder(refusals.molmo2, _MOLMO2, network=Molmo2Text),
     "glm4": Decoder(refusals.glm4, {}),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }

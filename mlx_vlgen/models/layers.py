@@ -116,6 +116,14 @@ def hidden_states(blocks: Sequence[nn.Module], x: mx.array, layers: Sequence[int
     return [states[index] for index in indices]
 
 
+def cut_patches(pixels: mx.array, patch: int) -> mx.array:
+    """(B, H, W, C) -> (B, N, patch * patch * C), in reading order; what lies beside whole patches is left out."""
+    batch, height, width, channels = pixels.shape
+    rows, columns = height // patch, width // patch
+    cut = pixels[:, : rows * patch, : columns * patch].reshape(batch, rows, patch, columns, patch * channels)
+    return cut.swapaxes(2, 3).reshape(batch, rows * columns, -1)
+
+
 def fold_squares(x: mx.array, merge: int) -> mx.array:
     """(B, rows, columns, d) -> (B, rows * columns / merge^2, merge^2 * d): a merge x merge square becomes one, with its
     parts in reading order."""

@@ -129,10 +129,6 @@ class Mllama(VisionLanguageModel):
         self.vision_model = VisionModel(vision)
         self.multi_modal_projector = nn.Linear(vision.vision_output_dim, self.hidden_size)
 
-    @property
-    def prompt_vocab_size(self) -> int:
-        return self.vocab_size + MORE_EMBEDDINGS
-
     def published(self, name: str) -> tuple[str, ...]:
         return (name.replace("vision_model.", "vision_tower.", 1) if name.startswith("vision_model.") else name,)
 

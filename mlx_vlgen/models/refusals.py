@@ -110,6 +110,16 @@ def hunyuan(args: Arguments) -> list[str | None]:
     ]
 
 
+def molmo2(args: Arguments) -> list[str | None]:
+    norm = args.get("qk_norm_type", "qwen3")
+    return [
+        *llama(args),
+        _stretched(args),
+        None if norm in ("qwen3", "olmo") else f"norms of the type {norm!r}",
+        "an output layer that is its embeddings" if args.get("tie_word_embeddings") else None,
+    ]
+
+
 def lfm2(args: Arguments) -> list[str | None]:
     tied = args.get("tie_word_embeddings", args.get("tie_embedding", True))
     return [None if tied else "an output layer of its own", _stretched(args)]

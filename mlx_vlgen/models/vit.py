@@ -14,7 +14,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from .attention import MLP, VisionAttention
 from .configuration import BaseConfig
-from .layers import PositionTable, hidden_states
+from .layers import PositionTable, cut_patches, hidden_states
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,7 @@ class PatchConv(nn.Conv2d):
         super().__init__(channels, hidden, patch, stride=patch, bias=bias)  # weight (O, P, P, C)
 
     def __call__(self, pixels: mx.array) -> mx.array:
-        batch, height, width, channels = pixels.shape
-        patch = self.weight.shape[1]
-        rows, columns = height // patch, width // patch
-        cut = pixels[:, : rows * patch, : columns * patch].reshape(batch, rows, patch, columns, patch * channels)
-        patches = cut.swapaxes(2, 3).reshape(batch, rows * columns, -1)
+        patches = cut_patches(pixels, self.weight.shape[1])
         out = patches.astype(self.weight.dtype) @ self.weight.reshape(len(self.weight), -1).T
         return out + self.bias if "bias" in self else out
 

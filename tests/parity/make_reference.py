@@ -110,7 +110,8 @@ def auto_class(config: Mapping[str, Any]) -> Any:
         return getattr(transformers, thinker["architectures"][0])
     if "audio_config" in config:
         return transformers.AutoModelForMultimodalLM
-    return transformers.AutoModelForImageTextToText if "vision_config" in config else transformers.AutoModelForCausalLM
+    vision = {"vision_config", "vit_config"} & config.keys()
+    return transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
 
 
 # Inputs

@@ -18,7 +18,7 @@ class Chain(Model):
         super().__init__({"model_type": "chain"})
         self._table = mx.array(logits.astype(np.float32))
         self.forwards = 0
-        self.vocab_size = len(logits)
+        self.vocab_size = self.embedding_rows = len(logits)
 
     def cache_layout(self) -> list[LayerKind]:
         return [Full()]

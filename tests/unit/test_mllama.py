@@ -80,7 +80,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_the_placeholder_is_past_the_vocabulary(checkpoint: Any) -> None:
     model, processor = checkpoint
     image = processor.tokenizer.convert_tokens_to_ids("<|image|>")
-    assert image == model.vocab_size < model.prompt_vocab_size
+    assert image == model.vocab_size < model.embedding_rows
 
 
 def test_no_picture_after_a_past(checkpoint: Any) -> None:
