@@ -22,13 +22,14 @@ from .engine.request import Request
 from .engine.store import PrefixCache
 from .errors import PromptError, UnsupportedError, one_line
 from .inputs import chat_template
+from .inputs.kinds import KINDS, Kind
 from .inputs.processor import Processor
 from .inputs.prompt import MediaInputs
 from .loading import load
 from .models.base import Model
 from .notices import PromptBar, notice, progress_bar
 from .options import NULLABLE, PER_ROW_GROUPS, Keywords, group_keywords
-from .prompt_utils import as_videos
+from .prompt_utils import as_several, is_clip
 from .results import BatchResponse, BatchStats, GenerationResult, speed
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -48,7 +49,8 @@ def generate(
     model, processor: as `load` returns them.
     prompt: a formatted string (see `apply_chat_template`), one message, or a list of messages.
     image: one picture or a list: path, URL, data: URI, bytes, file, PIL picture or array. Default None.
-    audio: refused; no model here hears. Default None.
+    audio: one clip of sound or a list: path, URL, data: URI, bytes, file, array at the model's rate, or a tuple of an
+    array and its rate. Default None.
     verbose: print the prompt, the text as it comes and the statistics on stdout; on a terminal show what is read of a
     prompt that takes over two seconds. Default False.
 
@@ -95,12 +97,11 @@ def stream_generate(
     Arguments and errors as for `generate`. Closing or leaving the iterator ends the request.
     """
     _check_processor(processor)
-    if _as_tuple(audio):
-        raise UnsupportedError("audio: this model does not hear; leave it out")
+    _check_hears(processor, "audio", as_several("audio", audio))
     names = ("video", "prompt_progress_callback", "prompt_cache")
     groups = group_keywords(kwargs, *names)
     video, callback, prompt_cache = map(groups["other"].get, names)
-    request = make_request(model, prompt, image, video, groups)
+    request = make_request(model, prompt, {"image": image, "video": video, "audio": audio}, groups)
     request = replace(request, drafter=make_drafter(processor, **groups["draft"]))
     _warn_if_formatted([request])
     callbacks = [] if callback is None else [callback]
@@ -126,7 +127,7 @@ def batch_generate(
 
     model, processor: as `load` returns them.
     images: None, or for each prompt a picture, a list of pictures or None.
-    audios: refused; no model here hears. Default None.
+    audios: None, or for each prompt a clip, a list of clips or None.
     prompts: formatted strings or messages. No prompts give an empty response.
     max_tokens: new tokens at most; one number, or a list of one for each prompt. Default 128.
     verbose: print the statistics on stdout. Default False.
@@ -148,9 +149,10 @@ def batch_generate(
     groups = group_keywords({"max_tokens": max_tokens, **kwargs}, *names, "prompt_cache", per_row=True)
     other = groups["other"]
     prompts = [prompts] if isinstance(prompts, str | Mapping) else list(prompts or ())
-    if any(_as_tuple(audio) for audio in _one_per_row("audios", _as_tuple(audios) or None, len(prompts))):
-        raise UnsupportedError("audios: this model does not hear; leave it out")
-    requests = _batch_requests(model, prompts, images, other.pop("videos", None), groups)
+    audios = audios if as_several("audio", audios) else None
+    media: dict[Kind, Any] = {"image": images, "video": other.pop("videos", None), "audio": audios}
+    requests = _batch_requests(model, prompts, media, groups)
+    _check_hears(processor, "audios", [clip for request in requests for clip in request.media.audios])
     drafter = make_drafter(processor, **groups["draft"])
     requests = [replace(request, drafter=drafter) for request in requests]
     _warn_if_formatted(requests)
@@ -201,11 +203,16 @@ def _check_processor(processor: Any) -> None:
         )
 
 
-def make_request(model: Model, prompt: Prompt, image: Any, video: Any, groups: Keywords) -> Request:
-    """One prompt with its media and its keywords, by group (see `group_keywords`)."""
+def _check_hears(processor: Processor, name: str, clips: Sequence[Any]) -> None:
+    if clips and "audio" not in processor.placeholders:
+        raise UnsupportedError(f"{name}: this model does not hear; leave it out")
+
+
+def make_request(model: Model, prompt: Prompt, media: Mapping[Kind, Any], groups: Keywords) -> Request:
+    """One prompt with its media, of each kind one or several, and its keywords, by group (see `group_keywords`)."""
     return Request(
         [prompt] if isinstance(prompt, Mapping) else prompt,
-        MediaInputs(images=_as_tuple(image), videos=as_videos(video), **groups["media"]),
+        MediaInputs(**groups["media"]).with_sources({kind: as_several(kind, given) for kind, given in media.items()}),
         sampling_params(groups["sampling"], model.generation_config),
         KVSettings.of(groups["kv"]),
         **groups["template"],
@@ -213,15 +220,16 @@ def make_request(model: Model, prompt: Prompt, image: Any, video: Any, groups: K
 
 
 def _batch_requests(
-    model: Model, prompts: Sequence[Prompt], images: Any, videos: Any, groups: Keywords
+    model: Model, prompts: Sequence[Prompt], media: Mapping[Kind, Any], groups: Keywords
 ) -> list[Request]:
     """One request for each prompt. ValueError for lists of another length."""
     count = len(prompts)
-    if count == 1 and not isinstance(images, list | tuple):
-        images = [images]
-    images, videos = _one_per_row("images", images, count), _one_per_row("videos", videos, count)
-    rows = zip(prompts, images, videos, _row_groups(groups, count), strict=True)
-    return [make_request(model, *row) for row in rows]
+    by_kind = [
+        _one_per_row(KINDS[kind].plural, [given] if is_clip(kind, given) else given, count)
+        for kind, given in media.items()
+    ]
+    rows = (dict(zip(media, row, strict=True)) for row in zip(*by_kind, strict=True))
+    return [make_request(model, *row) for row in zip(prompts, rows, _row_groups(groups, count), strict=True)]
 
 
 def _row_groups(groups: Keywords, count: int) -> list[Keywords]:
@@ -254,13 +262,6 @@ def _one_per_row(name: str, values: Any, count: int) -> list[Any]:
             "give one for each, None where there is none"
         )
     return values
-
-
-def _as_tuple(media: Any) -> tuple[Any, ...]:
-    """One picture or several, as several."""
-    if media is None:
-        return ()
-    return tuple(media) if isinstance(media, list | tuple) else (media,)
 
 
 def make_drafter(

@@ -3,9 +3,10 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
-from .errors import PromptError, UnsupportedError
+from .errors import PromptError
 from .inputs import chat_template
 from .inputs.kinds import Kind
 from .inputs.processor import Processor
@@ -32,7 +33,7 @@ def apply_chat_template(
     prompt: a person's text, one message, or a list of messages.
     num_images: picture placeholders to insert before the text of the last user message. Messages with picture parts
         must have as many. Default 0.
-    num_audios: refused; no model here hears. Default 0.
+    num_audios: as num_images, of clips of sound. Default 0.
     video: one video or a list, counted as num_images are; they are not read here. Default None.
     system: text of a first message with that role. Default None.
     enable_thinking: a variable of the template. Default False.
@@ -46,16 +47,13 @@ def apply_chat_template(
     PromptError for messages that the template cannot take or would leave out; UnsupportedError for media that the model
     cannot take; TypeError for a variable that the template does not use.
     """
-    if num_audios:
-        raise UnsupportedError("num_audios: this model does not hear")
     messages = chat_template.normalize({"role": "user", "content": prompt} if isinstance(prompt, str) else prompt)
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
-    videos = len(as_videos(video))
-    counts: dict[Kind, int] = {"image": num_images, "video": videos}
+    counts: dict[Kind, int] = {"image": num_images, "video": len(as_videos(video)), "audio": num_audios}
     messages = chat_template.insert_media_parts(messages, counts)
     parts = [part.kind for part in chat_template.media_parts(messages)]
-    for name, (kind, count) in zip(("num_images", "video"), counts.items(), strict=True):
+    for name, (kind, count) in zip(("num_images", "video", "num_audios"), counts.items(), strict=True):
         if count and parts.count(kind) != count:
             raise PromptError(
                 f"{name}: {count} given, and the messages have {parts.count(kind)} {kind} parts of their own; "
@@ -65,6 +63,21 @@ def apply_chat_template(
         messages, enable_thinking=enable_thinking, add_generation_prompt=add_generation_prompt, **template_kwargs
     )
     return "".join(segment.text for segment in segments)
+
+
+def as_several(kind: Kind, media: Any) -> tuple[Any, ...]:
+    """One medium of a kind or several, as several; None is none."""
+    if kind == "video":
+        return as_videos(media)
+    if media is None:
+        return ()
+    return tuple(media) if isinstance(media, list | tuple) and not is_clip(kind, media) else (media,)
+
+
+def is_clip(kind: Kind, media: Any) -> bool:
+    """Whether these are samples and their rate: a tuple that is one clip of sound."""
+    pair = kind == "audio" and isinstance(media, tuple) and len(media) == 2
+    return pair and isinstance(media[1], Integral) and not isinstance(media[1], bool)
 
 
 def as_videos(video: Any) -> tuple[Any, ...]:

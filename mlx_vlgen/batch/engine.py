@@ -6,6 +6,7 @@ from typing import Any
 
 from ..engine.iterator import TokenIterator
 from ..generate import make_drafter, make_request
+from ..inputs.kinds import Kind
 from ..models.base import Model
 from ..options import group_keywords
 from ..results import GenerationResult
@@ -27,7 +28,8 @@ class ModelEngine:
         """Queue a row. Raises what is wrong with its keywords."""
         groups = group_keywords(keywords)
         # TypeError, ValueError and UnsupportedError are the row's, as those of `generate`.
-        request = make_request(self._model, row.messages, list(row.images), list(row.videos), groups)
+        media: dict[Kind, Any] = {"image": list(row.images), "video": list(row.videos)}
+        request = make_request(self._model, row.messages, media, groups)
         return self._iterator.add(replace(request, drafter=self._drafter))
 
     def __iter__(self) -> Iterator[tuple[int, GenerationResult]]:

@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import PromptError, UnsupportedError
 from ..notices import notice
 from . import chat_template as templates
+from .audio_tensors import AudioTensors
 from .chat_template import Message
 from .encode import control_tokens, encode, encode_features
 from .expansions import Expansion, Expansions
@@ -63,7 +64,7 @@ class Processor:
     max_positions: int | None = None
 
     placeholders: ClassVar[Mapping[Kind, str]] = {}
-    """What stands for one image or video in a formatted prompt, of each kind of media that the family takes."""
+    """What stands for one medium in a formatted prompt, of each kind of media that the family takes."""
 
     feature_tokens: ClassVar[Mapping[Kind, str]] = {}
     """The token that stands for one feature of it in the expanded text, where that is another one."""
@@ -100,9 +101,18 @@ class Processor:
         return {}
 
     def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
-        """Read and process one image or video. media: what `context` returns. The same, by the same fields of this
-        processor, gives the same: it is cached."""
+        """Read and process one image, video or clip of sound. media: what `context` returns. The same, by the same
+        fields of this processor, gives the same: it is cached."""
         raise self.unsupported(kind)
+
+    @property
+    def audio_tensors(self) -> AudioTensors:
+        """Names and layout of its clips as tensors, of a family that hears."""
+        return AudioTensors()
+
+    def audio_tokens(self, frames: int) -> int:
+        """How many tokens a clip of so many frames becomes, of a family that hears."""
+        raise self.unsupported("audio")
 
     def context(self, media: MediaInputs) -> MediaInputs:
         """What `expand` gets of all media of a prompt: how to read them, not what they are."""
@@ -181,11 +191,12 @@ class Processor:
         tail = "".join(segment.text[segment.tail_start :] for segment in segments)
         return Prompt(tokens, processed, self.two_way(tokens, processed), text, tail)
 
-    def check_count(self, kind: Kind, size: tuple[int, int], count: int, remedy: str) -> None:
-        """Before pixels are made of one image or video of `size`, its original (height, width), which becomes `count`
-        tokens: a notice where these are many, PromptError where the model has less positions. remedy: what makes them
-        fewer."""
-        sentence = f"{KINDS[kind].one} of {size[1]} x {size[0]} pixels becomes {count:,} tokens"
+    def check_count(self, kind: Kind, size: tuple[int, int] | float, count: int, remedy: str) -> None:
+        """Before pixels are made of one image or video of `size`, its original (height, width), or features of so many
+        seconds of sound, which becomes `count` tokens: a notice where these are many, PromptError where the model has
+        less positions. remedy: what makes them fewer."""
+        measured = f"{size[1]} x {size[0]} pixels" if isinstance(size, tuple) else f"{size:.1f} seconds"
+        sentence = f"{KINDS[kind].one} of {measured} becomes {count:,} tokens"
         if self.max_positions is not None and count > self.max_positions:
             raise PromptError(f"{sentence} and the model has {self.max_positions:,} positions: {remedy}")
         if count > KINDS[kind].many_tokens:
@@ -272,10 +283,13 @@ class Processor:
         ones are not processed yet."""
         total = sum(sum(expansion.counts) for _, expansion in expansions)
         if self.max_positions is not None and total > self.max_positions:
+            sounds = any(kind == "audio" for kind, _ in expansions)
+            kinds = "pictures, videos and audio clips" if sounds else "pictures and videos"
+            fewer = "fewer or smaller pictures (max_pixels), " + "shorter audio clips, " * sounds
+            fewer += "or fewer frames (max_frames)"
             raise PromptError(
-                f"{len(expansions)} of {len(expansions) + waiting} pictures and videos become {total:,} tokens and the "
-                f"model has {self.max_positions:,} positions: give fewer or smaller pictures (max_pixels), or fewer "
-                "frames (max_frames)"
+                f"{len(expansions)} of {len(expansions) + waiting} {kinds} become {total:,} tokens and the model has "
+                f"{self.max_positions:,} positions: give {fewer}"
             )
 
     def _with_spans(self, tokens: np.ndarray, expansions: Sequence[tuple[Kind, Expansion]]) -> list[Media]:

@@ -61,22 +61,26 @@ def load_template(folder: Path, tokenizer: Any) -> str | None:
 
 @dataclass(frozen=True)
 class ProcessorSettings:
-    """What a checkpoint says of its processor, of how it makes images, and of how it makes videos."""
+    """What a checkpoint says of its processor, and of how it makes images, videos, and features of sound."""
 
     processor: Mapping[str, Any]
     image: Mapping[str, Any]
     video: Mapping[str, Any]
+    audio: Mapping[str, Any]
 
 
 def read_settings(folder: Path) -> ProcessorSettings:
     """From one nested file, as transformers 5 writes it, or from a flat one for each part. Before there was one for
-    videos, that for images was for both."""
+    videos, that for images was for both; settings of sound lie in it, too."""
     names = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
     processor, image, video = (_read_json(folder / name) for name in names)
     for name, settings in zip(names, (processor, image, video), strict=True):
         check_settings(folder / name, settings)
     return ProcessorSettings(
-        processor, processor.get("image_processor") or image, processor.get("video_processor") or video or image
+        processor,
+        processor.get("image_processor") or image,
+        processor.get("video_processor") or video or image,
+        processor.get("feature_extractor") or image,
     )
 
 

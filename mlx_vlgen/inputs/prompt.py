@@ -73,10 +73,12 @@ class Media:
     pixels: uint8 levels, channels last, which `Model.encode` normalises on the device; or float32, `pixel_values` as
     transformers' processors return them, which it takes as they are; empty once it is encoded. For Qwen (patches,
     frames * size * size * 3), one frame for a picture, which transformers writes twice; for families that cut a
-    picture into tiles (tiles, height, width, 3), in `pixel_values` (tiles, 3, height, width).
-    grid: its shape as the family counts it; for Qwen (frames, rows, columns) in patches.
+    picture into tiles (tiles, height, width, 3), in `pixel_values` (tiles, 3, height, width). Of sound float32 (frames,
+    bands), what its tower takes, without padding but for the frames after its end that features of its end depend on.
+    grid: its shape as the family counts it; for Qwen (frames, rows, columns) in patches; of sound (frames,), those that
+    are its own, where pixels may have more. Media of one grid and one shape of pixels are encoded as one batch.
     spans: where its features go, in order, in `Prompt.tokens`; a Qwen3-VL video has one span per pair of frames.
-    size: the original (height, width) in pixels.
+    size: the original (height, width) in pixels; (0, 0) of sound.
     seconds: how long one step of a video's grid in time takes, which some families' positions tell; 0 for a picture,
     and in other families.
     normalization: of its levels.

@@ -12,6 +12,8 @@ Families without such grids have the first two lines, pixels padded with zeros w
     num_image_tokens, num_video_tokens   (n,) int64, features of each
     image_shapes, video_shapes           (n, d) int64, the shape of each one's pixels
     image_grids, video_grids             (n, g) int64, each one's `Media.grid`, -1 after its end; absent if all empty
+
+Sound has the names and the layout that its family has in transformers, `Processor.audio_tensors`.
 """
 
 import difflib
@@ -29,7 +31,7 @@ from .prompt import Media, Prompt, Span
 from .qwen_vl import QwenVLProcessor
 
 PIXELS: Mapping[Kind, str] = {kind: record.pixels for kind, record in KINDS.items() if record.pixels is not None}
-"""The kinds that tensors carry."""
+"""The kinds whose tensors have the same names in all families."""
 
 NAMES = (
     "input_ids", "attention_mask", "mm_token_type_ids", "second_per_grid_ts", *PIXELS.values(),
@@ -74,6 +76,8 @@ def pack(
     for kind in PIXELS:
         if media := [item for prompt in prompts for item in prompt.media if item.kind == kind]:
             tensors |= _pack_media(kind, media, [processor.pixel_values(item) for item in media])
+    if clips := [item for prompt in prompts for item in prompt.media if item.kind == "audio"]:
+        tensors |= processor.audio_tensors.pack(clips)
     return tensors
 
 
@@ -143,8 +147,9 @@ def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
     nearest one; UnsupportedError for media that the model does not take, and for torch's tensors.
     """
     arrays = {name: value for name, value in tensors.items() if value is not None}
-    for name in arrays.keys() - set(NAMES):
-        near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
+    names = [*NAMES, *processor.audio_tensors.names]
+    for name in arrays.keys() - set(names):
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         raise TypeError(f"unknown tensor {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     if "input_ids" not in arrays:
         raise PromptError("input_ids are missing: give what the processor returned, as generate(**inputs)")
@@ -154,6 +159,7 @@ def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
     masks = _like(rows, "attention_mask", arrays)
     types = _like(rows, "mm_token_type_ids", arrays)
     media = {kind: _unpack_media(processor, kind, arrays) for kind in PIXELS}
+    media["audio"] = _unpack_audio(processor, arrays)
     prompts = []
     for number, ids in enumerate(rows):
         begin = 0 if masks is None else _padding(masks[number])
@@ -161,16 +167,17 @@ def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
         prompts.append(_row(processor, ids[begin:].astype(np.int32), row_types, media))
     for kind, unused in media.items():
         if unused:
+            name = PIXELS.get(kind, processor.audio_tensors.features)
             raise PromptError(
-                f"{PIXELS[kind]} holds {len(unused)} more {kind}{'s' * (len(unused) != 1)} than input_ids has "
-                "placeholders for: give all tensors as the processor returned them"
+                f"{name} holds {len(unused)} more {kind}{'s' * (len(unused) != 1)} than input_ids has placeholders "
+                "for: give all tensors as the processor returned them"
             )
     return prompts
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One image or video of a batch. count: how many tokens stand for it."""
+    """One image, video or clip of sound of a batch. count: how many tokens stand for it."""
 
     pixels: np.ndarray
     grid: tuple[int, ...]
@@ -300,6 +307,24 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
     return [_Source(*fields) for fields in zip(views, grids, counts, seconds.tolist(), strict=True)]
 
 
+def _unpack_audio(processor: Processor, arrays: Mapping[str, Any]) -> list[_Source]:
+    """The clips of all rows, in order."""
+    layout = processor.audio_tensors
+    given = [name for name in layout.names if name in arrays]
+    if not given:
+        return []
+    if "audio" not in processor.placeholders:
+        raise processor.unsupported("audio")
+    if missing := [name for name in layout.names if name not in arrays]:
+        raise PromptError(f"{given[0]} is given without {missing[0]}: give all tensors of the processor")
+    mask = None if layout.mask is None else read_array(layout.mask, arrays[layout.mask])
+    clips = layout.unpack(read_array(layout.features, arrays[layout.features]), mask)
+    counts = [processor.audio_tokens(length) for _, (length,) in clips]
+    if min(counts, default=1) < 1:
+        raise PromptError(f"{layout.features}: a clip is too short to become a token")
+    return [_Source(*clip, count, 0.0) for clip, count in zip(clips, counts, strict=True)]
+
+
 def _row(
     processor: Processor, tokens: np.ndarray, types: np.ndarray | None, media: Mapping[Kind, list[_Source]]
 ) -> Prompt:
@@ -331,7 +356,7 @@ def _of_kind(kind: Kind, types: np.ndarray | None, media: Mapping[Kind, list[_So
     """Which features are of this kind, in a family that has one token for both."""
     if types is not None:
         return types == KINDS[kind].token_type
-    if all(media.values()):
+    if all(media[kind] for kind in PIXELS):
         raise PromptError("pictures and videos have one placeholder in this model: give mm_token_type_ids, which tells")
     return bool(media[kind])
 

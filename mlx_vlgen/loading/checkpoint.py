@@ -50,7 +50,10 @@ def read_processor(folder: Path, config: Mapping[str, Any]) -> "Processor":
     """The model's processor. LoadError for a tokenizer, template or settings that are damaged or do not fit."""
     family = find(config)
     if family is not TEXT:
-        check_settings(folder / "config.json", {key: value for key, value in config.items() if key != "text_config"})
+        check_settings(
+            folder / "config.json",
+            {key: value for key, value in config.items() if key not in ("text_config", "thinker_config")},
+        )
     with reading(folder / "config.json", f"and the processor's files beside it are not a {config['model_type']}'s"):
         return family.load_processor(folder, config)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LoadError
-from .configuration import max_positions
+from .configuration import max_positions, thinker_config
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
@@ -43,11 +43,14 @@ _QWEN3_VL = Family("mlx_vlgen.models.qwen3_vl:Qwen3VL", "mlx_vlgen.inputs.qwen_v
 _QWEN3_5 = Family("mlx_vlgen.models.qwen3_5:Qwen3_5", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor")
 _GLM4V = Family("mlx_vlgen.models.glm4v:Glm4v", "mlx_vlgen.inputs.glm4v:Glm4vProcessor")
 _INTERNVL = Family("mlx_vlgen.models.internvl:InternVL", "mlx_vlgen.inputs.internvl:InternVLProcessor")
+_QWEN2_5_OMNI = Family("mlx_vlgen.models.qwen2_5_omni:Qwen2_5Omni", "mlx_vlgen.inputs.omni:Qwen2_5OmniProcessor")
 _LFM2_VL = Family("mlx_vlgen.models.lfm2_vl:Lfm2VL", "mlx_vlgen.inputs.lfm2_vl:Lfm2VLProcessor")
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("mlx_vlgen.models.qwen2_vl:Qwen2VL", _QWEN2_VL_PROCESSOR),
     "qwen2_5_vl": Family("mlx_vlgen.models.qwen2_5_vl:Qwen2_5_VL", _QWEN2_VL_PROCESSOR),
+    "qwen2_5_omni": _QWEN2_5_OMNI,
+    "qwen2_5_omni_thinker": _QWEN2_5_OMNI,  # the part of it that reads and writes text, saved alone
     "qwen3_vl": _QWEN3_VL,
     "qwen3_vl_moe": _QWEN3_VL,
     "qwen3_5": _QWEN3_5,
@@ -71,6 +74,9 @@ FAMILIES: dict[str, Family] = {
     "internvl_chat": _INTERNVL,  # name of the first releases, with remote code
     "lfm2_vl": _LFM2_VL,
     "lfm2-vl": _LFM2_VL,  # name of the first release, with remote code
+    "qwen2_audio": Family(
+        "mlx_vlgen.models.qwen2_audio:Qwen2Audio", "mlx_vlgen.inputs.qwen2_audio:Qwen2AudioProcessor"
+    ),
 }
 
 # (model_type, that of its vision tower) -> the key of the family where the tower makes it another one.
@@ -110,10 +116,10 @@ def find(config: Mapping[str, Any]) -> Family:
             "config.json names no model_type, so it does not tell what network this is. "
             "Give the folder of a whole checkpoint, as it is on the Hugging Face Hub."
         )
-    vision = config.get("vision_config")
+    vision = thinker_config(config).get("vision_config")
     tower = vision.get("model_type") if isinstance(vision, Mapping) else None
     if family := FAMILIES.get(_BY_TOWER.get((model_type, tower), model_type)):
-        if not isinstance(vision, Mapping):
+        if not any(isinstance(config.get(key), Mapping) for key in ("vision_config", "audio_config", "thinker_config")):
             raise LoadError(
                 f"This {model_type} checkpoint's config.json has no vision_config: it only reads text, or is "
                 "in its authors' own layout. Take the one that was saved for transformers, or converted for MLX."

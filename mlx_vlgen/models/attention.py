@@ -157,9 +157,14 @@ class VisionAttention(nn.Module):
             self.q_norm, self.k_norm = norm(hidden), norm(hidden)
 
     def __call__(
-        self, x: mx.array, cos: mx.array | None = None, sin: mx.array | None = None, windows: Windows = ()
+        self,
+        x: mx.array,
+        cos: mx.array | None = None,
+        sin: mx.array | None = None,
+        windows: Windows = (),
+        mask: mx.array | None = None,
     ) -> mx.array:
-        """cos, sin: (N, D / 2) of rotary positions; None where there are none."""
+        """cos, sin: (N, D / 2) of rotary positions; None where there are none. mask: (B, 1, 1, N), which are seen."""
         if len(self._inputs) == 1:
             q, k, v = mx.split(self[self._inputs[0]](x), 3, axis=-1)
         else:
@@ -170,7 +175,10 @@ class VisionAttention(nn.Module):
         if cos is not None and sin is not None:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         scale = q.shape[-1] ** -0.5
-        out = windowed_attention(q, k, v, scale, windows) if windows else attention(q, k, v, scale)
+        if mask is not None:
+            out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+        else:
+            out = windowed_attention(q, k, v, scale, windows) if windows else attention(q, k, v, scale)
         return self[self._output](merge_heads(out))
 
 

@@ -31,8 +31,15 @@ class BaseConfig:
         return {field.name: field.default for field in fields(cls)} | dict(values)
 
 
+def thinker_config(config: Config) -> Config:
+    """Of a model that also speaks, the part that reads and writes text; of any other the whole."""
+    nested: Config = config.get("thinker_config", config)
+    return nested
+
+
 def text_config(config: Config) -> Config:
     """The text decoder's part of a config.json: nested, as most have it, or among the model's fields."""
+    config = thinker_config(config)
     nested: Config | None = config.get("text_config") or config.get("llm_config")
     return config if nested is None else nested
 

@@ -180,6 +180,10 @@ class MRopeModel(VisionLanguageModel):
             if "self_attn" in layer:
                 layer.self_attn.rope = self._rope
 
+    def positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
+        """See `rotary_positions`."""
+        return rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
+
     def encode(self, media: Sequence[Media]) -> list[Features]:
         frames, rows, columns = media[0].grid
         pixels = join_pixels(media).reshape(len(media) * frames, rows * columns, -1)
@@ -197,11 +201,11 @@ class MRopeModel(VisionLanguageModel):
         layers = zip(*(medium.deepstack for medium in features), strict=True)
         deepstack = [scatter_features(mx.zeros_like(embeds), prompt, layer) for layer in layers]
         # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
-        positions, delta = rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
+        positions, delta = self.positions(prompt)
         return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)
 
     def position_delta(self, prompt: Prompt) -> int:
-        return rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)[1]
+        return self.positions(prompt)[1]
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text, offset = self.language_model, self._rope.offset(inputs, cache)

@@ -29,10 +29,10 @@ class Qwen2_5_VLVisionConfig(MRopeVisionConfig):
     tokens_per_second: float = 4
 
 
-def vision_block(config: Qwen2_5_VLVisionConfig) -> VisionBlock:
+def vision_block(config: Qwen2_5_VLVisionConfig, attention: Sequence[str]) -> VisionBlock:
     hidden = config.hidden_size
     mlp = MLP(hidden, config.intermediate_size, config.hidden_act, GATED)
-    return VisionBlock(partial(nn.RMSNorm, hidden, eps=1e-6), VisionAttention(hidden, config.num_heads), mlp)
+    return VisionBlock(partial(nn.RMSNorm, hidden, eps=1e-6), VisionAttention(hidden, config.num_heads, attention), mlp)
 
 
 def window_order(rows: int, columns: int, side: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -49,7 +49,9 @@ def window_order(rows: int, columns: int, side: int) -> tuple[np.ndarray, list[t
 
 
 class VisionTower(nn.Module):
-    def __init__(self, config: Qwen2_5_VLVisionConfig):
+    """attention: the names of its layers, as `VisionAttention` takes them."""
+
+    def __init__(self, config: Qwen2_5_VLVisionConfig, attention: Sequence[str] = ("qkv", "proj")):
         super().__init__()
         hidden = config.hidden_size
         self.merge, self.head_size = config.spatial_merge_size, hidden // config.num_heads
@@ -58,7 +60,7 @@ class VisionTower(nn.Module):
         self.patch_embed = PatchEmbedding(
             config.in_channels, config.temporal_patch_size, config.patch_size, hidden, bias=False
         )
-        self.blocks = [vision_block(config) for _ in range(config.depth)]
+        self.blocks = [vision_block(config, attention) for _ in range(config.depth)]
         self.merger = PatchMerger(nn.RMSNorm(hidden, eps=1e-6), hidden, self.merge, config.out_hidden_size)
 
     def __call__(

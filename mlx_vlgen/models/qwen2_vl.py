@@ -89,9 +89,9 @@ class Qwen2VL(MRopeModel):
         super().__init__(config, text_arguments(config), tower, (16, 24, 24), interleaved=False)
 
 
-def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+def text_arguments(config: Mapping[str, Any], defaults: type[BaseConfig] = Qwen2VLTextConfig) -> dict[str, Any]:
     """The text decoder's configuration: nested, or, as the Hub's originals have it, among the model's fields."""
-    text = with_rope(Qwen2VLTextConfig.complete(config.get("text_config") or config), 1_000_000.0)
+    text = with_rope(defaults.complete(config.get("text_config") or config), 1_000_000.0)
     # Some releases said it in one place only.
     tied = config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False)
     head_size = text["hidden_size"] // text["num_attention_heads"]

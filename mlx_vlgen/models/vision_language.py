@@ -1,4 +1,5 @@
-"""What most families are: a vision tower, whose features replace placeholders, and one of mlx-lm's decoders."""
+"""What most families are: a tower that sees or hears, whose features replace placeholders, and one of mlx-lm's
+decoders."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -87,7 +88,7 @@ class VisionLanguageModel(Model):
             if name.startswith("language_model."):
                 text[name.removeprefix("language_model.")] = value
                 continue
-            if value.ndim >= 4 and name in parameters and value.shape[-1] != parameters[name].shape[-1]:
+            if value.ndim >= 3 and name in parameters and value.shape[-1] != parameters[name].shape[-1]:
                 value = value.moveaxis(1, -1)  # torch's (O, C, ...)
             out[name] = value
         if hasattr(self.language_model, "sanitize"):

@@ -48,6 +48,7 @@ def prompts(family: str) -> dict[str, Prompt]:
         inputs = MediaInputs(
             images=[media.picture(item) for item in case["images"]],
             videos=[media.clip(item) for item in case["videos"]],
+            audios=[media.sound(item) for item in case.get("audios", ())],
             video_fps=media.CLIP_FPS if case["videos"] else None,
         )
         prepared[name] = processor(family).prepare(case["text"], inputs)

@@ -53,12 +53,14 @@ class Ask:
     text: str
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
+    audios: tuple[str, ...] = ()
 
     @property
     def media(self) -> MediaInputs:
         return MediaInputs(
             images=[media.picture(name) for name in self.images],
             videos=[media.clip(name) for name in self.videos],
+            audios=[media.sound(name) for name in self.audios],
             video_fps=media.CLIP_FPS if self.videos else None,
         )
 
@@ -92,7 +94,8 @@ class Family:
         of equal lengths and unequal ones, down to one token."""
         asks = {name: self._ask(name, content) for name, content in MEDIA.items() if self._takes(content)}
         for name, case in expected.record(self.name)["cases"].items():
-            asks[name] = Ask(name, case["text"], tuple(case["images"]), tuple(case["videos"]))
+            names = (tuple(case.get(kind, ())) for kind in ("images", "videos", "audios"))
+            asks[name] = Ask(name, case["text"], *names)
         # Words with a space before each are the same tokens in any order: "words5" and "turned5" are equally long.
         words = " The picture of the user is beautiful and explicit is better than implicit although never is often"
         for count in (2, 5, 11, 16):

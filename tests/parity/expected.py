@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .layouts import REFERENCE, read_json
+from .weights import projection
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ class Expected:
     std: float
     tokens: np.ndarray
     steps: np.ndarray
+    audios: Sequence[str] = ()
 
     @property
     def tolerance(self) -> float:
@@ -97,6 +99,25 @@ SEVERAL = " of several"
 """After the name of a picture, for families that read one differently where a prompt has more."""
 
 
+def projected(features: np.ndarray) -> np.ndarray:
+    """(frames, bands) -> (frames, 8): what is kept of a sound's features."""
+    return (features @ projection(features.shape[-1])).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """What transformers' processor makes of a sound, projected, and its grid."""
+
+    features: np.ndarray
+    grid: tuple[int, ...]
+
+
+@cache
+def sound(family: str, name: str) -> Sound:
+    with np.load(REFERENCE / "processors" / record(family)["processor"] / "pixels.npz") as file:
+        return Sound(file[f"{name}.features"], tuple(file[f"{name}.grid"].tolist()))
+
+
 @cache
 def pixels(family: str, name: str, several: bool = False) -> Pixels:
     """A picture or clip as the family's processor reads it. several: whether it is a picture beside others."""
@@ -108,11 +129,14 @@ def pixels(family: str, name: str, several: bool = False) -> Pixels:
     return Pixels(levels, tuple(grid.tolist()), normal, known["channels_last"])
 
 
-def media_pixels(family: str, case: Expected, are_videos: Iterable[bool]) -> list[Pixels]:
-    """Those of each medium of a case's prompt, in the prompt's order."""
-    images, videos = iter(case.images), iter(case.videos)
+def media_pixels(family: str, case: Expected, kinds: Iterable[str]) -> list[Pixels | Sound]:
+    """Those of each medium of a case's prompt, which is of these kinds, in the prompt's order."""
+    names = {"image": iter(case.images), "video": iter(case.videos), "audio": iter(case.audios)}
     several = len(case.images) > 1
-    return [pixels(family, next(videos if is_video else images), several) for is_video in are_videos]
+    return [
+        sound(family, next(names[kind])) if kind == "audio" else pixels(family, next(names[kind]), several)
+        for kind in kinds
+    ]
 
 
 def families() -> list[str]:

@@ -167,6 +167,8 @@ def _write_processor(kit: Path, layout: Layout, folder: Path) -> None:
     if layout == "v5":
         write_json(folder / "processor_config.json", nested)
         return
-    for kind, file in (("image_processor", "preprocessor_config"), ("video_processor", "video_preprocessor_config")):
-        if kind in nested:
-            write_json(folder / f"{file}.json", nested[kind] | {"processor_class": nested["processor_class"]})
+    named = {"processor_class": nested["processor_class"]}
+    if first := nested.get("feature_extractor", {}) | nested.get("image_processor", {}):
+        write_json(folder / "preprocessor_config.json", first | named)
+    if "video_processor" in nested:
+        write_json(folder / "video_preprocessor_config.json", nested["video_processor"] | named)

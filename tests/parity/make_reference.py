@@ -17,7 +17,7 @@ import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -95,14 +95,22 @@ def load_processor(recipe: Recipe) -> Any:
 
 def load_model(folder: Path) -> Any:
     """The checkpoint in float32 with the plainest attention."""
-    vision = "vision_config" in read_json(folder / "config.json")
-    auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
+    auto = auto_class(read_json(folder / "config.json"))
     model, loading_info = auto.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     if any(loading_info.values()):
         raise RuntimeError(f"{folder} does not fit the model: {loading_info}")
     return model.eval()
+
+
+def auto_class(config: Mapping[str, Any]) -> Any:
+    """transformers' class for models with this configuration."""
+    if thinker := config.get("thinker_config"):  # as a part of what speaks it has no forward
+        return getattr(transformers, thinker["architectures"][0])
+    if "audio_config" in config:
+        return transformers.AutoModelForMultimodalLM
+    return transformers.AutoModelForImageTextToText if "vision_config" in config else transformers.AutoModelForCausalLM
 
 
 # Inputs
@@ -131,6 +139,8 @@ def model_inputs(recipe: Recipe, processor: Any, cases: list[Case]) -> dict[str,
         keywords["images"] = images if kit.nested else [image for row in images for image in row]
     if clips := [media.clip(name) for case in cases for name in case.videos]:
         keywords |= {"videos": clips, "do_sample_frames": False, **kit.clips(clips)}
+    if sounds := [_samples(name) for case in cases for name in case.audios]:
+        keywords |= {"audio": sounds}
     bos = processor.tokenizer.bos_token
     if bos and all(text.startswith(bos) for text in texts):
         keywords["add_special_tokens"] = False  # the template wrote it
@@ -145,7 +155,13 @@ def pixel_levels(recipe: Recipe, processor: Any) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
     several = {name for case in recipe.cases.values() if len(case.images) > 1 for name in case.images}
     for kind, name in sorted({entry for case in recipe.cases.values() for entry in _media(case)}):
+        if kind == "audio":
+            assert kit.audio, f"{kit.name} does not hear"
+            features, grid = kit.audio(processor, _samples(name))
+            arrays |= {f"{name}.features": expected.projected(features), f"{name}.grid": np.asarray(grid, np.int32)}
+            continue
         if kind == "image":
+            assert kit.image, f"{kit.name} does not see"
             (pixels, grid), settings = kit.image(processor, media.picture(name)), processor.image_processor
             if kit.one_of_several and name in several:
                 other_pixels, other_grid = kit.one_of_several(processor, media.picture(name))
@@ -171,9 +187,14 @@ def _levels(
     }
 
 
+def _samples(name: str) -> np.ndarray:
+    return media.sound(name).astype(np.float32) / 32768
+
+
 def _media(case: Case) -> Iterator[tuple[str, str]]:
     yield from (("image", name) for name in case.images)
     yield from (("video", name) for name in case.videos)
+    yield from (("audio", name) for name in case.audios)
 
 
 # Outputs
@@ -189,11 +210,11 @@ def run_case(
         steps, tokens = _greedy(model, inputs, new_tokens)
         if margins.smallest < ROUTING_MARGIN:
             raise Unsuitable(f"routing margin {margins.smallest:.1e}")
-        for key in ("pixel_values", "pixel_values_videos"):
+        for key in ("pixel_values", "pixel_values_videos", "input_features"):
             if key in inputs:
                 other = model(**(inputs | {key: -inputs[key].flip(0)})).logits[0, -1].double().numpy()
                 if np.abs(other - logits[-1]).max() < 0.1 * logits.std():
-                    raise Unsuitable("the picture makes no difference")
+                    raise Unsuitable(f"{key} make no difference")
     best = np.sort(steps[0], axis=-1)
     margin = (best[:, -1] - best[:, -2]).min()
     if margin < (VIDEO_MARGIN if clips else MARGIN):
@@ -336,8 +357,7 @@ def saved_form(recipe: Recipe) -> tuple[dict[str, Any], dict[str, tuple[int, ...
     """config.json, and names and shapes of the tensors, as transformers saves the family."""
     tokenizer = build_tokenizer(recipe.tokenizer)
     config = recipe.config(tokenizer.convert_tokens_to_ids, len(tokenizer))
-    vision = hasattr(config, "vision_config")
-    auto = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
+    auto = auto_class(config.to_dict())
     with tempfile.TemporaryDirectory() as temporary:
         auto.from_config(config, dtype=torch.float32).save_pretrained(temporary)
         saved = load_file(Path(temporary, "model.safetensors"))
@@ -364,6 +384,7 @@ def run_cases(checkpoint: Path, recipe: Recipe) -> tuple[dict[str, np.ndarray], 
                 "text": prompt_text(processor, case),
                 "images": list(case.images),
                 "videos": list(case.videos),
+                **({"audios": list(case.audios)} if case.audios else {}),
             }
             for name, case in recipe.cases.items()
         },

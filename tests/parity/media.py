@@ -1,4 +1,4 @@
-"""The pictures and clips of the cases, drawn in integer arithmetic so that every machine has the same pixels."""
+"""The pictures, clips and sounds of the cases, made in integer arithmetic: every machine has the same."""
 
 import hashlib
 from functools import cache
@@ -19,8 +19,16 @@ PICTURES = {  # width, height, seed: what Qwen3-VL's limits in the fixtures do t
 CLIPS = {  # width, height, frames, seed
     "clip": (150, 100, 6, 10),  # shrunk under the volume limit
     "odd_clip": (128, 72, 5, 20),  # last frame repeated; its rounded-down volume needs no shrinking
+    "wide_clip": (448, 224, 4, 30),  # 128 * 28 * 28 pixels a frame, the least that Qwen-Omni takes
+    "odd_wide_clip": (392, 280, 3, 40),
 }
 CLIP_FPS = 2.0
+SOUNDS = {  # samples, Hz at the beginning and at the end, seed
+    "sound": (20961, 180, 2400, 30),
+    "short_sound": (11680, 3000, 300, 31),  # whole hops
+    "long_sound": (39520, 90, 6000, 32),
+}
+SOUND_RATE = 16_000
 
 
 @cache
@@ -40,6 +48,19 @@ def clip(name: str) -> np.ndarray:
     shapes = np.stack([_shapes(width, height, seed, shift=5 * frame) for frame in range(frames)])
     shapes.setflags(write=False)
     return shapes
+
+
+@cache
+def sound(name: str) -> np.ndarray:
+    """Read-only (n,) int16 at `SOUND_RATE`: a triangle wave of rising or falling pitch, and a quarter of noise."""
+    count, first, last, seed = SOUNDS[name]
+    index = np.arange(count, dtype=np.int64)
+    hertz = first + (last - first) * index // count
+    phase = np.cumsum(hertz) * 65536 // SOUND_RATE % 65536
+    noise = (np.random.PCG64(seed).random_raw(count) % 8192).astype(np.int64) - 4096
+    samples = ((np.abs(phase - 32768) - 16384) // 2 * 3 // 4 + noise // 2).astype(np.int16)
+    samples.setflags(write=False)
+    return samples
 
 
 def _shapes(width: int, height: int, seed: int, shift: int = 0) -> np.ndarray:

@@ -94,9 +94,9 @@ def generate(loaded: Loaded, case: Expected, count: int) -> list[int]:
 
 def batch_generate(loaded: Loaded, cases: Sequence[Expected], count: int) -> list[list[int]]:
     """Tokens of each row by `batch_generate`."""
-    images = [list(_media(case).images) for case in cases]
+    images, audios = ([list(getattr(_media(case), kind)) for case in cases] for kind in ("images", "audios"))
     response = mlx_vlgen.batch_generate(
-        *loaded, images=images, prompts=[case.prompt for case in cases], max_tokens=count
+        *loaded, images=images, audios=audios, prompts=[case.prompt for case in cases], max_tokens=count
     )
     return [result.tokens for result in response.results]
 
@@ -120,20 +120,17 @@ def _token(result: mlx_vlgen.GenerationResult) -> int:
     return result.token
 
 
-def is_video(medium: Media) -> bool:
-    """Whether a processed medium is a video."""
-    return medium.kind == "video"
-
-
 def _media_keywords(case: Expected) -> dict[str, Any]:
     """A case's media as keywords: nothing, one, or a list."""
     media = _media(case)
-    images, videos = list(media.images), list(media.videos)
+    images, videos, audios = list(media.images), list(media.videos), list(media.audios)
     keywords: dict[str, Any] = {}
     if images:
         keywords["image"] = images if len(images) > 1 else images[0]
     if videos:
         keywords |= {"video": videos if len(videos) > 1 else videos[0], "video_fps": media.video_fps}
+    if audios:
+        keywords["audio"] = audios if len(audios) > 1 else audios[0]
     return keywords
 
 
@@ -141,5 +138,6 @@ def _media(case: Expected) -> MediaInputs:
     return MediaInputs(
         images=[media.picture(name) for name in case.images],
         videos=[media.clip(name) for name in case.videos],
+        audios=[media.sound(name) for name in case.audios],
         video_fps=media.CLIP_FPS if case.videos else None,
     )

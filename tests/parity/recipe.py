@@ -23,12 +23,13 @@ Ids = Callable[[str], int]
 class Case:
     """One request: `prompt` is messages, which the chat template formats, or text as it is.
 
-    images, videos: names in media.py, in order of appearance.
+    images, videos, audios: names in media.py, in order of appearance.
     """
 
     prompt: Messages | str
     images: Sequence[str] = ()
     videos: Sequence[str] = ()
+    audios: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,18 @@ class ProcessorKit:
     grid as `Media.grid` has it). channels: where they lie in pixels once everything else is flattened: (N, 3, rest) or
     (N, rest, 3). nested: whether it takes pictures as one list a row. one_of_several: as image, of a picture that is
     not the only one of its prompt, where that differs. clips: the processor's keywords for clips.
+    audio: that processor and a sound (n,) float32 to (features as `Media.pixels` has them, grid).
     """
 
     name: str
     build: Callable[[Any], Any]
-    image: Callable[[Any, np.ndarray], tuple[np.ndarray, tuple[int, ...]]]
+    image: Callable[[Any, np.ndarray], tuple[np.ndarray, tuple[int, ...]]] | None = None
     video: Callable[[Any, np.ndarray], tuple[np.ndarray, tuple[int, ...]]] | None = None
     channels_last: bool = False
     nested: bool = False
     one_of_several: Callable[[Any, np.ndarray], tuple[np.ndarray, tuple[int, ...]]] | None = None
     clips: Callable[[list[np.ndarray]], Config] = metadata
+    audio: Callable[[Any, np.ndarray], tuple[np.ndarray, tuple[int, ...]]] | None = None
 
 
 def as_they_are(tensors: Tensors) -> Tensors:
@@ -115,8 +118,10 @@ class Recipe:
 
 
 def user(*content: str) -> Messages:
-    """One turn; "image" and "video" stand for media, other strings are text."""
-    parts = [{"type": part} if part in ("image", "video") else {"type": "text", "text": part} for part in content]
+    """One turn; "image", "video" and "audio" stand for media, other strings are text."""
+    parts = [
+        {"type": part} if part in ("image", "video", "audio") else {"type": "text", "text": part} for part in content
+    ]
     return [{"role": "user", "content": parts}]
 
 
@@ -151,6 +156,20 @@ VIDEO_CASES = {
     "img_video": Case(user("image", "video", "Compare."), images=["small"], videos=["clip"]),
     "video_img": Case(user("video", "image", "Compare."), images=["upright"], videos=["odd_clip"]),
 }
+AUDIO_CASES = {
+    "audio": Case(user("audio", "Describe this."), audios=["sound"]),
+    "audio2": Case(user("audio", " and ", "audio", "What differs?"), audios=["sound", "short_sound"]),
+    "long_audio": Case(user("What is it? Tell the model more.", "audio"), audios=["long_sound"]),
+    "audio_dialogue": Case(
+        [
+            *user("audio", "What is it?"),
+            {"role": "assistant", "content": [{"type": "text", "text": "A café, très naïve."}]},
+            *user("And what else is there?", "audio"),
+        ],
+        audios=["short_sound", "sound"],
+    ),
+}
+AUDIO_BATCHES = {"batch_audio": ["audio", "long_audio", "text"]}
 VISION_BATCHES = {"batch": ["img1", "upright", "text"]}
 VIDEO_BATCHES = {"batch_video": ["video", "img2", "dialogue"]}
 
@@ -162,7 +181,17 @@ TEXT_CASES = {
 TEXT_BATCHES = {"batch": ["short", "long", "plain"]}
 
 
-# What configurations share
+# What processors and configurations share
+
+
+def whisper_extractor(**settings: Any) -> Any:
+    """transformers' extractor on its path of numpy, from which that of torch is 5e-5 off."""
+    import transformers
+
+    base = transformers.WhisperFeatureExtractor
+    numpy_path = {"_torch_extract_fbank_features": base._np_extract_fbank_features}
+    return type(base.__name__, (base,), numpy_path)(**settings)
+
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
 EXPERTS = {

@@ -51,8 +51,11 @@ def differences(loaded: ours.Loaded, reference: str) -> Iterator[float]:
     for name in expected.record(reference)["cases"]:
         case = expected.case(reference, name)
         prompt = ours.prepare(loaded, case.text, case)
-        references = expected.media_pixels(reference, case, map(ours.is_video, prompt.media))
-        pixels = [one.normalised for one in references]
+        references = expected.media_pixels(reference, case, [medium.kind for medium in prompt.media])
+        pixels = [
+            medium.pixels if isinstance(one, expected.Sound) else one.normalised
+            for medium, one in zip(prompt.media, references, strict=True)
+        ]
         logits = ours.logits(loaded, ours.with_pixels(prompt, pixels)).astype(np.float64)
         worst = max(
             np.abs(logits[-1] - case.last).max(),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from . import expected, media, ours
-from .expected import Expected
+from .expected import Expected, Sound
 from .layouts import LAYOUTS, REFERENCE, family_tensors, layout_config, read_json, write_checkpoint
 from .recipes import recipes
 from .weights import fingerprint, projection
@@ -35,7 +35,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         in_batches = {row for rows in record["batches"].values() for row in rows} - {next(iter(cases))}
         batches = {name: [cases[row] for row in rows] for name, rows in record["batches"].items()}
         for index, (name, value) in enumerate((cases if kind == "case" else batches).items()):
-            if metafunc.function is test_pixels and not (cases[name].images or cases[name].videos):
+            seen = metafunc.function is test_pixels
+            if seen and not (cases[name].images or cases[name].videos or cases[name].audios):
                 continue
             in_turn = metafunc.function in (test_greedy, test_batch)
             in_turn |= metafunc.function is test_logits and name not in LOGITS_IN_ALL_LAYOUTS
@@ -68,9 +69,13 @@ def new_tokens(family: str) -> int:
 
 
 def normalised_pixels(checkpoint: ours.Loaded, family: str, case: Expected) -> list[np.ndarray]:
-    """The reference's pixels of a case's media, as vision towers take them."""
-    prompt = ours.prepare(checkpoint, case.text, case)
-    return [reference.normalised for reference in expected.media_pixels(family, case, map(ours.is_video, prompt.media))]
+    """The reference's pixels of a case's media, as vision towers take them; of sounds what is made here."""
+    media = ours.prepare(checkpoint, case.text, case).media
+    references = expected.media_pixels(family, case, [medium.kind for medium in media])
+    return [
+        medium.pixels if isinstance(reference, Sound) else reference.normalised
+        for medium, reference in zip(media, references, strict=True)
+    ]
 
 
 def test_token_ids(checkpoint: ours.Loaded, case: Expected) -> None:
@@ -82,12 +87,15 @@ def test_token_ids(checkpoint: ours.Loaded, case: Expected) -> None:
 
 
 def test_pixels(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
-    """Within one 8-bit level before normalisation."""
+    """Within one 8-bit level before normalisation; features of sound, with all that is kept of them."""
     prompt = ours.prepare(checkpoint, case.text, case)
-    references = expected.media_pixels(family, case, map(ours.is_video, prompt.media))
-    assert len(references) == len(case.images) + len(case.videos)
+    references = expected.media_pixels(family, case, [medium.kind for medium in prompt.media])
+    assert len(references) == len(case.images) + len(case.videos) + len(case.audios)
     for medium, reference in zip(prompt.media, references, strict=True):
         assert medium.grid == reference.grid
+        if isinstance(reference, Sound):
+            assert np.abs(expected.projected(medium.pixels) - reference.features).max() < 1e-5
+            continue
         assert np.abs(reference.levels_of(ours.pixel_values(checkpoint, medium)) - reference.levels).max() < 1.001
 
 
