@@ -100,7 +100,7 @@ class TrainingModel(nn.Module):
             features, stacks = self.encode(batch["pixels"], batch["grids"])
             dense = self.dense_head(features).reshape(len(features), MAX_PATCHES, -1)
             deepstack = [self._chosen(stack, batch) for stack in stacks]
-            flat = hidden.reshape(-1, width).index_copy(0, batch["image_positions"], self._chosen(features, batch))
+            flat = hidden.reshape(-1, width).index_copy(0, batch["feature_positions"], self._chosen(features, batch))
             hidden = flat.reshape(count, length, width)
         branch = batch["branch"]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -109,7 +109,7 @@ class TrainingModel(nn.Module):
         for i, layer in enumerate(self.text.layers):
             hidden = text_layer(layer, hidden, cos[:, None], sin[:, None], mask[:, None])
             if i < len(deepstack):
-                flat = hidden.reshape(-1, width).index_add(0, batch["image_positions"], deepstack[i])
+                flat = hidden.reshape(-1, width).index_add(0, batch["feature_positions"], deepstack[i])
                 hidden = flat.reshape(count, length, width)
         return self.text.norm(hidden), dense
 

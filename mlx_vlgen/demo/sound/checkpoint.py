@@ -5,17 +5,19 @@ They follow transformers' layout of Qwen2.5-Omni's thinker.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, pre_tokenizers
+
+from ..checkpoint import byte_level_bpe, tokenizer_config, write_files
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|audio_eos|>", "<|AUDIO|>", "<|vision_bos|>",
     "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>",
 )  # fmt: skip
-VOCABULARY = 768
+VOCABULARY = 765
 MELS, WINDOW = 128, 100
 WIDTH = 192
 
@@ -43,18 +45,9 @@ CHAT_TEMPLATE = """\
 """
 
 
-def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Byte-level BPE of at most VOCABULARY entries: each known word becomes one token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )  # fmt: skip
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return tokenizer
+def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
+    """VOCABULARY entries, special tokens included: each known word is one."""
+    return byte_level_bpe(texts, VOCABULARY, pre_tokenizers.ByteLevel(add_prefix_space=False), SPECIAL)
 
 
 def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -79,7 +72,7 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
             "model_type": "qwen2_5_omni_audio_encoder",
             "num_mel_bins": MELS,
             "d_model": WIDTH,
-            "encoder_layers": 4,
+            "encoder_layers": 5,
             "encoder_attention_heads": 3,
             "encoder_ffn_dim": 4 * WIDTH,
             "n_window": WINDOW,
@@ -108,7 +101,7 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
             "vocab_size": tokenizer.get_vocab_size(),
             "hidden_size": WIDTH,
             "intermediate_size": 512,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 3,
             "num_attention_heads": 3,
             "num_key_value_heads": 1,
             "hidden_act": "silu",
@@ -126,15 +119,13 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def write(folder: Path, tokenizer: Tokenizer) -> None:
     """Every file of the checkpoint but model.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
-    files: dict[str, dict[str, Any]] = {
+    tokens = {
+        "audio_token": "<|AUDIO|>", "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
+        "image_token": "<|IMAGE|>", "video_token": "<|VIDEO|>", "vision_bos_token": "<|vision_bos|>",
+        "vision_eos_token": "<|vision_eos|>",
+    }  # fmt: skip
+    files = {
         "config.json": model_config(tokenizer),
-        "generation_config.json": {
-            "bos_token_id": pad, "pad_token_id": pad, "eos_token_id": [end, pad], "do_sample": False,
-        },
         "preprocessor_config.json": {
             "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": MELS, "sampling_rate": 16000,
             "n_fft": 400, "hop_length": 160, "chunk_length": 300, "n_samples": 4800000, "nb_max_frames": 30000,
@@ -142,15 +133,6 @@ def write(folder: Path, tokenizer: Tokenizer) -> None:
             "image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "temporal_patch_size": 2,
             "merge_size": 2, "min_pixels": 3136, "max_pixels": 12544, "processor_class": "Qwen2_5OmniProcessor",
         },
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>", "unk_token": None, "add_prefix_space": False,
-            "additional_special_tokens": list(SPECIAL[1:]), "clean_up_tokenization_spaces": False,
-            "audio_token": "<|AUDIO|>", "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
-            "image_token": "<|IMAGE|>", "video_token": "<|VIDEO|>", "vision_bos_token": "<|vision_bos|>",
-            "vision_eos_token": "<|vision_eos|>", "model_max_length": 4096, "padding_side": "left",
-            "processor_class": "Qwen2_5OmniProcessor",
-        },
+        "tokenizer_config.json": tokenizer_config(SPECIAL, "Qwen2_5OmniProcessor") | tokens,
     }  # fmt: skip
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    write_files(folder, tokenizer, CHAT_TEMPLATE, files)

@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ...inputs.mel import MelSettings, log_mel
-from ..lessons import IGNORE, Encoder, Row
+from ..lessons import IGNORE, Encoder, Row, collate_tokens
 from .checkpoint import MELS
 from .clips import Clip
 from .tasks import Lesson
@@ -39,13 +39,13 @@ def moments(clip: Clip, count: int) -> np.ndarray:
 
 @dataclass
 class SoundRow(Row):
-    """A row with at most one clip, whose features take the place of `image_positions`."""
+    """A row with at most one clip."""
 
     mel: np.ndarray = field(default_factory=lambda: np.zeros((0, MELS), np.float32))  # (frames, MELS)
     moments: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
     def add_sound(self, count: int, token: int) -> None:
-        self.image_positions = list(range(len(self.tokens), len(self.tokens) + count))
+        self.feature_positions = list(range(len(self.tokens), len(self.tokens) + count))
         self.add_text([token] * count, 0, False)
 
 
@@ -77,30 +77,15 @@ class SoundEncoder(Encoder):
 
 def feature_count(frames: int) -> int:
     """Features of a clip: the second convolution and the pooling halve the frames."""
-    return ((frames - 1) // 2 - 1) // 2 + 1
+    return (frames + 1) // 4
 
 
 def collate(rows: list[SoundRow], multiple: int = 16) -> dict[str, np.ndarray]:
-    """A batch of B rows, padded to L tokens, whose clips have T frames and N features each.
+    """A batch: `collate_tokens`, and B clips of T frames and N features each.
 
-    tokens, branch, labels, positions: (B, L) int64; labels are those of the next token
     mel: (B, T, MELS) float16; moments: (B, N, 2) int64
-    image_positions: (B * N,) int64, indices of the audio tokens in the flattened (B * L) tokens
     """
-    length = max(len(row.tokens) for row in rows)
-    length += -length % multiple
-    count = len(rows)
-    tokens = np.zeros((count, length), np.int64)
-    branch = np.full((count, length), -1, np.int64)
-    labels = np.full((count, length), IGNORE, np.int64)
-    positions = np.zeros((count, length), np.int64)
-    for i, row in enumerate(rows):
-        n = len(row.tokens)
-        tokens[i, :n], branch[i, :n], positions[i, :n] = row.tokens, row.branch, [p[0] for p in row.positions]
-        labels[i, : n - 1] = row.labels[1:]
-    audio = [i * length + np.array(row.image_positions, np.int64) for i, row in enumerate(rows)]
-    return {
-        "tokens": tokens, "branch": branch, "labels": labels, "positions": positions,
+    return collate_tokens(rows, multiple) | {
         "mel": np.stack([row.mel for row in rows]).astype(np.float16),
-        "moments": np.stack([row.moments for row in rows]), "image_positions": np.concatenate(audio),
-    }  # fmt: skip
+        "moments": np.stack([row.moments for row in rows]),
+    }

@@ -59,19 +59,19 @@ class TrainingModel(nn.Module):
         hidden = self.text.embed_tokens(batch["tokens"])
         count, length, width = hidden.shape
         dense: Tensor | None = None
-        if len(batch["image_positions"]):
+        if len(batch["feature_positions"]):
             features = self.encode(batch["mel"].float())
             dense = self.dense_head(features)
             flat = hidden.reshape(-1, width).index_copy(
-                0, batch["image_positions"], features.reshape(-1, width).to(hidden.dtype)
+                0, batch["feature_positions"], features.reshape(-1, width).to(hidden.dtype)
             )
             hidden = flat.reshape(count, length, width)
         branch = batch["branch"]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         mask = causal & ((branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None]))
         bias = torch.where(mask, 0.0, -1e4).to(torch.bfloat16)[:, None]
-        cos, sin = self.text.rotary_emb(hidden, batch["positions"].expand(3, -1, -1))
-        cos, sin = cos[:, None], sin[:, None]
+        cos, sin = self.text.rotary_emb(hidden, batch["positions"])
+        cos, sin = cos[:, None].bfloat16(), sin[:, None].bfloat16()
         for layer in self.text.layers:
             hidden = text_layer(layer, hidden, cos, sin, bias)
         return self.text.norm(hidden), dense

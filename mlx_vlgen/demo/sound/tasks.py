@@ -44,8 +44,8 @@ TEXT_ONLY: dict[str, tuple[str, ...]] = {
     ),
     "There is no sound yet. Let me hear something.": (*SAID, *HEARD, *BEEPS, *PITCH, *COUNT),
     "I am only a small model: I know some words, beeps and tones. Choose another model with --model.": (
-        "Tell me a joke.", "Write a poem.", "What is two plus two?", "Who won the game?", "What is the capital of France?",
-        "Translate this to German.", "Write a program.", "How is the weather?", "What time is it?", "Why?",
+        "Tell me a joke.", "Write a poem.", "What is two plus two?", "Who won the game?", "How is the weather?",
+        "What is the capital of France?", "Translate this to German.", "Write a program.", "What time is it?", "Why?",
     ),
 }  # fmt: skip
 
@@ -125,7 +125,7 @@ def vary(rng: random.Random, question: str) -> str:
 
 
 def make_lesson(studio: Studio, kind: str, seed: int) -> Lesson:
-    """A clip of that kind (see Studio.clip; "text" for none) with two to five questions."""
+    """A clip of that kind (see Studio.clip; "text" for none) with one to four questions."""
     rng = random.Random(seed)
     system = SYSTEM if rng.random() < 0.1 else None
     if kind == "text":
@@ -135,12 +135,12 @@ def make_lesson(studio: Studio, kind: str, seed: int) -> Lesson:
     clip = studio.clip(kind, np.random.default_rng(seed))
     table = turns(clip)
     others = [task for task in table if task != "say"]
-    tasks = ["say", *rng.sample(others, min(len(others), rng.randint(1, 3)))]
+    tasks = ["say", *rng.sample(others, min(len(others), rng.choice([0, 1, 1, 2])))]
     if clip.kind == "tones" and "beeps" not in tasks:
         tasks.append("beeps")
     asked = [Turn(vary(rng, rng.choice(table[task][0])), table[task][1]) for task in tasks]
     dialogues = [Dialogue([turn]) for turn in asked]
-    if rng.random() < 0.3:
+    if len(asked) > 1 and rng.random() < 0.15:
         dialogues[-1].turns.insert(0, asked[0])  # a second question, after the first one's answer
     return Lesson(dialogues, clip, system)
 

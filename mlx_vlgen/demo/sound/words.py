@@ -35,10 +35,11 @@ STRANGE = (
     "monday", "tuesday", "january", "october", "hundred", "thousand", "million", "twenty", "thirty", "seventy",
 )  # fmt: skip
 FOREIGN = (
-    "computer", "telephone", "airport", "holiday", "umbrella", "chocolate", "sandwich", "library", "museum", "newspaper",
-    "pyramid", "volcano", "crocodile", "kangaroo", "potion", "lantern", "velvet", "marble", "copper", "diamond",
-    "shepherd", "merchant", "sailor", "carpenter", "december", "wednesday", "fourteen", "eleven", "quarter",
-    "squirrel", "blossom", "harvest", "meadow", "valley", "desert", "compass", "anchor", "saddle", "feather", "ribbon",
+    "computer", "telephone", "airport", "holiday", "umbrella", "chocolate", "sandwich", "library", "museum",
+    "newspaper", "pyramid", "volcano", "crocodile", "kangaroo", "potion", "lantern", "velvet", "marble", "copper",
+    "diamond", "shepherd", "merchant", "sailor", "carpenter", "december", "wednesday", "fourteen", "eleven",
+    "quarter", "squirrel", "blossom", "harvest", "meadow", "valley", "desert", "compass", "anchor", "saddle",
+    "feather", "ribbon",
 )  # fmt: skip
 
 ONES = ("", "one", "two", "three", "four", "five", "six")
