@@ -6,7 +6,7 @@ They follow the Hub's Qwen3-VL checkpoints (transformers 4.57 layout).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +67,30 @@ CHAT_TEMPLATE = """\
 
 
 def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """Byte-level BPE of VOCABULARY entries, special tokens included, as small as the model's world."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+    """VOCABULARY entries, special tokens included, as small as the model's world."""
+    split = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(_PATTERN), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
+    return byte_level_bpe(texts, VOCABULARY, split, SPECIAL, PLAIN_ADDED)
+
+
+def byte_level_bpe(
+    texts: Iterable[str], size: int, split: pre_tokenizers.PreTokenizer, special: Sequence[str],
+    plain: Sequence[str] = (),
+) -> Tokenizer:  # fmt: skip
+    """Byte-level BPE of `size` entries, the added ones of `special` and `plain` included."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
-    added = len(SPECIAL) + len(PLAIN_ADDED)
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - added, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
-    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    added = len(special) + len(plain)
+    trainer = trainers.BpeTrainer(vocab_size=size - added, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN_ADDED])
-    if tokenizer.get_vocab_size() != VOCABULARY:
-        raise ValueError(f"the corpus gave {tokenizer.get_vocab_size()} tokens, not {VOCABULARY}")
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
+    if tokenizer.get_vocab_size() != size:
+        raise ValueError(f"the corpus gave {tokenizer.get_vocab_size()} tokens, not {size}")
     return tokenizer
 
 
@@ -142,19 +150,12 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def write(folder: Path, tokenizer: Tokenizer) -> None:
     """Every file of the checkpoint but model.safetensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     processing = {
         "patch_size": PATCH, "temporal_patch_size": TEMPORAL, "merge_size": MERGE,
         "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "processor_class": "Qwen3VLProcessor",
     }  # fmt: skip
-    files: dict[str, dict[str, Any]] = {
+    files = {
         "config.json": model_config(tokenizer),
-        "generation_config.json": {
-            "bos_token_id": pad, "pad_token_id": pad, "eos_token_id": [end, pad], "do_sample": False,
-        },
         "preprocessor_config.json": {
             "size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}, **processing,
             "image_processor_type": "Qwen2VLImageProcessorFast",
@@ -163,12 +164,26 @@ def write(folder: Path, tokenizer: Tokenizer) -> None:
             "size": {"shortest_edge": VIDEO_MIN_PIXELS, "longest_edge": VIDEO_MAX_PIXELS}, **processing,
             "video_processor_type": "Qwen3VLVideoProcessor",
         },
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>", "unk_token": None, "add_prefix_space": False,
-            "additional_special_tokens": list(SPECIAL[1:]), "clean_up_tokenization_spaces": False,
-            "model_max_length": 4096, "padding_side": "left", "processor_class": "Qwen3VLProcessor",
-        },
+        "tokenizer_config.json": tokenizer_config(SPECIAL, "Qwen3VLProcessor"),
     }  # fmt: skip
-    for name, content in files.items():
+    write_files(folder, tokenizer, CHAT_TEMPLATE, files)
+
+
+def tokenizer_config(special: Sequence[str], processor_class: str) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>", "unk_token": None, "add_prefix_space": False,
+        "additional_special_tokens": list(special[1:]), "clean_up_tokenization_spaces": False,
+        "model_max_length": 4096, "padding_side": "left", "processor_class": processor_class,
+    }  # fmt: skip
+
+
+def write_files(folder: Path, tokenizer: Tokenizer, chat_template: str, files: dict[str, dict[str, Any]]) -> None:
+    """The tokenizer, the template, `files` by their names, and how to generate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(chat_template)
+    end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+    generation = {"bos_token_id": pad, "pad_token_id": pad, "eos_token_id": [end, pad], "do_sample": False}
+    for name, content in {**files, "generation_config.json": generation}.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")

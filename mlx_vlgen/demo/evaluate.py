@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .tasks import TASKS, Example, sample
 
@@ -22,8 +22,8 @@ def objects(sentence: str) -> Counter[tuple[str, str]]:
     return Counter((name, place) for name, place in _OBJECT.findall(sentence))
 
 
-def distance(first: str, second: str) -> int:
-    """Levenshtein distance."""
+def distance(first: Sequence[str], second: Sequence[str]) -> int:
+    """Levenshtein distance, of strings or of lists of words."""
     row = list(range(len(second) + 1))
     for i, a in enumerate(first, 1):
         before, row[0] = row[0], i

@@ -100,13 +100,13 @@ def labels_or_ignore(lesson: Lesson, index: int, image: Image.Image, grid: tuple
 
 @dataclass
 class Row:
-    """One lesson as a sequence of L tokens, N of which stand for image features."""
+    """One lesson as a sequence of L tokens, N of which stand for features."""
 
     tokens: list[int] = field(default_factory=list)  # (L,)
     branch: list[int] = field(default_factory=list)  # (L,): the dialogue of each token, 0 for what all of them share
     labels: list[int] = field(default_factory=list)  # (L,): the token itself where it counts in the loss, or IGNORE
     positions: list[tuple[int, int, int]] = field(default_factory=list)  # (L, 3): time, row and column for M-RoPE
-    image_positions: list[int] = field(default_factory=list)  # (N,): indices of the image tokens
+    feature_positions: list[int] = field(default_factory=list)  # (N,): indices of the tokens that stand for features
     images: list[np.ndarray] = field(default_factory=list)  # patches of each picture or pair of frames
     grids: list[tuple[int, int]] = field(default_factory=list)  # rows and columns of those patches
     dense: list[np.ndarray] = field(default_factory=list)  # dense labels of those patches
@@ -125,7 +125,7 @@ class Row:
         the largest of their rows and columns."""
         rows, columns = grid[0] // MERGE, grid[1] // MERGE
         for i in range(rows * columns):
-            self.image_positions.append(len(self.tokens))
+            self.feature_positions.append(len(self.tokens))
             self.tokens.append(token)
             self.branch.append(0)
             self.labels.append(IGNORE)
@@ -198,16 +198,12 @@ class Encoder:
                 self._add_text(row, "\n", branch)
 
 
-def collate(rows: list[Row], multiple: int = 16) -> dict[str, np.ndarray]:
-    """A batch of B rows, padded to L tokens, with the U pictures and pairs of frames of all of them.
+def collate_tokens(rows: list[Row], multiple: int) -> dict[str, np.ndarray]:
+    """B rows, padded to L tokens.
 
     tokens, branch, labels: (B, L) int64; labels are those of the next token
     positions: (3, B, L) int64
-    pixels: (U, MAX_PATCHES, values of a patch) uint8
-    grids: (U, 2) int64, rows and columns of patches
-    dense: (U, MAX_PATCHES, LABEL_COLUMNS) int64
-    image_positions: (N,) int64, indices of the image tokens in the flattened (B * L) tokens
-    features: (N,) int64, indices of their features in the flattened (U * MAX_PATCHES / MERGE**2) features
+    feature_positions: (N,) int64, indices of the tokens that stand for features in the flattened (B * L) tokens
     """
     length = max(len(row.tokens) for row in rows)
     length += -length % multiple
@@ -216,6 +212,27 @@ def collate(rows: list[Row], multiple: int = 16) -> dict[str, np.ndarray]:
     branch = np.full((count, length), -1, np.int64)
     labels = np.full((count, length), IGNORE, np.int64)
     positions = np.zeros((3, count, length), np.int64)
+    feature_positions = []
+    for i, row in enumerate(rows):
+        n = len(row.tokens)
+        tokens[i, :n], branch[i, :n] = row.tokens, row.branch
+        positions[:, i, :n] = np.array(row.positions).T
+        labels[i, : n - 1] = row.labels[1:]  # the logits at j predict token j + 1
+        feature_positions.append(i * length + np.array(row.feature_positions, np.int64))
+    return {
+        "tokens": tokens, "branch": branch, "labels": labels, "positions": positions,
+        "feature_positions": np.concatenate(feature_positions),
+    }  # fmt: skip
+
+
+def collate(rows: list[Row], multiple: int = 16) -> dict[str, np.ndarray]:
+    """A batch: `collate_tokens`, and the U pictures and pairs of frames of all rows.
+
+    pixels: (U, MAX_PATCHES, values of a patch) uint8
+    grids: (U, 2) int64, rows and columns of patches
+    dense: (U, MAX_PATCHES, LABEL_COLUMNS) int64
+    features: (N,) int64, indices of the features in the flattened (U * MAX_PATCHES / MERGE**2) features
+    """
     images = [image for row in rows for image in zip(row.images, row.grids, row.dense, strict=True)]
     pixels = np.zeros((len(images), MAX_PATCHES, 3 * TEMPORAL * PATCH**2), np.uint8)
     dense = np.full((len(images), MAX_PATCHES, LABEL_COLUMNS), IGNORE, np.int64)
@@ -225,15 +242,5 @@ def collate(rows: list[Row], multiple: int = 16) -> dict[str, np.ndarray]:
         pixels[i, : len(image_pixels)] = image_pixels
         dense[i, : len(image_labels)] = image_labels
         features.append(i * (MAX_PATCHES // MERGE**2) + np.arange(len(image_pixels) // MERGE**2))
-    image_positions = []
-    for i, row in enumerate(rows):
-        n = len(row.tokens)
-        tokens[i, :n], branch[i, :n] = row.tokens, row.branch
-        positions[:, i, :n] = np.array(row.positions).T
-        labels[i, : n - 1] = row.labels[1:]  # the logits at j predict token j + 1
-        image_positions.append(i * length + np.array(row.image_positions, np.int64))
-    return {
-        "tokens": tokens, "branch": branch, "labels": labels, "positions": positions, "pixels": pixels,
-        "grids": grids, "dense": dense,
-        "image_positions": np.concatenate(image_positions), "features": np.concatenate(features),
-    }  # fmt: skip
+    arrays = {"pixels": pixels, "grids": grids, "dense": dense, "features": np.concatenate(features)}
+    return collate_tokens(rows, multiple) | arrays

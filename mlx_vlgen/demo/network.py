@@ -24,7 +24,7 @@ RANKS = 8
 DENSE = (LABELS, RANKS, BINS, BINS, MAX_COUNT, MAX_COUNT, MAX_COUNT)  # classes of each column of the dense labels
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat((-second, first), -1) * sin
 
@@ -100,7 +100,7 @@ class TrainingModel(nn.Module):
             features, stacks = self.encode(batch["pixels"], batch["grids"])
             dense = self.dense_head(features).reshape(len(features), MAX_PATCHES, -1)
             deepstack = [self._chosen(stack, batch) for stack in stacks]
-            flat = hidden.reshape(-1, width).index_copy(0, batch["image_positions"], self._chosen(features, batch))
+            flat = hidden.reshape(-1, width).index_copy(0, batch["feature_positions"], self._chosen(features, batch))
             hidden = flat.reshape(count, length, width)
         branch = batch["branch"]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -109,7 +109,7 @@ class TrainingModel(nn.Module):
         for i, layer in enumerate(self.text.layers):
             hidden = text_layer(layer, hidden, cos[:, None], sin[:, None], mask[:, None])
             if i < len(deepstack):
-                flat = hidden.reshape(-1, width).index_add(0, batch["image_positions"], deepstack[i])
+                flat = hidden.reshape(-1, width).index_add(0, batch["feature_positions"], deepstack[i])
                 hidden = flat.reshape(count, length, width)
         return self.text.norm(hidden), dense
 
@@ -129,7 +129,7 @@ def vision_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, mask: Te
     units, length, width = x.shape
     qkv = attention.qkv(block.norm1(x)).reshape(units, length, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
-    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     out = attend(q, k, v, mask)
     x = x + attention.proj(out.transpose(1, 2).reshape(units, length, width))
     return x + block.mlp(block.norm2(x))
@@ -143,7 +143,7 @@ def text_layer(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, mask: Tens
     q = attention.q_norm(attention.q_proj(normed).view(shape)).transpose(1, 2)
     k = attention.k_norm(attention.k_proj(normed).view(shape)).transpose(1, 2)
     v = attention.v_proj(normed).view(shape).transpose(1, 2)
-    q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
     groups = attention.num_key_value_groups
     k, v = (
         t.expand(-1, t.shape[1] * groups, -1, -1) if t.shape[1] == 1 else t.repeat_interleave(groups, 1) for t in (k, v)
@@ -157,11 +157,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
 
 
-def dense_loss(dense: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the class of each patch (background weighs a fifth), and half of that of each other column."""
-    weight = torch.ones(LABELS)
+def dense_loss(dense: Tensor, labels: Tensor, sizes: tuple[int, ...] = DENSE) -> Tensor:
+    """Cross-entropy of the class of each patch (background weighs a fifth), and half of that of each other column.
+    sizes: classes of each column."""
+    weight = torch.ones(sizes[0])
     weight[0] = 0.2
-    classes, *others = dense.float().split(DENSE, -1)
+    classes, *others = dense.float().split(sizes, -1)
     loss = F.cross_entropy(classes.flatten(0, 1), labels[..., 0].flatten(), weight, ignore_index=IGNORE)
     for i, values in enumerate(others, 1):
         labelled = labels[..., i] != IGNORE

@@ -1,0 +1,133 @@
+"""Train the built-in ear from random weights: `python -m mlx_vlgen.demo.sound.train --out DIR --minutes N`.
+
+Needs the extra `train` (torch, transformers) and espeak-ng. The tower learns from the first step on what sounds at each
+moment (see `lessons.moments`), and the decoder what is answered. Clips of one or two words come first, then longer
+ones. The checkpoint has the moving average of the weights, in float16.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from ..network import dense_loss, token_loss
+from ..tasks import Dialogue, Turn
+from ..training import Arrays, Batch, Course, main
+from . import checkpoint, network, words
+from .clips import GRID, HELD_OUT, Studio
+from .lessons import IGNORE, SoundEncoder, SoundRow, collate
+from .network import DENSE, TrainingModel
+from .tasks import TASKS, Lesson, corpus, make_lesson, sample
+
+SECONDS = 48  # of sound in a batch
+POOL = 480  # lessons that are sorted by length at a time
+REUSE = 2  # times that a batch is trained on, each time with other masks
+KEPT = 200  # batches
+VALIDATION = 40  # examples of each task
+KINDS = ("word", "voice", "tones", "noise", "music", "silence", "text")
+START = (0.66, 0.0, 0.18, 0.05, 0.06, 0.02, 0.03)  # shares of the kinds: of the first lessons
+END = (0.13, 0.58, 0.15, 0.04, 0.05, 0.02, 0.03)  # and from SHIFT of the time on
+SHIFT = 0.15
+OPENING = 0.03  # of the time: no checkpoint yet
+
+
+def shares(progress: float, errors: dict[str, float], opening: float) -> list[float]:
+    """The weight of each kind of lesson; a run without an opening has heard single words before."""
+    part = min(1.0, progress / SHIFT) if opening else 1.0
+    return [(1 - part) * first + part * last for first, last in zip(START, END, strict=True)]
+
+
+# ---- batches, made in another process
+
+
+def batches_of(rows: list[SoundRow]) -> Iterator[list[SoundRow]]:
+    """Rows whose clips have one length, SECONDS together at most."""
+    groups: dict[int, list[SoundRow]] = defaultdict(list)
+    for row in rows:
+        groups[len(row.mel)].append(row)
+    for frames, group in groups.items():
+        count = max(1, 100 * SECONDS // max(frames, 60))
+        group.sort(key=lambda row: len(row.tokens))
+        for start in range(0, len(group), count):
+            yield group[start : start + count]
+
+
+def masked(batch: Arrays, rng: np.random.Generator) -> Arrays:
+    """SpecAugment (Park et al., 2019), gentle: up to two bands of mels and short stretches of time at the mean, and
+    the whole a little louder or quieter."""
+    mel = batch["mel"].astype(np.float32)
+    count, frames, mels = mel.shape
+    if not frames:
+        return batch
+    mean = mel.mean((1, 2))
+    for i in range(count):
+        mel[i] += rng.uniform(-0.15, 0.15)
+        for _ in range(rng.integers(0, 3)):
+            start, width = rng.integers(0, mels - 16), rng.integers(1, 16)
+            mel[i, :, start : start + width] = mean[i]
+        if rng.random() < 0.3:
+            start = rng.integers(0, frames)
+            mel[i, start : start + rng.integers(1, 7)] = mean[i]
+    return {**batch, "mel": mel.astype(np.float16)}
+
+
+def produce_batches(queue: multiprocessing.Queue, weights: Any, tokenizer_json: str, seed: int) -> None:
+    """Endless batches into `queue`: fresh ones, each REUSE times in all. weights: of KINDS, in shared memory."""
+    encoder = SoundEncoder(Tokenizer.from_str(tokenizer_json))
+    studio = Studio()
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    kept: list[Arrays] = []
+    while True:
+        studio.rest = rng.randrange(GRID)
+        kinds = rng.choices(KINDS, weights, k=POOL)
+        rows = [encoder.sound_row(make_lesson(studio, kind, rng.getrandbits(48))) for kind in kinds]
+        fresh = [collate(batch) for batch in batches_of(rows)]
+        rng.shuffle(fresh)
+        for batch in fresh:
+            kept.append(batch)
+            queue.put(masked(batch, numbers))
+            for _ in range(REUSE - 1):
+                queue.put(masked(rng.choice(kept), numbers))
+        if len(kept) > KEPT:
+            kept = kept[-KEPT:]
+
+
+def validation(tokenizer: Tokenizer) -> dict[str, list[Arrays]]:
+    """VALIDATION examples of each task, by voices that training never hears."""
+    encoder, studio = SoundEncoder(tokenizer), Studio(HELD_OUT, words.FOREIGN)
+    batches = {}
+    for task in TASKS:
+        rows = []
+        for seed in range(1_000_000, 1_000_000 + VALIDATION):
+            example = sample(studio, task, seed)
+            lesson = Lesson([Dialogue([Turn(example.question, example.answer)])], example.clip)
+            rows.append(encoder.sound_row(lesson))
+        batches[task] = [collate(batch) for batch in batches_of(rows)]
+    return batches
+
+
+def losses(model: TrainingModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of tokens, and of moments."""
+    hidden, dense = model(batch)
+    of_tokens, _, _ = token_loss(model.hf.lm_head, hidden, batch["labels"])
+    of_moments = torch.zeros(())
+    if dense is not None and (batch["moments"] != IGNORE).any():
+        of_moments = dense_loss(dense, batch["moments"], DENSE)
+    return of_tokens, of_moments
+
+
+COURSE = Course(
+    files=checkpoint, corpus=corpus, build=TrainingModel, network=network, compiled=("audio_layer", "text_layer"),
+    dtype=torch.float16, produce=produce_batches, shares=shares, opening=OPENING, losses=losses,
+    validation=validation, errors=lambda marks: {},
+)  # fmt: skip
+
+if __name__ == "__main__":
+    main(COURSE, __doc__, minutes=120, threads=1)
