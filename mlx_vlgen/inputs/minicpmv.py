@@ -168,12 +168,12 @@ class MiniCPMV4_6Processor(Processor):
 
 @dataclass(eq=False, repr=False)
 class MiniCPMV4_7Processor(MiniCPMV4_6Processor):
-    """marks: the tokens that open and close pictures and slices, and end a row of slices.
+    """mark_ids: the tokens that open and close pictures and slices, and end a row of slices.
 
     Source: transformers' MiniCPMV4_7Processor, and `_group_visual_frames` of its MiniCPMV4_7Model.
     """
 
-    marks: frozenset[int]
+    mark_ids: frozenset[int]
 
     numbered_kinds: ClassVar[tuple[Kind, ...]] = ("image",)
 
@@ -182,14 +182,14 @@ class MiniCPMV4_7Processor(MiniCPMV4_6Processor):
         names = ("image_start_id", "image_end_id", "slice_start_id", "slice_end_id", "newline_id")
         if missing := [name for name in names if config.get(name) is None]:
             raise LoadError(f"config.json has no {', '.join(missing)}; pictures are laid out by these tokens.")
-        return super().read_fields(settings, config) | {"marks": frozenset(config[name] for name in names)}
+        return super().read_fields(settings, config) | {"mark_ids": frozenset(config[name] for name in names)}
 
     def unbroken(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
         """Pictures with their marks, and the token before, past which the first mark reaches back; those that nothing
         else parts are one span."""
         spans: list[Span] = []
         for first, last in ((medium.spans[0][0], medium.spans[-1][1]) for medium in media):
-            while last < len(tokens) and int(tokens[last]) in self.marks:
+            while last < len(tokens) and int(tokens[last]) in self.mark_ids:
                 last += 1
             joined = bool(spans) and spans[-1][1] >= first - 1  # the marks between them are the first one's
             spans[-1:] = [(spans[-1][0], last)] if joined else [*spans[-1:], (max(first - 2, 0), last)]

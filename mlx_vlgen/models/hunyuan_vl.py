@@ -188,7 +188,7 @@ class HunyuanVL(VisionLanguageModel):
         inputs.positions = mx.array(picture_positions(prompt))[:, None]
         return inputs
 
-    def move(self, inputs: Embedded, prompt: Prompt, length: int, delta: int) -> None:
+    def move(self, inputs: Embedded, prompt: Prompt, length: int, delta: float) -> None:
         inputs.positions = mx.array(picture_positions(prompt)[:, length:])[:, None]
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:

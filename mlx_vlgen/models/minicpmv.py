@@ -175,5 +175,5 @@ class MiniCPMV4_6(MRopeModel):
 class MiniCPMV4_7(MiniCPMV4_6):
     """The same with M-RoPE on a canvas."""
 
-    def rotary_positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
+    def positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
         return canvas_positions(prompt, self._merge)
