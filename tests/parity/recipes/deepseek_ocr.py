@@ -41,12 +41,16 @@ RULES: tuple[Rule, ...] = (
     (r"neck\.[13]\.weight$", 1.0, 0.2),
 )
 SAM: Config = {
-    "hidden_size": 16, "output_channels": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 24,
-    "image_size": 128, "patch_size": 2, "window_size": 10, "global_attn_indexes": [], "downsample_channels": [16, 24],
+    "hidden_size": 16, "output_channels": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 24,
+    "image_size": 128, "patch_size": 2, "window_size": 6, "global_attn_indexes": [], "downsample_channels": [16, 24],
 }  # fmt: skip
 ENCODER: Config = {
-    "vocab_size": 8, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 8, "hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 1024, "rope_parameters": rope(1e6),
+}  # fmt: skip
+SHALLOW: Config = {
+    "num_hidden_layers": 2, "mlp_layer_types": ["dense", "sparse"], "hidden_size": 32, "intermediate_size": 48,
+    "moe_intermediate_size": 24,
 }  # fmt: skip
 CASES = {
     "text": Case(user("Describe the user.")),
@@ -72,7 +76,7 @@ def _config(ids: Ids, vocabulary: int) -> Any:
     import transformers
 
     return transformers.DeepseekOcr2Config(
-        vision_config={"sam_config": SAM, "encoder_config": ENCODER}, text_config=text(ids, vocabulary),
+        vision_config={"sam_config": SAM, "encoder_config": ENCODER}, text_config=text(ids, vocabulary, **SHALLOW),
         image_token_id=ids("<image>"), **ENDS(ids),
     )  # fmt: skip
 
@@ -190,7 +194,13 @@ def as_published(config: Config) -> None:
     kept = ("mlp_dim", "output_channels", "patch_size", "window_size", "global_attn_indexes")
     language["first_k_dense_replace"] = language.pop("mlp_layer_types").count("dense")
     width |= {"downsample_channels": [sam["downsample_channels"][0], 1024], **{key: sam[key] for key in kept}}
-    qwen2 = {"dim": encoder["hidden_size"], "layers": 2, "heads": 4, "kv_heads": 2, "intermediate_size": 40}
+    qwen2 = {
+        "dim": encoder["hidden_size"],
+        "layers": encoder["num_hidden_layers"],
+        "heads": 4,
+        "kv_heads": 2,
+        "intermediate_size": encoder["intermediate_size"],
+    }
     config["vision_config"] = {
         "image_size": sam["image_size"], "model_name": "deepencoderv2", "model_type": "vision",
         "width": {"sam_vit_b": width, "qwen2-0-5b": qwen2},
