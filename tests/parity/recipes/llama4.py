@@ -101,7 +101,8 @@ def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[i
 
 
 def legacy(config: Config) -> None:
-    """What the first release did not write, where it follows from the rest."""
+    """What the first release did not write, where it follows from the rest; and what it wrote of its tower."""
+    config["vision_config"] |= {"rope_theta": 10000.0, "vision_feature_layer": -1}
     text = config["text_config"]
     text["num_local_experts"] = text.pop("num_experts")
     if text["num_experts_per_tok"] == 1:
