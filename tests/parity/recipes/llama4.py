@@ -64,10 +64,6 @@ MAVERICK: Config = {
 def _config(more: Config) -> Callable[[Ids, int], Any]:
     def build(ids: Ids, vocabulary: int) -> Any:
         import transformers
-        from transformers.modeling_outputs import MoeCausalLMOutputWithPast
-
-        # transformers 5.24's forward asks for it in the text model's output, which never has it.
-        MoeCausalLMOutputWithPast.image_outputs = None
 
         vision: Config = {
             "hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -88,8 +84,11 @@ def _config(more: Config) -> Callable[[Ids, int], Any]:
 
 def processor(tokenizer: Any) -> Any:
     import transformers
+    from transformers.modeling_outputs import MoeCausalLMOutputWithPast
     from transformers.models.llama4.image_processing_llama4 import Llama4ImageProcessor
 
+    # transformers 5.24's forward asks for it in the text model's output, which never has it.
+    MoeCausalLMOutputWithPast.image_outputs = None
     image = resized_by_pillow(Llama4ImageProcessor, size={"height": 28, "width": 28}, max_patches=6)
     return transformers.Llama4Processor(
         image, tokenizer, patch_size=7, pixel_shuffle_ratio=0.5, chat_template=tokenizer.chat_template
