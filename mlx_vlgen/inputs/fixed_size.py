@@ -29,9 +29,11 @@ class FixedSizeSettings(ImageSettings):
         if edge and edge > MAX_SIDE:
             raise ValueError(f"shortest_edge = {edge}; expected at most {MAX_SIDE} pixels")
         return cls(
-            size=None if edge else _pair(size, side),
+            size=None if edge else read_size(size, side),
             shortest_edge=edge,
-            crop=_pair(settings.get("crop_size"), side) if settings.get("do_center_crop", edge is not None) else None,
+            crop=read_size(settings.get("crop_size"), side)
+            if settings.get("do_center_crop", edge is not None)
+            else None,
             **read_colors(settings, mean, std),
         )
 
@@ -57,7 +59,7 @@ class FixedSizeSettings(ImageSettings):
         return np.stack([self.pixels(image) for image in self.frame_images(frames, media)])
 
 
-def _pair(size: Any, side: int) -> Size:
+def read_size(size: Any, side: int) -> Size:
     """(height, width) from a number, or from a dictionary of any release."""
     if isinstance(size, Mapping):
         return size.get("height", side), size.get("width", side)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import LoadError
+from .fixed_size import read_size
 from .images import ImageSettings, Size, read_colors, refuse_pixel_bounds
 from .processor import Expansion, Kind, Processor, ProcessorSettings
 from .prompt import MediaInputs
@@ -27,10 +28,9 @@ class PaddedTileSettings(ImageSettings):
     @classmethod
     def read(cls, settings: Mapping[str, Any], side: int) -> Self:
         """side: of the tiles that the tower takes."""
-        size = settings.get("size") or {"height": side, "width": side}
-        if (size.get("height"), size.get("width")) != (side, side):
+        if (size := read_size(settings.get("size"), side)) != (side, side):
             raise LoadError(
-                f"This checkpoint's processor makes tiles of {size}, and its tower takes {side} x {side} pixels; "
+                f"This checkpoint's processor makes tiles of {size} pixels, and its tower takes {side} x {side}; "
                 "expected the same square."
             )
         if settings.get("resize_to_max_canvas"):

@@ -64,10 +64,6 @@ MAVERICK: Config = {
 def _config(more: Config) -> Callable[[Ids, int], Any]:
     def build(ids: Ids, vocabulary: int) -> Any:
         import transformers
-        from transformers.modeling_outputs import MoeCausalLMOutputWithPast
-
-        # transformers 5.24's forward asks for it in the text model's output, which never has it.
-        MoeCausalLMOutputWithPast.image_outputs = None
 
         vision: Config = {
             "hidden_size": 48, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -88,8 +84,11 @@ def _config(more: Config) -> Callable[[Ids, int], Any]:
 
 def processor(tokenizer: Any) -> Any:
     import transformers
+    from transformers.modeling_outputs import MoeCausalLMOutputWithPast
     from transformers.models.llama4.image_processing_llama4 import Llama4ImageProcessor
 
+    # transformers 5.24's forward asks for it in the text model's output, which never has it.
+    MoeCausalLMOutputWithPast.image_outputs = None
     image = resized_by_pillow(Llama4ImageProcessor, size={"height": 28, "width": 28}, max_patches=6)
     return transformers.Llama4Processor(
         image, tokenizer, patch_size=7, pixel_shuffle_ratio=0.5, chat_template=tokenizer.chat_template
@@ -101,7 +100,8 @@ def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[i
 
 
 def legacy(config: Config) -> None:
-    """What the first release did not write, where it follows from the rest."""
+    """What the first release did not write, where it follows from the rest; and what it wrote of its tower."""
+    config["vision_config"] |= {"rope_theta": 10000.0, "vision_feature_layer": -1}
     text = config["text_config"]
     text["num_local_experts"] = text.pop("num_experts")
     if text["num_experts_per_tok"] == 1:
