@@ -165,8 +165,9 @@ class Molmo2(VisionLanguageModel):
         """transformers cuts the table of tokens elsewhere than the Hub's originals."""
         out = super().sanitize(weights)
         names = [f"language_model.model.wte.{name}" for name in ("embedding", "new_embedding")]
-        if out.keys() >= set(names):
-            table, count = mx.concatenate([out[name] for name in names]), len(self.body.embed_tokens.embedding)
+        count = len(self.body.embed_tokens.embedding)
+        if out.keys() >= set(names) and len(out[names[0]]) != count:
+            table = mx.concatenate([out[name] for name in names])
             out |= {names[0]: table[:count], names[1]: table[count:]}
         return out
 
