@@ -1,5 +1,6 @@
 """What guesses a row's next tokens: text that was there before, or a smaller model."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -71,7 +72,12 @@ class PromptLookup:
         self._length = 0  # of the prompt
 
     def read(self, prompt: Prompt) -> None:
-        self._text, self._length = prompt.tokens, len(prompt.tokens)
+        """Tokens of media are none that an answer could have."""
+        text = prompt.tokens.copy()
+        for medium in prompt.media:
+            for start, end in medium.spans:
+                text[start:end] = -1
+        self._text, self._length = text, len(text)
 
     def propose(self, tokens: Sequence[int], max_tokens: int) -> list[int]:
         new = np.array(tokens[len(self._text) - self._length :], np.int32)
@@ -81,7 +87,8 @@ class PromptLookup:
             matches = np.flatnonzero((windows == text[-size:]).all(axis=1))
             if len(matches):
                 start = int(matches[-1]) + size
-                return [int(token) for token in text[start : start + min(self._count, max_tokens)]]
+                following = text[start : start + min(self._count, max_tokens)].tolist()
+                return list(itertools.takewhile(lambda token: token >= 0, following))
         return []
 
     def update(self, num_proposed: int, num_accepted: int) -> None:

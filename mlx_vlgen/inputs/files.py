@@ -78,21 +78,24 @@ MAX_SIDE = 1 << 13
 """Pixels of a side of an image after resizing: three floats a pixel are 0.8 GB then."""
 _SIDE, _AREA, _TOKENS, _TILES = (1, MAX_SIDE), (1, 1 << 28), (1, 1 << 16), (0, 256)
 _BOUNDS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("patch_size", "encoder_patch_size"), (1, 256)),
+    **dict.fromkeys(("patch_size", "encoder_patch_size", "image_patch_size"), (1, 256)),
     **dict.fromkeys(
         ("merge_size", "spatial_merge_size", "temporal_patch_size", "pooling_kernel_size", "merge_kernel_size"), (1, 16)
     ),
-    **dict.fromkeys(("downsample_factor", "scale_factor"), (1, 16)),
+    **dict.fromkeys(("downsample_factor", "scale_factor", "hidden_stride", "pooling_size"), (1, 16)),
     **dict.fromkeys(("image_size", "tile_size", "height", "width", "image_grid_pinpoints"), _SIDE),
     **dict.fromkeys(("size", "crop_size", "max_height", "max_width", "patch_limit_on_one_side"), _SIDE),
+    "image_default_input_size": _SIDE,
     **dict.fromkeys(("max_pixels", "longest_edge"), _AREA),
     **dict.fromkeys(("min_pixels", "shortest_edge"), (1, 1 << 26)),
-    **dict.fromkeys(("min_patches", "max_patches", "min_tiles", "max_tiles"), _TILES),
+    **dict.fromkeys(("min_patches", "max_patches", "min_tiles", "max_tiles", "max_crops"), _TILES),
     **dict.fromkeys(("min_dynamic_patch", "max_dynamic_patch"), _TILES),
     **dict.fromkeys(("min_image_tokens", "max_image_tokens", "max_soft_tokens", "mm_tokens_per_image"), _TOKENS),
+    "resampler_n_latents": _TOKENS,
+    "overlap_margins": (0, 256),
     **dict.fromkeys(("in_patch_limit", "in_patch_limit_each_frame"), (1, 1 << 20)),
     **dict.fromkeys(("num_frames", "min_frames", "max_frames", "max_video_tokens"), (1, 1 << 20)),
-    **dict.fromkeys(("fps", "max_duration"), (1e-3, 1e6)),
+    **dict.fromkeys(("fps", "max_fps", "max_duration"), (1e-3, 1e6)),
     **dict.fromkeys(("sampling_rate", "n_samples"), (1000, 1 << 26)),
     **dict.fromkeys(("hop_length", "n_fft"), (1, 1 << 14)),
     **dict.fromkeys(("feature_size", "chunk_length"), (1, 1024)),

@@ -165,8 +165,9 @@ class Molmo2(VisionLanguageModel):
         """transformers cuts the table of tokens elsewhere than the Hub's originals."""
         out = super().sanitize(weights)
         names = [f"language_model.model.wte.{name}" for name in ("embedding", "new_embedding")]
-        if out.keys() >= set(names):
-            table, count = mx.concatenate([out[name] for name in names]), len(self.body.embed_tokens.embedding)
+        count = len(self.body.embed_tokens.embedding)
+        if out.keys() >= set(names) and len(out[names[0]]) != count:
+            table = mx.concatenate([out[name] for name in names])
             out |= {names[0]: table[:count], names[1]: table[count:]}
         return out
 
@@ -202,17 +203,17 @@ class Molmo2(VisionLanguageModel):
 
 def configurations(config: Mapping[str, Any]) -> tuple[Molmo2VisionConfig, Molmo2AdapterConfig]:
     """The tower's and the adapter's. The Hub's originals name more layers than they hold: none past the last that the
-    adapter takes."""
-    adapter, layers = dict(config.get("adapter_config") or {}), {}
-    vision = config.get("vision_config")
-    if vision is None:
-        vision = config["vit_config"]
+    adapter takes. Conversions for MLX have an empty vision_config beside their vit_config."""
+    adapter, vision = dict(config.get("adapter_config") or {}), dict(config.get("vit_config") or {})
+    if vision:
         count = vision.get("num_hidden_layers", 25)
         taken = [layer % count for layer in Molmo2AdapterConfig.from_dict(adapter).vision_feature_layer]
-        adapter = {**adapter, "vit_layers": taken}
+        adapter |= {"vit_layers": taken}
         adapter.pop("vision_feature_layer", None)
-        layers = {"num_hidden_layers": max(taken) + 1}
-    made = Molmo2VisionConfig.from_dict({**vision, **layers})
+        vision["num_hidden_layers"] = max(taken) + 1
+    else:
+        vision = config["vision_config"]
+    made = Molmo2VisionConfig.from_dict(vision)
     if (
         made.head_dim * made.num_attention_heads != made.hidden_size
         or made.num_key_value_heads != made.num_attention_heads

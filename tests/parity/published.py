@@ -43,6 +43,8 @@ def publish(family: str, folder: Path) -> None:
             config["image_token_index"] = read_json(REFERENCE / family / "config.json")["image_token_id"]
         case "llava_next":
             config["text_config"] |= {"rms_norm_eps": 1e-6, "rope_theta": 1e4}
+        case "molmo2":  # of published ones the other package knows how many layers they hold
+            config["vit_config"]["num_hidden_layers"], config["adapter_config"]["vit_layers"] = 3, [-1, -3]
         case "pixtral":
             config["model_type"] = "pixtral"
         case "qwen3_5":

@@ -48,7 +48,7 @@ CASES = VISION_CASES | {
     "shapes": Case(user("image", "image", "image", "Compare."), images=["thin", "plain", "wide"]),
 }
 BATCHES = VISION_BATCHES | {"batch_shapes": ["shapes", "text", "small"]}
-PATCH = 8
+PATCH = 16
 
 
 def config(ids: Ids, vocabulary: int) -> Any:
@@ -56,7 +56,7 @@ def config(ids: Ids, vocabulary: int) -> Any:
 
     vision: Config = {
         "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "patch_size": PATCH, "out_hidden_size": 64, "max_image_size": 40,
+        "patch_size": PATCH, "out_hidden_size": 64, "max_image_size": 80,
     }  # fmt: skip
     positions = rope(1e4, alpha=1000.0, factor=1.0, mrope_section=[4, 4, 4, 4]) | {"rope_type": "dynamic"}
     text: Config = {
@@ -73,7 +73,7 @@ def processor(tokenizer: Any) -> Any:
     import transformers
 
     image = transformers.HunYuanVLImageProcessorPil(
-        size={"shortest_edge": 12 * 16 * 16, "longest_edge": 20 * 16 * 16}, patch_size=PATCH
+        size={"shortest_edge": 12 * 32 * 32, "longest_edge": 20 * 32 * 32}, patch_size=PATCH
     )
     return transformers.HunYuanVLProcessor(image, tokenizer, chat_template=tokenizer.chat_template)
 

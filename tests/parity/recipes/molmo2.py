@@ -43,13 +43,11 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 PATCH, SIDE = 7, 42
 CASES = VISION_CASES | {
-    "wide": Case(user("What is it? ", "image"), images=["wide"]),
-    "shapes": Case(user("image", "image", "image", "Compare."), images=["small", "thin", "plain"]),
-    "video": Case(user("video", "Describe this video."), videos=["clip"]),
-    "odd_video": Case(user("What moves? ", "video", " Tell."), videos=["odd_clip"]),
+    "shapes": Case(user("image", "image", "image", "Compare."), images=["small", "thin", "wide"]),
+    "video": Case(user("What moves? ", "video", " Tell."), videos=["odd_clip"]),
     "dialogue": Case(DIALOGUE),
 }
-BATCHES = VISION_BATCHES | {"batch_shapes": ["shapes", "img2", "dialogue"], "batch_video": ["odd_video", "text"]}
+BATCHES = VISION_BATCHES | {"batch_shapes": ["shapes", "img2", "dialogue"], "batch_video": ["video", "text"]}
 
 
 def _config(**text: Any) -> Callable[[Ids, int], Any]:
@@ -85,7 +83,7 @@ def processor(tokenizer: Any) -> Any:
     import transformers
 
     side = {"height": SIDE, "width": SIDE}
-    image = transformers.Molmo2ImageProcessor(size=side, max_crops=6, patch_size=PATCH, overlap_margins=[1, 1])
+    image = transformers.Molmo2ImageProcessor(size=side, max_crops=4, patch_size=PATCH, overlap_margins=[1, 1])
     colors = {"do_rescale": True, "do_normalize": True}  # as published files say; the class has no default
     video = transformers.Molmo2VideoProcessor(size=side, patch_size=PATCH, pooling_size=[4, 4], **colors)
     return transformers.Molmo2Processor(image, video, tokenizer, chat_template=tokenizer.chat_template)
@@ -102,7 +100,7 @@ def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[i
     from transformers.models.molmo2.image_processing_molmo2 import compute_crop_geometry
 
     features = processor.image_processor(images=[image], return_tensors="pt")
-    tiling = compute_crop_geometry(*image.shape[:2], 6, [1, 1], SIDE, PATCH)[:2]
+    tiling = compute_crop_geometry(*image.shape[:2], 4, [1, 1], SIDE, PATCH)[:2]
     return _tiles(features["pixel_values"]), (*tiling, 1, 1, 2, 2)
 
 
