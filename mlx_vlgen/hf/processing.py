@@ -30,6 +30,8 @@ _MEDIA = {
     "num_frames": "num_frames",
     "max_frames": "max_frames",
     "resize_shape": "resize_shape",
+    "use_audio_in_video": "use_audio_in_video",
+    "load_audio_from_video": "use_audio_in_video",
 }
 """Keywords of processing -> fields of `MediaInputs`."""
 
@@ -84,7 +86,7 @@ def apply_chat_template(
     tools, documents, add_generation_prompt, continue_final_message: as the template takes them
     return_tensors: "mlx", "np", or None for lists
     processor_kwargs: keywords of processing: padding (default False), padding_side, max_length, pad_to_multiple_of,
-        min_pixels, max_pixels, fps, num_frames, max_frames, resize_shape
+        min_pixels, max_pixels, fps, num_frames, max_frames, resize_shape, use_audio_in_video
     kwargs: keywords of processing, and variables of the template (`enable_thinking`, …)
 
     TypeError for a keyword that neither the template nor the processor knows; PromptError, MediaError and

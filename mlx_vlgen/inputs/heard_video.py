@@ -34,8 +34,8 @@ def heard_videos(videos: Sequence[Any], sounds: Sequence[Any]) -> list[HeardVide
     """
     if sounds and len(sounds) != len(videos):
         raise PromptError(
-            f"use_audio_in_video: {len(sounds)} audio clips and {len(videos)} videos were given: give one a video, "
-            "in order, or none, so that the sound of each file is read"
+            f"use_audio_in_video: {len(sounds)} audio clips and {len(videos)} videos were given: give one clip a "
+            "video, in order, or none, so that the sound of each file is read"
         )
     if sounds:
         return [HeardVideo(*pair) for pair in zip(videos, sounds, strict=True)]

@@ -31,6 +31,7 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
 
     placeholders: ClassVar[Mapping[Kind, str]] = {"image": "<|IMAGE|>", "video": "<|VIDEO|>", "audio": "<|AUDIO|>"}
     prompt_tokens = r"<\|(box|quad)_(start|end)\|>"
+    seconds_tensor = "video_second_per_grid"
     hears_videos = True
     vision_start: ClassVar[str] = "<|vision_bos|>"
     audio_edges: ClassVar[tuple[str, str]] = ("<|audio_bos|>", "<|audio_eos|>")
@@ -76,7 +77,12 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
 
     def _expand_heard(self, source: HeardVideo, media: MediaInputs) -> Expansion:
         """A video and its sound, by the time of each group of frames and of each of the sound's tokens."""
-        seen, heard = super().expand("video", source.video, media), self._expand_audio(source.sound)
+        seen = super().expand("video", source.video, media)
+        try:
+            heard = self._expand_audio(source.sound)
+        except MediaError as error:
+            remedy = "; leave use_audio_in_video out" if source.sound is source.video else ""
+            raise MediaError(f"{error}{remedy}") from None
         times = np.repeat(np.arange(seen.grid[0]), seen.counts[0] // seen.grid[0])
         is_sound = self.interleaved(times * seen.seconds * self.positions_per_second, heard.counts[0])
         ends = [*(np.flatnonzero(np.diff(is_sound)) + 1).tolist(), len(is_sound)]

@@ -76,6 +76,9 @@ class Processor:
     prompt_tokens: ClassVar[str] = ""
     """Pattern of the tokens that the family documents for prompts: in user text they are tokens, too."""
 
+    seconds_tensor: ClassVar[str] = "second_per_grid_ts"
+    """transformers' name for `Media.seconds` of videos."""
+
     hears_videos: ClassVar[bool] = False
     """Whether it takes a video with its sound, as a `HeardVideo`."""
 

@@ -276,6 +276,11 @@ class Model(nn.Module):
         """Where this model runs: MLX's default device."""
         return mx.default_device()
 
+    @property
+    def left_out(self) -> str | None:
+        """What of the checkpoint is passed over, a sentence for who loads it."""
+        return None
+
     def rename(self, key: str) -> str | None:
         """A tensor's name in any published layout -> the parameter's name here; other names come back as they are.
         None for one that is of no use here (buffers that some releases saved)."""

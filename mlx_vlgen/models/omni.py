@@ -39,6 +39,11 @@ class Omni(MRopeModel):
         self._positions_per_second = thinker_config(config).get("position_id_per_seconds", 25)
         self._whole_positions = whole_positions
 
+    @property
+    def left_out(self) -> str | None:
+        speaks = "talker_config" in self.config and self.config.get("enable_audio_output", True)
+        return "this model also speaks; that is not computed here, and its answers are text" if speaks else None
+
     @classmethod
     def rename(cls, key: str) -> str | None:
         if key.startswith(SPEECH):

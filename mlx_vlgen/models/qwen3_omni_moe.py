@@ -1,7 +1,7 @@
 """The thinker of Qwen3-Omni: Qwen3-VL's mixture of experts with ears.
 
-Source: Xu et al. 2025 (arXiv 2509.17765); transformers' Qwen3OmniMoeThinkerForConditionalGeneration. Names are
-those of Qwen3-VL's checkpoints converted for MLX.
+Source: Xu et al. 2025 (arXiv 2509.17765); transformers' Qwen3OmniMoeThinkerForConditionalGeneration. Names of
+parameters are those of Qwen3-VL's checkpoints converted for MLX.
 """
 
 from collections.abc import Mapping

@@ -65,7 +65,7 @@ def pad_token(family: str) -> int:
 def summary(family: str, prompt: Prompt) -> tuple[Any, ...]:
     """All of a prompt that a model takes, but for pixels' values."""
     shapes = [processor(family).pixel_values(item).shape for item in prompt.media]
-    parts = [(item.kind, item.grid, item.spans, item.seconds) for item in prompt.media]
+    parts = [(item.kind, item.grid, item.spans, item.seconds, item.extent) for item in prompt.media]
     return prompt.tokens.tolist(), prompt.tokens.dtype, prompt.two_way, shapes, parts
 
 

@@ -129,8 +129,8 @@ def mlx(tensors: Tensors) -> Tensors:
 
 
 LARGER = {"clip": "wide_clip", "odd_clip": "odd_wide_clip"}
-"""Clips that keep their size: torchvision and Pillow enlarge with levels between them at sharp edges, as one cuts off
-what overshoots after each of two passes."""
+"""Clips that keep their size: torchvision and Pillow enlarge with levels between them at sharp edges, since one cuts
+off what overshoots after each of two passes."""
 VIDEOS = {name: replace(case, videos=[LARGER[clip] for clip in case.videos]) for name, case in VIDEO_CASES.items()}
 HEARD = AUDIO_CASES | {
     "img_audio": Case(user("image", "audio", "Compare."), images=["upright"], audios=["short_sound"]),
