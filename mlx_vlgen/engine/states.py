@@ -75,13 +75,11 @@ class CrossCache(StateCache):
 
     def write(self, parts: Sequence[mx.array], counts: Sequence[int]) -> None:
         """Begin all rows. parts: as `joined` gives them; counts: how many keys are each row's."""
-        keys, values, seen = parts
-        self._set(
-            [
-                [keys[b : b + 1, :, :n], values[b : b + 1, :, :n], seen[b : b + 1, :n]] if n else None
-                for b, n in enumerate(counts)
-            ]
-        )
+        rows: list[list[mx.array] | None] = []
+        for place, count in enumerate(counts):
+            keys, values, seen = (part[mx.array([place])] for part in parts)  # which copies: no row keeps the others
+            rows.append([keys[:, :, :count], values[:, :, :count], seen[:, :count]] if count else None)
+        self._set(rows)
 
     def joined(self) -> list[mx.array] | None:
         """Keys and values (B, H, K, D) of all rows, and which of them these attend to (B, K); None where no row has
