@@ -50,13 +50,11 @@ RULES: tuple[Rule, ...] = (
     *TEXT_RULES,
     (r"position_embedding\.weight$", 0.0, 0.5),
 )
-# Whole: small. In slices: upright and thin, 2 x 1 and 4 x 1; wide, 1 x 2; large, 2 x 2; plain, 1 x 2.
+# Whole: small and wide. In slices: upright, 2 x 1; plain, 1 x 2, and the clip; large, 2 x 2.
 CASES = (
     VISION_CASES
     | {name: VIDEO_CASES[name] for name in ("video", "img_video")}
     | {
-        "small": Case(user("image", "Is it small?"), images=["small"]),
-        "thin": Case(user("How thin?", "image"), images=["thin"]),
         "wide": Case(user("image", "image", "How wide?"), images=["wide", "small"]),
     }
 )
