@@ -34,7 +34,8 @@ class Muon:
         others: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             # One group a shape and part: a batch of dense labels gives the decoder's matrices no gradient.
-            part = next((part for part in (".blocks.", ".layers.", "deepstack_merger", ".merger.") if part in name), "")
+            marks = (".blocks.", ".layers.", "deepstack_merger", ".merger.")
+            part = next((name.partition(mark)[0] + mark for mark in marks if mark in name), "")
             (matrices[part, parameter.shape] if parameter.ndim == 2 and part else others).append(parameter)
         self.groups = list(matrices.values())
         self.momenta = [torch.zeros(len(group), *group[0].shape) for group in self.groups]

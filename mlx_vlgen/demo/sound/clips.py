@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import words
-from .espeak import Espeak
+from .espeak import PHONEMES, Espeak
 
 RATE = 16_000
 GRID = 5120  # samples
@@ -31,12 +31,14 @@ STRANGE = len(words.KNOWN) + 1
 LOW, MIDDLE, HIGH, MUSIC = STRANGE + 1, STRANGE + 2, STRANGE + 3, STRANGE + 4
 CLASSES = MUSIC + 1
 LOW_HZ, HIGH_HZ = (150.0, 500.0), (1100.0, 3500.0)
+_PHONEME_CLASS = {name: max(0, i - 1) for i, name in enumerate(PHONEMES)}  # 0 for pauses
+PHONEME_CLASSES = len(PHONEMES) - 1
 _WORD_CLASS = {word: i + 1 for i, word in enumerate(words.KNOWN)}
 
 
 @dataclass(frozen=True)
 class Span:
-    """From start to end (samples) one word or tone of that class sounds."""
+    """From start to end (samples) one word, tone or phoneme of that class sounds."""
 
     start: int
     end: int
@@ -48,7 +50,8 @@ class Clip:
     """(n,) float32 samples at RATE, and what they are. kind: voice, tones, noise, music or silence.
 
     transcript: of a voice, words.UNKNOWN for each word that is not known.
-    beeps: how many; pitch: "low", "high", or "" in between. spans: None where it is not known what sounds when.
+    beeps: how many; pitch: "low", "high", or "" in between. spans: words and tones; None where it is not
+    known what sounds when. phonemes: of a voice.
     """
 
     kind: str
@@ -57,6 +60,7 @@ class Clip:
     beeps: int = 0
     pitch: str = ""
     spans: list[Span] | None = field(default_factory=list)
+    phonemes: list[Span] = field(default_factory=list)
 
 
 class Studio:
@@ -83,25 +87,26 @@ class Studio:
         if unknown is None:
             unknown = float(rng.choice([0.0, 0.25, 1.0], p=[0.72, 0.2, 0.08]))
         said = [self._word(rng, unknown) for _ in range(rng.integers(least, most + 1))]
-        speech, spans = self._speak(rng, said)
+        speech, spans, phonemes = self._speak(rng, said)
         samples, ratio = perform(rng, speech, self.espeak.rate)
         lead, tail = (int(rng.uniform(0.0, 0.4) * RATE) for _ in range(2))
         samples = self._fit(np.pad(samples, (lead, tail)))
         samples = self._over_noise(rng, samples)
-        moved = None if spans is None else [
-            Span(lead + int(s.start * ratio), lead + int(s.end * ratio), s.label) for s in spans
-        ]  # fmt: skip
+        words_at, phonemes_at = (
+            [Span(lead + int(s.start * ratio), lead + int(s.end * ratio), s.label) for s in part]
+            for part in (spans or [], phonemes)
+        )
         transcript = [word if word in _WORD_CLASS else words.UNKNOWN for word in said]
-        return Clip("voice", samples, transcript, spans=moved)
+        return Clip("voice", samples, transcript, spans=words_at or None, phonemes=phonemes_at)
 
     def _word(self, rng: np.random.Generator, unknown: float) -> str:
         if rng.random() < unknown:
             return str(rng.choice(self.strange))
-        kind = (words.DIGITS, words.LETTERS, words.NAMES)[rng.choice(3, p=[0.25, 0.3, 0.45])]
+        kind = (words.DIGITS, words.LETTERS, words.NAMES)[rng.choice(3, p=[0.23, 0.27, 0.5])]
         return str(rng.choice(kind))
 
-    def _speak(self, rng: np.random.Generator, said: list[str]) -> tuple[np.ndarray, list[Span] | None]:
-        """In one breath, with commas, or word by word. Samples in [-1, 1] at espeak's rate."""
+    def _speak(self, rng: np.random.Generator, said: list[str]) -> tuple[np.ndarray, list[Span] | None, list[Span]]:
+        """In one breath, with commas, or word by word. Samples in [-1, 1] at espeak's rate; words; phonemes."""
         rate = self.espeak.rate
         variant = str(rng.choice(self.variants))
         voice = f"gmw/{rng.choice(ACCENTS)}" + (f"+{variant}" if variant else "")
@@ -109,7 +114,7 @@ class Studio:
         manner = rng.random()
         separator = " " if manner < 0.5 else ", "
         phrases = [[word] for word in said] if manner > 0.7 else [said]
-        parts, spans, at, exact = [], [], 0, True
+        parts, spans, phonemes, at, exact = [], [], [], 0, True
         for phrase in phrases:
             text = separator.join("[['eI]]" if word == "A" else word for word in phrase)
             speech = self.espeak.say(text, voice, speed, pitch, intonation)
@@ -121,17 +126,20 @@ class Studio:
             starts = speech.starts[: len(phrase)]  # the end of a phrase can count as a word, too
             for word, start, stop in zip(phrase, starts, [*starts[1:], end], strict=False):
                 spans.append(Span(at + start, at + min(stop, end), _WORD_CLASS.get(word, STRANGE)))
+            names = [(start, _PHONEME_CLASS.get(name, 0)) for start, name in speech.phonemes]
+            for (start, label), (stop, _) in zip(names, [*names[1:], (end, 0)], strict=True):
+                phonemes.append(Span(at + start, at + min(stop, end), label))
             gap = np.zeros(int(rng.uniform(0.0, 0.35) * rate), np.float32)
             parts += [samples, gap]
             at += len(samples) + len(gap)
-        return np.concatenate(parts[:-1]), spans if exact else None
+        return np.concatenate(parts[:-1]), spans if exact else None, phonemes
 
     def _over_noise(self, rng: np.random.Generator, samples: np.ndarray) -> np.ndarray:
-        """Most clips with noise behind them, 6 to 45 dB below; all of them at a random level."""
+        """Two clips of three with noise behind them, 10 to 45 dB below; all of them at a random level."""
         power = float((samples**2).mean()) + 1e-12
-        if rng.random() < 0.8:
+        if rng.random() < 0.67:
             noise = self._slice(rng, len(samples))
-            ratio = rng.uniform(6, 45)
+            ratio = rng.uniform(10, 45)
             samples = samples + noise * np.sqrt(power / 10 ** (ratio / 10) / ((noise**2).mean() + 1e-12))
         return level(rng, samples)
 
@@ -147,7 +155,7 @@ class Studio:
             at = 0
             while at < count:
                 said = [self._word(rng, 0.5) for _ in range(8)]
-                speech, _ = self._speak(rng, said)
+                speech, _, _ = self._speak(rng, said)
                 speech, _ = perform(rng, speech, self.espeak.rate)
                 speech = speech[: count - at]
                 babble[at : at + len(speech)] += speech
@@ -250,9 +258,9 @@ def perform(rng: np.random.Generator, samples: np.ndarray, rate: int) -> tuple[n
 
 
 def response(rng: np.random.Generator, hz: np.ndarray) -> np.ndarray:
-    """A gentle random curve of up to 8 dB either way; at times also a narrow band, like a telephone's."""
+    """A gentle random curve of up to 6 dB either way; at times also a narrow band, like a telephone's."""
     knots = np.array([0, 150, 400, 1000, 2000, 4000, 8000])
-    gain = 10 ** (np.interp(hz, knots, rng.uniform(-8, 8, len(knots))) / 20)
+    gain = 10 ** (np.interp(hz, knots, rng.uniform(-6, 6, len(knots))) / 20)
     if rng.random() < 0.2:
         low, high = rng.uniform(80, 350), rng.uniform(3000, 6000)
         gain /= np.sqrt(1 + (low / np.maximum(hz, 1)) ** 4) * np.sqrt(1 + (hz / high) ** 8)

@@ -16,6 +16,7 @@ from .tasks import Lesson
 EXTRACTOR = MelSettings(mels=MELS)
 FEATURE = 640  # samples a feature stands for: 25 a second
 PARTS = 3  # a word's beginning, middle and end
+LABELS = 4  # see moments
 
 
 def spectrogram(samples: np.ndarray) -> np.ndarray:
@@ -24,16 +25,23 @@ def spectrogram(samples: np.ndarray) -> np.ndarray:
 
 
 def moments(clip: Clip, count: int) -> np.ndarray:
-    """(count, 2) labels of each feature: the class of what sounds, and the part of it; IGNORE where unknown."""
-    labels = np.full((count, 2), IGNORE, np.int64)
+    """(count, LABELS) labels of each feature, IGNORE where unknown: the class of what sounds, the part of it, and the
+    phonemes of its first and second half."""
+    labels = np.full((count, LABELS), IGNORE, np.int64)
     if clip.spans is None:
         return labels
     labels[:, 0] = 0
     centres = (np.arange(count) + 0.5) * FEATURE
     for span in clip.spans:
         inside = (centres >= span.start) & (centres < span.end)
-        part = PARTS * (centres[inside] - span.start) / max(1, span.end - span.start)
-        labels[inside] = np.stack([np.full(len(part), span.label), part.astype(np.int64)], -1)
+        labels[inside, 0] = span.label
+        labels[inside, 1] = PARTS * (centres[inside] - span.start) / max(1, span.end - span.start)
+    if clip.kind == "voice":
+        labels[:, 2:] = 0
+        for column, offset in ((2, -0.25), (3, 0.25)):
+            middles = centres + offset * FEATURE
+            for span in clip.phonemes:
+                labels[(middles >= span.start) & (middles < span.end), column] = span.label
     return labels
 
 
@@ -42,7 +50,7 @@ class SoundRow(Row):
     """A row with at most one clip."""
 
     mel: np.ndarray = field(default_factory=lambda: np.zeros((0, MELS), np.float32))  # (frames, MELS)
-    moments: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    moments: np.ndarray = field(default_factory=lambda: np.zeros((0, LABELS), np.int64))
 
     def add_sound(self, count: int, token: int) -> None:
         self.feature_positions = list(range(len(self.tokens), len(self.tokens) + count))
@@ -83,7 +91,7 @@ def feature_count(frames: int) -> int:
 def collate(rows: list[SoundRow], multiple: int = 16) -> dict[str, np.ndarray]:
     """A batch: `collate_tokens`, and B clips of T frames and N features each.
 
-    mel: (B, T, MELS) float16; moments: (B, N, 2) int64
+    mel: (B, T, MELS) float16; moments: (B, N, LABELS) int64
     """
     return collate_tokens(rows, multiple) | {
         "mel": np.stack([row.mel for row in rows]).astype(np.float16),

@@ -15,10 +15,10 @@ from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditio
 
 from ..network import rotate
 from .checkpoint import WINDOW
-from .clips import CLASSES
+from .clips import CLASSES, PHONEME_CLASSES
 from .lessons import PARTS
 
-DENSE = (CLASSES, PARTS)  # classes of each column of the labels of a moment
+DENSE = (CLASSES, PARTS, PHONEME_CLASSES, PHONEME_CLASSES)  # classes of each column of the labels of a moment
 
 
 class TrainingModel(nn.Module):
@@ -53,6 +53,10 @@ class TrainingModel(nn.Module):
         for layer in self.tower.layers:
             x = audio_layer(layer, x)
         return x
+
+    def dense_only(self, batch: dict[str, Tensor]) -> Tensor:
+        """Dense logits (B, N, sum(DENSE)), without the decoder."""
+        return self.dense_head(self.encode(batch["mel"].float()))
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Hidden states (B, L, d), and dense logits (B, N, sum(DENSE)), or None without sound."""

@@ -1,8 +1,8 @@
 """Train the built-in ear from random weights: `python -m mlx_vlgen.demo.sound.train --out DIR --minutes N`.
 
-Needs the extra `train` (torch, transformers) and espeak-ng. The tower learns from the first step on what sounds at each
-moment (see `lessons.moments`), and the decoder what is answered. Clips of one or two words come first, then longer
-ones. The checkpoint has the moving average of the weights, in float16.
+Needs the extra `train` (torch, transformers) and espeak-ng. The tower first learns alone what sounds at each moment
+(see `lessons.moments`), of clips of one or two words and then of longer ones; then everything is trained together on
+answers. The checkpoint has the moving average of the weights, in float16.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import multiprocessing
 import random
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,22 @@ from .tasks import TASKS, Lesson, corpus, make_lesson, sample
 
 SECONDS = 48  # of sound in a batch
 POOL = 480  # lessons that are sorted by length at a time
-REUSE = 2  # times that a batch is trained on, each time with other masks
-KEPT = 200  # batches
+REUSE = 3  # times that a batch is trained on, each time with other masks
+KEPT = 300  # batches
 VALIDATION = 40  # examples of each task
+DENSE_STAGE = 0.3  # of the time: moments alone
 KINDS = ("word", "voice", "tones", "noise", "music", "silence", "text")
-START = (0.66, 0.0, 0.18, 0.05, 0.06, 0.02, 0.03)  # shares of the kinds: of the first lessons
-END = (0.13, 0.58, 0.15, 0.04, 0.05, 0.02, 0.03)  # and from SHIFT of the time on
-SHIFT = 0.15
-OPENING = 0.03  # of the time: no checkpoint yet
+DENSE_START = (0.84, 0.0, 0.11, 0.0, 0.05, 0.0, 0.0)  # shares of the kinds, of moments alone: of the first lessons,
+DENSE_END = (0.14, 0.70, 0.11, 0.0, 0.05, 0.0, 0.0)  # and from half of DENSE_STAGE on
+ANSWERED = (0.25, 0.46, 0.15, 0.04, 0.05, 0.02, 0.03)  # of lessons with answers
 
 
 def shares(progress: float, errors: dict[str, float], opening: float) -> list[float]:
-    """The weight of each kind of lesson; a run without an opening has heard single words before."""
-    part = min(1.0, progress / SHIFT) if opening else 1.0
-    return [(1 - part) * first + part * last for first, last in zip(START, END, strict=True)]
+    """The share of pools of moments alone, then the weight of each kind in these and in the others."""
+    dense = 1.0 if progress < opening else max(0.2, 0.6 - (progress - opening) if opening else 0.0)
+    part = min(1.0, 2 * progress / opening) if opening else 1.0
+    mixed = [(1 - part) * first + part * last for first, last in zip(DENSE_START, DENSE_END, strict=True)]
+    return [dense, *mixed, *ANSWERED]
 
 
 # ---- batches, made in another process
@@ -79,15 +82,18 @@ def masked(batch: Arrays, rng: np.random.Generator) -> Arrays:
 
 
 def produce_batches(queue: multiprocessing.Queue, weights: Any, tokenizer_json: str, seed: int) -> None:
-    """Endless batches into `queue`: fresh ones, each REUSE times in all. weights: of KINDS, in shared memory."""
+    """Endless batches into `queue`: fresh ones, each REUSE times in all. weights: see `shares`, in shared memory."""
     encoder = SoundEncoder(Tokenizer.from_str(tokenizer_json))
     studio = Studio()
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
     kept: list[Arrays] = []
     while True:
         studio.rest = rng.randrange(GRID)
-        kinds = rng.choices(KINDS, weights, k=POOL)
-        rows = [encoder.sound_row(make_lesson(studio, kind, rng.getrandbits(48))) for kind in kinds]
+        share, *both = weights
+        dense = rng.random() < share
+        kinds = rng.choices(KINDS, both[: len(KINDS)] if dense else both[len(KINDS) :], k=POOL)
+        lessons = [make_lesson(studio, kind, rng.getrandbits(48)) for kind in kinds]
+        rows = [encoder.sound_row(replace(lesson, dialogues=[]) if dense else lesson) for lesson in lessons]
         fresh = [collate(batch) for batch in batches_of(rows)]
         rng.shuffle(fresh)
         for batch in fresh:
@@ -113,10 +119,14 @@ def validation(tokenizer: Tokenizer) -> dict[str, list[Arrays]]:
     return batches
 
 
-def losses(model: TrainingModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of tokens, and of moments."""
-    hidden, dense = model(batch)
-    of_tokens, _, _ = token_loss(model.hf.lm_head, hidden, batch["labels"])
+def losses(model: TrainingModel, batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The loss of tokens, None for a batch of moments alone, and that of moments."""
+    of_tokens = None
+    if (batch["labels"] == IGNORE).all():
+        dense = model.dense_only(batch)
+    else:
+        hidden, dense = model(batch)
+        of_tokens, _, _ = token_loss(model.hf.lm_head, hidden, batch["labels"])
     of_moments = torch.zeros(())
     if dense is not None and (batch["moments"] != IGNORE).any():
         of_moments = dense_loss(dense, batch["moments"], DENSE)
@@ -125,7 +135,7 @@ def losses(model: TrainingModel, batch: Batch) -> tuple[torch.Tensor, torch.Tens
 
 COURSE = Course(
     files=checkpoint, corpus=corpus, build=TrainingModel, network=network, compiled=("audio_layer", "text_layer"),
-    dtype=torch.float16, produce=produce_batches, shares=shares, opening=OPENING, losses=losses,
+    dtype=torch.float16, produce=produce_batches, shares=shares, opening=DENSE_STAGE, losses=losses,
     validation=validation, errors=lambda marks: {},
 )  # fmt: skip
 
