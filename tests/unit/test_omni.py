@@ -160,6 +160,25 @@ def test_transformers_calls(loaded, film):
         model.generate(**inputs, return_audio=True)
 
 
+def test_a_heard_video_is_one_answer(loaded, film):
+    """Through every face, beside rows that are not heard, in chunks, and after what was stored of it."""
+    asked = {"max_tokens": 5, "use_audio_in_video": True}
+    heard = mlx_vlgen.generate(*loaded, ASK, video=str(film), **asked)
+    unheard = mlx_vlgen.generate(*loaded, ASK, video=str(film), max_tokens=5)
+    assert np.abs(np.array(heard.logprobs) - np.array(unheard.logprobs)).max() > 1e-2
+    streamed = [*mlx_vlgen.stream_generate(*loaded, ASK, video=str(film), **asked)]
+    rows = mlx_vlgen.batch_generate(
+        *loaded, prompts=[ASK, "Hello", ASK], videos=[str(film), None, media.clip("odd_wide_clip")],
+        audios=[None, None, media.sound("sound")], prefill_step_size=16, **asked,
+    ).results  # fmt: skip
+    store = mlx_vlgen.PrefixCache()
+    cached = [mlx_vlgen.generate(*loaded, ASK, video=str(film), prompt_cache=store, **asked) for _ in range(2)]
+    for result in (streamed[-1], rows[0], *cached):
+        assert result.error is None and result.generation_tokens == heard.generation_tokens
+        assert np.abs(np.array(result.logprobs) - np.array(heard.logprobs)).max() < 1e-4
+    assert rows[0].tokens == heard.tokens == cached[1].tokens
+
+
 def test_what_cannot_be_heard_is_refused(loaded, film, tmp_path):
     processor, clip = loaded[1], media.clip("wide_clip")
 
