@@ -160,6 +160,23 @@ def test_transformers_calls(loaded, film):
         model.generate(**inputs, return_audio=True)
 
 
+def test_rows_with_fractions_among_others(tmp_path):
+    """Positions of one row are no whole numbers; in one step, in chunks and joined by others it is as alone."""
+    loaded = mlx_vlgen.load(str(write_checkpoint("qwen3_omni_moe", "v5", tmp_path / "v5")), dtype="float32")
+    ask = ASK.replace("_bos", "_start").replace("_eos", "_end").replace("<|VIDEO|>", "<|video_pad|>")
+    clips, asked = [media.clip("wide_clip"), None, media.clip("odd_wide_clip")], {"video_fps": 3.0, "max_tokens": 5}
+    prompt = loaded[1].prepare(ask, MediaInputs(videos=clips[:1], video_fps=3.0))
+    assert loaded[0].position_delta(prompt) % 1
+    prompts = [ask, "Who are you?", ask]
+    pairs = zip(prompts, clips, strict=True)
+    alone = [mlx_vlgen.generate(*loaded, text, video=clip, **asked) for text, clip in pairs]
+    for step in (2048, 16):
+        rows = mlx_vlgen.batch_generate(*loaded, prompts=prompts, videos=clips, prefill_step_size=step, **asked).results
+        for row, single in zip(rows, alone, strict=True):
+            assert row.error is None and row.tokens == single.tokens
+            assert np.abs(np.array(row.logprobs) - np.array(single.logprobs)).max() < 1e-4
+
+
 def test_a_heard_video_is_one_answer(loaded, film):
     """Through every face, beside rows that are not heard, in chunks, and after what was stored of it."""
     asked = {"max_tokens": 5, "use_audio_in_video": True}
