@@ -84,6 +84,13 @@ def test_a_clip_of_a_ragged_batch_is_as_alone(tower):
 
 
 @pytest.mark.parametrize("tower", TOWERS.values(), ids=TOWERS)
+def test_half_precision_stays(tower):
+    tower = tower()
+    tower.set_dtype(mx.bfloat16)
+    assert tower(mx.random.normal((1, 50, 8)), [50]).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("tower", TOWERS.values(), ids=TOWERS)
 def test_the_towers_can_be_trained(tower):
     tower, lengths = tower(), [70, 7, 20]
     mel = mx.random.normal((3, 70, 8))
@@ -230,5 +237,7 @@ def test_what_speaks_is_passed_over(folder, tmp_path, capsys):
     model, processor = mlx_vlgen.load(str(whole))
     assert "this model also speaks; that is not computed here" in capsys.readouterr().err
     assert len(mlx_vlgen.generate(model, processor, "Hello", max_tokens=2).tokens) == 2
-    target = convert(whole, tmp_path / "out")
-    assert read_json(target / "config.json")["enable_audio_output"] is False
+    converted = convert(whole, tmp_path / "out", quantize=True, q_group_size=32)
+    config = read_json(converted / "config.json")
+    assert config["enable_audio_output"] is False and config["quantization"]["bits"] == 4
+    assert len(mlx_vlgen.generate(*mlx_vlgen.load(str(converted)), "Hello", max_tokens=2).tokens) == 2
