@@ -43,7 +43,8 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
         config = config.get("thinker_config", config)
         fields = super().read_fields(settings, config)
         least, most = cls.video_bounds
-        sound = WhisperSettings.read(settings.audio, config["audio_config"].get("num_mel_bins", 128))
+        audio = {name: value for name, value in settings.audio.items() if name != "do_normalize"}  # it is the pictures'
+        sound = WhisperSettings.read(audio, config["audio_config"].get("num_mel_bins", 128))
         video = replace(fields["video_settings"], min_pixels=least, max_pixels=most)
         return fields | {"video_settings": video, "timed": True, "sound": sound}
 

@@ -51,7 +51,8 @@ class Omni(MRopeModel):
         return super().rename(key.removeprefix("model.thinker.").removeprefix("thinker."))
 
     def published(self, name: str) -> tuple[str, ...]:
-        return (f"thinker.{name}",) if "thinker_config" in self.config else (name,)
+        is_part = name.partition(".")[0] in self  # and no setting of all layers
+        return (f"thinker.{name}",) if is_part and "thinker_config" in self.config else (name,)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         if media[0].kind != "audio":

@@ -81,7 +81,7 @@ class AudioTower(nn.Module):
         which the first `features(length)` of each clip count."""
         batch, frames, mels = mel.shape
         count = -(-frames // self._chunk)
-        mel = mx.pad(mel, [(0, 0), (0, count * self._chunk - frames), (0, 0)])
+        mel = mx.pad(mel.astype(self.ln_post.weight.dtype), [(0, 0), (0, count * self._chunk - frames), (0, 0)])
         clips = np.repeat(np.asarray(lengths), count)
         sound = np.clip(clips - np.tile(np.arange(count) * self._chunk, batch), 0, self._chunk)
         mel = mel.reshape(batch * count, self._chunk, mels)

@@ -12,6 +12,21 @@ import pytest
 from mlx_vlgen._runtime import mx
 
 PEER = os.environ.get("MLX_VLGEN_PEER_PYTHON", "")
+NOT_THERE = {
+    "qwen2_5_omni": "mlx-vlm has no such model",
+    "qwen3_omni_moe": "mlx-vlm reads no thinker without what speaks",
+    "ovis2": "mlx-vlm has no such model",
+    "molmo2_o": "mlx-vlm has no such decoder",
+    "lighton_ocr": "mlx-vlm has no such model",
+    "deepseek_ocr": "mlx-vlm fixes the tower's sizes",
+    "deepseek_ocr2": "mlx-vlm fixes the tower's sizes",
+    "unlimited_ocr": "mlx-vlm fixes the tower's sizes",
+    "paddleocr_vl": "mlx-vlm fixes the text's width",
+    "glm46v": "mlx-vlm has no such model",
+    "glm46v_moe": "mlx-vlm has no such model",
+    "ernie4_5_vl_moe": "mlx-vlm knows its first release only",
+}
+"""Families that cannot be exchanged, and why."""
 needs_peer = pytest.mark.skipif(not PEER, reason="MLX_VLGEN_PEER_PYTHON names no Python with mlx-vlm")
 Weights = dict[str, mx.array]
 

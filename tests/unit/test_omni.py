@@ -84,6 +84,13 @@ def test_a_clip_of_a_ragged_batch_is_as_alone(tower):
 
 
 @pytest.mark.parametrize("tower", TOWERS.values(), ids=TOWERS)
+def test_half_precision_stays(tower):
+    tower = tower()
+    tower.set_dtype(mx.bfloat16)
+    assert tower(mx.random.normal((1, 50, 8)), [50]).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("tower", TOWERS.values(), ids=TOWERS)
 def test_the_towers_can_be_trained(tower):
     tower, lengths = tower(), [70, 7, 20]
     mel = mx.random.normal((3, 70, 8))
@@ -160,6 +167,42 @@ def test_transformers_calls(loaded, film):
         model.generate(**inputs, return_audio=True)
 
 
+def test_rows_with_fractions_among_others(tmp_path):
+    """Positions of one row are no whole numbers; in one step, in chunks and joined by others it is as alone."""
+    loaded = mlx_vlgen.load(str(write_checkpoint("qwen3_omni_moe", "v5", tmp_path / "v5")), dtype="float32")
+    ask = ASK.replace("_bos", "_start").replace("_eos", "_end").replace("<|VIDEO|>", "<|video_pad|>")
+    clips, asked = [media.clip("wide_clip"), None, media.clip("odd_wide_clip")], {"video_fps": 3.0, "max_tokens": 5}
+    prompt = loaded[1].prepare(ask, MediaInputs(videos=clips[:1], video_fps=3.0))
+    assert loaded[0].position_delta(prompt) % 1
+    prompts = [ask, "Who are you?", ask]
+    pairs = zip(prompts, clips, strict=True)
+    alone = [mlx_vlgen.generate(*loaded, text, video=clip, **asked) for text, clip in pairs]
+    for step in (2048, 16):
+        rows = mlx_vlgen.batch_generate(*loaded, prompts=prompts, videos=clips, prefill_step_size=step, **asked).results
+        for row, single in zip(rows, alone, strict=True):
+            assert row.error is None and row.tokens == single.tokens
+            assert np.abs(np.array(row.logprobs) - np.array(single.logprobs)).max() < 1e-4
+
+
+def test_a_heard_video_is_one_answer(loaded, film):
+    """Through every face, beside rows that are not heard, in chunks, and after what was stored of it."""
+    asked = {"max_tokens": 5, "use_audio_in_video": True}
+    heard = mlx_vlgen.generate(*loaded, ASK, video=str(film), **asked)
+    unheard = mlx_vlgen.generate(*loaded, ASK, video=str(film), max_tokens=5)
+    assert np.abs(np.array(heard.logprobs) - np.array(unheard.logprobs)).max() > 1e-2
+    streamed = [*mlx_vlgen.stream_generate(*loaded, ASK, video=str(film), **asked)]
+    rows = mlx_vlgen.batch_generate(
+        *loaded, prompts=[ASK, "Hello", ASK], videos=[str(film), None, media.clip("odd_wide_clip")],
+        audios=[None, None, media.sound("sound")], prefill_step_size=16, **asked,
+    ).results  # fmt: skip
+    store = mlx_vlgen.PrefixCache()
+    cached = [mlx_vlgen.generate(*loaded, ASK, video=str(film), prompt_cache=store, **asked) for _ in range(2)]
+    for result in (streamed[-1], rows[0], *cached):
+        assert result.error is None and result.generation_tokens == heard.generation_tokens
+        assert np.abs(np.array(result.logprobs) - np.array(heard.logprobs)).max() < 1e-4
+    assert rows[0].tokens == heard.tokens == cached[1].tokens
+
+
 def test_what_cannot_be_heard_is_refused(loaded, film, tmp_path):
     processor, clip = loaded[1], media.clip("wide_clip")
 
@@ -194,5 +237,7 @@ def test_what_speaks_is_passed_over(folder, tmp_path, capsys):
     model, processor = mlx_vlgen.load(str(whole))
     assert "this model also speaks; that is not computed here" in capsys.readouterr().err
     assert len(mlx_vlgen.generate(model, processor, "Hello", max_tokens=2).tokens) == 2
-    target = convert(whole, tmp_path / "out")
-    assert read_json(target / "config.json")["enable_audio_output"] is False
+    converted = convert(whole, tmp_path / "out", quantize=True, q_group_size=32)
+    config = read_json(converted / "config.json")
+    assert config["enable_audio_output"] is False and config["quantization"]["bits"] == 4
+    assert len(mlx_vlgen.generate(*mlx_vlgen.load(str(converted)), "Hello", max_tokens=2).tokens) == 2

@@ -7,13 +7,10 @@ from typing import Any
 import numpy as np
 
 from ..recipe import (
-    AUDIO_BATCHES,
     AUDIO_CASES,
     EXPERTS,
     HEADS,
     QWEN_ENDS,
-    VIDEO_BATCHES,
-    VIDEO_CASES,
     VISION_BATCHES,
     VISION_CASES,
     Case,
@@ -128,17 +125,18 @@ def mlx(tensors: Tensors) -> Tensors:
     return tensors
 
 
-LARGER = {"clip": "wide_clip", "odd_clip": "odd_wide_clip"}
-"""Clips that keep their size: torchvision and Pillow enlarge with levels between them at sharp edges, since one cuts
-off what overshoots after each of two passes."""
-VIDEOS = {name: replace(case, videos=[LARGER[clip] for clip in case.videos]) for name, case in VIDEO_CASES.items()}
-HEARD = AUDIO_CASES | {
-    "img_audio": Case(user("image", "audio", "Compare."), images=["upright"], audios=["short_sound"]),
-    "heard_video": Case(user("video", "Describe this video."), videos=["wide_clip"], audios=["long_sound"]),
-    "heard_odd_video": Case(user("image", "video", "What?"), ["small"], ["odd_wide_clip"], ["long_sound"]),
-    "audio_video": Case(user("audio", "video", "Compare."), videos=["wide_clip"], audios=["sound"]),
+CASES = {name: VISION_CASES[name] for name in ("text", "dialogue", "img1", "upright", "img2")}
+CASES |= {name: AUDIO_CASES[name] for name in ("audio2", "long_audio")}
+# Clips that keep their size: enlarged, they differ by levels at sharp edges between torchvision and Pillow, which cuts
+# off what overshoots after each of two passes.
+CASES |= {
+    "audio_video": Case(user("audio", "video", "Compare."), videos=["wide_clip"], audios=["short_sound"]),
+    "heard_video": Case(
+        user("image", "video", "Compare."), images=["small"], videos=["odd_wide_clip"], audios=["long_sound"]
+    ),
 }
-CASES, BATCHES = VISION_CASES | VIDEOS | HEARD, VISION_BATCHES | VIDEO_BATCHES | AUDIO_BATCHES
+BATCHES = VISION_BATCHES | {"batch_media": ["long_audio", "audio_video", "dialogue", "audio2"]}
+STEPS = 6
 KIT = ProcessorKit("qwen2_5_omni", processor, image_pixels, video_pixels, clips=clips, audio=audio_features)
 
 
@@ -198,13 +196,13 @@ def config_3(ids: Ids, vocabulary: int) -> Any:
     import transformers
 
     text = {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "head_dim": 32, "vocab_size": vocabulary,
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 32, "vocab_size": vocabulary,
         "rope_parameters": rope(1e6, mrope_interleaved=True, mrope_section=[6, 5, 5]),
     }  # fmt: skip
     vision = {
-        "depth": 4, "hidden_size": 48, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 80,
+        "depth": 3, "hidden_size": 48, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 80,
         "patch_size": 32, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 144,
-        "deepstack_visual_indexes": [0, 1, 2],
+        "deepstack_visual_indexes": [0, 1],
     }  # fmt: skip
     sound = {
         "num_mel_bins": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 80,
@@ -254,6 +252,8 @@ def longer(case: Case) -> Case:
 CASES_3 = {name: longer(case) for name, case in CASES.items()}
 KIT_3 = ProcessorKit("qwen3_omni", processor_3, image_pixels, video_pixels, clips=clips, audio=audio_features_3)
 RECIPES = {
-    "qwen2_5_omni": Recipe(config, TOKENIZER, CASES, BATCHES, KIT, RULES, hub=hub, mlx=mlx, legacy=legacy),
-    "qwen3_omni_moe": Recipe(config_3, TOKENIZER_3, CASES_3, BATCHES, KIT_3, RULES, hub=hub, mlx=mlx_3, legacy=legacy),
+    "qwen2_5_omni": Recipe(config, TOKENIZER, CASES, BATCHES, KIT, RULES, STEPS, hub=hub, mlx=mlx, legacy=legacy),
+    "qwen3_omni_moe": Recipe(
+        config_3, TOKENIZER_3, CASES_3, BATCHES, KIT_3, RULES, STEPS, hub=hub, mlx=mlx_3, legacy=legacy
+    ),
 }
