@@ -130,6 +130,11 @@ _BY_TOWER: dict[tuple[str, str | None], str] = {
     ("deepseek_vl_v2", "deeplip_b_l"): "unlimited_ocr",  # DeepSeek-OCR, the first: the same without a window
 }
 
+_HEARING: dict[str, Family] = {
+    "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma_audio:Gemma4AudioProcessor"),
+}
+"""Of families that only some checkpoints of hear: those that do, by their audio_config."""
+
 TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:TextProcessor")
 """Every text decoder that mlx-lm has."""
 
@@ -168,7 +173,7 @@ def find(config: Mapping[str, Any]) -> Family:
                 f"This {model_type} checkpoint's config.json has no vision_config: it only reads text, or is "
                 "in its authors' own layout. Take the one that was saved for transformers, or converted for MLX."
             )
-        return family
+        return _HEARING.get(model_type, family) if config.get("audio_config") else family
     if model_type in _MLX_LM_BLIND or any(config.get(key) for key in _TOWERS):
         raise LoadError(
             f"model_type {model_type!r} is a vision-language or audio model that is not supported yet. "

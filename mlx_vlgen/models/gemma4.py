@@ -2,7 +2,7 @@
 and mlx-lm's text decoder, the last layers of which may attend to keys and values of earlier ones.
 
 Source: transformers' Gemma4ForConditionalGeneration; the text decoder is that of Gemma 3n's report (per-layer inputs,
-shared keys and values). Audio is left out: neither its weights are loaded nor its placeholders known.
+shared keys and values). Small checkpoints hear, too (`gemma4_audio`).
 """
 
 import re
@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from .._runtime import mx, nn
+from .._runtime import mx, nn, tree_flatten
 from ..inputs.prompt import Media
 from .attention import GATED, MLP, attention, merge_heads, split_heads
 from .backbone import Masks, gather_last
 from .base import Embedded, Features, Model
 from .configuration import BaseConfig
 from .gemma import scale_embeddings
-from .layers import pace, rotary_2d, rotate
+from .gemma4_audio import AudioTower, Gemma4AudioConfig
+from .layers import ClippedLinear, pace, rotary_2d, rotate
 from .vision_language import VisionLanguageModel, encode_tiles
+from .whisper import join_clips
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,6 @@ class Gemma4VisionConfig(BaseConfig):
     position_embedding_size: int = 10240
     use_clipped_linears: bool = False
     standardize: bool = False
-
-
-class ClippedLinear(nn.Module):
-    """Without bias. With `clipped`, its inputs and outputs are clipped to bounds that the checkpoint has."""
-
-    def __init__(self, inputs: int, outputs: int, clipped: bool):
-        super().__init__()
-        self.linear = nn.Linear(inputs, outputs, bias=False)
-        if clipped:
-            self.input_min, self.output_min = mx.array(-mx.inf), mx.array(-mx.inf)
-            self.input_max, self.output_max = mx.array(mx.inf), mx.array(mx.inf)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        if "input_min" not in self:
-            return self.linear(x)
-        x = self.linear(mx.clip(x, self.input_min, self.input_max))
-        return mx.clip(x, self.output_min, self.output_max)
 
 
 class Gemma4VisionAttention(nn.Module):
@@ -167,6 +152,9 @@ class SharedKVCache:
         return getattr(self._cache, name)
 
 
+UNUSED = r"^language_model\.lm_head\.|^audio_tower\.|^embed_audio\.|_tower\..*\.(in|out)put_(min|max)$"
+
+
 class Gemma4(VisionLanguageModel):
     text_types = ("gemma4_text",)
     scales_logits = True
@@ -174,6 +162,8 @@ class Gemma4(VisionLanguageModel):
         ("model.language_model.", "language_model.model."),
         ("model.vision_tower.", "vision_tower."),
         ("model.embed_vision.", "embed_vision."),
+        ("model.audio_tower.", "audio_tower."),
+        ("model.embed_audio.", "embed_audio."),
         ("lm_head.", "language_model.lm_head."),
     )
 
@@ -182,24 +172,21 @@ class Gemma4(VisionLanguageModel):
         vision, text = Gemma4VisionConfig.from_dict(config["vision_config"]), self.language_model.args
         self.vision_tower = VisionTower(vision)
         self.embed_vision = Projector(vision.hidden_size, text.hidden_size, vision.rms_norm_eps)
+        if config.get("audio_config"):
+            audio = Gemma4AudioConfig.from_dict(config["audio_config"])
+            self.audio_tower = AudioTower(audio)
+            self.embed_audio = Projector(audio.output_proj_dims, text.hidden_size, audio.rms_norm_eps)
         media = ("image", 258880), ("video", 258884), ("audio", 258881)
         ids = [config.get(f"{kind}_token_id", default) for kind, default in media]
         self._media_tokens = mx.array([token for token in ids if token is not None])
 
-    @classmethod
-    def rename(cls, key: str) -> str | None:
-        is_audio = key.removeprefix("model.").startswith(("audio_tower.", "embed_audio."))
-        return None if is_audio else super().rename(key)
-
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Without bounds that this configuration does not use, nor a copy of the embeddings."""
-        tied = "lm_head" not in self.language_model
-        clipped = Gemma4VisionConfig.from_dict(self.config["vision_config"]).use_clipped_linears
-        unused = [r"^language_model\.lm_head\."] * tied + [r"^vision_tower\..*\.(in|out)put_(min|max)$"] * (not clipped)
+        """Without what this configuration does not use: bounds, an audio tower, a copy of the embeddings."""
+        known = dict(tree_flatten(self.parameters()))
         return {
             name: tensor
             for name, tensor in super().sanitize(weights).items()
-            if not any(re.search(pattern, name) for pattern in unused)
+            if name in known or not re.search(UNUSED, name)
         }
 
     def _pad_media_tokens(self, tokens: mx.array) -> mx.array:
@@ -211,6 +198,8 @@ class Gemma4(VisionLanguageModel):
         return super().embed_tokens(self._pad_media_tokens(tokens))
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
+        if media[0].kind == "audio":
+            return [Features(clip) for clip in self.embed_audio(self.audio_tower(join_clips(media)))]
         rows, columns = media[0].grid
         return encode_tiles(media, lambda pixels: self.embed_vision(self.vision_tower(pixels, rows, columns)))
 
