@@ -88,5 +88,4 @@ class Gemma4AudioProcessor(Gemma4Processor):
         count = self.audio_tokens(len(features))
         if not count:
             raise MediaError(f"{describe_source(source)}: too short: {len(samples):,} samples become no token")
-        text = f"<|audio>{self.placeholders[kind] * count}<audio|>"
-        return Expansion(text, (count,), features, (len(features),), (0, 0))
+        return Expansion(self.delimited(kind, count), (count,), features, (len(features),), (0, 0))

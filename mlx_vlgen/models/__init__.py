@@ -95,6 +95,9 @@ FAMILIES: dict[str, Family] = {
     "ovis2": Family("mlx_vlgen.models.ovis2:Ovis2", "mlx_vlgen.inputs.ovis2:Ovis2Processor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
     "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma4:Gemma4Processor"),
+    "gemma4_unified": Family(
+        "mlx_vlgen.models.gemma4_unified:Gemma4Unified", "mlx_vlgen.inputs.gemma4_unified:Gemma4UnifiedProcessor"
+    ),
     "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
     "glm4v": _GLM4V,
     "glm4v_moe": _GLM4V,
@@ -132,6 +135,9 @@ _BY_TOWER: dict[tuple[str, str | None], str] = {
 
 _HEARING: dict[str, Family] = {
     "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma_audio:Gemma4AudioProcessor"),
+    "gemma4_unified": Family(
+        "mlx_vlgen.models.gemma4_unified:Gemma4Unified", "mlx_vlgen.inputs.gemma4_unified:Gemma4UnifiedAudioProcessor"
+    ),
 }
 """Of families that only some checkpoints of hear: those that do, by their audio_config."""
 
@@ -144,7 +150,6 @@ PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
 # Vision-language types that mlx-lm loads without the tower: answering without the picture is worse than refusing.
 _MLX_LM_BLIND = {
     "gemma3n",
-    "gemma4_unified",
     "kimi_k3",
     "kimi_vl",
     "minimax_m3_vl",

@@ -53,6 +53,10 @@ def _hunyuan_vl_decoder(args: Arguments) -> nn.Module:
     return mlx_lm_decoder(args | {"model_type": "hunyuan_v1_dense", "rope_scaling": None, "use_qk_norm": True})
 
 
+def _gemma4_unified_decoder(args: Arguments) -> nn.Module:
+    return mlx_lm_decoder(args | {"model_type": "gemma4_text"})
+
+
 def _kimi_k2_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's of DeepSeek-V3, whose attention adds what positions give to other scores, and so is none of ours. How
     much sharper YaRN makes it is left to us: `rope_scaling` says it for the rotated values only."""
@@ -209,6 +213,7 @@ _GEMMA4 = _GEMMA2 | {
     "vocab_size": 262144, "num_hidden_layers": 30, "sliding_window": 512, "final_logit_softcapping": None,
     "num_kv_shared_layers": 0, "use_double_wide_mlp": False,
 }  # fmt: skip
+_GEMMA4_UNIFIED = _GEMMA4 | {"hidden_size_per_layer_input": 0, "sliding_window": 1024}
 
 _ERNIE4_5 = {
     "vocab_size": 103424, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18,
@@ -251,6 +256,14 @@ DECODERS: dict[str, Decoder] = {
     "gemma4_text": Decoder(
         refusals.gemma4, _GEMMA4, configuration.read_gemma4, scale_tokens=_root_of_width, scale_logits=_softcapped
     ),
+    "gemma4_unified_text": Decoder(
+        refusals.gemma4,
+        _GEMMA4_UNIFIED,
+        configuration.read_gemma4,
+        _gemma4_unified_decoder,
+        scale_tokens=_root_of_width,
+        scale_logits=_softcapped,
+    ),
     "ernie4_5": Decoder(refusals.ernie4_5, _ERNIE4_5),
     "deepseek": Decoder(refusals.deepseek, _DEEPSEEK, configuration.read_deepseek),
     "llama4_text": Decoder(
@@ -263,5 +276,5 @@ DECODERS: dict[str, Decoder] = {
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 
-DRIVEN = tuple(name for name in DECODERS if name != "gemma4_text")
-"""Those whose layers `backbone.decode` runs; those of Gemma 4 share keys, and its family runs them."""
+DRIVEN = tuple(name for name in DECODERS if name not in ("gemma4_text", "gemma4_unified_text"))
+"""Those whose layers `backbone.decode` runs; those of Gemma 4 share keys, and its families run them."""
