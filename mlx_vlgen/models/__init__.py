@@ -94,6 +94,7 @@ FAMILIES: dict[str, Family] = {
     "molmo2": Family("mlx_vlgen.models.molmo2:Molmo2", "mlx_vlgen.inputs.molmo2:Molmo2Processor"),
     "ovis2": Family("mlx_vlgen.models.ovis2:Ovis2", "mlx_vlgen.inputs.ovis2:Ovis2Processor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
+    "gemma3n": Family("mlx_vlgen.models.gemma3n:Gemma3n", "mlx_vlgen.inputs.gemma3n:Gemma3nProcessor"),
     "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma4:Gemma4Processor"),
     "gemma4_unified": Family(
         "mlx_vlgen.models.gemma4_unified:Gemma4Unified", "mlx_vlgen.inputs.gemma4_unified:Gemma4UnifiedProcessor"
@@ -149,7 +150,6 @@ PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
 
 # Vision-language types that mlx-lm loads without the tower: answering without the picture is worse than refusing.
 _MLX_LM_BLIND = {
-    "gemma3n",
     "kimi_k3",
     "kimi_vl",
     "minimax_m3_vl",

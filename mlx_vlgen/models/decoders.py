@@ -12,6 +12,7 @@ from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
+from .gemma3n_text import Gemma3nText, Gemma3nTextConfig
 from .lfm3 import Lfm3
 from .llama4_text import Llama4Text, Llama4TextConfig
 from .molmo2_text import Molmo2Text
@@ -253,6 +254,14 @@ DECODERS: dict[str, Decoder] = {
     "gemma3_text": Decoder(
         refusals.gemma3, _GEMMA2 | {"vocab_size": 262208}, configuration.read_gemma3, scale_tokens=_root_of_width
     ),
+    "gemma3n_text": Decoder(
+        refusals.gemma3n,
+        Gemma3nTextConfig.complete({}),
+        configuration.read_gemma3,
+        Gemma3nText,
+        scale_tokens=_root_of_width,
+        scale_logits=_softcapped,
+    ),
     "gemma4_text": Decoder(
         refusals.gemma4, _GEMMA4, configuration.read_gemma4, scale_tokens=_root_of_width, scale_logits=_softcapped
     ),
@@ -276,5 +285,5 @@ DECODERS: dict[str, Decoder] = {
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 
-DRIVEN = tuple(name for name in DECODERS if name not in ("gemma4_text", "gemma4_unified_text"))
-"""Those whose layers `backbone.decode` runs; those of Gemma 4 share keys, and its families run them."""
+DRIVEN = tuple(name for name in DECODERS if name not in ("gemma3n_text", "gemma4_text", "gemma4_unified_text"))
+"""Those whose layers `backbone.decode` runs; those of Gemma 3n and 4 share keys, and their families run them."""

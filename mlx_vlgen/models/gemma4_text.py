@@ -47,6 +47,8 @@ class Gemma4Decoder(VisionLanguageModel):
     scales_logits = True
     two_way_everywhere: ClassVar[bool] = False
     """Whether tokens of a picture see each other both ways in full layers, too, and not in sliding ones only."""
+    unused: ClassVar[str] = UNUSED
+    """Pattern of names that some checkpoints have beside those of their configuration's parameters."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
@@ -60,7 +62,7 @@ class Gemma4Decoder(VisionLanguageModel):
         return {
             name: tensor
             for name, tensor in super().sanitize(weights).items()
-            if name in known or not re.search(UNUSED, name)
+            if name in known or not re.search(self.unused, name)
         }
 
     def _pad_media_tokens(self, tokens: mx.array) -> mx.array:
@@ -81,6 +83,14 @@ class Gemma4Decoder(VisionLanguageModel):
         context = (text.per_layer_model_projection(embeds) * embeds.shape[-1] ** -0.5).reshape(shape)
         return (text.per_layer_projection_norm(context) + of_tokens) * 2**-0.5
 
+    def expand(self, embeds: mx.array) -> mx.array:
+        """Embeddings (B, L, d) -> what the first layer takes, (B, L, ...)."""
+        return embeds
+
+    def collapse(self, h: mx.array) -> mx.array:
+        """The inverse, of what the last layer gives."""
+        return h
+
     last_norm = Model.last_norm  # shows nothing: its last layers may compute one position only
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
@@ -90,7 +100,7 @@ class Gemma4Decoder(VisionLanguageModel):
             "full_attention": Masks(embeds, inputs.two_way if self.two_way_everywhere else None),
             "sliding_attention": Masks(embeds, inputs.two_way, self.within_window),
         }
-        h, shared, length = embeds, dict[int, Any](), len(inputs)
+        h, shared, length = self.expand(embeds), dict[int, Any](), len(inputs)
         for index, (layer, source) in enumerate(zip(self.body.layers, self.body.previous_kvs, strict=True)):
             layer_cache, layer_input = cache[source], None if per_layer is None else per_layer[:, :, index]
             mask = masks[layer.layer_type](layer_cache)
@@ -107,7 +117,7 @@ class Gemma4Decoder(VisionLanguageModel):
                 if layer_input is not None:
                     layer_input = gather_last(layer_input, at)[:, None]
             h, _, _ = layer(h, mask, SharedKVCache(layer_cache), layer_input, keys_values, offset)
-        is_gathered = h.shape[1] < length
+        is_gathered, h = h.shape[1] < length, self.collapse(h)
         return self.driver.logits(self.language_model, h[:, 0] if is_gathered else h, None if is_gathered else at)
 
 
