@@ -113,7 +113,7 @@ class Gemma4Processor(Processor):
     def _expand_image(self, source: Any, media: MediaInputs) -> Expansion:
         image, original = self.image_settings.load(source, media)
         pixels, grid, count = self.image_settings.patches([image], media)
-        text, normalization = self._delimited("image", count), self.image_settings.normalization
+        text, normalization = self.delimited("image", count), self.image_settings.normalization
         return Expansion(text, (count,), pixels, grid, original, normalization=normalization)
 
     def _expand_video(self, source: Any, media: MediaInputs) -> Expansion:
@@ -125,17 +125,19 @@ class Gemma4Processor(Processor):
         video = load_clip(source, media, sampler=sampler, evenly=spread)
         images = list(self.video_settings.frame_images(video.frames, media))
         pixels, grid, count = self.video_settings.patches(images, media)
-        frame = self._delimited("video", count)
+        frame = self.delimited("video", count)
         text = " ".join(f"{int(at // 60):02d}:{int(at % 60):02d} {frame}" for at in video.timestamps)
         original, normalization = video.frames.shape[1:3], self.video_settings.normalization
         return Expansion(text, (count,) * len(images), pixels, grid, original, normalization=normalization)
 
-    def _delimited(self, kind: Kind, count: int) -> str:
-        """The tokens of an image or frame, between those that say where it begins and ends."""
-        return f"<|image>{self.placeholders[kind] * count}<image|>"
+    def delimited(self, kind: Kind, count: int) -> str:
+        """The tokens of an image, frame or clip of sound, between those that say where it begins and ends."""
+        edge = "audio" if kind == "audio" else "image"
+        return f"<|{edge}>{self.placeholders[kind] * count}<{edge}|>"
 
     def two_way(self, tokens: np.ndarray, media: Sequence[Media]) -> tuple[Span, ...]:
-        return tuple(span for image in media for span in image.spans) if self.bidirectional else ()
+        seen = [medium for medium in media if medium.kind != "audio"]
+        return tuple(span for medium in seen for span in medium.spans) if self.bidirectional else ()
 
 
 def fitted(height: int, width: int, side: int, tokens: int) -> Size:

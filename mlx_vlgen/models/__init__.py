@@ -94,7 +94,11 @@ FAMILIES: dict[str, Family] = {
     "molmo2": Family("mlx_vlgen.models.molmo2:Molmo2", "mlx_vlgen.inputs.molmo2:Molmo2Processor"),
     "ovis2": Family("mlx_vlgen.models.ovis2:Ovis2", "mlx_vlgen.inputs.ovis2:Ovis2Processor"),
     "gemma3": Family("mlx_vlgen.models.gemma3:Gemma3", "mlx_vlgen.inputs.gemma3:Gemma3Processor"),
+    "gemma3n": Family("mlx_vlgen.models.gemma3n:Gemma3n", "mlx_vlgen.inputs.gemma3n:Gemma3nProcessor"),
     "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma4:Gemma4Processor"),
+    "gemma4_unified": Family(
+        "mlx_vlgen.models.gemma4_unified:Gemma4Unified", "mlx_vlgen.inputs.gemma4_unified:Gemma4UnifiedProcessor"
+    ),
     "paligemma": Family("mlx_vlgen.models.paligemma:PaliGemma", "mlx_vlgen.inputs.paligemma:PaliGemmaProcessor"),
     "glm4v": _GLM4V,
     "glm4v_moe": _GLM4V,
@@ -130,6 +134,14 @@ _BY_TOWER: dict[tuple[str, str | None], str] = {
     ("deepseek_vl_v2", "deeplip_b_l"): "unlimited_ocr",  # DeepSeek-OCR, the first: the same without a window
 }
 
+_HEARING: dict[str, Family] = {
+    "gemma4": Family("mlx_vlgen.models.gemma4:Gemma4", "mlx_vlgen.inputs.gemma_audio:Gemma4AudioProcessor"),
+    "gemma4_unified": Family(
+        "mlx_vlgen.models.gemma4_unified:Gemma4Unified", "mlx_vlgen.inputs.gemma4_unified:Gemma4UnifiedAudioProcessor"
+    ),
+}
+"""Of families that only some checkpoints of hear: those that do, by their audio_config."""
+
 TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:TextProcessor")
 """Every text decoder that mlx-lm has."""
 
@@ -138,8 +150,6 @@ PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
 
 # Vision-language types that mlx-lm loads without the tower: answering without the picture is worse than refusing.
 _MLX_LM_BLIND = {
-    "gemma3n",
-    "gemma4_unified",
     "kimi_k3",
     "kimi_vl",
     "minimax_m3_vl",
@@ -168,7 +178,7 @@ def find(config: Mapping[str, Any]) -> Family:
                 f"This {model_type} checkpoint's config.json has no vision_config: it only reads text, or is "
                 "in its authors' own layout. Take the one that was saved for transformers, or converted for MLX."
             )
-        return family
+        return _HEARING.get(model_type, family) if config.get("audio_config") else family
     if model_type in _MLX_LM_BLIND or any(config.get(key) for key in _TOWERS):
         raise LoadError(
             f"model_type {model_type!r} is a vision-language or audio model that is not supported yet. "

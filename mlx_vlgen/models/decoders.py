@@ -12,6 +12,7 @@ from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
+from .gemma3n_text import Gemma3nText, Gemma3nTextConfig
 from .lfm3 import Lfm3
 from .llama4_text import Llama4Text, Llama4TextConfig
 from .molmo2_text import Molmo2Text
@@ -51,6 +52,10 @@ def _mistral_decoder(args: Arguments) -> nn.Module:
 def _hunyuan_vl_decoder(args: Arguments) -> nn.Module:
     """mlx-lm's dense Hunyuan; its family brings the rotary module."""
     return mlx_lm_decoder(args | {"model_type": "hunyuan_v1_dense", "rope_scaling": None, "use_qk_norm": True})
+
+
+def _gemma4_unified_decoder(args: Arguments) -> nn.Module:
+    return mlx_lm_decoder(args | {"model_type": "gemma4_text"})
 
 
 def _kimi_k2_decoder(args: Arguments) -> nn.Module:
@@ -209,6 +214,7 @@ _GEMMA4 = _GEMMA2 | {
     "vocab_size": 262144, "num_hidden_layers": 30, "sliding_window": 512, "final_logit_softcapping": None,
     "num_kv_shared_layers": 0, "use_double_wide_mlp": False,
 }  # fmt: skip
+_GEMMA4_UNIFIED = _GEMMA4 | {"hidden_size_per_layer_input": 0, "sliding_window": 1024}
 
 _ERNIE4_5 = {
     "vocab_size": 103424, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18,
@@ -248,8 +254,24 @@ DECODERS: dict[str, Decoder] = {
     "gemma3_text": Decoder(
         refusals.gemma3, _GEMMA2 | {"vocab_size": 262208}, configuration.read_gemma3, scale_tokens=_root_of_width
     ),
+    "gemma3n_text": Decoder(
+        refusals.gemma3n,
+        Gemma3nTextConfig.complete({}),
+        configuration.read_gemma3,
+        Gemma3nText,
+        scale_tokens=_root_of_width,
+        scale_logits=_softcapped,
+    ),
     "gemma4_text": Decoder(
         refusals.gemma4, _GEMMA4, configuration.read_gemma4, scale_tokens=_root_of_width, scale_logits=_softcapped
+    ),
+    "gemma4_unified_text": Decoder(
+        refusals.gemma4,
+        _GEMMA4_UNIFIED,
+        configuration.read_gemma4,
+        _gemma4_unified_decoder,
+        scale_tokens=_root_of_width,
+        scale_logits=_softcapped,
     ),
     "ernie4_5": Decoder(refusals.ernie4_5, _ERNIE4_5),
     "deepseek": Decoder(refusals.deepseek, _DEEPSEEK, configuration.read_deepseek),
@@ -263,5 +285,5 @@ DECODERS: dict[str, Decoder] = {
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 
-DRIVEN = tuple(name for name in DECODERS if name != "gemma4_text")
-"""Those whose layers `backbone.decode` runs; those of Gemma 4 share keys, and its family runs them."""
+DRIVEN = tuple(name for name in DECODERS if name not in ("gemma3n_text", "gemma4_text", "gemma4_unified_text"))
+"""Those whose layers `backbone.decode` runs; those of Gemma 3n and 4 share keys, and their families run them."""

@@ -2,10 +2,9 @@
 and mlx-lm's text decoder, the last layers of which may attend to keys and values of earlier ones.
 
 Source: transformers' Gemma4ForConditionalGeneration; the text decoder is that of Gemma 3n's report (per-layer inputs,
-shared keys and values). Audio is left out: neither its weights are loaded nor its placeholders known.
+shared keys and values). Small checkpoints hear, too (`gemma4_audio`).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +15,13 @@ import numpy as np
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .attention import GATED, MLP, attention, merge_heads, split_heads
-from .backbone import Masks, gather_last
-from .base import Embedded, Features, Model
+from .base import Features
 from .configuration import BaseConfig
-from .gemma import scale_embeddings
-from .layers import pace, rotary_2d, rotate
-from .vision_language import VisionLanguageModel, encode_tiles
+from .gemma4_audio import AudioTower, Gemma4AudioConfig
+from .gemma4_text import Gemma4Decoder, Projector
+from .layers import ClippedLinear, pace, rotary_2d, rotate
+from .vision_language import encode_tiles
+from .whisper import join_clips
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,6 @@ class Gemma4VisionConfig(BaseConfig):
     position_embedding_size: int = 10240
     use_clipped_linears: bool = False
     standardize: bool = False
-
-
-class ClippedLinear(nn.Module):
-    """Without bias. With `clipped`, its inputs and outputs are clipped to bounds that the checkpoint has."""
-
-    def __init__(self, inputs: int, outputs: int, clipped: bool):
-        super().__init__()
-        self.linear = nn.Linear(inputs, outputs, bias=False)
-        if clipped:
-            self.input_min, self.output_min = mx.array(-mx.inf), mx.array(-mx.inf)
-            self.input_max, self.output_max = mx.array(mx.inf), mx.array(mx.inf)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        if "input_min" not in self:
-            return self.linear(x)
-        x = self.linear(mx.clip(x, self.input_min, self.input_max))
-        return mx.clip(x, self.output_min, self.output_max)
 
 
 class Gemma4VisionAttention(nn.Module):
@@ -144,36 +127,14 @@ class VisionTower(nn.Module):
         return x.astype(dtype)
 
 
-class Projector(nn.Module):
-    def __init__(self, vision: int, text: int, eps: float):
-        super().__init__()
-        self.embedding_projection = nn.Linear(vision, text, bias=False)
-        self._eps = eps
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return self.embedding_projection(mx.fast.rms_norm(x, None, self._eps))
-
-
-class SharedKVCache:
-    """The cache of an earlier layer, for a layer that attends to its keys and values and adds none."""
-
-    def __init__(self, cache: Any):
-        self._cache = cache
-
-    def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
-        return keys, values
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-
-class Gemma4(VisionLanguageModel):
+class Gemma4(Gemma4Decoder):
     text_types = ("gemma4_text",)
-    scales_logits = True
     renames = (
         ("model.language_model.", "language_model.model."),
         ("model.vision_tower.", "vision_tower."),
         ("model.embed_vision.", "embed_vision."),
+        ("model.audio_tower.", "audio_tower."),
+        ("model.embed_audio.", "embed_audio."),
         ("lm_head.", "language_model.lm_head."),
     )
 
@@ -182,80 +143,13 @@ class Gemma4(VisionLanguageModel):
         vision, text = Gemma4VisionConfig.from_dict(config["vision_config"]), self.language_model.args
         self.vision_tower = VisionTower(vision)
         self.embed_vision = Projector(vision.hidden_size, text.hidden_size, vision.rms_norm_eps)
-        media = ("image", 258880), ("video", 258884), ("audio", 258881)
-        ids = [config.get(f"{kind}_token_id", default) for kind, default in media]
-        self._media_tokens = mx.array([token for token in ids if token is not None])
-
-    @classmethod
-    def rename(cls, key: str) -> str | None:
-        is_audio = key.removeprefix("model.").startswith(("audio_tower.", "embed_audio."))
-        return None if is_audio else super().rename(key)
-
-    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Without bounds that this configuration does not use, nor a copy of the embeddings."""
-        tied = "lm_head" not in self.language_model
-        clipped = Gemma4VisionConfig.from_dict(self.config["vision_config"]).use_clipped_linears
-        unused = [r"^language_model\.lm_head\."] * tied + [r"^vision_tower\..*\.(in|out)put_(min|max)$"] * (not clipped)
-        return {
-            name: tensor
-            for name, tensor in super().sanitize(weights).items()
-            if not any(re.search(pattern, name) for pattern in unused)
-        }
-
-    def _pad_media_tokens(self, tokens: mx.array) -> mx.array:
-        """The tokens with padding in the places of pictures and videos."""
-        is_media = (tokens[..., None] == self._media_tokens).any(axis=-1)
-        return mx.where(is_media, self.language_model.args.pad_token_id, tokens)
-
-    def embed_tokens(self, tokens: mx.array) -> mx.array:
-        return super().embed_tokens(self._pad_media_tokens(tokens))
+        if config.get("audio_config"):
+            audio = Gemma4AudioConfig.from_dict(config["audio_config"])
+            self.audio_tower = AudioTower(audio)
+            self.embed_audio = Projector(audio.output_proj_dims, text.hidden_size, audio.rms_norm_eps)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
+        if media[0].kind == "audio":
+            return [Features(clip) for clip in self.embed_audio(self.audio_tower(join_clips(media)))]
         rows, columns = media[0].grid
         return encode_tiles(media, lambda pixels: self.embed_vision(self.vision_tower(pixels, rows, columns)))
-
-    def per_layer_inputs(self, tokens: mx.array, embeds: mx.array) -> mx.array | None:
-        """tokens (B, L), embeds (B, L, d) -> what each layer takes besides the states: (B, L, layers, n)."""
-        text = self.body
-        if not text.hidden_size_per_layer_input:
-            return None
-        shape = *tokens.shape, len(text.layers), text.hidden_size_per_layer_input
-        of_tokens = scale_embeddings(text.embed_tokens_per_layer(self._pad_media_tokens(tokens)).reshape(shape))
-        context = (text.per_layer_model_projection(embeds) * embeds.shape[-1] ** -0.5).reshape(shape)
-        return (text.per_layer_projection_norm(context) + of_tokens) * 2**-0.5
-
-    last_norm = Model.last_norm  # shows nothing: its last layers may compute one position only
-
-    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
-        per_layer = self.per_layer_inputs(inputs.tokens, embeds)
-        # Tokens of a picture see each other both ways in sliding layers only.
-        masks = {"full_attention": Masks(embeds), "sliding_attention": Masks(embeds, inputs.two_way)}
-        h, shared, length = embeds, dict[int, Any](), len(inputs)
-        for index, (layer, source) in enumerate(zip(self.body.layers, self.body.previous_kvs, strict=True)):
-            layer_cache, layer_input = cache[source], None if per_layer is None else per_layer[:, :, index]
-            mask = masks[layer.layer_type](layer_cache)
-            if source == index:
-                h, *shared[index] = layer(h, mask, layer_cache, layer_input)
-                continue
-            keys_values, offset = shared[source]
-            if at is not None and length > 1:
-                # This layer and later ones write no keys: only the requested positions are computed.
-                keys = keys_values[0]
-                mask = query_mask(mask, at, length, (keys if isinstance(keys, mx.array) else keys[0]).shape[2])
-                h = h if h.shape[1] == 1 else gather_last(h, at)[:, None]
-                offset = offset + at
-                if layer_input is not None:
-                    layer_input = gather_last(layer_input, at)[:, None]
-            h, _, _ = layer(h, mask, SharedKVCache(layer_cache), layer_input, keys_values, offset)
-        is_gathered = h.shape[1] < length
-        return self.driver.logits(self.language_model, h[:, 0] if is_gathered else h, None if is_gathered else at)
-
-
-def query_mask(mask: mx.array | str | None, at: mx.array, length: int, keys: int) -> mx.array | None:
-    """The mask (B, 1, 1, K) of query `at[b]` of each row, of that of `length` queries."""
-    if mask is None:
-        return None
-    if isinstance(mask, str):
-        return mx.arange(keys) <= (at + keys - length)[:, None, None, None]
-    return mx.take_along_axis(mx.broadcast_to(mask, (len(at), 1, length, keys)), at[:, None, None, None], axis=2)

@@ -218,6 +218,23 @@ class PositionTable(nn.Module):
         self.weight = mx.zeros((count, size))
 
 
+class ClippedLinear(nn.Module):
+    """Without bias. With `clipped`, its inputs and outputs are clipped to bounds that the checkpoint has."""
+
+    def __init__(self, inputs: int, outputs: int, clipped: bool):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=False)
+        if clipped:
+            self.input_min, self.output_min = mx.array(-mx.inf), mx.array(-mx.inf)
+            self.input_max, self.output_max = mx.array(mx.inf), mx.array(mx.inf)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if "input_min" not in self:
+            return self.linear(x)
+        x = self.linear(mx.clip(x, self.input_min, self.input_max))
+        return mx.clip(x, self.output_min, self.output_max)
+
+
 def normalize(levels: mx.array, normalization: Normalization) -> mx.array:
     """levels: uint8 (..., n * 3), channels last -> float32, of the same shape."""
     scale, shift = (mx.array(np.tile(c, levels.shape[-1] // 3)) for c in normalization.coefficients)

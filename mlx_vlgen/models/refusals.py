@@ -85,6 +85,20 @@ def gemma3(args: Arguments) -> list[str | None]:
     ]
 
 
+def gemma3n(args: Arguments) -> list[str | None]:
+    types, count = args.get("layer_types"), args["num_hidden_layers"]
+    shared = args["num_kv_shared_layers"]
+    known = {"full_attention", "sliding_attention"}
+    irregular = types is not None and (len(types) != count or not known >= {*types} == {*types[: count - shared]})
+    return [
+        _other_activation(args["hidden_activation"], "gelu_pytorch_tanh"),
+        _stretched(args),
+        "biases in its attention" if args.get("attention_bias") else None,
+        "layers that attend to keys which no layer has" if irregular else None,
+        None if args.get("tie_word_embeddings", True) else "an output layer of its own",
+    ]
+
+
 def gemma4(args: Arguments) -> list[str | None]:
     full = {str(i) for i, kind in enumerate(args["layer_types"]) if kind == "full_attention"}
     layers = args.get("per_layer_config") or {}

@@ -1,16 +1,20 @@
 """Gemma 4, dense and mixture of experts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..recipe import (
+    AUDIO_BATCHES,
+    AUDIO_CASES,
     HEADS,
     VIDEO_BATCHES,
     VIDEO_CASES,
     VISION_BATCHES,
     VISION_CASES,
+    Case,
     Config,
     Ids,
     ProcessorKit,
@@ -20,6 +24,7 @@ from ..recipe import (
     metadata,
     renamed,
     rope,
+    user,
 )
 from ..weights import Rule, Tensors
 
@@ -45,10 +50,21 @@ TOKENIZER = TokenizerKit(
         "boa_token": "<|audio>", "eoa_token": "<audio|>", "audio_token": "<|audio|>",
     },
 )  # fmt: skip
+HEARING = replace(
+    TOKENIZER, name="gemma4_audio", template=TEMPLATE.replace("['image', 'video']", "['image', 'video', 'audio']")
+)
 CASES = VISION_CASES | {name: VIDEO_CASES[name] for name in ("video", "odd_video", "video_img")}
+HEARING_CASES = (
+    {name: VISION_CASES[name] for name in ("text", "img1")}
+    | AUDIO_CASES
+    | {"img_audio": Case(user("image", "audio", "Compare."), images=["upright"], audios=["short_sound"])}
+)
 ENDS = ends("<bos>", "<eos>", "<pad>")
 PATCH, POOL, PICTURE, FRAME = 4, 3, 24, 6
 """The last two: tokens of each at most. A picture has more than the sliding window, which hides some from others."""
+
+BANDS = 32
+"""Of a spectrogram: as many as the audio tower's first convolution has channels."""
 
 FULL_ROPE: Config = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
 ROPE: Config = {"full_attention": FULL_ROPE, "sliding_attention": rope(1e4)}
@@ -68,7 +84,7 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def config(text: Config, vision: Config) -> Callable[[Ids, int], Any]:
+def config(text: Config, vision: Config, audio: Config | None) -> Callable[[Ids, int], Any]:
     def build(ids: Ids, vocabulary: int) -> Any:
         import transformers
 
@@ -84,7 +100,7 @@ def config(text: Config, vision: Config) -> Callable[[Ids, int], Any]:
             "position_embedding_size": 64,
         } | vision  # fmt: skip
         return transformers.Gemma4Config(
-            text_config=text_config, vision_config=vision_config, audio_config=None, boi_token_id=ids("<|image>"),
+            text_config=text_config, vision_config=vision_config, audio_config=audio, boi_token_id=ids("<|image>"),
             eoi_token_id=ids("<image|>"), image_token_id=ids("<|image|>"), video_token_id=ids("<|video|>"),
             boa_token_id=ids("<|audio>"), eoa_token_index=ids("<audio|>"), audio_token_id=ids("<|audio|>"),
             eos_token_id=[ids("<eos>"), ids("<turn|>")],
@@ -108,6 +124,14 @@ def processor(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
+def hearing_processor(tokenizer: Any) -> Any:
+    import transformers
+
+    made = processor(tokenizer)
+    made.feature_extractor = transformers.Gemma4AudioFeatureExtractor(feature_size=BANDS)
+    return made
+
+
 def image_pixels(processor: Any, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
     features = processor.image_processor(images=[image], return_tensors="np")
     return unpadded(features["pixel_values"], features["image_position_ids"])
@@ -124,11 +148,20 @@ def unpadded(pixels: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, tup
     return pixels[:, : rows * columns], (rows, columns)
 
 
+def audio_features(processor: Any, samples: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Without padding."""
+    made = processor.feature_extractor([samples], return_tensors="np")
+    frames = int(made["input_features_mask"].sum())
+    return made["input_features"][0][:frames].astype(np.float32), (frames,)
+
+
 def mlx(tensors: Tensors) -> Tensors:
-    """Experts under mlx-lm's names."""
+    """Experts under mlx-lm's names, convolutions with their channels last."""
     pairs = (
         ("model.vision_tower.", "vision_tower."),
         ("model.embed_vision.", "embed_vision."),
+        ("model.audio_tower.", "audio_tower."),
+        ("model.embed_audio.", "embed_audio."),
         ("model.language_model.", "language_model.model."),
     )
     out = renamed(tensors, *pairs)
@@ -138,6 +171,8 @@ def mlx(tensors: Tensors) -> Tensors:
         out[f"{stem}switch_glu.gate_proj.weight"] = np.ascontiguousarray(gate)
         out[f"{stem}switch_glu.up_proj.weight"] = np.ascontiguousarray(up)
         out[f"{stem}switch_glu.down_proj.weight"] = out.pop(f"{stem}down_proj")
+    for name in [name for name in out if name.endswith((".conv.weight", ".depthwise_conv1d.weight"))]:
+        out[name] = np.ascontiguousarray(np.moveaxis(out[name], 1, -1))
     return out
 
 
@@ -155,12 +190,28 @@ def legacy(config: Config) -> None:
 def recipe(text: Config, **vision: Any) -> Recipe:
     kit = ProcessorKit("gemma4", processor, image_pixels, video_pixels, channels_last=True, nested=True)
     return Recipe(
-        config(text, vision), TOKENIZER, CASES, VISION_BATCHES | VIDEO_BATCHES, kit, RULES,
+        config(text, vision, None), TOKENIZER, CASES, VISION_BATCHES | VIDEO_BATCHES, kit, RULES,
         mlx=mlx, legacy=legacy,
     )  # fmt: skip
 
 
+def hearing_recipe() -> Recipe:
+    text: Config = {"hidden_size_per_layer_input": 16, "num_kv_shared_layers": 3}
+    audio: Config = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "subsampling_conv_channels": [32, 8],
+        "output_proj_dims": 40,
+    }  # fmt: skip
+    kit = ProcessorKit(
+        "gemma4_audio", hearing_processor, image_pixels, channels_last=True, nested=True, audio=audio_features
+    )
+    rules = (*RULES, (r"per_dim_scale$", 0.0, 0.5), (r"relative_k_proj\.weight$", 0.0, 0.5))
+    return Recipe(
+        config(text, {}, audio), HEARING, HEARING_CASES, AUDIO_BATCHES, kit, rules, mlx=mlx, legacy=legacy
+    )  # fmt: skip
+
+
 RECIPES = {
+    "gemma4_audio": hearing_recipe(),
     "gemma4": recipe(
         {"hidden_size_per_layer_input": 16, "num_kv_shared_layers": 3, "use_double_wide_mlp": True},
         use_clipped_linears=True,
