@@ -1,6 +1,7 @@
 """Names of tensors folded to patterns: `layers.{0-27}.mlp.up_proj.weight` stands for 28 tensors of one shape."""
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,16 @@ def unfold(lines: Iterable[str]) -> dict[str, Shape]:
         shape = tuple(map(int, sizes.split("x"))) if sizes else ()
         shapes |= {"".join(parts): shape for parts in itertools.product(*axes)}
     return shapes
+
+
+def first_layers(lines: Iterable[str], count: int) -> Iterator[str]:
+    """The lines without the text decoder's layers from the `count`th on."""
+    for line in lines:
+        layers = re.search(r"\.(?:layers|blocks)\.\{(.*?)\}", line)
+        if layers is None or re.search(r"visual|vision|audio", line):
+            yield line
+        elif chosen := [int(number) for number in _numbers(layers[1]) if int(number) < count]:
+            yield line[: layers.start(1)] + _ranges(chosen) + line[layers.end(1) :]
 
 
 def read_sections(path: Path) -> dict[str, list[str]]:

@@ -89,7 +89,9 @@ CONFIGS: dict[str, Config] = {
             "model_type": "gemma", "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18,
             "num_attention_heads": 8, "num_key_value_heads": 1, "vocab_size": 257216, "num_image_tokens": 256,
         },
-        "vision_config": SIGLIP | {"projection_dim": 2048, "num_image_tokens": 256, "projector_hidden_act": "gelu_fast"},
+        "vision_config": SIGLIP | {
+            "projection_dim": 2048, "num_image_tokens": 256, "projector_hidden_act": "gelu_fast"
+        },
     },
     "Llama-3.2-11B-Vision-Instruct": mllama(40, hidden_size=4096, intermediate_size=14336, num_attention_heads=32),
     "Llama-3.2-90B-Vision-Instruct": mllama(100, hidden_size=8192, intermediate_size=28672, num_attention_heads=64),
@@ -182,7 +184,9 @@ def deepseek_ocr(positions: int, width: int, tower: str, encoder: Config, window
     }  # fmt: skip
     return text | {
         "model_type": "unlimited-ocr" if window else "deepseek_vl_v2", "language_config": text, "tile_tag": "2D",
-        "projector_config": {"model_type": "mlp_projector", "projector_type": "linear", "input_dim": width, "n_embed": 1280},
+        "projector_config": {
+            "model_type": "mlp_projector", "projector_type": "linear", "input_dim": width, "n_embed": 1280
+        },
         "vision_config": {
             "model_type": "vision", "model_name": tower, "image_size": 1024, "mlp_ratio": 3.7362,
             "width": {"sam_vit_b": sam} | encoder,
