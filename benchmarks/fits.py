@@ -19,7 +19,7 @@ from mlx_vlgen.loading.quantization import Quantization, quantize_layers
 from mlx_vlgen.models import find
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "tests/unit/published.json"
+CONFIGS = ROOT / "tests/published/configs.json"
 MACS = (8, 16, 24, 32, 36, 48, 64, 96, 128, 192, 256, 512)
 """GB of memory that Macs come with."""
 

@@ -23,7 +23,7 @@ INDEX = "model.safetensors.index.json"
 NEEDED = ("*.json", "*.jsonl", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 
 # `quant_method`s whose tensors mlx-lm's decoders take; those that MLX has no kernels for are converted while loading.
-_QUANTIZED_BY = {"mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"}
+_QUANTIZED_BY = {"mxfp4", "mxfp8", "fp8", "compressed-tensors", "awq", "gptq"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -87,9 +87,11 @@ def check_config(config: Mapping[str, Any]) -> None:
             "The weights are stored in bitsandbytes' format, which needs CUDA and torch. Load the original checkpoint "
             'with quantization={"bits": 4} (on the command line --quantize 4), or one converted for MLX.'
         )
-    if method is not None and method not in _QUANTIZED_BY:
+    stored = quantization.get("format", "pack-quantized") if method == "compressed-tensors" else "pack-quantized"
+    if method is not None and (method not in _QUANTIZED_BY or stored != "pack-quantized"):
+        kind = stored if method == "compressed-tensors" else quantization.get("quant_algo")
         raise LoadError(
-            f"The weights are stored in the format of {method!r}, which cannot be read. "
+            f"The weights are stored in the format of {method!r}{f' ({kind})' if kind else ''}, which cannot be read. "
             "Load the original checkpoint with quantization=…, or one converted for MLX."
         )
     if method is None and quantization:

@@ -145,6 +145,15 @@ _HEARING: dict[str, Family] = {
 TEXT = Family("mlx_vlgen.models.text:TextModel", "mlx_vlgen.inputs.processor:TextProcessor")
 """Every text decoder that mlx-lm has."""
 
+_QWEN3_5_TEXT = Family("mlx_vlgen.models.qwen3_5:Qwen3_5Text", "mlx_vlgen.inputs.processor:TextProcessor")
+_TEXT_ALONE = {
+    "qwen3_5": _QWEN3_5_TEXT,
+    "qwen3_5_moe": _QWEN3_5_TEXT,
+    "qwen3_5_text": _QWEN3_5_TEXT,
+    "qwen3_5_moe_text": _QWEN3_5_TEXT,
+}
+"""Text decoders of families that are published alone too, under the family's model_type or their own."""
+
 PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
 """The text decoders that this package's tests compare with transformers; others load with a notice."""
 
@@ -170,10 +179,19 @@ def find(config: Mapping[str, Any]) -> Family:
             "config.json names no model_type, so it does not tell what network this is. "
             "Give the folder of a whole checkpoint, as it is on the Hugging Face Hub."
         )
+    if "mm_vision_tower" in config:
+        raise LoadError(
+            f"This {model_type} checkpoint's config.json has no vision_config and names another checkpoint for its "
+            f"tower ({config['mm_vision_tower']!r:.80}): it is in the layout of LLaVA's authors. Take the one that was "
+            "converted for transformers, as llava-hf/llava-1.5-7b-hf of liuhaotian/llava-v1.5-7b, or for MLX."
+        )
+    seen = any(isinstance(config.get(key), Mapping) for key in _PARTS)
+    if not seen and model_type in _TEXT_ALONE:
+        return _TEXT_ALONE[model_type]
     vision = thinker_config(config).get("vision_config") or config.get("vit_config")  # Molmo2's
     tower = vision.get("model_name", vision.get("model_type")) if isinstance(vision, Mapping) else None
     if family := FAMILIES.get(_BY_TOWER.get((model_type, tower), model_type)):
-        if not any(isinstance(config.get(key), Mapping) for key in _PARTS):
+        if not seen:
             raise LoadError(
                 f"This {model_type} checkpoint's config.json has no vision_config: it only reads text, or is "
                 "in its authors' own layout. Take the one that was saved for transformers, or converted for MLX."

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .._runtime import mx
-from .configuration import BaseConfig, with_rope
+from .configuration import BaseConfig, rope_type, with_rope
 from .mrope import MRopeModel
 from .qwen3_vl import Qwen3VLVisionConfig, VisionTower, split_experts
+from .text import TextModel
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,22 @@ class Qwen3_5(MRopeModel):
         their channels in torch's place."""
         text = self.language_model.args
         return super().sanitize(split_experts(stack_experts(weights), text.hidden_size, text.moe_intermediate_size))
+
+
+class Qwen3_5Text(TextModel):
+    """The text decoder alone, whose three rotary positions are always equal."""
+
+    @classmethod
+    def decoder_config(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        text = text_arguments(config if "text_config" in config else {**config, "text_config": config})
+        kind = "yarn" if rope_type(text["rope_scaling"]) == "yarn" else "default"
+        shared = {key: text[key] for key in ("rope_theta", "partial_rotary_factor")}
+        return text | {"rope_parameters": text.pop("rope_scaling") | {"type": kind, "rope_type": kind} | shared}
+
+    def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+        text = self.text_decoder().language_model.args
+        known = {key: value for key, value in weights.items() if not key.startswith("mtp.")}
+        return super().sanitize(split_experts(stack_experts(known), text.hidden_size, text.moe_intermediate_size))
 
 
 def stack_experts(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:

@@ -76,12 +76,18 @@ class TextModel(Model):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
-        self._driver = Driver(config) if config["model_type"] in DRIVEN else None
+        text = self.decoder_config(config)
+        self._driver = Driver(text) if text["model_type"] in DRIVEN else None
         # Not a child for MLX, which would prefix all names with its name: its children become this module's.
         object.__setattr__(
-            self, "_decoder", self._driver.decoder() if self._driver else mlx_lm_decoder(text_arguments(config))
+            self, "_decoder", self._driver.decoder() if self._driver else mlx_lm_decoder(text_arguments(text))
         )
         self._sync_from_decoder()
+
+    @classmethod
+    def decoder_config(cls, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The decoder's part of config.json."""
+        return config
 
     def _sync_from_decoder(self) -> None:
         for name in [name for name in self if not name.startswith("_") and name not in self._decoder]:

@@ -12,6 +12,8 @@ from ..recipe import (
     MLX_NAMES,
     QWEN_ENDS,
     QWEN_SPECIALS,
+    TEXT_BATCHES,
+    TEXT_CASES,
     VIDEO_BATCHES,
     VIDEO_CASES,
     VISION_BATCHES,
@@ -99,12 +101,38 @@ def mlx(tensors: Tensors) -> Tensors:
     return channels_last(switch_experts(renamed(out, *MLX_NAMES)))
 
 
+def _text_config(kinds: str, rotary: Config) -> Callable[[Ids, int], Any]:
+    def build(ids: Ids, vocabulary: int) -> Any:
+        whole = _config("Qwen3_5Config", True, kinds, rotary)(ids, vocabulary)
+        text = whole.text_config
+        text.tie_word_embeddings = True
+        return text
+
+    return build
+
+
+def text_export(config: Config) -> None:
+    """As exports of the text decoder have it: under the whole model's type, and rotary settings spelled as before."""
+    text = dict(config)
+    rotary = text.pop("rope_scaling") | {"rope_theta": text.pop("rope_theta")}
+    rotary["type"] = rotary.pop("rope_type")
+    text |= {"rope_parameters": rotary, "mtp_num_hidden_layers": 1}
+    config.clear()
+    config |= {"model_type": "qwen3_5", "text_config": text, "tie_word_embeddings": True}
+
+
+def text_hub(tensors: Tensors) -> Tensors:
+    """Under the whole model's names."""
+    return renamed(tensors, ("model.", "model.language_model."))
+
+
 # A word is shorter than the convolution over time.
 CASES = {"word": Case("The")} | VISION_CASES | VIDEO_CASES
 BATCHES = VISION_BATCHES | VIDEO_BATCHES | {"batch_words": ["word", "text"]}
 HALF = {"mrope_section": [3, 3, 2], "partial_rotary_factor": 0.5}
 QUARTER = {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
 SHARED = EXPERTS | {"shared_expert_intermediate_size": 32}
+TEXT_RULES = ((NORM.replace("language_model", "model"), 0.0, 0.2), *RULES[1:])
 RECIPES = {
     "qwen3_5": Recipe(
         _config("Qwen3_5Config", True, "lflf", HALF),
@@ -113,5 +141,9 @@ RECIPES = {
     "qwen3_5_moe": Recipe(
         _config("Qwen3_5MoeConfig", False, "lllf", QUARTER, **SHARED),
         TOKENIZER, CASES, BATCHES, KIT, RULES, hub=hub, mlx=mlx, legacy=legacy,
+    ),
+    "qwen3_5_text": Recipe(
+        _text_config("lflf", HALF), TOKENIZER, TEXT_CASES, TEXT_BATCHES, rules=TEXT_RULES,
+        hub=text_hub, mlx=lambda tensors: mlx(text_hub(tensors)), legacy=text_export,
     ),
 }  # fmt: skip
