@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import mlx_vlgen
@@ -78,6 +79,9 @@ def _result(thinking: str | None, answer: str, length: int, count: int, **more: 
 
 
 if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))
+    import no_models  # noqa: F401
+
     stand_in = types.ModuleType("mlx_vlgen.generate")
     stand_in.stream_generate = stream_generate  # type: ignore[attr-defined]
     sys.modules["mlx_vlgen.generate"] = stand_in

@@ -95,7 +95,7 @@ def check(family: Family, rows: Sequence[Row], heard: Sequence[Heard]) -> None:
     """Every row's tokens and log-probabilities are those of the plain loop; draws are those of the row alone."""
     for row, output in zip(rows, heard, strict=True):
         assert output.finish_reason in ("stop", "length", "cancelled"), output.results[-1].error
-        answer = family.answer(row.ask) if row.is_plain else alone(family, row)
+        answer = family.answer(row.ask, output.tokens) if row.is_plain else alone(family, row)
         tokens = answer.tokens[: row.sampling.max_tokens]
         if output.finish_reason == "cancelled":
             assert row.leaves == len(output.tokens)

@@ -2,8 +2,8 @@
 the value has an effect, and nothing of it is left for the next call.
 
 On the built-in model with real questions, and on a tiny random one, untied, where every log-probability of a stream is
-compared with the plain loop's (family.py) too. Nothing here knows what the built-in model answers. `-m slow` adds a
-picture that is thought about.
+compared with the plain loop's (family.py) too. Nothing here knows what the built-in model answers. `-m slow` adds the
+built-in model's streams and batches, and a picture that is thought about.
 """
 
 import copy
@@ -254,6 +254,9 @@ def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
 
 
 on_both = pytest.mark.parametrize("case", ["demo", "qwen3_vl_moe"], indirect=True)
+on_the_tiny_one = pytest.mark.parametrize(
+    "case", [pytest.param("demo", marks=pytest.mark.slow), "qwen3_vl_moe"], indirect=True
+)
 
 
 @on_both
@@ -261,7 +264,7 @@ def test_every_keyword_has_an_entry(case: Case) -> None:
     assert set(case.entries) == set(KEYWORDS)
 
 
-@on_both
+@on_the_tiny_one
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_generate_and_stream_are_one_answer(case: Case, name: str) -> None:
     entry, outcome = case.entries[name], case.single(name)
@@ -296,7 +299,7 @@ def test_log_probabilities_are_the_plain_loops(case: Case, name: str) -> None:
     assert np.abs(np.stack(outcome.scores) - plain).max() < TOLERANCE
 
 
-@on_both
+@on_the_tiny_one
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_rows_with_other_settings_beside_them(case: Case, group: int) -> None:
     """Keywords from all over the table, one a row: each is what `generate` gives for it alone."""
@@ -307,7 +310,7 @@ def test_rows_with_other_settings_beside_them(case: Case, group: int) -> None:
     case.check_untouched(WHO)
 
 
-@on_both
+@on_the_tiny_one
 @pytest.mark.parametrize("name", OF_THE_BATCH)
 def test_batches_with_one_setting(case: Case, name: str) -> None:
     """Keywords that are not per row: the same for two neighbours."""

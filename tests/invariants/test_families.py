@@ -35,10 +35,10 @@ def test_one_batch(family: Family) -> None:
 
 
 def test_coming_and_going(family: Family) -> None:
-    """Rows join late, leave early and are cancelled, while prompts are read in small chunks."""
+    """Rows join late, leave early and are cancelled, while prompts are read in chunks and some wait for a place."""
     rows = drawn_rows(family, 7, 3, joins=(0, 20), leaves=(1, STEPS))
-    play_and_check(family, [row if i % 3 else Row(row.ask, joins=row.joins) for i, row in enumerate(rows)])
-    play_and_check(family, rows, prefill_step_size=5, max_batch_size=3)
+    rows = [row if i % 3 else Row(row.ask, joins=row.joins) for i, row in enumerate(rows)]
+    play_and_check(family, rows, prefill_step_size=13, max_batch_size=4)
 
 
 @pytest.mark.parametrize("chunk", [7, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (1, 64))])
@@ -78,7 +78,7 @@ def test_draws_and_caches(family: Family, every: slice) -> None:
         )
 
     rows = [
-        Row(ask, SamplingParams(max_tokens=STEPS, seed=i, **sampler), cache_for(ask, kv))
+        Row(ask, SamplingParams(max_tokens=STEPS // 2, seed=i, **sampler), cache_for(ask, kv))
         for i, (ask, sampler, kv) in enumerate(zip(family.asks.values(), cycle(SAMPLERS), cycle(caches), strict=False))
     ]
     play_and_check(family, rows[every])

@@ -165,6 +165,7 @@ NOT_NEEDED = [
 # Each case is a name, a revision and what becomes of it, all in one fresh interpreter: constants are read on import.
 CASES = """
 import json, sys
+import no_models
 from mlx_vlgen.loading import hub
 from mlx_vlgen.errors import LoadError
 outcomes = {}
@@ -185,7 +186,7 @@ def locate_all(home, endpoint, cases, **environment):
         [sys.executable, "-c", CASES, json.dumps(cases)],
         env={
             "PATH": os.environ["PATH"],
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
             "HF_HOME": str(home),
             "HF_ENDPOINT": endpoint,
             "HF_HUB_DISABLE_XET": "1",
