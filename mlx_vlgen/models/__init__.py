@@ -120,6 +120,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_audio": Family(
         "mlx_vlgen.models.qwen2_audio:Qwen2Audio", "mlx_vlgen.inputs.qwen2_audio:Qwen2AudioProcessor"
     ),
+    "voxtral": Family("mlx_vlgen.models.voxtral:Voxtral", "mlx_vlgen.inputs.voxtral:VoxtralProcessor"),
     "lfm3_vl": Family("mlx_vlgen.models.lfm3_vl:Lfm3VL", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor"),
 }
 
