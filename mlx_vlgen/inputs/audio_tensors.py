@@ -19,6 +19,8 @@ class AudioTensors:
     frames: rows are padded to so many; None: as many as the longest has.
     margin: frames after a clip's last one that `Media.pixels` hold, too.
     repeats: whether padding is the last frame that a clip has, which is silence, over and over; otherwise zeros.
+    continues: whether a clip of more than `frames` goes on in the next row. Its features stand in one run, which no
+        other clip's touch.
     """
 
     features: str = "input_features"
@@ -28,6 +30,7 @@ class AudioTensors:
     frames: int | None = None
     margin: int = 0
     repeats: bool = False
+    continues: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,9 +41,10 @@ class AudioTensors:
         length = self.frames or max(len(clip.pixels) for clip in clips)
         rows, masks = [], []
         for clip in clips:
-            padding = ((0, length - len(clip.pixels)), *[(0, 0)] * (clip.pixels.ndim - 1))
-            rows.append(np.pad(clip.pixels, padding, mode="edge" if self.repeats else "constant"))
-            masks.append(np.arange(length) < clip.grid[0])
+            padding = ((0, -len(clip.pixels) % length), *[(0, 0)] * (clip.pixels.ndim - 1))
+            padded = np.pad(clip.pixels, padding, mode="edge" if self.repeats else "constant")
+            rows.extend(padded.reshape(-1, length, *padded.shape[1:]))
+            masks.extend((np.arange(len(padded)) < clip.grid[0]).reshape(-1, length))
         features = np.stack(rows)
         tensors = {self.features: np.ascontiguousarray(features.swapaxes(1, 2)) if self.bands_first else features}
         return tensors if self.mask is None else tensors | {self.mask: np.stack(masks).astype(np.int32)}

@@ -12,14 +12,22 @@ from .files import check_bytes, check_settings, read_json, read_text, reading
 
 def check_tokenizer(folder: Path) -> None:
     """LoadError for a checkpoint on disk without a tokenizer that can be read."""
+    if _has_tekken_only(folder):
+        if "special_tokens" not in read_json(folder / "tekken.json"):
+            raise LoadError(
+                f"{folder} has Mistral's tekken.json in its first form, without special_tokens, and no tokenizer.json: "
+                "put the tokenizer.json and tokenizer_config.json of this model beside it, as copies of it for MLX "
+                "have them."
+            )
+        return
     files = {path.name for path in folder.iterdir()}
-    if "tekken.json" in files and not files & {"tokenizer.json", "tokenizer.model"}:
-        raise LoadError(
-            f"{folder} has Mistral's tekken.json and no tokenizer.json, which alone is read here: put the "
-            "tokenizer.json and tokenizer_config.json of this model beside it, as copies of it for MLX have them."
-        )
     if not files & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}:
         raise LoadError(f"{folder} holds no tokenizer.")
+
+
+def _has_tekken_only(folder: Path) -> bool:
+    files = {path.name for path in folder.iterdir()}
+    return "tekken.json" in files and not files & {"tokenizer.json", "tokenizer.model"}
 
 
 def load_tokenizer(folder: Path, **keywords: Any) -> Any:
@@ -36,10 +44,30 @@ def load_tokenizer(folder: Path, **keywords: Any) -> Any:
     if (template := folder / "chat_template.jinja").is_file():
         read_text(template)
     with reading(folder / "tokenizer.json", "and the files beside it give no tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, **keywords
-        )
+        if _has_tekken_only(folder):
+            tokenizer = _read_tekken(folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, **keywords
+            )
     return import_module("mlx_vlgen.hf.encoding").taking_arrays(tokenizer)  # imported late: MLX is unknown in this room
+
+
+def _read_tekken(folder: Path) -> Any:
+    """transformers' tokenizer of Mistral's own file."""
+    path = folder / "tekken.json"
+    with reading(path, "gives no tokenizer"):
+        from transformers import PreTrainedTokenizerFast
+        from transformers.integrations.mistral.tokenizer import MistralConverter
+
+        read = MistralConverter(str(path)).converted()
+        named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+        known = {name: token for name, token in named.items() if read.token_to_id(token) is not None}
+        template = _read_json(folder / "tokenizer_config.json").get("chat_template")
+        return PreTrainedTokenizerFast(
+            tokenizer_object=read, padding_side="left", clean_up_tokenization_spaces=False, chat_template=template,
+            **known,
+        )  # fmt: skip
 
 
 def load_template(folder: Path, tokenizer: Any) -> str | None:

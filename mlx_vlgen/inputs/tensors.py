@@ -357,8 +357,24 @@ def _row(
             row_media.append(Media(kind, pixels, source.grid, spans, (0, 0), source.seconds))
             positions = positions[source.count :]
     row_media.sort(key=lambda item: item.spans)
+    if processor.audio_tensors.continues:
+        row_media = _joined(row_media)
     two_way, unbroken = processor.two_way(tokens, row_media), processor.unbroken(tokens, row_media)
     return Prompt(tokens, tuple(processor.placed(tokens, row_media)), two_way, unbroken)
+
+
+def _joined(media: Sequence[Media]) -> list[Media]:
+    """The media of a prompt, in order, with rows of sound whose features touch as one clip."""
+    joined: list[Media] = []
+    for item in media:
+        last = joined[-1] if joined else None
+        if last and last.kind == item.kind == "audio" and last.spans[-1][1] == item.spans[0][0]:
+            pixels, frames = np.concatenate([last.pixels, item.pixels]), last.grid[0] + item.grid[0]
+            span = last.spans[0][0], item.spans[-1][1]
+            joined[-1] = last.replace(pixels=pixels, grid=(frames,), spans=(span,))
+        else:
+            joined.append(item)
+    return joined
 
 
 def _of_kind(kind: Kind, types: np.ndarray | None, media: Mapping[Kind, list[_Source]]) -> np.ndarray | bool:

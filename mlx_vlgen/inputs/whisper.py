@@ -65,6 +65,10 @@ class WhisperSettings:
         heard = min(self.samples, kept * hop + self.mel.frame)
         return log_mel(np.pad(samples, (0, heard - len(samples))), self.mel)[:kept], own
 
+    def chunks(self, samples: np.ndarray) -> np.ndarray:
+        """(n,) float32 -> (frames, mels) float32 of a whole number of windows, of which the last ends in silence."""
+        return log_mel(np.pad(samples, (0, -len(samples) % self.samples)), self.mel)
+
 
 def whisper_positions(frames: int) -> int:
     """Of the tower, for so many frames of a clip: its second convolution takes every other one."""

@@ -124,6 +124,10 @@ FAMILIES: dict[str, Family] = {
     "qwen2_audio": Family(
         "mlx_vlgen.models.qwen2_audio:Qwen2Audio", "mlx_vlgen.inputs.qwen2_audio:Qwen2AudioProcessor"
     ),
+    "muse_glimmer": Family(
+        "mlx_vlgen.models.muse_glimmer:MuseGlimmer", "mlx_vlgen.inputs.muse_glimmer:MuseGlimmerProcessor"
+    ),
+    "voxtral": Family("mlx_vlgen.models.voxtral:Voxtral", "mlx_vlgen.inputs.voxtral:VoxtralProcessor"),
     "lfm3_vl": Family("mlx_vlgen.models.lfm3_vl:Lfm3VL", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor"),
 }
 
@@ -162,7 +166,6 @@ _MLX_LM_BLIND = {
     "kimi_k3",
     "kimi_vl",
     "minimax_m3_vl",
-    "muse_glimmer",
     "muse_spark",
     "prism_hadamard_qwen35",
 }

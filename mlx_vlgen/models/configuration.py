@@ -139,6 +139,16 @@ def read_lfm2(args: Arguments) -> None:
     args.setdefault("block_dim", args["hidden_size"])
 
 
+def read_muse_glimmer(args: Arguments) -> None:
+    """Every fourth layer, from the last one back, attends to all tokens and has no rotary positions."""
+    last = args["num_hidden_layers"] - 1
+    full = [(last - index) % 4 == 0 for index in range(last + 1)]
+    if args.get("layer_types") is None:
+        args["layer_types"] = ["full_attention" if is_full else "sliding_attention" for is_full in full]
+    if args.get("layer_rope_theta") is None:
+        args["layer_rope_theta"] = [0 if is_full else args["rope_theta"] for is_full in full]
+
+
 def read_granite(args: Arguments) -> None:
     if args.get("num_key_value_heads") is None:
         args["num_key_value_heads"] = args["num_attention_heads"]

@@ -71,6 +71,11 @@ def _kimi_k2_decoder(args: Arguments) -> nn.Module:
     return network
 
 
+def _muse_glimmer_decoder(args: Arguments) -> nn.Module:
+    """mlx-lm knows it by its family's name."""
+    return mlx_lm_decoder(args | {"model_type": "muse_glimmer"})
+
+
 def _unscaled(x: mx.array, args: Arguments) -> mx.array:
     return x
 
@@ -148,6 +153,14 @@ def _softcapped(x: mx.array, args: Arguments) -> mx.array:
     return softcap(x, args["final_logit_softcapping"])
 
 
+def _of_one_length(x: mx.array, args: Arguments) -> mx.array:
+    return mx.fast.rms_norm(x, None, args["rms_norm_eps"])
+
+
+def _muse_logits(x: mx.array, args: Arguments) -> mx.array:
+    return softcap(x * args["output_multiplier"], args["final_logit_softcapping"])
+
+
 def _query_scale(args: Arguments, h: mx.array, offset: Any) -> tuple[mx.array]:
     """What Ministral 3 multiplies queries by, so that attention stays sharp far from the start: (B or 1, 1, L, 1)."""
     rope = args["rope_parameters"]
@@ -199,6 +212,12 @@ _KIMI_K2 = _LLAMA | {
     "routed_scaling_factor": 2.5, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "qk_nope_head_dim": 128, "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
     "norm_topk_prob": True, "max_position_embeddings": 4096, "rope_theta": 1e4,
+}  # fmt: skip
+_MUSE_GLIMMER = {
+    "vocab_size": 202_048, "hidden_size": 6656, "intermediate_size": 19968, "num_hidden_layers": 52,
+    "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5, "post_norm_eps": 1e-8, "sliding_window": 2048, "rope_theta": 1e4, "qk_scale_factor": 3.87,
+    "output_multiplier": 0.19611613513818404, "final_logit_softcapping": 20.0, "tie_word_embeddings": False,
 }  # fmt: skip
 _LFM3 = {"hidden_size": 2048, "max_position_embeddings": 128_000}
 _GEMMA2 = {
@@ -282,6 +301,14 @@ DECODERS: dict[str, Decoder] = {
     "kimi_k2": Decoder(refusals.kimi_k2, _KIMI_K2, configuration.read_deepseek, _kimi_k2_decoder, mask_arrays=True),
     "molmo2_text": Decoder(refusals.molmo2, _MOLMO2, network=Molmo2Text),
     "glm4": Decoder(refusals.glm4, {}),
+    "muse_glimmer_text": Decoder(
+        refusals.muse_glimmer,
+        _MUSE_GLIMMER,
+        configuration.read_muse_glimmer,
+        _muse_glimmer_decoder,
+        scale_tokens=_of_one_length,
+        scale_logits=_muse_logits,
+    ),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 

@@ -164,6 +164,18 @@ def resample_aligned(x: mx.array, rows: int, columns: int) -> mx.array:
     return _resample(x, rows, columns, weights)
 
 
+def resample_faded(x: mx.array, rows: int, columns: int) -> mx.array:
+    """The same as `resample_bilinear`, but past the border there is nothing. Source: torch's `grid_sample`, mode
+    "bilinear", padding "zeros"."""
+
+    def weights(length: int, to: int) -> mx.array:
+        source = (np.arange(to, dtype=np.float32) + np.float32(0.5)) * length / to - np.float32(0.5)
+        far = np.abs(source[:, None] - np.arange(length, dtype=np.float32))
+        return mx.array(np.maximum(0, 1 - far).astype(np.float32))
+
+    return _resample(x, rows, columns, weights)
+
+
 def resample_bicubic(x: mx.array, rows: int, columns: int) -> mx.array:
     """The same from the sixteen nearest old points; past the border, those on it repeat. Source: torch's
     `grid_sample`, mode "bicubic", padding "border": Keys' cubic with a = -0.75."""

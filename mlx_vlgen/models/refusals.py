@@ -134,6 +134,16 @@ def molmo2(args: Arguments) -> list[str | None]:
     ]
 
 
+def muse_glimmer(args: Arguments) -> list[str | None]:
+    unknown = {*args["layer_types"]} - {"full_attention", "sliding_attention"}
+    return [
+        _other_activation(args.get("hidden_activation", "silu"), "silu"),
+        _stretched(args),
+        f"{unknown.pop()} layers" if unknown else None,
+        "biases in its attention" if args.get("attention_bias") else None,
+    ]
+
+
 def lfm2(args: Arguments) -> list[str | None]:
     tied = args.get("tie_word_embeddings", args.get("tie_embedding", True))
     return [None if tied else "an output layer of its own", _stretched(args)]

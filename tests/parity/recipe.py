@@ -20,8 +20,10 @@ Ids = Callable[[str], int]
 
 
 def holds_audio(prompt: Messages | str | None) -> bool:
-    """Whether parts of messages are sound."""
-    parts = [part for message in prompt or () if isinstance(message, dict) for part in message["content"]]
+    """Whether parts of messages are sound; what a prompt as text hears always has placeholders in it."""
+    if prompt is None or isinstance(prompt, str):
+        return True
+    parts = [part for message in prompt for part in message["content"]]
     return any(isinstance(part, dict) and part["type"] == "audio" for part in parts)
 
 

@@ -1,0 +1,65 @@
+"""Voxtral's processor: clips of any length, in chunks of 30 seconds of 375 tokens each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .audio import load_audio
+from .audio_tensors import AudioTensors
+from .processor import Expansion, Kind, Processor, ProcessorSettings
+from .prompt import MediaInputs
+from .whisper import WhisperSettings, whisper_positions
+
+FRAMES_A_TOKEN = 8
+TEMPLATE = (
+    "{{ '<s>' }}{% for message in messages %}"
+    "{% if message['content'] is string %}{% set content = [{'type': 'text', 'text': message['content']}] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST]' }}{% elif message['role'] == 'system' %}{{ '[SYSTEM_PROMPT]' }}"
+    "{% elif message['role'] != 'assistant' %}"
+    "{{ raise_exception('This model knows no messages with the role ' ~ message['role'] ~ ': give user, system or "
+    "assistant') }}{% endif %}"
+    "{% for part in content %}{% if part['type'] == 'audio' %}{{ '[BEGIN_AUDIO][AUDIO]' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'user' %}{{ '[/INST]' }}{% elif message['role'] == 'system' %}{{ '[/SYSTEM_PROMPT]' }}"
+    "{% else %}{{ '</s>' }}{% endif %}{% endfor %}"
+)
+"""Of Mistral's seventh format, for checkpoints that have none. A transcript is asked for by a prompt of its own:
+`<s>[INST][BEGIN_AUDIO][AUDIO][/INST]lang:en[TRANSCRIBE]`."""
+
+
+@dataclass(eq=False, repr=False)
+class VoxtralProcessor(Processor):
+    """Source: transformers' VoxtralProcessor and WhisperFeatureExtractor; mistral-common's audio encoder."""
+
+    sound: WhisperSettings
+
+    placeholders: ClassVar[Mapping[Kind, str]] = {"audio": "[AUDIO]"}
+
+    def __post_init__(self) -> None:
+        if self.chat_template is None:
+            self.chat_template = TEMPLATE
+
+    @classmethod
+    def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
+        audio = config["audio_config"]
+        sound = WhisperSettings.read(settings.audio, audio.get("num_mel_bins", 128))
+        sound.check_positions(audio.get("max_source_positions", 1500))
+        return {"sound": sound}
+
+    @property
+    def audio_tensors(self) -> AudioTensors:
+        frames = self.sound.samples // self.sound.mel.hop
+        return AudioTensors(mask=None, bands=self.sound.mel.mels, bands_first=True, frames=frames, continues=True)
+
+    def audio_tokens(self, frames: int) -> int:
+        return whisper_positions(frames) * 2 // FRAMES_A_TOKEN
+
+    def expand(self, kind: Kind, source: Any, media: MediaInputs) -> Expansion:
+        samples = load_audio(source, self.sound.mel.rate)
+        chunks = -(-len(samples) // self.sound.samples)
+        frames = chunks * self.sound.samples // self.sound.mel.hop
+        count = self.audio_tokens(frames)
+        self.check_count(kind, len(samples) / self.sound.mel.rate, count, "cut it in parts")
+        pixels = self.sound.chunks(samples)
+        return Expansion(self.placeholders[kind] * count, (count,), pixels, (frames,), (0, 0))
