@@ -202,7 +202,7 @@ class Engine:
             keywords.pop("thinking_budget", None)
         variables: Mapping[str, Any] = {}
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
-            use = tool_use(call, fetch_remote(prompt, Limits()), self.processor)
+            use = tool_use(call, fetch_remote(prompt, Limits()), self.processor, self._settings.lenient)
             prompt, variables = use.messages, use.variables
             if call.continues:
                 variables = {**variables, "continue_final_message": True, "add_generation_prompt": False}

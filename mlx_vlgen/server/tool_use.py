@@ -6,6 +6,7 @@ from typing import Any
 
 from .call import Call, ToolPiece
 from .errors import ApiError
+from .log import log
 from .tools import ToolCall, ToolParser, to_template_messages, tool_format
 
 
@@ -18,13 +19,17 @@ class ToolUse:
     grammar: str | None = None
 
 
-def tool_use(call: Call, messages: Sequence[Mapping[str, Any]], processor: Any) -> ToolUse:
-    """ApiError for tools that the model cannot call; PromptError and UnsupportedError for what is wrong with one."""
+def tool_use(call: Call, messages: Sequence[Mapping[str, Any]], processor: Any, lenient: bool = False) -> ToolUse:
+    """lenient: tools that a model need not call are left out where it knows none, with a line in the log.
+    ApiError for tools that the model cannot call; PromptError and UnsupportedError for what is wrong with one."""
     template = processor.chat_template
     messages = to_template_messages(messages, template)
     if not call.tools or call.tool_choice == "none":
         return ToolUse(messages)
     form = tool_format(template)
+    if form is None and lenient and call.tool_choice == "auto":
+        log("lenient", field="tools: this model's chat template knows none, left out")
+        return ToolUse(messages)
     if form is None:
         raise ApiError(400, "tools: this model's chat template knows none: leave them out", param="tools")
     variables = {"tools": [{"type": "function", "function": dict(tool)} for tool in call.tools]}

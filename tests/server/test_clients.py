@@ -80,3 +80,13 @@ def test_llm_and_continue(served: Running, change: dict[str, Any]) -> None:
     system = {"role": "system", "content": "You are an agent in the Continue CLI."}
     body = {"model": "demo", "messages": [system, {"role": "user", "content": "Hi"}], "max_tokens": 8, **change}
     assert httpx.post(f"{served.url}/v1/chat/completions", json=body).status_code == 200
+
+
+def test_tools_of_a_model_that_knows_none(loaded: Loaded) -> None:
+    """Open WebUI 0.12 and Continue send tools to every model."""
+    tool = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {}}}
+    body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "tools": [tool], "max_tokens": 3}
+    with running({"demo": Source(lambda: loaded)}, lenient=True) as server:
+        url = f"{server.url}/v1/chat/completions"
+        assert httpx.post(url, json=body).status_code == 200
+        assert httpx.post(url, json={**body, "tool_choice": "required"}).status_code == 400
