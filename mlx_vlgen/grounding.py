@@ -19,30 +19,34 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Box:
-    """x1 < x2, y1 < y2: pixels of the original picture, from its upper left corner. label: "" where there is none."""
+    """x1 < x2, y1 < y2: pixels of the original picture, from its upper left corner. label: "" where there is none.
+    picture: the one of the request, from 0, that the answer names; None: it names none."""
 
     x1: float
     y1: float
     x2: float
     y2: float
     label: str = ""
+    picture: int | None = None
 
 
 @dataclass(frozen=True)
 class Point:
-    """x, y: pixels of the original picture. label: "" where there is none."""
+    """x, y: pixels of the original picture. label, picture: as of a `Box`."""
 
     x: float
     y: float
     label: str = ""
+    picture: int | None = None
 
 
 @dataclass(frozen=True)
 class Polygon:
-    """points: (x, y) of each corner in pixels of the original picture. label: "" where there is none."""
+    """points: (x, y) of each corner in pixels of the original picture. label, picture: as of a `Box`."""
 
     points: tuple[tuple[float, float], ...]
     label: str = ""
+    picture: int | None = None
 
 
 Mark = Box | Point | Polygon
@@ -51,13 +55,14 @@ Mark = Box | Point | Polygon
 @dataclass(frozen=True)
 class _Found:
     """A mark as it was written. at: where in the text. coordinates: x, y, x, y, … scale: what the picture's width and
-    height are in them; None where the family tells."""
+    height are in them; None where the family tells. picture: as of a `Box`."""
 
     at: int
     kind: type[Mark]
     coordinates: Sequence[float]
     label: str = ""
     scale: float | None = None
+    picture: int | None = None
 
 
 # model_type -> what a picture's sides are in the coordinates that the family answers with. Sources: the model cards and
@@ -77,12 +82,15 @@ _SCALES: dict[str, float | str] = {
 _LARGEST = 1e6  # of a coordinate; also what infinity and NaN are not below
 
 
-def parse(text: str, size: Size, *, format: str | None = None, input_size: Size | None = None) -> list[Mark]:
+def parse(
+    text: str, size: Size, *, format: str | None = None, input_size: Size | None = None, index: int = 0
+) -> list[Mark]:  # fmt: skip
     """The boxes, points and polygons that an answer names, in their order, in pixels of the picture.
 
     size: the (width, height) of the original picture, upright. format: the checkpoint's `model_type`; it tells what
     coordinates mean that several families write alike. Default None: the numbers tell. input_size: the (width, height)
-    that the picture was resized to, which Qwen2.5-VL's coordinates are pixels of; see `for_model`.
+    that the picture was resized to, which Qwen2.5-VL's coordinates are pixels of; see `for_model`. index: which of the
+    request's pictures it is, from 0: marks that the answer puts onto another one are left out.
 
     Coordinates outside the picture are moved to its edge. What is malformed or empty is left out.
     ValueError without an input_size for a family that needs it.
@@ -93,17 +101,16 @@ def parse(text: str, size: Size, *, format: str | None = None, input_size: Size 
             f"{format} answers in pixels of the resized picture: give input_size=(width, height) of that, or use "
             "for_model(model, processor)"
         )
-    found = [*_read_spans(text), *_read_locations(text), *_read_points(text, format), *_read_json(text)]
+    read = [*_read_spans(text), *_read_locations(text), *_read_points(text, format), *_read_json(text)]
+    found = [one for one in read if one.picture in (None, index)]
     scales = _scales(scale, [one for one in found if one.scale is None], size, input_size)
     found.sort(key=lambda one: one.at)
     marks = (_mark(one, size, scales if one.scale is None else (one.scale, one.scale)) for one in found)
     return [mark for mark in marks if mark]
 
 
-def for_model(
-    model: Any, processor: "Processor", media: "MediaInputs | None" = None
-) -> Callable[[str, Size], list[Mark]]:
-    """`parse` for the answers of a model: a function of a text and the original picture's (width, height).
+def for_model(model: Any, processor: "Processor", media: "MediaInputs | None" = None) -> Callable[..., list[Mark]]:
+    """`parse` for the answers of a model: a function of a text, the original picture's (width, height) and its index.
 
     media: resize_shape, min_pixels and max_pixels of the request, where it had any.
     """
@@ -116,13 +123,13 @@ def for_model(
         max_pixels=processor.max_pixels if given.max_pixels is None else given.max_pixels,
     )
 
-    def find(text: str, size: Size) -> list[Mark]:
+    def find(text: str, size: Size, index: int = 0) -> list[Mark]:
         input_size = None
         if _SCALES.get(kind) == "pixels":
             height, width = given.resize_shape or (size[1], size[0])
             input_height, input_width = processor.image_size(height, width, given)  # type: ignore[attr-defined]
             input_size = input_width, input_height
-        return parse(text, size, format=kind, input_size=input_size)
+        return parse(text, size, format=kind, input_size=input_size, index=index)
 
     return find
 
@@ -149,11 +156,11 @@ def _mark(found: _Found, size: Size, scales: tuple[float, float]) -> Mark | None
     ]
     label = " ".join(found.label.split())
     if found.kind is Point:
-        return Point(numbers[0], numbers[1], label)
+        return Point(numbers[0], numbers[1], label, found.picture)
     if found.kind is Polygon:
-        return Polygon(tuple(zip(numbers[::2], numbers[1::2], strict=True)), label)
+        return Polygon(tuple(zip(numbers[::2], numbers[1::2], strict=True)), label, found.picture)
     (x1, x2), (y1, y2) = sorted(numbers[::2]), sorted(numbers[1::2])
-    return Box(x1, y1, x2, y2, label) if x1 < x2 and y1 < y2 else None
+    return Box(x1, y1, x2, y2, label, found.picture) if x1 < x2 and y1 < y2 else None
 
 
 # Marks as tokens: Qwen2-VL's <|object_ref_start|>a cat<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>, InternVL's
@@ -198,7 +205,8 @@ def _read_locations(text: str) -> Iterator[_Found]:
 
 
 # Molmo's <point x="10.5" y="20" alt="a cat">a cat</point>, <points x1="10" y1="20" x2="30" y2="40" alt="cats">, in
-# percent; Qwen3-VL writes the same of 1000.
+# percent; Qwen3-VL writes the same of 1000. Molmo2's <points coords="1 1 105 200 2 300 400;2 1 500 500" alt="cats"> has
+# groups with the picture's number, and then each point's number, x and y of 1000.
 _POINT = re.compile(r"<points?\s([^<>]*)>([^<]*)")
 _ATTRIBUTE = re.compile(r"""\b(\w+)\s*=\s*(["'])(.*?)\2""")
 
@@ -210,6 +218,19 @@ def _read_points(text: str, format: str | None) -> Iterator[_Found]:
         for name in values:
             if name[0] == "x" and (point := _numbers([values[name], values.get("y" + name[1:], "")])):
                 yield _Found(match.start(), Point, point, values.get("alt") or match[2], scale)
+        for picture, point in _numbered(values.get("coords", "")):
+            yield _Found(match.start(), Point, point, values.get("alt") or match[2], 1000, picture)
+
+
+def _numbered(coords: str) -> Iterator[tuple[int, list[float]]]:
+    """The index of a picture and a point on it, of Molmo2's coordinates."""
+    for group in re.split(r"[\t:,;]", coords):
+        picture, *numbers = group.split() or [""]
+        if not re.fullmatch(r"[1-9]\d{0,3}", picture) or len(numbers) % 3:
+            continue
+        for start in range(0, len(numbers), 3):
+            if point := _numbers(numbers[start + 1 : start + 3]):
+                yield int(picture) - 1, point
 
 
 # JSON objects with a box or a point, wherever they stand. Gemma's, as Gemini's, have y before x and are of 1000.

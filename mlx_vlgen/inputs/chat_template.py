@@ -218,6 +218,11 @@ def render(
     return masker.segments(least_masked if same else text)
 
 
+def knows_thinking(template: str | None) -> bool:
+    """Whether a checkpoint's chat template can ask the model to think first."""
+    return template is not None and ("enable_thinking" in template or "<think>" in template)
+
+
 def _checked(template: str | None, kwargs: Mapping[str, Any]) -> str:
     """The template; PromptError where there is none, TypeError for a variable that it does not use."""
     if template is None:
@@ -228,7 +233,7 @@ def _checked(template: str | None, kwargs: Mapping[str, Any]) -> str:
     thinking = kwargs.get("enable_thinking")
     if thinking is not None and not isinstance(thinking, bool):
         raise TypeError(f"enable_thinking={thinking!r:.80}: expected True or False")
-    if thinking and "enable_thinking" not in template and "<think>" not in template:
+    if thinking and not knows_thinking(template):
         raise PromptError("enable_thinking: this checkpoint's chat template knows no thinking; leave it out")
     for name in kwargs:
         if name not in _TEMPLATE_CALL and not re.search(rf"\b{re.escape(name)}\b", template):

@@ -1,7 +1,7 @@
 """Anthropic's messages: a body as a `Call`. Source: https://platform.claude.com/docs/en/api/messages."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .call import Call
@@ -50,10 +50,21 @@ MESSAGES = (
     *OURS,
 )
 
+
+def _nothing_cleared(value: Any) -> Any:
+    """`context_management` as Claude Code sends it: what stands in the messages stays there."""
+    edits = value.get("edits") if isinstance(value, dict) and value.keys() == {"edits"} else None
+    keep_all = {"type": "clear_thinking_20251015", "keep": "all"}
+    if not edits or not isinstance(edits, list) or any(edit != keep_all for edit in edits):
+        raise ValueError(f'{{"edits": [{json.dumps(keep_all)}]}}: this server clears nothing')
+    return value
+
+
 TOLERATED: Mapping[str, Reader] = {
     "metadata": anything, "service_tier": anything, "cache_control": anything, "user_profile_id": anything,
+    "context_management": _nothing_cleared,
 }  # fmt: skip
-"""What changes no answer."""
+"""What changes no answer; the readers refuse values that would."""
 
 
 def read_messages(body: Mapping[str, Any], rules: MediaRules, lenient: Log | None, counted: bool = False) -> Call:
@@ -71,13 +82,15 @@ def read_messages(body: Mapping[str, Any], rules: MediaRules, lenient: Log | Non
         messages.append({"role": "system", "content": parts})
     for i, message in enumerate(bounds.messages(call.pop("messages"))):
         messages += _message(message, f"messages.{i}", rules, bounds, lenient)
+    messages = _combined(messages)
+    adaptive = (call.get("thinking") or {}).get("type") == "adaptive"
     thinking = _thinking(call, sampling, lenient)
     tools = _tools(call, lenient)
     last = messages[-1]
     continues = last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
     return Call(
-        prompts=[messages], sampling=sampling, media=groups["media"], enable_thinking=thinking, continues=continues,
-        **tools, **{"model": None, **call},
+        prompts=[messages], sampling=sampling, media=groups["media"], enable_thinking=thinking, adaptive=adaptive,
+        continues=continues, **tools, **{"model": None, **call},
     )  # fmt: skip
 
 
@@ -152,6 +165,21 @@ def _message(message: Any, place: str, rules: MediaRules, bounds: Bounds, lenien
         {"role": "tool", "tool_call_id": result["id"], "content": result["content"]} for result in results
     ]
     return [*messages, read] if rest or calls or not results else messages
+
+
+def _combined(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turns of the user that follow each other are one, as Anthropic has it. What the system says later than at the
+    start is text of the user's turn: few chat templates take it there."""
+    found: list[dict[str, Any]] = []
+    for i, message in enumerate(messages):
+        if message["role"] == "system" and i:
+            message = {**message, "role": "user"}
+        last = found[-1] if found else None
+        if last and last["role"] == message["role"] == "user":
+            found[-1] = {**last, "content": [*last["content"], {"type": "text", "text": "\n\n"}, *message["content"]]}
+        else:
+            found.append(message)
+    return found
 
 
 def _blocks(value: Any, place: str, rules: MediaRules, bounds: Bounds, lenient: Log | None) -> list[dict[str, Any]]:

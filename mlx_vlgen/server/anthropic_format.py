@@ -50,7 +50,7 @@ class MessagesFormat:
         if answer.text:
             content.append({"type": "text", "text": answer.text})
         for tool in answer.tools:
-            content.append({**_tool(tool.name), "input": json.loads(tool.arguments or "{}")})
+            content.append({**_tool(tool.name), "input": _input(tool.arguments)})
         return self._message(content, answer.usage) | _stop(answer.finish, answer.stop)
 
     def _message(self, content: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
@@ -64,15 +64,18 @@ class MessagesFormat:
 
     def delta(self, index: int, delta: Delta) -> bytes:
         events = []
+        tools = list(delta.tools)
+        if tools and tools[0].name is None:  # of the block that is open
+            events.append(self._piece({"type": "input_json_delta", "partial_json": tools.pop(0).arguments}))
         if delta.thinking:
             events += self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             events.append(self._piece({"type": "thinking_delta", "thinking": delta.thinking}))
         if delta.text:
             events += self._open("text", {"type": "text", "text": ""})
             events.append(self._piece({"type": "text_delta", "text": delta.text}))
-        for piece in delta.tools:
-            if piece.name is not None:
-                events += self._open(f"tool {piece.index}", {**_tool(piece.name), "input": {}})
+        for piece in tools:
+            assert piece.name is not None
+            events += self._open(f"tool {piece.index}", {**_tool(piece.name), "input": {}})
             if piece.arguments:
                 events.append(self._piece({"type": "input_json_delta", "partial_json": piece.arguments}))
         if delta.finish:
@@ -109,6 +112,15 @@ class MessagesFormat:
 
 def _tool(name: str) -> dict[str, Any]:
     return {"type": "tool_use", "id": f"toolu_{uuid4().hex[:24]}", "name": name}
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """Nothing for a call that the answer's end cut: a part of its arguments could be taken for the whole."""
+    try:
+        value: dict[str, Any] = json.loads(arguments)
+    except ValueError:
+        return {}
+    return value
 
 
 def _stop(finish: FinishReason, stop: str | None) -> dict[str, Any]:

@@ -181,7 +181,9 @@ async def cancel_response(request: Request) -> Response:
 
 
 async def show_marks(request: Request) -> Response:
-    return json_response(await find_marks(request))
+    server: Server = request.app.state.server
+    with server.recorded(request.url.path):
+        return json_response(await find_marks(request))
 
 
 async def health(request: Request) -> Response:

@@ -19,6 +19,7 @@ class Call:
     sampling: keywords of `SamplingParams`, over the checkpoint's.
     media: keywords of `MediaInputs`.
     enable_thinking: for the chat template.
+    adaptive: whether a model that does not think answers all the same.
     continues: whether the answer goes on with the last message, an assistant's.
     count: answers to each prompt.
     stream: whether the answer is sent as it comes.
@@ -36,6 +37,7 @@ class Call:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     media: Mapping[str, Any] = field(default_factory=dict)
     enable_thinking: bool = False
+    adaptive: bool = False
     continues: bool = False
     count: int = 1
     stream: bool = False

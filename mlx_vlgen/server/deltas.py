@@ -55,7 +55,7 @@ class DeltaMaker:
         tools: list[ToolPiece] = []
         if self.calls is not None:
             text, tools = self.calls.read(text, over=finish is not None)
-            if self.calls.full or (finish == "stop" and self.calls.count):
+            if self.calls.full or (finish == "stop" and self.calls.whole):
                 finish = "tool_calls"
         logprobs = self._logprobs(result) if self.logprobs is not None else ()
         stopped_by = self._stopped_by(result) if finish == "stop" and self.stop else None

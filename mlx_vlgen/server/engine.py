@@ -19,6 +19,7 @@ from ..engine.params import sampling_params
 from ..engine.request import Request, Row
 from ..engine.store import cache_on_disk
 from ..generate import make_drafter
+from ..inputs.chat_template import knows_thinking
 from ..inputs.fetch import Limits
 from ..inputs.prompt import MediaInputs, Prompt
 from ..results import GenerationResult
@@ -195,9 +196,13 @@ class Engine:
         seconds = self._settings.timeout
         keywords = {"sampling": "model", "max_tokens": 1 << 30, "max_time": seconds, **call.sampling}
         keywords |= {"logprobs": call.logprobs is not None, "top_logprobs": call.logprobs or 0}
+        thinks = call.enable_thinking
+        if call.adaptive and not knows_thinking(self.processor.chat_template):
+            thinks = False
+            keywords.pop("thinking_budget", None)
         variables: Mapping[str, Any] = {}
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], dict):
-            use = tool_use(call, fetch_remote(prompt, Limits()), self.processor)
+            use = tool_use(call, fetch_remote(prompt, Limits()), self.processor, self._settings.lenient)
             prompt, variables = use.messages, use.variables
             if call.continues:
                 variables = {**variables, "continue_final_message": True, "add_generation_prompt": False}
@@ -209,7 +214,7 @@ class Engine:
             prompt,
             MediaInputs(**call.media),
             sampling_params(keywords, self.model.generation_config),
-            enable_thinking=call.enable_thinking,
+            enable_thinking=thinks,
             template_kwargs=variables,
             drafter=make_drafter(self.processor, prompt_lookup=call.prompt_lookup),
             reuse=call.reuse,

@@ -26,9 +26,10 @@ _side = whole(1, 1 << 20)
 
 
 async def find_marks(request: Request) -> dict[str, Any]:
-    """Body: text; sizes: [[width, height], …] of the original pictures; model and max_pixels as in the request that
-    was answered. Gives {"marks": [[{"type", "points", "label"}, …], …]}, a list a picture, in its pixels; a box has two
-    points, its upper left and its lower right corner. ApiError names what is wrong."""
+    """Body: text; sizes: [[width, height], …] of the original pictures, all of the request that was answered; model and
+    max_pixels as there. Gives {"marks": [[{"type", "points", "label"}, …], …]}, a list a picture, in its pixels; a box
+    has two points, its upper left and its lower right corner. A mark that the answer puts onto a picture stands in that
+    one's list and has its index as "picture"; any other stands in each list. ApiError names what is wrong."""
     server: Server = request.app.state.server
     async with server.place():
         try:
@@ -41,7 +42,7 @@ async def find_marks(request: Request) -> dict[str, Any]:
         async with server.models.lease(call.get("model")) as engine:
             find = for_model(engine.model, engine.processor, media)
             found = await asyncio.to_thread(
-                lambda: [[_mark_json(mark) for mark in find(answer, size)] for size in sizes]
+                lambda: [[_mark_json(mark) for mark in find(answer, size, i)] for i, size in enumerate(sizes)]
             )
     return {"marks": found}
 
@@ -70,4 +71,5 @@ def _mark_json(mark: Mark) -> dict[str, Any]:
         kind, points = "point", [(mark.x, mark.y)]
     else:
         kind, points = "polygon", list(mark.points)
-    return {"type": kind, "points": points, "label": mark.label}
+    picture = {} if mark.picture is None else {"picture": mark.picture}
+    return {"type": kind, "points": points, "label": mark.label, **picture}

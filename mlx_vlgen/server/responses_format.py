@@ -45,19 +45,20 @@ class ResponsesFormat:
     def delta(self, index: int, delta: Delta) -> bytes:
         self._answer.add(delta)
         events = []
+        tools = list(delta.tools)
+        if tools and tools[0].name is None:  # of the item that is open
+            events.append(self._arguments(tools.pop(0).arguments))
         if delta.thinking:
             events.append(self._begin_item("reasoning", {"summary": [], "content": []}))
             events.append(self._text("response.reasoning_text.delta", delta.thinking))
         if delta.text:
             events.append(self._begin_item("message", {"role": "assistant", "content": []}))
             events.append(self._text("response.output_text.delta", delta.text))
-        for piece in delta.tools:
-            if piece.name is not None:
-                call = {"call_id": f"call_{uuid4().hex[:24]}", "name": piece.name, "arguments": ""}
-                events.append(self._begin_item("function_call", call, again=True))
+        for piece in tools:
+            call = {"call_id": f"call_{uuid4().hex[:24]}", "name": piece.name, "arguments": ""}
+            events.append(self._begin_item("function_call", call, again=True))
             if piece.arguments:
-                self._items[-1]["arguments"] += piece.arguments
-                events.append(self._event("response.function_call_arguments.delta", **self._at, delta=piece.arguments))
+                events.append(self._arguments(piece.arguments))
         if delta.finish:
             events.append(self._end_item())
         return b"".join(events)
@@ -142,6 +143,10 @@ class ResponsesFormat:
         self._items[-1]["content"][0]["text"] += delta
         extra: dict[str, Any] = {"logprobs": []} if kind == "response.output_text.delta" else {}
         return self._event(kind, **self._at, content_index=0, delta=delta, **extra)
+
+    def _arguments(self, delta: str) -> bytes:
+        self._items[-1]["arguments"] += delta
+        return self._event("response.function_call_arguments.delta", **self._at, delta=delta)
 
     @property
     def _at(self) -> dict[str, Any]:

@@ -52,3 +52,22 @@ def test_wrong_marks_are_named(served: Running, wrong: dict[str, Any]) -> None:
     response = marks(served, **{"model": "demo", "text": "", "sizes": []} | wrong)
     assert response.status_code == 400 and next(iter(wrong)) in response.json()["error"]["message"]
     assert marks(served, model="demo", text="x" * 100_001, sizes=[]).status_code == 413
+
+
+def test_marks_belong_to_the_picture_that_the_answer_names(served: Running) -> None:
+    answer = '<points coords="2 1 100 200 2 500 500" alt="a">a</points> and {"point_2d": [500, 500]}'
+    first, second = marks(served, model="demo", text=answer, sizes=[[1000, 500], [10, 10]]).json()["marks"]
+    unnamed = {"type": "point", "points": [[5, 5]], "label": ""}
+    assert first == [{**unnamed, "points": [[500, 250]]}]
+    named = {"type": "point", "label": "a", "picture": 1}
+    assert second == [{**named, "points": [[1, 2]]}, {**named, "points": [[5, 5]]}, unnamed]
+
+
+def test_marks_are_counted_and_logged(served: Running, capfd: pytest.CaptureFixture[str]) -> None:
+    marks(served, model="demo", text="none", sizes=[])
+    marks(served, model="demo", text=7)
+    page = httpx.get(f"{served.url}/metrics").text
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if "/v1/marks" in line]
+    assert [(line["event"], line["status"]) for line in lines] == [("request", 200), ("request", 400)]
+    for status in (200, 400):
+        assert f'mlx_vlgen_requests_total{{endpoint="/v1/marks",status="{status}"}}' in page

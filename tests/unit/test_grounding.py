@@ -148,3 +148,13 @@ def test_marks_fit_on_any_picture(size: tuple[int, int]) -> None:
 
 def test_the_module_is_there_without_its_import() -> None:
     assert mlx_vlgen.grounding.parse is parse
+
+
+def test_an_answer_may_name_the_picture() -> None:
+    """Molmo2's: the picture's number, and then each point's number, x and y."""
+    text = '<points coords="1 1 100 200 2 500 500;2 3 005 1000" alt="eyes">eyes</points><points coords="0.5 1 2 3"/>'
+    assert parse(text, SIZE) == [Point(200, 100, "eyes", 0), Point(1000, 250, "eyes", 0)]
+    assert parse(text, SIZE, index=1) == [Point(10, 500, "eyes", 1)]
+    assert parse(text, SIZE, index=2) == []
+    assert parse('<points coords="1 1 2" alt="x">', SIZE) == []
+    assert parse('{"point_2d": [500, 500]}', SIZE, index=3) == [Point(1000, 250)]

@@ -192,11 +192,15 @@ async function requestMessages({ messages }, system) {
 /** Looks for places in the answer, where there is a picture for them. */
 async function mark(conversation, answer, max_pixels) {
   const before = conversation.messages.slice(0, conversation.messages.indexOf(answer));
-  const pictures = before.findLast((message) => message.pictures?.length)?.pictures ?? [];
-  const sizes = pictures.filter(({ width }) => width).map(({ width, height }) => [width, height]);
-  if (!sizes.length || !/\d/.test(answer.text) || answer.text.length > 100_000) return;
+  const sent = before.filter(({ pictures }, i) => pictures && (i === before.length - 1 || before[i + 1].text));
+  const asked = sent.findLast(({ pictures }) => pictures.length);
+  if (!asked || !/\d/.test(answer.text) || answer.text.length > 100_000) return;
+  // The number that an answer gives a picture counts all that were sent.
+  const sizes = sent.flatMap(({ pictures }) => pictures.map(({ width, height }) => [width || 1, height || 1]));
+  const first = sent.slice(0, sent.indexOf(asked)).reduce((count, { pictures }) => count + pictures.length, 0);
   try {
-    answer.marks = await findMarks({ model: answer.model || undefined, text: answer.text, sizes, max_pixels });
+    const marks = await findMarks({ model: answer.model || undefined, text: answer.text, sizes, max_pixels });
+    answer.marks = marks.slice(first, first + asked.pictures.length);
   } catch {
     answer.marks = null; // the answer itself is there
   }

@@ -59,10 +59,13 @@ export function answerView(answer, pictures, { onAgain }) {
   return { node, update };
 }
 
+/** A mark belongs to the picture that the answer names, or else to the first, as in `--boxes`. */
 function drawings(pictures, marks) {
-  const sized = pictures.filter((picture) => picture.width);
-  const shown = sized.map((picture, i) => marks?.[i]?.length && markedPicture(picture, marks[i]));
-  return shown.filter(Boolean).slice(0, 1); // of several pictures an answer's marks are the first one's, as in `--boxes`
+  const shown = pictures.map((picture, i) => {
+    const drawn = (marks?.[i] ?? []).filter((mark) => i === 0 || "picture" in mark);
+    return picture.width && drawn.length && markedPicture(picture, drawn);
+  });
+  return shown.filter(Boolean);
 }
 
 function ending({ state, error, text }, onAgain) {

@@ -14,7 +14,7 @@ from ...errors import PromptError
 from . import grammar, readers
 from .grammar import Tokens, Tool, Writer
 from .parser import Event, Syntax, ToolParser
-from .readers import ToolCall
+from .readers import Beginner, ToolCall
 
 __all__ = ["Event", "ToolCall", "ToolFormat", "ToolParser", "to_template_messages", "tool_format"]
 
@@ -49,13 +49,14 @@ class ToolFormat:
         return grammar.make_grammar(self.write, tools, choice, parallel, tokens or {})
 
 
-def _mistral(name: str, signs: tuple[str, ...], write: Writer) -> ToolFormat:
-    return ToolFormat(name, signs, Syntax("[TOOL_CALLS]", "", ("",), readers.read_named_json), write, nine_digits=True)
+def _mistral(name: str, signs: tuple[str, ...], write: Writer, begin_call: Beginner | None = None) -> ToolFormat:
+    syntax = Syntax("[TOOL_CALLS]", "", ("",), readers.read_named_json, begin_call=begin_call)
+    return ToolFormat(name, signs, syntax, write, nine_digits=True)
 
 
 # The first whose sign a template has: later signs stand in the templates of earlier formats, too.
 FORMATS = (
-    _mistral("mistral", ("[ARGS]",), grammar.write_mistral),
+    _mistral("mistral", ("[ARGS]",), grammar.write_mistral, readers.begin_named_json),
     _mistral("mistral_list", ("[TOOL_CALLS]",), grammar.write_mistral_list),
     ToolFormat(
         "gemma",
@@ -72,25 +73,32 @@ FORMATS = (
     ToolFormat(
         "tags",
         ("<function=",),
-        Syntax("<tool_call>", "</tool_call>", ("<function=",), readers.read_tags),
+        Syntax("<tool_call>", "</tool_call>", ("<function=",), readers.read_tags, begin_call=readers.begin_tags),
         grammar.write_tags,
     ),
     ToolFormat(
         "pairs",
         ("<arg_key>",),
-        Syntax("<tool_call>", "</tool_call>", ("",), readers.read_pairs),
+        Syntax("<tool_call>", "</tool_call>", ("",), readers.read_pairs, begin_call=readers.begin_pairs),
         grammar.write_pairs,
     ),
     ToolFormat(
         "hermes",
         ("<tool_call>",),
-        Syntax("<tool_call>", "</tool_call>", ("{", "[{"), readers.read_json_calls),
+        Syntax("<tool_call>", "</tool_call>", ("{", "[{"), readers.read_json_calls, begin_call=readers.begin_json_call),
         grammar.write_hermes,
     ),
     ToolFormat(
         "llama",
         ("<|python_tag|>", '{"name": function name, "parameters":'),
-        Syntax("<|python_tag|>", "", ('{"name":', '{"type":"function"'), readers.read_json_calls, bare=True),
+        Syntax(
+            "<|python_tag|>",
+            "",
+            ('{"name":', '{"type":"function"'),
+            readers.read_json_calls,
+            bare=True,
+            begin_call=readers.begin_json_call,
+        ),
         grammar.write_llama,
     ),
 )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .readers import Reader, Schemas, ToolCall, UnfinishedError
+from .readers import Beginner, Reader, Schemas, ToolCall, UnfinishedError
 
 PREFIX = 256
 """How many characters tell whether a body begins: white space between them may be long."""
@@ -21,6 +21,7 @@ class Syntax:
     opening: what a body begins with, white space aside: one of these.
     bare: whether an answer that begins like a body is a call without its begin mark.
     read: a body to calls.
+    begin_call: the beginning of a body to that of its call; None: nothing of a call is certain before its end.
     """
 
     begin: str
@@ -28,6 +29,7 @@ class Syntax:
     opening: tuple[str, ...]
     read: Reader
     bare: bool = False
+    begin_call: Beginner | None = None
 
     def may_be_body(self, text: str) -> bool:
         """Whether a text may be the beginning of a body."""
@@ -60,6 +62,14 @@ class ToolParser:
     def finish(self) -> list[Event]:
         """What was held back, at the answer's end."""
         return self._advance("", over=True)
+
+    @property
+    def begun(self) -> ToolCall | None:
+        """The call that is open, as far as it came: with a beginning of its arguments. It may still turn out to be
+        malformed."""
+        if self._body is None or self._syntax.begin_call is None:
+            return None
+        return self._syntax.begin_call(self._text[self._body :], self._schemas)
 
     def _advance(self, piece: str, over: bool) -> list[Event]:
         self._events, self._text = [], self._text + piece

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 Schemas = Mapping[str, Any]
@@ -27,6 +28,10 @@ class UnfinishedError(ValueError):
 
 Reader = Callable[[str, Schemas], list[ToolCall]]
 """A body and the tools' schemas to the calls in it. UnfinishedError, or ValueError for what can be none any more."""
+
+Beginner = Callable[[str, Schemas], ToolCall | None]
+"""The beginning of a body to that of its only call, whose arguments are a beginning of what the reader gives for the
+whole body. None while no declared tool is named, and where there may be several calls."""
 
 
 def read_json(text: str) -> Any:
@@ -59,49 +64,159 @@ def read_json_calls(body: str, schemas: Schemas) -> list[ToolCall]:
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) for call in calls):
         raise ValueError("no object with a name and arguments")
-    return [make_call(call.get("name"), call.get("arguments", call.get("parameters"))) for call in calls]
+    made = [make_call(call.get("name"), call.get("arguments", call.get("parameters"))) for call in calls]
+    return [_as_written(body, _JSON_HEAD, made[0])] if isinstance(value, dict) else made
 
 
 def read_named_json(body: str, schemas: Schemas) -> list[ToolCall]:
     """Mistral's: `name[ARGS]{…}`, or in older checkpoints a JSON list."""
-    if head := re.match(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)", body):
+    if head := _NAMED_HEAD.match(body):
         try:
-            return [make_call(head[1], read_json(body[head.end() :]))]
+            return [_as_written(body, _NAMED_HEAD, make_call(head["name"], read_json(body[head.end() :])))]
         except json.JSONDecodeError as error:
             raise UnfinishedError(str(error)) from None
     return read_json_calls(body, schemas)
 
 
-_PARAMETER = re.compile(
-    r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>(?=\s*(?:<parameter=|</function>\s*\Z))", re.DOTALL
+_JSON_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*"(?P<name>[^"\\]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_NAMED_HEAD = re.compile(r"\s*(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)")
+_JSON_MARK = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\Z)|[{}\[\]]', re.DOTALL)
+
+
+def _as_written(body: str, head: re.Pattern[str], call: ToolCall) -> ToolCall:
+    """The call with its arguments as the model wrote them, which a stream has handed out before they were whole."""
+    begun = _begin_written(body, head)
+    if begun and begun.name != call.name:
+        raise ValueError("a call has one name")
+    return begun or call
+
+
+def _begin_written(body: str, head: re.Pattern[str]) -> ToolCall | None:
+    if not (begin := head.match(body)):
+        return None
+    depth = 0
+    for mark in _JSON_MARK.finditer(body, begin.end()):
+        depth += (mark[0] in "{[") - (mark[0] in "}]")
+        if not depth:
+            return ToolCall(begin["name"], body[begin.end() : mark.end()])
+    return ToolCall(begin["name"], body[begin.end() :])
+
+
+def begin_json_call(body: str, schemas: Schemas) -> ToolCall | None:
+    call = _begin_written(body, _JSON_HEAD)
+    return call if call and call.name in schemas else None
+
+
+def begin_named_json(body: str, schemas: Schemas) -> ToolCall | None:
+    call = _begin_written(body, _NAMED_HEAD)
+    return call if call and call.name in schemas else None
+
+
+@dataclass(frozen=True)
+class _Tagged:
+    """head: up to the tool's name. argument: one, with its name and its value. last: what may follow the last one, at
+    the body's end; another: what begins one. opening: an argument up to its value; end: what may end that."""
+
+    head: re.Pattern[str]
+    argument: str
+    another: str
+    last: str
+    opening: re.Pattern[str]
+    end: str
+
+    @cached_property
+    def whole(self) -> re.Pattern[str]:
+        return re.compile(rf"{self.argument}(?=\s*(?:{self.another}|{self.last}\Z))", re.DOTALL)
+
+    @cached_property
+    def settled(self) -> re.Pattern[str]:
+        """An argument that no further text makes longer."""
+        return re.compile(rf"{self.argument}(?=\s*{self.another})", re.DOTALL)
+
+    @cached_property
+    def tail(self) -> re.Pattern[str]:
+        return re.compile(rf"\s*{self.last}\Z")
+
+
+_TAGS = _Tagged(
+    re.compile(r"\s*<function=([^>\n]+)>"),
+    r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>",
+    "<parameter=",
+    r"</function>\s*",
+    re.compile(r"\s*<parameter=([^>\n]+)>(?:\n|(?=[^\n]))"),
+    "\n</parameter>",
 )
-_PAIR = re.compile(
-    r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>(?=\s*(?:<arg_key>|\Z))", re.DOTALL
-)  # fmt: skip
+_PAIRS = _Tagged(
+    re.compile(r"\s*([\w.:-]+)(?=\s|<|\Z)"),
+    r"\s*<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>",
+    "<arg_key>",
+    "",
+    re.compile(r"\s*<arg_key>((?:(?!</arg_key>).)*)</arg_key>\s*<arg_value>", re.DOTALL),
+    "</arg_value>",
+)
 
 
 def read_tags(body: str, schemas: Schemas) -> list[ToolCall]:
     """Qwen3-Coder's: `<function=f><parameter=a>…</parameter></function>`, with values that their schemas type."""
-    return _read_tagged(body, r"\s*<function=([^>\n]+)>", _PARAMETER, r"\s*</function>\s*\Z", schemas)
+    return _read_tagged(body, _TAGS, schemas)
 
 
 def read_pairs(body: str, schemas: Schemas) -> list[ToolCall]:
     """GLM's: `f`, and then `<arg_key>a</arg_key><arg_value>…</arg_value>`, with values that their schemas type."""
-    return _read_tagged(body, r"\s*([\w.:-]+)(?=\s|<|\Z)", _PAIR, r"\s*\Z", schemas)
+    return _read_tagged(body, _PAIRS, schemas)
 
 
-def _read_tagged(body: str, head: str, argument: re.Pattern[str], tail: str, schemas: Schemas) -> list[ToolCall]:
-    if not (begin := re.match(head, body)):
+def begin_tags(body: str, schemas: Schemas) -> ToolCall | None:
+    return _begin_tagged(body, _TAGS, schemas)
+
+
+def begin_pairs(body: str, schemas: Schemas) -> ToolCall | None:
+    return _begin_tagged(body, _PAIRS, schemas)
+
+
+def _read_tagged(body: str, form: _Tagged, schemas: Schemas) -> list[ToolCall]:
+    if not (begin := form.head.match(body)):
         raise ValueError("a call begins with the tool's name")
-    schema = schemas.get(begin[1])
-    properties = properties_of(schema)
-    arguments, at = {}, begin.end()
-    while match := argument.match(body, at):
-        arguments[match[1]] = _typed(match[2], properties.get(match[1]), schema)
-        at = match.end()
-    if not re.compile(tail).match(body, at):
+    arguments, at = _tagged_arguments(body, begin, form.whole, schemas.get(begin[1]))
+    if not form.tail.match(body, at):
         raise UnfinishedError("text beside the arguments")
     return [make_call(begin[1], arguments)]
+
+
+def _tagged_arguments(
+    body: str, begin: re.Match[str], argument: re.Pattern[str], schema: Any
+) -> tuple[dict[str, Any], int]:
+    """The arguments after the head, and where they end. ValueError for one that is given twice."""
+    properties, arguments, at = properties_of(schema), dict[str, Any](), begin.end()
+    while match := argument.match(body, at):
+        if match[1] in arguments:
+            raise ValueError(f"{match[1]!r:.80} is given twice")
+        arguments[match[1]] = _typed(match[2], properties.get(match[1]), schema)
+        at = match.end()
+    return arguments, at
+
+
+def _begin_tagged(body: str, form: _Tagged, schemas: Schemas) -> ToolCall | None:
+    """Strings come as they are written, other values once they are whole: only their end tells their type."""
+    begin = form.head.match(body)
+    if not begin or begin[1] not in schemas or begin.end() == len(body):
+        return None
+    schema = schemas[begin[1]]
+    try:
+        arguments, at = _tagged_arguments(body, begin, form.settled, schema)
+    except ValueError:
+        return None
+    text = json.dumps(arguments, ensure_ascii=False)[:-1]
+    opening = form.opening.match(body, at)
+    if opening and opening[1] not in arguments:
+        kinds = kinds_of(properties_of(schema).get(opening[1]), schema)
+        if "string" in kinds and "null" not in kinds:
+            value = body[opening.end() :]
+            end = value.find(form.end.strip())
+            value = value[: max(0, len(value) - len(form.end))] if end < 0 else value[:end].removesuffix("\n")
+            name = json.dumps(opening[1], ensure_ascii=False)
+            text += f"{', ' if arguments else ''}{name}: {json.dumps(value, ensure_ascii=False)[:-1]}"
+    return ToolCall(begin[1], text)
 
 
 def _typed(text: str, schema: Any, root: Any) -> Any:
