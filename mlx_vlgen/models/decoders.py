@@ -15,6 +15,7 @@ from .gemma import Gemma, scale_embeddings, softcap
 from .lfm3 import Lfm3
 from .llama4_text import Llama4Text, Llama4TextConfig
 from .molmo2_text import Molmo2Text
+from .qwen4_exp_text import Qwen4ExpText, Qwen4ExpTextConfig
 from .text_attention import text_attention
 
 Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
@@ -226,6 +227,9 @@ DECODERS: dict[str, Decoder] = {
     "qwen3_moe": Decoder(refusals.qwen, _QWEN3_MOE, configuration.read_qwen3_moe, _qwen3_moe_decoder),
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
+    "qwen4_exp_text": Decoder(
+        refusals.qwen4_exp, Qwen4ExpTextConfig.complete({}), configuration.read_qwen4_exp, network=Qwen4ExpText
+    ),
     "ministral3": Decoder(
         refusals.ministral3,
         {"head_dim": 128, "max_position_embeddings": 262144, "tie_word_embeddings": False},
@@ -263,5 +267,6 @@ DECODERS: dict[str, Decoder] = {
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 
-DRIVEN = tuple(name for name in DECODERS if name != "gemma4_text")
-"""Those whose layers `backbone.decode` runs; those of Gemma 4 share keys, and its family runs them."""
+DRIVEN = tuple(name for name in DECODERS if name not in ("gemma4_text", "qwen4_exp_text"))
+"""Those whose layers `backbone.decode` runs; those of Gemma 4 share keys, those of Qwen4-Exp have streams: their
+families run them."""
