@@ -26,6 +26,9 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 from mlx_lm.models.lfm2 import ShortConv
+from mlx_lm.models.qwen3_5 import GatedDeltaNet
+from mlx_lm.models.qwen3_next import Qwen3NextAttention as GatedAttention
+from mlx_lm.models.qwen3_next import Qwen3NextSparseMoeBlock as SharedExpertMoE
 from mlx_lm.models.rope_utils import initialize_rope
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchGLU, SwitchLinear
 from mlx_lm.utils import MODEL_REMAPPING, _get_classes, get_total_parameters, infer_quant_config

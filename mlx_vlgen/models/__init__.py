@@ -64,6 +64,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": _QWEN3_VL,
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
+    "qwen4_exp": Family("mlx_vlgen.models.qwen4_exp:Qwen4Exp", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor"),
     "llava": Family("mlx_vlgen.models.llava:Llava", "mlx_vlgen.inputs.llava:LlavaProcessor"),
     "llava_next": Family("mlx_vlgen.models.llava_next:LlavaNext", "mlx_vlgen.inputs.llava_next:LlavaNextProcessor"),
     "granite4_vision": Family(

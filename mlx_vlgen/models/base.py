@@ -54,13 +54,19 @@ class CrossAttention:
 
 
 @dataclass(frozen=True)
+class Index:
+    """No layer: what the indexer of one stores of every position, beside the layer's keys and values. Such caches come
+    after those of the layers; they are never quantized, and have no bound."""
+
+
+@dataclass(frozen=True)
 class Opaque:
     """A layer whose cache only its model knows: `make` gives an empty one. Such rows run one at a time."""
 
     make: Callable[[], Any]
 
 
-LayerKind = Full | Sliding | PromptWindow | Recurrent | CrossAttention | Opaque
+LayerKind = Full | Sliding | PromptWindow | Recurrent | CrossAttention | Index | Opaque
 
 
 @dataclass
@@ -300,7 +306,7 @@ class Model(nn.Module):
         return self.language_model
 
     def cache_layout(self) -> list[LayerKind]:
-        """The kind of cache of each text layer, in order; the engine makes the caches."""
+        """The kind of cache of each text layer, in order, and then of each indexer; the engine makes the caches."""
         raise NotImplementedError
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
@@ -357,7 +363,7 @@ class Model(nn.Module):
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         """Logits (B, L, V) of `inputs`, which are added to `cache`; (B, V) where `at` is given.
 
-        cache: one per layer, with the earlier tokens.
+        cache: one for each of `cache_layout`, with the earlier tokens.
         at: (B,) int32, the position of each row whose logits are returned.
         A caller that drops the logits pays nothing: MLX never computes them.
         """

@@ -128,6 +128,12 @@ def read_qwen3_5(args: Arguments) -> None:
         args["full_attention_interval"] = layer_types.index("full_attention") + 1
 
 
+def read_qwen4_exp(args: Arguments) -> None:
+    """Layers that are called "full_attention" have an indexer, too."""
+    if args.get("layer_types"):
+        args["layer_types"] = [kind.replace("full_", "indexed_") for kind in args["layer_types"]]
+
+
 def read_deepseek(args: Arguments) -> None:
     read_granite(args)
     args.setdefault("n_routed_experts", args.get("num_experts"))

@@ -16,6 +16,7 @@ from .gemma3n_text import Gemma3nText, Gemma3nTextConfig
 from .lfm3 import Lfm3
 from .llama4_text import Llama4Text, Llama4TextConfig
 from .molmo2_text import Molmo2Text
+from .qwen4_exp_text import Qwen4ExpText, Qwen4ExpTextConfig
 from .text_attention import text_attention
 
 Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
@@ -251,6 +252,9 @@ DECODERS: dict[str, Decoder] = {
     "qwen3_moe": Decoder(refusals.qwen, _QWEN3_MOE, configuration.read_qwen3_moe, _qwen3_moe_decoder),
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
+    "qwen4_exp_text": Decoder(
+        refusals.qwen4_exp, Qwen4ExpTextConfig.complete({}), configuration.read_qwen4_exp, network=Qwen4ExpText
+    ),
     "ministral3": Decoder(
         refusals.ministral3,
         {"head_dim": 128, "max_position_embeddings": 262144, "tie_word_embeddings": False},
@@ -312,5 +316,6 @@ DECODERS: dict[str, Decoder] = {
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 
-DRIVEN = tuple(name for name in DECODERS if name not in ("gemma3n_text", "gemma4_text", "gemma4_unified_text"))
-"""Those whose layers `backbone.decode` runs; those of Gemma 3n and 4 share keys, and their families run them."""
+_RUN_BY_FAMILIES = ("gemma3n_text", "gemma4_text", "gemma4_unified_text", "qwen4_exp_text")
+DRIVEN = tuple(name for name in DECODERS if name not in _RUN_BY_FAMILIES)
+"""Those whose layers `backbone.decode` runs; those of Gemma 3n and 4 share keys, those of Qwen4-Exp have streams."""

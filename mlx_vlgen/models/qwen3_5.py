@@ -51,9 +51,11 @@ class Qwen3_5MoeTextConfig(_TextConfig):
 class Qwen3_5(MRopeModel):
     renames = (("model.language_model.visual.", "vision_tower."), *MRopeModel.renames)
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: dict[str, Any], text: dict[str, Any] | None = None):
+        """text: the text decoder's configuration, where it is not that of `text_arguments`."""
         vision = replace(Qwen3VLVisionConfig.from_dict(config["vision_config"]), deepstack_visual_indexes=())
-        super().__init__(config, text_arguments(config), VisionTower(vision), (11, 11, 10), interleaved=True)
+        text = text_arguments(config) if text is None else text
+        super().__init__(config, text, VisionTower(vision), (11, 11, 10), interleaved=True)
 
     @classmethod
     def rename(cls, key: str) -> str | None:

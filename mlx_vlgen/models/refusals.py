@@ -49,6 +49,24 @@ def qwen3_5(args: Arguments) -> list[str | None]:
     ]
 
 
+def qwen4_exp(args: Arguments) -> list[str | None]:
+    kinds = {*(args["layer_types"] or ("linear_attention",))}
+    unknown = kinds - {"linear_attention", "indexed_attention"}
+    fields = ("n_heads", "kv_heads", "head_dim", "budget", "compress_ratio")
+    lacks = [f"indexer_{field}" for field in fields if not args[f"indexer_{field}"]]
+    ngrams = args["ple_layer_ids"] or ()
+    linear = all(args["layer_types"][layer - 1] == "linear_attention" for layer in ngrams if args["layer_types"])
+    return [
+        *llama(args),
+        _other_activation(args["output_gate_type"] or args["hidden_act"], "silu", "sigmoid"),
+        f"{unknown.pop()} layers" if unknown else None,
+        f"no {lacks[0]}" if lacks else None,
+        "more than one head of keys in its indexer" if args["indexer_kv_heads"] not in (None, 1) else None,
+        None if linear else "n-grams in a layer with attention",
+        "n-grams and no end token" if ngrams and not args["eos_token_id"] else None,
+    ]
+
+
 def ministral3(args: Arguments) -> list[str | None]:
     rope = args.get("rope_parameters") or {}
     scaled = {"llama_4_scaling_beta", "original_max_position_embeddings"} <= rope.keys()

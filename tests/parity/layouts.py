@@ -35,7 +35,7 @@ def family_tensors(family: str) -> Tensors:
     """The family's weights under the names that transformers 5 saves."""
     record = read_json(REFERENCE / family / "cases.json")
     shapes = {name: tuple(shape) for name, shape in read_json(REFERENCE / family / "shapes.json").items()}
-    return draw(shapes, record["seed"], [tuple(rule) for rule in record["rules"]])
+    return draw(shapes, record["seed"], [tuple(rule) for rule in record["rules"]]) | recipes()[family].buffers
 
 
 def write_checkpoint(family: str, layout: Layout, folder: Path) -> Path:

@@ -314,7 +314,7 @@ def make_family(name: str, recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     config, shapes = saved_form(recipe)
     for seed in range(1000):
-        tensors = draw(shapes, seed, recipe.rules)
+        tensors = draw(shapes, seed, recipe.rules) | recipe.buffers
         with tempfile.TemporaryDirectory() as temporary:
 
             def checkpoint(layout: Layout, tensors: Tensors = tensors, root: str = temporary) -> Path:

@@ -63,7 +63,8 @@ def published_parts(family: str) -> tuple[Config, Tensors]:
         name: tuple(sizes.get(size, size) for size in shape)
         for name, shape in read_json(REFERENCE / family / "shapes.json").items()
     }
-    return _resized(config, sizes), draw(shapes, record["seed"], [tuple(rule) for rule in record["rules"]])
+    drawn = draw(shapes, record["seed"], [tuple(rule) for rule in record["rules"]])
+    return _resized(config, sizes), drawn | recipes()[family].buffers
 
 
 def _resized(config: Config, sizes: dict[int, int]) -> Config:

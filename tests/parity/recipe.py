@@ -109,6 +109,7 @@ class Recipe:
     """A family: `config(ids, vocabulary)` is transformers' configuration object.
 
     batches: names of cases that are answered together. rules: see weights.draw. new_tokens: the limit of greedy steps.
+    buffers: tensors that are no weights, by name, in the place of drawn ones.
     hub, mlx: tensors as transformers 5 saves them to those of the Hub's original, and of conversions for MLX.
     legacy: what transformers 4.x wrote otherwise in config.json, beyond `layouts.hub_config`; changes it in place.
     mlx_config: what conversions for MLX wrote otherwise, beyond that; changes it in place.
@@ -121,6 +122,7 @@ class Recipe:
     processor: ProcessorKit | None = None
     rules: Sequence[Rule] = ()
     new_tokens: int = 12
+    buffers: Tensors = field(default_factory=dict)
     hub: Callable[[Tensors], Tensors] = as_they_are
     mlx: Callable[[Tensors], Tensors] = as_they_are
     legacy: Callable[[Config], None] = nothing

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-
 from ..recipe import AUDIO_BATCHES, HEADS, VIDEO_BATCHES, VISION_BATCHES, Ids, ProcessorKit, Recipe, renamed
 from ..weights import Rule, Tensors
 from .gemma4 import (

@@ -80,15 +80,20 @@ def legacy(config: Config) -> None:
     vision["deepstack_visual_indexes"] = []
 
 
-def hub(tensors: Tensors) -> Tensors:
-    """Fused experts (E, out, in); beside the model, layers that guess further tokens."""
+def fused_experts(tensors: Tensors) -> Tensors:
+    """Experts as (E, out, in), gate and up in one."""
     out = switch_experts(tensors)
     for name in [name for name in out if name.endswith("switch_mlp.gate_proj.weight")]:
         stem = name.removesuffix(".switch_mlp.gate_proj.weight")
         gate, up, down = (out.pop(f"{stem}.switch_mlp.{part}_proj.weight") for part in ("gate", "up", "down"))
         out |= {f"{stem}.experts.gate_up_proj": np.concatenate([gate, up], axis=1), f"{stem}.experts.down_proj": down}
+    return out
+
+
+def hub(tensors: Tensors) -> Tensors:
+    """Fused experts; beside the model, layers that guess further tokens."""
     norm = tensors["model.language_model.norm.weight"]
-    return out | {"mtp.norm.weight": norm, "mtp.layers.0.input_layernorm.weight": norm}
+    return fused_experts(tensors) | {"mtp.norm.weight": norm, "mtp.layers.0.input_layernorm.weight": norm}
 
 
 def mlx(tensors: Tensors) -> Tensors:
