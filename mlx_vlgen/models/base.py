@@ -141,7 +141,7 @@ class Embedded:
 
 @dataclass
 class Features:
-    """What a vision tower gives for one picture or video.
+    """What a tower gives for one picture, video or clip of sound.
 
     embeds: (n, d).
     deepstack: (n, d) for each deepstack layer.

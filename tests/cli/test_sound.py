@@ -1,5 +1,7 @@
 """Sound on the command line, answered by a tiny checkpoint that hears."""
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,3 +69,19 @@ def test_a_job_hears(ear: Family, folder: Path, invoke: Callable[..., Outcome]) 
     assert code == 0, error
     lines = out.read_text().splitlines()
     assert len(lines) == 3 and all("sound.wav" in line for line in lines)
+
+
+def test_a_chat_hears(
+    ear: Family, folder: Path, invoke: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clip of the first question, one of a command, and one whose path stands in the question."""
+    case = expected.case("qwen2_audio", "audio")
+    path = folder / "sound.wav"
+    lines = f"Describe this.\n/clear\n/audio {path}\nDescribe this.\n/clear\n{path}\nDescribe this.\n/show\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    flags = "--dtype", "float32", "--temperature", "0", "--max-tokens", len(case.tokens), "--json"
+    code, out, said = invoke("--model", ear.folder, "--audio", path, *flags, command=cli.main_chat)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["answer"] for answer in answers] == [ear.processor.decode(case.tokens.tolist())] * 3
+    assert [answer["media"] for answer in answers] == [[str(path)]] * 3
+    assert code == 0 and "pictures and videos: 0, sounds: 1" in " ".join(said.split())

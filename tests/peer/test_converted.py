@@ -71,8 +71,8 @@ def test_what_the_other_package_converts_answers_as_transformers_on_the_dequanti
             processors_alike &= ids_of(loaded, case) == truth[f"{name}.ids"].tolist()
             prompt = ours.prepare((None, processor), case.prompt, case)
             assert prompt.tokens.tolist() == truth[f"{name}.ids"].tolist(), name
-            pixels = expected.media_pixels(family, case, map(ours.is_video, prompt.media))
-            logits = ours.logits(loaded, ours.with_pixels(prompt, [one.normalised for one in pixels]))
+            pixels = ours.reference_pixels(family, case, prompt)
+            logits = ours.logits(loaded, ours.with_pixels(prompt, pixels))
             expected_logits = truth[f"{name}.{bits}.logits"].astype(np.float64)
             assert np.abs(logits - expected_logits).max() < 1e-3 * max(1.0, expected_logits.std()), (bits, name)
         assert processors_alike == (family not in ANOTHER_PROCESSOR)

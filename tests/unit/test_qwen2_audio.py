@@ -14,6 +14,7 @@ from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
 from mlx_vlgen.inputs.qwen2_audio import Qwen2AudioProcessor
 from mlx_vlgen.inputs.tensors import pack, unpack
 from mlx_vlgen.inputs.whisper import WhisperSettings
+from mlx_vlgen.models.qwen2_audio import Qwen2Audio
 
 WINDOW = 32_000
 RATE = media.SOUND_RATE
@@ -117,7 +118,7 @@ def test_what_is_too_short_is_told(family: Family) -> None:
     assert len(prompt(family.processor, np.ones(321, np.float32) / 2).tokens) == 1
 
 
-@pytest.mark.parametrize("name", ["dither", "padding_value", "do_normalize"])
+@pytest.mark.parametrize("name", ["dither", "padding_value"])
 def test_settings_that_are_not_computed_are_refused(name: str) -> None:
     with pytest.raises(LoadError, match=f"features of sound have {name}, which is not computed here"):
         WhisperSettings.read({name: 1}, 80)
@@ -153,3 +154,9 @@ def test_the_reference_counts_as_transformers_does() -> None:
         2,
         2,
     ]
+
+
+def test_another_tower_is_refused(family: Family) -> None:
+    audio = {**family.model.config["audio_config"], "model_type": "voxtral_encoder"}
+    with pytest.raises(LoadError, match="audio tower is 'voxtral_encoder'; expected qwen2_audio_encoder"):
+        Qwen2Audio({**family.model.config, "audio_config": audio})
