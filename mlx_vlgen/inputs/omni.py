@@ -43,8 +43,7 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
         config = config.get("thinker_config", config)
         fields = super().read_fields(settings, config)
         least, most = cls.video_bounds
-        audio = {name: value for name, value in settings.audio.items() if name != "do_normalize"}  # it is the pictures'
-        sound = WhisperSettings.read(audio, config["audio_config"].get("num_mel_bins", 128))
+        sound = WhisperSettings.read(settings.audio, config["audio_config"].get("num_mel_bins", 128))
         video = replace(fields["video_settings"], min_pixels=least, max_pixels=most)
         return fields | {"video_settings": video, "timed": True, "sound": sound}
 
@@ -150,7 +149,7 @@ class Qwen3OmniProcessor(Qwen2_5OmniProcessor):
 
     @property
     def audio_tensors(self) -> AudioTensors:
-        return AudioTensors(bands_first=True)
+        return AudioTensors(bands=self.sound.mel.mels, bands_first=True)
 
     def audio_tokens(self, frames: int) -> int:
         chunks, rest = divmod(frames, self.chunk)
