@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import MediaError
+from ..errors import MediaError, PromptError
 from .audio import load_audio
 from .audio_tensors import AudioTensors
 from .heard_video import HeardVideo
@@ -64,7 +64,7 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
         return self._expand_audio(source) if kind == "audio" else super().expand(kind, source, media)
 
     def placed(self, tokens: np.ndarray, media: Sequence[Media]) -> Sequence[Media]:
-        """Videos that are heard are known by the tokens before them."""
+        """Videos that are heard are known by the tokens before them, and by the sound that follows some of theirs."""
         begin = [self.tokenizer.convert_tokens_to_ids(token) for token in (self.vision_start, self.audio_edges[0])]
         return [self._with_extent(tokens, medium, media, begin) for medium in media]
 
@@ -72,8 +72,14 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
         start = video.spans[0][0] - 2
         if video.kind != "video" or start < 0 or tokens[start : start + 2].tolist() != begin:
             return video
-        sound = next((other for other in media if other.kind == "audio" and other.spans[0][0] > start), video)
-        return video.replace(extent=(start, max(video.spans[-1][1], sound.spans[-1][1]) + 2))
+        ends = [end for _, end in video.spans]
+        sound = next((other for other in media if other.kind == "audio" and other.spans[0][0] in ends), None)
+        if sound is None:
+            return video
+        end = max(ends[-1], sound.spans[-1][1]) + 2
+        if end > len(tokens):
+            raise PromptError(f"after a video and its sound two tokens belong: {self.audio_edges[1]} and its own end")
+        return video.replace(extent=(start, end))
 
     def _expand_heard(self, source: HeardVideo, media: MediaInputs) -> Expansion:
         """A video and its sound, by the time of each group of frames and of each of the sound's tokens."""

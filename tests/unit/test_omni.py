@@ -221,6 +221,19 @@ def test_what_cannot_be_heard_is_refused(loaded, film, tmp_path):
     assert not prompt.media
 
 
+def test_tokens_around_a_video_without_sound(loaded, film):
+    """They alone do not make it a heard one; and where it is one, its end belongs to it."""
+    model, processor = loaded
+    bare = ASK.replace("<|VIDEO|>", "<|audio_bos|><|VIDEO|><|audio_eos|>") + "<|audio_bos|><|AUDIO|><|audio_eos|>"
+    prompt = processor.prepare(bare, MediaInputs(videos=[str(film)], audios=[media.sound("sound")]))
+    assert [medium.extent for medium in prompt.media] == [None, None]
+    assert len(mlx_vlgen.generate(model, processor, bare, video=str(film), audio=media.sound("sound")).tokens)
+    heard = processor.prepare(ASK, MediaInputs(videos=[str(film)], use_audio_in_video=True))
+    end = heard.media[0].extent[1]
+    with pytest.raises(PromptError, match="two tokens belong"):
+        processor.placed(heard.tokens[: end - 1], heard.media)
+
+
 def test_what_speaks_is_passed_over(folder, tmp_path, capsys):
     whole = tmp_path / "whole"
     whole.mkdir()
