@@ -124,6 +124,7 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
         count = self.audio_tokens(frames)
         if not count:
             raise MediaError(f"{name}: too short: {len(samples):,} samples become no token")
+        self.check_count("audio", len(samples) / self.sound.mel.rate, count, "cut it into shorter clips")
         return Expansion(self.placeholders["audio"] * count, (count,), pixels, (frames,), (0, 0))
 
 
