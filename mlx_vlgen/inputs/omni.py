@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import MediaError
+from ..errors import MediaError, PromptError
 from .audio import load_audio
 from .audio_tensors import AudioTensors
 from .heard_video import HeardVideo
@@ -43,8 +43,7 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
         config = config.get("thinker_config", config)
         fields = super().read_fields(settings, config)
         least, most = cls.video_bounds
-        audio = {name: value for name, value in settings.audio.items() if name != "do_normalize"}  # it is the pictures'
-        sound = WhisperSettings.read(audio, config["audio_config"].get("num_mel_bins", 128))
+        sound = WhisperSettings.read(settings.audio, config["audio_config"].get("num_mel_bins", 128))
         video = replace(fields["video_settings"], min_pixels=least, max_pixels=most)
         return fields | {"video_settings": video, "timed": True, "sound": sound}
 
@@ -65,7 +64,7 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
         return self._expand_audio(source) if kind == "audio" else super().expand(kind, source, media)
 
     def placed(self, tokens: np.ndarray, media: Sequence[Media]) -> Sequence[Media]:
-        """Videos that are heard are known by the tokens before them."""
+        """Videos that are heard are known by the tokens before them, and by the sound that follows some of theirs."""
         begin = [self.tokenizer.convert_tokens_to_ids(token) for token in (self.vision_start, self.audio_edges[0])]
         return [self._with_extent(tokens, medium, media, begin) for medium in media]
 
@@ -73,8 +72,14 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
         start = video.spans[0][0] - 2
         if video.kind != "video" or start < 0 or tokens[start : start + 2].tolist() != begin:
             return video
-        sound = next((other for other in media if other.kind == "audio" and other.spans[0][0] > start), video)
-        return video.replace(extent=(start, max(video.spans[-1][1], sound.spans[-1][1]) + 2))
+        ends = [end for _, end in video.spans]
+        sound = next((other for other in media if other.kind == "audio" and other.spans[0][0] in ends), None)
+        if sound is None:
+            return video
+        end = max(ends[-1], sound.spans[-1][1]) + 2
+        if end > len(tokens):
+            raise PromptError(f"after a video and its sound two tokens belong: {self.audio_edges[1]} and its own end")
+        return video.replace(extent=(start, end))
 
     def _expand_heard(self, source: HeardVideo, media: MediaInputs) -> Expansion:
         """A video and its sound, by the time of each group of frames and of each of the sound's tokens."""
@@ -119,6 +124,7 @@ class Qwen2_5OmniProcessor(Qwen2VLProcessor):
         count = self.audio_tokens(frames)
         if not count:
             raise MediaError(f"{name}: too short: {len(samples):,} samples become no token")
+        self.check_count("audio", len(samples) / self.sound.mel.rate, count, "cut it into shorter clips")
         return Expansion(self.placeholders["audio"] * count, (count,), pixels, (frames,), (0, 0))
 
 
@@ -150,7 +156,7 @@ class Qwen3OmniProcessor(Qwen2_5OmniProcessor):
 
     @property
     def audio_tensors(self) -> AudioTensors:
-        return AudioTensors(bands_first=True)
+        return AudioTensors(bands=self.sound.mel.mels, bands_first=True)
 
     def audio_tokens(self, frames: int) -> int:
         chunks, rest = divmod(frames, self.chunk)

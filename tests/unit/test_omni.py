@@ -1,5 +1,7 @@
 """Qwen2.5-Omni and Qwen3-Omni, beyond what their references reach."""
 
+import copy
+
 import av
 import numpy as np
 import pytest
@@ -219,6 +221,30 @@ def test_what_cannot_be_heard_is_refused(loaded, film, tmp_path):
     assert "does not hear the sound of videos" in refusal(UnsupportedError, demo, videos=[clip])
     prompt = processor.prepare("Hello", MediaInputs(use_audio_in_video=True))  # there is no video: nothing to hear
     assert not prompt.media
+
+
+def test_tokens_around_a_video_without_sound(loaded, film):
+    """They alone do not make it a heard one; and where it is one, its end belongs to it."""
+    model, processor = loaded
+    bare = ASK.replace("<|VIDEO|>", "<|audio_bos|><|VIDEO|><|audio_eos|>") + "<|audio_bos|><|AUDIO|><|audio_eos|>"
+    prompt = processor.prepare(bare, MediaInputs(videos=[str(film)], audios=[media.sound("sound")]))
+    assert [medium.extent for medium in prompt.media] == [None, None]
+    assert len(
+        mlx_vlgen.generate(model, processor, bare, video=str(film), audio=media.sound("sound"), max_tokens=2).tokens
+    )
+    heard = processor.prepare(ASK, MediaInputs(videos=[str(film)], use_audio_in_video=True))
+    end = heard.media[0].extent[1]
+    with pytest.raises(PromptError, match="two tokens belong"):
+        processor.placed(heard.tokens[: end - 1], heard.media)
+
+
+def test_clips_of_many_tokens_are_told(loaded):
+    processor, clip = copy.copy(loaded[1]), (np.zeros(16_000 * 3, np.float32), 16_000)
+    processor.max_positions = 70
+    with pytest.raises(PromptError, match=r"audio of 3\.0 seconds becomes 75 tokens.* cut it into shorter clips"):
+        processor.expand("audio", clip, MediaInputs())
+    with pytest.raises(MediaError, match="too short: 300 samples become no token"):
+        processor.expand("audio", (np.zeros(300, np.float32), 16_000), MediaInputs())
 
 
 def test_what_speaks_is_passed_over(folder, tmp_path, capsys):
