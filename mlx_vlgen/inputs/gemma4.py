@@ -33,14 +33,12 @@ class Gemma4ImageSettings(ImageSettings):
     def read(cls, settings: Mapping[str, Any], vision: Mapping[str, Any], max_tokens: int, normalize: bool) -> Self:
         """Where the file leaves them out: `max_tokens`, sizes of the vision tower, and whether levels from 0 to 1 are
         normalised (`normalize`), which no published file does in effect."""
-        normalized = settings.get("do_normalize", normalize)
-        colors = settings if normalized else {**settings, "image_mean": None, "image_std": None}
         return cls(
             max_tokens=settings.get("max_soft_tokens") or max_tokens,
             # The tower's first: it takes no others, and some conversions write a processor's defaults.
             patch=vision.get("patch_size") or settings.get("patch_size", 16),
             pool=vision.get("pooling_kernel_size") or settings.get("pooling_kernel_size", 3),
-            **read_colors(colors, mean=(0.0,) * 3, std=(1.0,) * 3),
+            **read_colors({"do_normalize": normalize, **settings}, mean=(0.0,) * 3, std=(1.0,) * 3),
         )
 
     @property

@@ -63,10 +63,11 @@ def read_colors(
     resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> dict[str, Any]:
     """The fields of `ImageSettings` in a preprocessor_config.json. mean, std, resample: the family's, where it leaves
-    them out."""
+    them out. Without `do_normalize` levels go from 0 to 1, whatever it says of their mean."""
+    normalized = settings.get("do_normalize", True)
     return {
-        "mean": tuple(settings.get("image_mean") or mean),
-        "std": tuple(settings.get("image_std") or std),
+        "mean": tuple(settings.get("image_mean") or mean) if normalized else (0.0,) * 3,
+        "std": tuple(settings.get("image_std") or std) if normalized else (1.0,) * 3,
         "resample": Image.Resampling(settings.get("resample", resample)),
     }
 

@@ -1,5 +1,5 @@
-"""Gemma 3n: MobileNetV5, the audio tower of the Universal Speech Model, and a text decoder of its own. Where pictures and
-clips end are tokens of the towers' vocabularies.
+"""Gemma 3n: MobileNetV5, the audio tower of the Universal Speech Model, and a text decoder of its own. The ends of
+pictures and clips are tokens of the towers' vocabularies.
 
 Source: transformers' Gemma3nForConditionalGeneration.
 """
@@ -114,7 +114,7 @@ PUBLISHED = (
     (".norm_post_attn.", ".attention.post_norm."),
     (".feed_forward1.", ".ffw_layer_start."),
     (".feed_forward2.", ".ffw_layer_end."),
-    (".norm_out.", ".norm."),  # in `rename` after the others
+    (".norm_out.", ".norm."),
 )
 """Parts of names in the conformer: of the parameters here, and of checkpoints."""
 CONFORMER = "audio_tower.conformer."
@@ -213,12 +213,10 @@ class Gemma3n(Gemma4Decoder):
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         if media[0].kind == "audio":
-            return [Features(self._filled(clip)) for clip in self.embed_audio.features(self._hear(media))]
+            features = self.embed_audio.features(self.audio_tower(join_clips(media)))
+            return [Features(self._filled(clip)) for clip in features]
         # A picture of 768 x 768 pixels has states of 0.1 GB in float32.
         return encode_tiles(media, self._see, at_once=1)
-
-    def _hear(self, media: Sequence[Media]) -> mx.array:
-        return self.audio_tower(join_clips(media))
 
     def _see(self, pixels: mx.array) -> mx.array:
         x = self.vision_tower.timm_model(pixels)

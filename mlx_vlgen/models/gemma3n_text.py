@@ -92,7 +92,8 @@ class Attention(nn.Module):
             k = self.rope(self.k_norm(split_heads(self.k_proj(x), self.kv_heads)), offset=offset)
             v = mx.fast.rms_norm(split_heads(self.v_proj(x), self.kv_heads), None, self.q_norm.eps)
             keys_values = cache.update_and_fetch(k, v)
-        return self.o_proj(merge_heads(text_attention(q, *keys_values, cache, self.scale, mask))), keys_values
+        keys, values = keys_values
+        return self.o_proj(merge_heads(text_attention(q, keys, values, cache, self.scale, mask))), keys_values
 
 
 class SparseMLP(MLP):
@@ -176,7 +177,7 @@ class Layer(nn.Module):
         keys_values: Any = None,
         offset: Any = None,
     ) -> tuple[mx.array, Any, Any]:
-        """states (B, L, n, d), layer_input (B, L, small) -> states, and the keys, values and offset for later layers."""
+        """states (B, L, n, d), layer_input (B, L, small) -> states, and keys, values and offset for later layers."""
         offset = cache.offset if offset is None else offset
         states = self.altup.predict(states)
         x = states[:, :, self._active]

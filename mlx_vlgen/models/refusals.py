@@ -104,10 +104,10 @@ def gemma3(args: Arguments) -> list[str | None]:
 
 
 def gemma3n(args: Arguments) -> list[str | None]:
-    types, count = args.get("layer_types"), args["num_hidden_layers"]
-    shared = args["num_kv_shared_layers"]
-    known = {"full_attention", "sliding_attention"}
-    irregular = types is not None and (len(types) != count or not known >= {*types} == {*types[: count - shared]})
+    count, known = args["num_hidden_layers"], {"full_attention", "sliding_attention"}
+    types = args["layer_types"] or ["sliding_attention" if (i + 1) % 5 else "full_attention" for i in range(count)]
+    with_keys = {*types[: count - args["num_kv_shared_layers"]]}
+    irregular = len(types) != count or not known >= {*types} == with_keys
     return [
         _other_activation(args["hidden_activation"], "gelu_pytorch_tanh"),
         _stretched(args),

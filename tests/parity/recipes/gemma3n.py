@@ -42,14 +42,14 @@ TOKENIZER = TokenizerKit(
         "boa_token": "<start_of_audio>", "eoa_token": "<end_of_audio>", "audio_token": "<audio_soft_token>",
     },
 )  # fmt: skip
-# transformers fills clips of one prompt up to the longest, of which the last frames of the others hear.
-CASES = (
-    VISION_CASES
-    | AUDIO_CASES
-    | {name: replace(AUDIO_CASES[name], audios=["sound", "sound"]) for name in ("audio2", "audio_dialogue")}
-    | {"img_audio": Case(user("image", "audio", "Compare."), images=["upright"], audios=["short_sound"])}
-)
-SIDE, RESOLUTION, CLIP, BANDS = 128, 4, 20, 32
+CASES = VISION_CASES | {
+    "audio": AUDIO_CASES["audio"],
+    "long_audio": AUDIO_CASES["long_audio"],
+    # transformers fills clips of one prompt up to the longest, of which the last frames of the others hear.
+    "audio_dialogue": replace(AUDIO_CASES["audio_dialogue"], audios=["sound", "sound"]),
+    "img_audio": Case(user("image", "audio", "Compare."), images=["upright"], audios=["short_sound"]),
+}
+SIDE, RESOLUTION, CLIP, BANDS = 96, 3, 20, 32
 """Of a picture in pixels and in features; tokens of a clip; of a spectrogram."""
 RULES: tuple[Rule, ...] = (
     # Scores are not divided by the root of the head's size: large ones would magnify the last bits of float32.
@@ -70,13 +70,11 @@ def config(ids: Ids, vocabulary: int) -> Any:
     seen, heard = ids("<end_of_image>"), ids("<end_of_audio>")
     return transformers.Gemma3nConfig(
         text_config=HEADS | ENDS(ids) | {
-            "hidden_size": 72, "intermediate_size": [96, 96, 80, 96, 96], "num_hidden_layers": 5, "head_dim": 32,
+            "hidden_size": 72, "intermediate_size": [96, 96, 80, 96], "num_hidden_layers": 4, "head_dim": 32,
             "vocab_size": vocabulary, "vocab_size_per_layer_input": seen, "hidden_size_per_layer_input": 16,
             "sliding_window": 10, "num_kv_shared_layers": 2, "laurel_rank": 8, "final_logit_softcapping": 3.0,
-            "layer_types": [
-                "sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention",
-            ],
-            "activation_sparsity_pattern": [0.95, 0.8, 0.0, 0.0, 0.0],
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "activation_sparsity_pattern": [0.95, 0.8, 0.0, 0.0],
             "rope_parameters": {"full_attention": rope(1e6), "sliding_attention": rope(1e4)},
         },
         vision_config={
@@ -130,7 +128,7 @@ def legacy(config: Config) -> None:
 RECIPES = {
     "gemma3n": Recipe(
         config, TOKENIZER, CASES, VISION_BATCHES | AUDIO_BATCHES,
-        ProcessorKit("gemma3n", processor, image_pixels, nested=True, audio=audio_features), RULES, mlx=mlx,
+        ProcessorKit("gemma3n", processor, image_pixels, nested=True, audio=audio_features), RULES, 8, mlx=mlx,
         legacy=legacy,
     ),
 }  # fmt: skip

@@ -56,7 +56,7 @@ HEARING = replace(
 CASES = VISION_CASES | {name: VIDEO_CASES[name] for name in ("video", "odd_video", "video_img")}
 HEARING_CASES = (
     {name: VISION_CASES[name] for name in ("text", "img1")}
-    | AUDIO_CASES
+    | {name: AUDIO_CASES[name] for name in ("audio", "long_audio", "audio_dialogue")}
     | {"img_audio": Case(user("image", "audio", "Compare."), images=["upright"], audios=["short_sound"])}
 )
 ENDS = ends("<bos>", "<eos>", "<pad>")
@@ -196,7 +196,10 @@ def recipe(text: Config, **vision: Any) -> Recipe:
 
 
 def hearing_recipe() -> Recipe:
-    text: Config = {"hidden_size_per_layer_input": 16, "num_kv_shared_layers": 3}
+    text: Config = {
+        "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 2, "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    }  # fmt: skip
     audio: Config = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "subsampling_conv_channels": [32, 8],
         "output_proj_dims": 40,
@@ -206,7 +209,7 @@ def hearing_recipe() -> Recipe:
     )
     rules = (*RULES, (r"per_dim_scale$", 0.0, 0.5), (r"relative_k_proj\.weight$", 0.0, 0.5))
     return Recipe(
-        config(text, {}, audio), HEARING, HEARING_CASES, AUDIO_BATCHES, kit, rules, mlx=mlx, legacy=legacy
+        config(text, {}, audio), HEARING, HEARING_CASES, AUDIO_BATCHES, kit, rules, 8, mlx=mlx, legacy=legacy
     )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ def config(ids: Ids, vocabulary: int) -> Any:
         text_config=HEADS | ENDS(ids) | {
             "hidden_size": 72, "intermediate_size": 96, "head_dim": 32, "global_head_dim": 64, "vocab_size": vocabulary,
             "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 10,
-            "final_logit_softcapping": 3.0, "num_hidden_layers": 6, "rope_parameters": ROPE,
-            "layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2,
+            "final_logit_softcapping": 3.0, "num_hidden_layers": 4, "rope_parameters": ROPE,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
         },
         vision_config={
             "patch_size": PATCH, "pooling_kernel_size": POOL, "mm_embed_dim": 56, "mm_posemb_size": 32,
@@ -84,6 +84,6 @@ RECIPES = {
             "gemma4_unified", processor, image_pixels, video_pixels, channels_last=True, nested=True,
             audio=audio_features,
         ),
-        RULES, mlx=mlx, legacy=legacy,
+        RULES, 8, mlx=mlx, legacy=legacy,
     ),
 }  # fmt: skip
