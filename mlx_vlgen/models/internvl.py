@@ -1,4 +1,4 @@
-"""InternVL 3 and 3.5: InternViT on tiles, 2 x 2 patches folded into one feature, and Qwen or Llama.
+"""InternVL 2, 3 and 3.5: InternViT on tiles, 2 x 2 patches folded into one feature, and Qwen, Llama or InternLM2.
 
 Source: Chen et al. 2023 (arXiv 2312.14238) and Zhu et al. 2025 (arXiv 2504.10479); transformers'
 InternVLForConditionalGeneration. Parameters have the names of the first releases (`internvl_chat`); conversions for MLX
@@ -17,6 +17,7 @@ from ..inputs.prompt import Media
 from .attention import MLP, VisionAttention, join_qkv
 from .base import Features
 from .configuration import BaseConfig
+from .internlm2 import llama_config, llama_name, split_qkv
 from .layers import ACTIVATIONS, fold_squares, pace
 from .vision_language import VisionLanguageModel, encode_tiles, tie_output
 from .vit import PatchConv
@@ -144,6 +145,8 @@ class InternVL(VisionLanguageModel):
 
     def __init__(self, config: dict[str, Any]):
         text = config.get("text_config") or config["llm_config"]
+        if text.get("model_type") == "internlm2":
+            text = llama_config(text)
         config = config | {"text_config": text}
         vision = InternVLVisionConfig.from_dict(config["vision_config"])
         _check(config, REQUIRED)
@@ -172,7 +175,7 @@ class InternVL(VisionLanguageModel):
     def rename(cls, key: str) -> str | None:
         name = super().rename(key)
         if name is None or name.startswith("language_model."):
-            return name
+            return name and "language_model." + llama_name(name.removeprefix("language_model."))
         for old, new in cls.parts:
             name = name.replace(old, new)
         return name
@@ -189,7 +192,9 @@ class InternVL(VisionLanguageModel):
         return tuple(name.replace(".qkv", f".{part}_proj") for part in "qkv") if is_fused else (name,)
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-        """Queries, keys and values as one."""
+        """Queries, keys and values of the tower as one; those of InternLM2 apart."""
+        text = self.driver.arguments
+        weights = split_qkv(weights, text["num_attention_heads"], text["num_key_value_heads"])
         out = join_qkv(super().sanitize(weights), ".attn.")
         return tie_output(self.language_model, self._tied, out)
 

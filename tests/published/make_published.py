@@ -37,13 +37,13 @@ def write_rows(path: Path, rows: dict[str, Any]) -> None:
 
 
 def internvl(config: Config) -> Config:
-    """In transformers' form."""
-    vision = config["vision_config"]
+    """In transformers' form; InternLM2 as the Llama that it is."""
+    text, vision = config["llm_config"], config["vision_config"]
+    if text["model_type"] == "internlm2":
+        text = text | {"model_type": "llama"}
     vision |= {"model_type": "internvl_vision", "attention_bias": vision["qkv_bias"]}
     tied = config.get("tie_word_embeddings", False)
-    return {"model_type": "internvl", "text_config": config["llm_config"], "vision_config": vision} | {
-        "tie_word_embeddings": tied
-    }
+    return {"model_type": "internvl", "text_config": text, "vision_config": vision} | {"tie_word_embeddings": tied}
 
 
 def glm4v(config: Config) -> Config:
@@ -60,14 +60,16 @@ def build(config: Config) -> Any:
     if config["model_type"] == "glm4v" and "text_config" not in config:
         config = glm4v(config)
     if config["model_type"] == "internvl_chat":
-        if config["llm_config"]["model_type"] == "internlm2":
-            return None
         config = internvl(config)
+    if config["model_type"] == "qwen3_5" and "vision_config" not in config:
+        config = config["text_config"]
     parsed = transformers.AutoConfig.for_model(**config)
     with torch.device("meta"):
         if "thinker_config" in config:
             name = type(parsed.thinker_config).__name__.removesuffix("Config")
             return getattr(transformers, f"{name}ForConditionalGeneration")(parsed.thinker_config)
+        if config["model_type"] == "qwen3_5_text":
+            return transformers.AutoModelForCausalLM.from_config(parsed)
         return transformers.AutoModelForImageTextToText.from_config(parsed)
 
 

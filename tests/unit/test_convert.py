@@ -72,7 +72,10 @@ def test_without_settings_the_weights_stay_as_they_are(tmp_path, originals, name
     assert config_of(target) == CONFIGS[name]
 
 
-FAMILIES = [name for name, recipe in recipes().items() if recipe.mlx is not as_they_are]
+# InternLM2 is read as a Llama and written as one, under names that no other conversion has.
+FAMILIES = [
+    name for name, recipe in recipes().items() if recipe.mlx is not as_they_are and name != "internvl_internlm2"
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..recipe import (
+    HEADS,
     QWEN_ENDS,
     VIDEO_BATCHES,
     VIDEO_CASES,
@@ -164,16 +165,55 @@ def mlx(tensors: Tensors) -> Tensors:
     return join_qkv(out, ".attn.")
 
 
+def internlm2_release(config: Config) -> None:
+    """InternVL 2's, whose text decoder is InternLM2, which transformers has not."""
+    first_release(config)
+    config["llm_config"] |= {"model_type": "internlm2", "bias": False}
+    del config["llm_config"]["attention_bias"], config["llm_config"]["mlp_bias"]
+
+
+def internlm2(tensors: Tensors) -> Tensors:
+    """The names of that release; each group of queries, their key and their value one after another."""
+    names = (
+        ("model.embed_tokens", "model.tok_embeddings"), ("lm_head", "output"), ("self_attn.o_proj", "attention.wo"),
+        ("mlp.gate_proj", "feed_forward.w1"), ("mlp.up_proj", "feed_forward.w3"), ("mlp.down_proj", "feed_forward.w2"),
+        ("post_attention_layernorm", "ffn_norm"), ("input_layernorm", "attention_norm"),
+    )  # fmt: skip
+    out: Tensors = {}
+    first = mlx(tensors)
+    for name, tensor in first.items():
+        new = name
+        if name.startswith("language_model."):
+            if re.search(r"\.[kv]_proj", name):
+                continue
+            for old, part in names:
+                new = new.replace(old, part)
+        if ".q_proj" in name:
+            key, value = (first[name.replace(".q_proj", f".{part}_proj")] for part in "kv")
+            groups = HEADS["num_key_value_heads"]
+            parts = [part.reshape(groups, -1, part.shape[-1]) for part in (tensor, key, value)]
+            new = new.replace("self_attn.q_proj", "attention.wqkv")
+            tensor = np.concatenate(parts, axis=1).reshape(-1, tensor.shape[-1])
+        out[new] = tensor
+    return out
+
+
 # The 300M tower, and Qwen2.5 with the rotary scaling that InternVL 3 is published with.
 PLAIN: Config = {"norm_type": "layer_norm", "attention_bias": True, "use_qk_norm": False}
 DYNAMIC = rope(1e6, rope_type="dynamic", factor=2.0)
 # The 6B tower.
 LARGE: Config = {"norm_type": "rms_norm", "attention_bias": False, "use_qk_norm": True}
+FEW = {name: CASES[name] for name in ("text", "img1", "img2")}
 RECIPES = {
     "internvl": Recipe(
         _config("qwen2", PLAIN, rope_parameters=DYNAMIC), TOKENIZER, CASES, BATCHES,
         ProcessorKit("internvl", _processor(2, 6), image_pixels, video_pixels), RULES,
         hub=hub, mlx=mlx, legacy=legacy, mlx_config=first_release,
+    ),
+    "internvl_internlm2": Recipe(
+        _config("llama", PLAIN, rope_parameters=DYNAMIC), TOKENIZER, FEW, {"batch": ["img1", "text"]},
+        ProcessorKit("internvl", _processor(2, 6), image_pixels, video_pixels), RULES,
+        hub=hub, mlx=internlm2, legacy=legacy, mlx_config=internlm2_release,
     ),
     "internvl_qwen3": Recipe(
         _config("qwen3", LARGE, rope_parameters=rope(1e6), head_dim=32), TOKENIZER, CASES, BATCHES,
