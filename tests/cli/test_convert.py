@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +160,25 @@ entry.convert()
 """The command, which gets a signal before a step on a path that begins and ends so: it cannot land too early or too
 late."""
 
+STEPS = (("os.mkdir", ".converting"), ("open", "config.json"), ("os.rename", ""))
+
 
 @pytest.mark.usefixtures("heeds_interrupts")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=lambda how: how.name)
+@pytest.mark.parametrize(
+    ("how", "steps"),
+    [
+        (signal.SIGKILL, STEPS),
+        (signal.SIGINT, STEPS[1:2]),
+        pytest.param(signal.SIGINT, STEPS, marks=pytest.mark.slow),
+    ],
+    ids=["SIGKILL", "SIGINT", "SIGINT at each"],
+)
 def test_killed_before_a_step_it_leaves_nothing(
-    how: signal.Signals, environment: dict[str, str], qwen: Family, tmp_path: Path
+    how: signal.Signals, steps: Sequence[tuple[str, str]], environment: dict[str, str], qwen: Family, tmp_path: Path
 ) -> None:
     target, part = tmp_path / "out", str(tmp_path / ".out.")
     flags = [qwen.folder, "--mlx-path", target, "-q", "--q-group-size", "32"]
-    for step, end in (("os.mkdir", ".converting"), ("open", "config.json"), ("os.rename", "")):
+    for step, end in steps:
         command = [sys.executable, "-c", STOPS_ITSELF, step, part, end, str(int(how)), *flags]
         result = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
         assert b"Traceback" not in result.stderr

@@ -240,7 +240,7 @@ def test_the_default_that_cannot_be_had_is_replaced_with_a_notice(
     assert (result.returncode, result.stderr) == (0, f"{why}mlx_vlgen: {NOTICE}\n")
     assert len(result.stdout) > 1
     for refused in (["--no-fallback"], ["--model", DEFAULT_MODEL]):
-        failed = run(*GENERATE, "--prompt", "Hi", *refused)
+        failed = run_here("--prompt", "Hi", *refused)
         assert (failed.returncode, failed.stdout) == (1, "") and "forbids a download" in failed.stderr
         assert "built-in" not in failed.stderr
     assert not (tmp_path / "cache" / "hub").exists()

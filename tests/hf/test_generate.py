@@ -1,4 +1,8 @@
-"""`model.generate` answers as that of transformers does: tokens, and everything else that it can return."""
+"""`model.generate` answers as that of transformers does: tokens, and everything else that it can return.
+
+Each case runs for half of the families that have it, in turn, where nothing of the model's inside is returned: what it
+then compares is computed from logits, by the same code for all. `-m slow` runs all of them for all families.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -40,9 +44,19 @@ def arrays(family: str) -> Mapping[str, np.ndarray]:
 
 def cases() -> list[Any]:
     """(family, case) of every one that is stored."""
-    return [
-        pytest.param(family, name, id=f"{family}-{name}") for family in FAMILIES for name in record(family)["cases"]
-    ]
+    having: dict[str, list[str]] = {}
+    for family in FAMILIES:
+        for name in record(family)["cases"]:
+            having.setdefault(name, []).append(family)
+    parameters = []
+    for number, (name, families) in enumerate(having.items()):
+        for place, family in enumerate(families):
+            case = record(family)["cases"][name]
+            of_inside = "hidden_states_shapes" in case or "attentions_shapes" in case
+            in_turn = len(families) > 1 and not of_inside
+            marks = [pytest.mark.slow] if in_turn and (number + place) % 2 else []
+            parameters.append(pytest.param(family, name, id=f"{family}-{name}", marks=marks))
+    return sorted(parameters, key=lambda parameter: FAMILIES.index(parameter.values[0]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

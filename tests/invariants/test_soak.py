@@ -158,7 +158,7 @@ class Starved:
 
 
 @pytest.mark.parametrize(
-    ("count", "reuse"), [(250, False), (100, True), pytest.param(500, True, marks=pytest.mark.slow)]
+    ("count", "reuse"), [(150, False), (60, True), pytest.param(500, True, marks=pytest.mark.slow)]
 )
 def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch, count: int, reuse: bool) -> None:
     """reuse: of the few pictures that there are, which are then encoded too rarely to lack memory."""

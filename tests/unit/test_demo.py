@@ -134,10 +134,9 @@ def alone(demo: Any) -> Any:
     [
         {},
         {"prefill_step_size": 7, "max_batch_size": 3, "group_by_shape": False},
-        {"kv_bits": 8},
         *(
             pytest.param(setting, marks=pytest.mark.slow)
-            for setting in ({"prefill_step_size": 7}, {"max_batch_size": 3}, {"group_by_shape": False})
+            for setting in ({"kv_bits": 8}, {"prefill_step_size": 7}, {"max_batch_size": 3}, {"group_by_shape": False})
         ),
     ],
     ids=lambda settings: str(settings) or "plain",
