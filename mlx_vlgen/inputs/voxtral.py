@@ -12,15 +12,17 @@ from .whisper import WhisperSettings, whisper_positions
 
 FRAMES_A_TOKEN = 8
 TEMPLATE = (
-    "{{ '<s>' }}{% for message in messages %}"
+    "{{ '<s>' }}{% set has = namespace(instructions=false) %}{% for message in messages %}"
     "{% if message['content'] is string %}{% set content = [{'type': 'text', 'text': message['content']}] %}"
     "{% else %}{% set content = message['content'] %}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ '[INST]' }}{% elif message['role'] == 'system' %}{{ '[SYSTEM_PROMPT]' }}"
+    "{% if message['role'] == 'user' %}{{ '[INST]' }}"
+    "{% elif message['role'] == 'system' %}{% set has.instructions = true %}{{ '[SYSTEM_PROMPT]' }}"
     "{% elif message['role'] != 'assistant' %}"
     "{{ raise_exception('This model knows no messages with the role ' ~ message['role'] ~ ': give user, system or "
     "assistant') }}{% endif %}"
-    "{% for part in content %}{% if part['type'] == 'audio' %}{{ '[BEGIN_AUDIO][AUDIO]' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% for part in content %}{% if part['type'] == 'audio' %}{% if has.instructions %}"
+    "{{ raise_exception('This model takes no system message beside sound: put its text into that of the user') }}"
+    "{% endif %}{{ '[BEGIN_AUDIO][AUDIO]' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "{% if message['role'] == 'user' %}{{ '[/INST]' }}{% elif message['role'] == 'system' %}{{ '[/SYSTEM_PROMPT]' }}"
     "{% else %}{{ '</s>' }}{% endif %}{% endfor %}"
 )
