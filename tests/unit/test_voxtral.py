@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from invariants.family import Family
-from parity import media
+from parity import expected, media
 
 from mlx_vlgen import generate, load
 from mlx_vlgen.errors import LoadError, PromptError
@@ -65,6 +65,25 @@ def test_the_layout_of_prompts(family: Family) -> None:
         processor.prepare([{"role": "tool", "content": "1"}])
     with pytest.raises(PromptError, match="no system message beside sound"):
         processor.prepare([{"role": "system", "content": "Hi."}, *messages], MediaInputs(audios=[media.sound("sound")]))
+
+
+def test_transcripts(family: Family) -> None:
+    """As the case of the reference writes them."""
+    processor, sounds = family.processor, [media.sound("short_sound"), media.sound("long_sound")]
+    case = expected.case("voxtral", "transcript")
+    asked = {"model_id": "mistralai/Voxtral-Mini-3B-2507", "format": "wav", "return_tensors": "np"}
+    one = processor.apply_transcription_request(sounds[0], language="en", **asked)
+    assert one["input_ids"].tolist() == [case.ids.tolist()] and one["input_features"].shape == (1, 32, 200)
+    two = processor.apply_transcription_request(sounds, language=["en", None], sampling_rate=16_000, **asked)
+    assert two["input_features"].shape == (3, 32, 200) and two["attention_mask"].sum(axis=1).tolist() == [
+        len(case.ids),
+        55,
+    ]
+    answers = family.model.generate(**two, max_new_tokens=3)
+    assert answers.shape == (2, two["input_ids"].shape[1] + 3)
+    for language, message in (("[INST]", "expected two letters"), (["en"] * 3, "3 languages were given for 2 clips")):
+        with pytest.raises(PromptError, match=message):
+            processor.apply_transcription_request(sounds, language=language)
 
 
 @pytest.mark.parametrize(
