@@ -39,7 +39,8 @@ class AudioTensors:
     def pack(self, clips: Sequence[Media]) -> dict[str, np.ndarray]:
         """Clips, whose `grid` is their number of frames, -> tensors: float32, and int32 of the mask."""
         length = self.frames or max(len(clip.pixels) for clip in clips)
-        rows, masks = [], []
+        rows: list[np.ndarray] = []
+        masks: list[np.ndarray] = []
         for clip in clips:
             padding = ((0, -len(clip.pixels) % length), *[(0, 0)] * (clip.pixels.ndim - 1))
             padded = np.pad(clip.pixels, padding, mode="edge" if self.repeats else "constant")

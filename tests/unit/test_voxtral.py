@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from invariants.family import Family
-from parity import media
+from parity import expected, media
 
+from mlx_vlgen import generate, load
 from mlx_vlgen.errors import LoadError, PromptError
 from mlx_vlgen.inputs.processor_files import check_tokenizer, load_tokenizer
 from mlx_vlgen.inputs.prompt import MediaInputs
@@ -61,6 +63,27 @@ def test_the_layout_of_prompts(family: Family) -> None:
     assert (prompt.tokens == turns).sum() == 2  # a person's is text
     with pytest.raises(PromptError, match="knows no messages with the role tool"):
         processor.prepare([{"role": "tool", "content": "1"}])
+    with pytest.raises(PromptError, match="no system message beside sound"):
+        processor.prepare([{"role": "system", "content": "Hi."}, *messages], MediaInputs(audios=[media.sound("sound")]))
+
+
+def test_transcripts(family: Family) -> None:
+    """As the case of the reference writes them."""
+    processor, sounds = family.processor, [media.sound("short_sound"), media.sound("long_sound")]
+    case = expected.case("voxtral", "transcript")
+    asked = {"model_id": "mistralai/Voxtral-Mini-3B-2507", "format": "wav", "return_tensors": "np"}
+    one = processor.apply_transcription_request(sounds[0], language="en", **asked)
+    assert one["input_ids"].tolist() == [case.ids.tolist()] and one["input_features"].shape == (1, 32, 200)
+    two = processor.apply_transcription_request(sounds, language=["en", None], sampling_rate=16_000, **asked)
+    assert two["input_features"].shape == (3, 32, 200) and two["attention_mask"].sum(axis=1).tolist() == [
+        len(case.ids),
+        55,
+    ]
+    answers = family.model.generate(**two, max_new_tokens=3)
+    assert answers.shape == (2, two["input_ids"].shape[1] + 3)
+    for language, message in (("[INST]", "expected two letters"), (["en"] * 3, "3 languages were given for 2 clips")):
+        with pytest.raises(PromptError, match=message):
+            processor.apply_transcription_request(sounds, language=language)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +129,21 @@ def test_mistrals_tokenizer_file_is_read(tmp_path: Path) -> None:
     ids = tokenizer.encode("<s>[INST][BEGIN_AUDIO][AUDIO]the é")
     assert ids == [1, 3, 6, 5, 10 + 257, 10 + 32, 10 + 0xC3, 10 + 0xA9]
     assert tokenizer.decode(ids[4:]) == "the é" and tokenizer.eos_token_id == 2 and tokenizer.bos_token_id == 1
+
+
+def test_a_checkpoint_with_mistrals_file_alone(family: Family, tmp_path: Path) -> None:
+    """As it is published: no template, and no tokenizer.json."""
+    folder = tmp_path / "voxtral"
+    shutil.copytree(family.folder, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).unlink(missing_ok=True)
+    tekken(folder)
+    model, processor = load(str(folder))
+    messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": "the [AUDIO]"}]}]
+    prompt = processor.prepare(messages, MediaInputs(audios=[media.sound("long_sound")]))
+    text = [10 + 257, 10 + 32, *(10 + byte for byte in b"[AUDIO]")]
+    assert prompt.tokens.tolist() == [1, 3, 6, *[5] * 50, *text, 4]
+    assert generate(model, processor, messages, audio=media.sound("long_sound"), max_tokens=3).generation_tokens
 
 
 def test_a_file_of_its_first_form_is_refused(tmp_path: Path) -> None:
