@@ -12,6 +12,7 @@ from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
+from .glm5_next_text import Glm5NextText, Glm5NextTextConfig
 from .lfm3 import Lfm3
 from .llama4_text import Llama4Text, Llama4TextConfig
 from .molmo2_text import Molmo2Text
@@ -228,7 +229,7 @@ DECODERS: dict[str, Decoder] = {
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
     "qwen4_exp_text": Decoder(
-        refusals.qwen4_exp, Qwen4ExpTextConfig.complete({}), configuration.read_qwen4_exp, network=Qwen4ExpText
+        refusals.qwen4_exp, Qwen4ExpTextConfig.complete({}), configuration.read_indexed, network=Qwen4ExpText
     ),
     "ministral3": Decoder(
         refusals.ministral3,
@@ -264,9 +265,13 @@ DECODERS: dict[str, Decoder] = {
     "kimi_k2": Decoder(refusals.kimi_k2, _KIMI_K2, configuration.read_deepseek, _kimi_k2_decoder, mask_arrays=True),
     "molmo2_text": Decoder(refusals.molmo2, _MOLMO2, network=Molmo2Text),
     "glm4": Decoder(refusals.glm4, {}),
+    "glm5_next_text": Decoder(
+        refusals.glm5_next, Glm5NextTextConfig.complete({}), configuration.read_indexed, network=Glm5NextText
+    ),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 
-DRIVEN = tuple(name for name in DECODERS if name not in ("gemma4_text", "qwen4_exp_text"))
-"""Those whose layers `backbone.decode` runs; those of Gemma 4 share keys, those of Qwen4-Exp have streams: their
-families run them."""
+_UNDRIVEN = ("gemma4_text", "glm5_next_text", "qwen4_exp_text")
+DRIVEN = tuple(name for name in DECODERS if name not in _UNDRIVEN)
+"""Those whose layers `backbone.decode` runs; those of Gemma 4 share keys, others have several streams: their families
+run them."""
