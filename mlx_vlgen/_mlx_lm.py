@@ -25,7 +25,9 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
     make_prompt_cache,
 )
+from mlx_lm.models.gated_delta import gated_delta_update, normalize_qk
 from mlx_lm.models.lfm2 import ShortConv
+from mlx_lm.models.mla import MultiLinear
 from mlx_lm.models.qwen3_5 import GatedDeltaNet
 from mlx_lm.models.qwen3_next import Qwen3NextAttention as GatedAttention
 from mlx_lm.models.qwen3_next import Qwen3NextSparseMoeBlock as SharedExpertMoE

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .._runtime import memory_available
-from ..models.base import CrossAttention, Index, LayerKind, Opaque, PromptWindow, Recurrent, Sliding
+from ..models.base import CrossAttention, LayerKind, Opaque, PromptWindow, Recurrent, Sliding, Whole
 from .cache import Cache
 from .kv_settings import KVSettings
 from .request import Row
@@ -48,7 +48,7 @@ def _layer_bytes(kind: LayerKind, size: LayerSize, settings: KVSettings, positio
         whole = 0
     elif isinstance(kind, Sliding):
         whole = min(positions, kind.window)
-    elif isinstance(kind, PromptWindow | Index):
+    elif isinstance(kind, PromptWindow | Whole):
         pass  # it has all positions, whatever the settings
     elif settings.max_size is not None:
         whole = min(positions, settings.max_size)

@@ -14,13 +14,13 @@ from ..models.base import (
     CrossAttention,
     Embedded,
     Full,
-    Index,
     LayerKind,
     Model,
     Opaque,
     PromptWindow,
     Recurrent,
     Sliding,
+    Whole,
 )
 from .kv_settings import SINKS, KVSettings
 from .quantized import QuantizedCache
@@ -50,7 +50,7 @@ def make_cache(
                 return QuantizedCache(settings, padded, expected)
             case Full() if settings.max_size is not None:
                 return AttentionCache(Reach(SINKS, settings.max_size - SINKS), padded, expected)
-            case Full() | Index():
+            case Full() | Whole():
                 return AttentionCache(padded=padded, expected=expected)
             case Sliding(window, chunked):
                 return AttentionCache(Reach(window=window, chunked=chunked), padded, expected)
@@ -83,7 +83,7 @@ def check(model: Model, settings: KVSettings) -> None:
     named = f"kv_bits={settings.bits}" if settings.bits else f"max_kv_size={settings.max_size}"
     if settings.bits is not None and not any(isinstance(kind, Full) for kind in layout):
         raise UnsupportedError(f"{named}: no layer of this model has a cache that can be quantized; leave it out")
-    if settings.max_size is not None and any(isinstance(kind, Opaque | PromptWindow | Index) for kind in layout):
+    if settings.max_size is not None and any(isinstance(kind, Opaque | PromptWindow | Whole) for kind in layout):
         raise UnsupportedError(f"{named}: this model has a kind of cache of its own, which has no bound; leave it out")
     smallest = settings if settings.bits else KVSettings(max_size=SINKS + 1)
     cache = make_cache(layout, smallest)
@@ -145,7 +145,7 @@ def alone(cache: Cache, row: int) -> Cache:
 def can_roll_back(layout: Sequence[LayerKind], settings: KVSettings) -> bool:
     """Whether positions can be taken back from such caches: not from states, nor from a bound, which has pushed out
     what would come back."""
-    kinds = Full | Sliding | PromptWindow | CrossAttention | Index
+    kinds = Full | Sliding | PromptWindow | CrossAttention | Whole
     return settings.max_size is None and all(isinstance(kind, kinds) for kind in layout)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from .._runtime import memory_available, mx
 from ..inputs.expansions import Expansions
 from ..inputs.prompt import Media, Prompt
-from ..models.base import Features, Full, Index, LayerKind, Model, Opaque
+from ..models.base import Features, Full, LayerKind, Model, Opaque, Whole
 from ..notices import notice
 from . import cache as kv
 from .blocks import Block, FeatureCache
@@ -252,7 +252,7 @@ class Prefixes:
 
     def at_any_length(self, settings: KVSettings) -> bool:
         """Whether any beginning of what is stored can be used: every layer has all positions."""
-        return settings.max_size is None and all(isinstance(kind, Full | Index) for kind in self.layout)
+        return settings.max_size is None and all(isinstance(kind, Full | Whole) for kind in self.layout)
 
     def find(self, prompt: Prompt, units: Units, settings: KVSettings) -> Prefix | None:
         """The longest beginning of a prompt that is known, in memory."""

@@ -105,14 +105,20 @@ def paced_frames(total: int, rate: float, group: int) -> np.ndarray:
     seconds = total / rate
     duration = min(seconds, PACES[-1][0])
     pace = next(pace for max_duration, pace in PACES if duration <= max_duration)
-    count = max(1, min(int(duration * pace * group), MAX_FRAMES))
+    return due_frames(total, rate, group * pace, min(int(duration * pace * group), MAX_FRAMES))
+
+
+def due_frames(total: int, rate: float, fps: float, count: int) -> np.ndarray:
+    """`count` frames: the first that are due, of `fps` a second; or spread evenly, where those are more or less. An
+    even number of frames."""
+    count = max(1, count)
     indices: list[int] = []
     due, frame = 0.0, 1 / rate
     for index in range(total):
         if index * frame >= due:
-            due += 1 / (group * pace)
+            due += 1 / fps
             indices.append(index)
-            if due >= int(seconds):
+            if due >= int(total / rate):
                 break
     if total < count or len(indices) > count:
         return _even(np.linspace(0, total - 1, count), total)

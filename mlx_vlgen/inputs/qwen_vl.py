@@ -96,6 +96,12 @@ class QwenVLProcessor(Processor):
         """What stands for `groups` groups of frames of `count` tokens each: text and counts of an `Expansion`."""
         raise NotImplementedError
 
+    def fit(
+        self, image: Image.Image, size: Size, settings: PixelSettings, media: MediaInputs, frames: int
+    ) -> np.ndarray:
+        """An image, or one of `frames` frames, as (height, width, 3) of the size that was found for it."""
+        return np.asarray(settings.resize(image, size))
+
     def patchify(self, frames: np.ndarray, settings: PixelSettings) -> tuple[np.ndarray, tuple[int, int, int]]:
         """Frames (T, H, W, C), resized, as `Media.pixels` and `Media.grid`."""
         return patchify(frames, settings)
@@ -122,7 +128,8 @@ class QwenVLProcessor(Processor):
         many = KINDS["image"].many_tokens
         remedy = f"max_pixels (--max-pixels) makes it smaller: {many * settings.factor**2} gives {many:,}"
         self.check_count("image", original, count, remedy)
-        pixels, grid = self.patchify(np.asarray(settings.resize(image, size))[None], settings)
+        fitted = self.fit(image, size, settings, media, settings.frames)
+        pixels, grid = self.patchify(fitted[None], settings)
         text = self.placeholders["image"] * count
         return Expansion(text, (count,), pixels, grid, original, normalization=settings.normalization)
 
@@ -138,7 +145,9 @@ class QwenVLProcessor(Processor):
         planned = -(-len(frames) // settings.frames), size[0] // settings.patch, size[1] // settings.patch
         count = self.token_count(planned, settings)
         self.check_count("video", original, count, f"max_pixels (--max-pixels) makes frames smaller, {FEWER_FRAMES}")
-        pixels, grid = self.patchify(_resize_frames(frames, size, settings), settings)
+        images = [Image.fromarray(frame) for frame in frames]
+        fitted = np.stack([self.fit(image, size, settings, media, len(images)) for image in images])
+        pixels, grid = self.patchify(fitted, settings)
         text, counts = self.video_text(video, grid[0], grid[1] * grid[2] // settings.merge**2)
         seconds = settings.frames / video.fps if self.timed else 0.0
         return Expansion(text, counts, pixels, grid, original, seconds, settings.normalization)

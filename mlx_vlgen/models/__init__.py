@@ -104,6 +104,7 @@ FAMILIES: dict[str, Family] = {
     "glm4v": _GLM4V,
     "glm4v_moe": _GLM4V,
     "glm46v": _GLM4V,
+    "glm5_next": Family("mlx_vlgen.models.glm5_next:Glm5Next", "mlx_vlgen.inputs.glm5_next:Glm5NextProcessor"),
     "glm_ocr": Family("mlx_vlgen.models.glm_ocr:GlmOcr", "mlx_vlgen.inputs.glm4v:Glm4vProcessor"),
     "paddleocr_vl": Family(
         "mlx_vlgen.models.paddleocr_vl:PaddleOCRVL", "mlx_vlgen.inputs.paddleocr_vl:PaddleOCRVLProcessor"

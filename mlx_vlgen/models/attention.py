@@ -205,6 +205,7 @@ class MLP(nn.Module):
     names: of its two layers; or of three where it is gated: gate, up, down.
     linear: makes these layers.
     outputs: default the same as inputs.
+    limit: of what goes into a gate's activation, and on both sides of what it gates.
     """
 
     def __init__(
@@ -215,8 +216,10 @@ class MLP(nn.Module):
         names: Sequence[str] = ("fc1", "fc2"),
         linear: Linear = nn.Linear,
         outputs: int | None = None,
+        limit: float | None = None,
     ):
         super().__init__()
+        self._limit = limit
         self._inputs, self._output = tuple(names[:-1]), names[-1]
         for name in self._inputs:
             self[name] = linear(inputs, inner)
@@ -224,7 +227,16 @@ class MLP(nn.Module):
         self._activation = ACTIVATIONS[activation]
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = self._activation(self[self._inputs[0]](x))
-        if len(self._inputs) == 2:
-            h = h * self[self._inputs[1]](x)
+        h = self[self._inputs[0]](x)
+        if len(self._inputs) == 1:
+            h = self._activation(h)
+        elif self._limit is None:
+            h = self._activation(h) * self[self._inputs[1]](x)
+        else:
+            h = clipped(h, self[self._inputs[1]](x), self._limit, self._activation)
         return self[self._output](h)
+
+
+def clipped(gate: mx.array, x: mx.array, limit: float, activation: Callable[[mx.array], mx.array]) -> mx.array:
+    """x times its gate, with both kept within limits before."""
+    return activation(mx.minimum(gate, limit)) * mx.clip(x, -limit, limit)

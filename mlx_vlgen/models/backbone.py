@@ -129,3 +129,11 @@ def _layer_kind(decoder: Any, index: int, cache: Any) -> LayerKind:
 def gather_last(h: mx.array, at: mx.array | None) -> mx.array:
     """h (B, L, d) -> position `at[b]` of each row, (B, d); all positions when `at` is None."""
     return h if at is None else h[mx.arange(h.shape[0]), at]
+
+
+def last_of(history: mx.array, count: int, length: int, cache: Any) -> mx.array:
+    """The last `count` of history (B, count + length, ...) before each row's padding, on the right of its tokens."""
+    if cache.lengths is None:
+        return mx.contiguous(history[:, length:])
+    places = mx.clip(cache.lengths, 0, length)[:, None] + mx.arange(count)
+    return mx.take_along_axis(history, places.reshape(*places.shape, *[1] * (history.ndim - 2)), axis=1)

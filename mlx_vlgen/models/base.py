@@ -54,9 +54,9 @@ class CrossAttention:
 
 
 @dataclass(frozen=True)
-class Index:
-    """No layer: what the indexer of one stores of every position, beside the layer's keys and values. Such caches come
-    after those of the layers; they are never quantized, and have no bound."""
+class Whole:
+    """A layer that needs what it stores of every position as it is: its cache is never quantized, and has no bound. So
+    is that of a layer's indexer; these come after those of the layers."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Opaque:
     make: Callable[[], Any]
 
 
-LayerKind = Full | Sliding | PromptWindow | Recurrent | CrossAttention | Index | Opaque
+LayerKind = Full | Sliding | PromptWindow | Recurrent | CrossAttention | Whole | Opaque
 
 
 @dataclass

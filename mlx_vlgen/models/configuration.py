@@ -128,7 +128,7 @@ def read_qwen3_5(args: Arguments) -> None:
         args["full_attention_interval"] = layer_types.index("full_attention") + 1
 
 
-def read_qwen4_exp(args: Arguments) -> None:
+def read_indexed(args: Arguments) -> None:
     """Layers that are called "full_attention" have an indexer, too."""
     if args.get("layer_types"):
         args["layer_types"] = [kind.replace("full_", "indexed_") for kind in args["layer_types"]]

@@ -13,6 +13,7 @@ from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
 from .gemma3n_text import Gemma3nText, Gemma3nTextConfig
+from .glm5_next_text import Glm5NextText, Glm5NextTextConfig
 from .lfm3 import Lfm3
 from .llama4_text import Llama4Text, Llama4TextConfig
 from .molmo2_text import Molmo2Text
@@ -253,7 +254,7 @@ DECODERS: dict[str, Decoder] = {
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
     "qwen4_exp_text": Decoder(
-        refusals.qwen4_exp, Qwen4ExpTextConfig.complete({}), configuration.read_qwen4_exp, network=Qwen4ExpText
+        refusals.qwen4_exp, Qwen4ExpTextConfig.complete({}), configuration.read_indexed, network=Qwen4ExpText
     ),
     "ministral3": Decoder(
         refusals.ministral3,
@@ -305,6 +306,9 @@ DECODERS: dict[str, Decoder] = {
     "kimi_k2": Decoder(refusals.kimi_k2, _KIMI_K2, configuration.read_deepseek, _kimi_k2_decoder, mask_arrays=True),
     "molmo2_text": Decoder(refusals.molmo2, _MOLMO2, network=Molmo2Text),
     "glm4": Decoder(refusals.glm4, {}),
+    "glm5_next_text": Decoder(
+        refusals.glm5_next, Glm5NextTextConfig.complete({}), configuration.read_indexed, network=Glm5NextText
+    ),
     "muse_glimmer_text": Decoder(
         refusals.muse_glimmer,
         _MUSE_GLIMMER,
@@ -316,6 +320,6 @@ DECODERS: dict[str, Decoder] = {
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 
-_RUN_BY_FAMILIES = ("gemma3n_text", "gemma4_text", "gemma4_unified_text", "qwen4_exp_text")
+_RUN_BY_FAMILIES = ("gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm5_next_text", "qwen4_exp_text")
 DRIVEN = tuple(name for name in DECODERS if name not in _RUN_BY_FAMILIES)
-"""Those whose layers `backbone.decode` runs; those of Gemma 3n and 4 share keys, those of Qwen4-Exp have streams."""
+"""Those whose layers `backbone.decode` runs; those of Gemma 3n and 4 share keys, others have several streams."""

@@ -20,6 +20,7 @@ from .configuration import BaseConfig, with_rope
 from .layers import PatchEmbedding, PositionTable, merge_order, pace, resample_bicubic, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 from .qwen3_vl import split_experts
+from .router import Router
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class Downsample(nn.Conv2d):
 
 
 class Merger(MLP):
-    def __init__(self, size: int, inner: int, activation: str):
-        super().__init__(size, inner, activation, GATED, linear_without_bias)
+    def __init__(self, size: int, inner: int, activation: str, limit: float | None = None):
+        super().__init__(size, inner, activation, GATED, linear_without_bias, limit=limit)
         self.proj = nn.Linear(size, size, bias=False)
         self.post_projection_norm = nn.LayerNorm(size, eps=1e-5)
 
@@ -115,10 +116,16 @@ class Merger(MLP):
 class Tower(nn.Module):
     """What the towers of GLM's models share.
 
-    block: makes one of its layers. merger_size: inner width of the merger's MLP.
+    block: makes one of its layers. merger_size: inner width of the merger's MLP; limit: see `MLP`.
     """
 
-    def __init__(self, config: Glm4vVisionConfig, block: Callable[[Any], VisionBlock], merger_size: int):
+    def __init__(
+        self,
+        config: Glm4vVisionConfig,
+        block: Callable[[Any], VisionBlock],
+        merger_size: int,
+        limit: float | None = None,
+    ):
         super().__init__()
         hidden, out = config.hidden_size, config.out_hidden_size
         self.merge, self.head_size = config.spatial_merge_size, hidden // config.num_heads
@@ -127,7 +134,7 @@ class Tower(nn.Module):
         self.blocks = [block(config) for _ in range(config.depth)]
         self.post_layernorm = nn.RMSNorm(hidden, eps=config.rms_norm_eps)
         self.downsample = Downsample(hidden, out, self.merge)
-        self.merger = Merger(out, merger_size, config.hidden_act)
+        self.merger = Merger(out, merger_size, config.hidden_act, limit)
 
     def add_positions(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
         """Embedded patches (B, N, d) of a grid, at `row` and `column` (N,), with what tells their places."""
@@ -153,31 +160,6 @@ class VisionTower(Tower):
 
     def add_positions(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
         return self.post_conv_layernorm(x) + self.embeddings(row, column, rows, columns)
-
-
-class Router(nn.Module):
-    """Which experts a token goes to, and their weights. A bias, which balanced the experts' load in training, takes
-    part in the choice and not in the weights.
-
-    Replaces mlx-lm's: all in float32, as in transformers, for half precision may choose other experts.
-    """
-
-    def __init__(self, text: Mapping[str, Any]):
-        super().__init__()
-        self._top_k, self._scale = text["num_experts_per_tok"], text["routed_scaling_factor"]
-        self._norm_topk_prob = text["norm_topk_prob"]
-        self.weight = mx.zeros((text["n_routed_experts"], text["hidden_size"]))
-        self.e_score_correction_bias = mx.zeros(text["n_routed_experts"])
-
-    def __call__(self, x: mx.array) -> tuple[mx.array, mx.array]:
-        """(..., d) -> experts and their weights, (..., top k) each."""
-        scores = mx.sigmoid(x.astype(mx.float32) @ self.weight.T.astype(mx.float32))
-        order = mx.argpartition(-(scores + self.e_score_correction_bias), kth=self._top_k - 1, axis=-1)
-        experts = order[..., : self._top_k]
-        weights = mx.take_along_axis(scores, experts, axis=-1)
-        if self._norm_topk_prob:
-            weights = weights / weights.sum(axis=-1, keepdims=True)
-        return experts, weights * self._scale
 
 
 class Glm4v(MRopeModel):

@@ -36,11 +36,12 @@ class GlmOcrTextConfig(Glm4vTextConfig):
     num_nextn_predict_layers: int = 1
 
 
-def vision_block(config: GlmOcrVisionConfig) -> VisionBlock:
+def vision_block(config: GlmOcrVisionConfig, limit: float | None = None) -> VisionBlock:
+    """limit: see `MLP`."""
     hidden, linear = config.hidden_size, partial(nn.Linear, bias=config.attention_bias)
     norm = partial(nn.RMSNorm, eps=config.rms_norm_eps)
     attn = VisionAttention(hidden, config.num_heads, linear=linear, out_linear=linear, norm=norm, norm_heads=True)
-    mlp = MLP(hidden, config.intermediate_size, config.hidden_act, GATED, linear)
+    mlp = MLP(hidden, config.intermediate_size, config.hidden_act, GATED, linear, limit=limit)
     return VisionBlock(partial(norm, hidden), attn, mlp)
 
 

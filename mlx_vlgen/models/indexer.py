@@ -8,11 +8,9 @@ from typing import Any
 from .._runtime import mx
 
 
-def chosen_keys(
-    scores: mx.array, first: int | mx.array, size: int, count: int, keys: int, tail: bool = True
-) -> mx.array:
+def chosen_keys(scores: mx.array, first: int | mx.array, size: int, count: int, keys: int) -> mx.array:
     """Which keys each of N tokens may attend to, (B, 1, N, keys) bool: those of the `count` best of its complete
-    blocks, and with `tail` those after these. What comes after a token is left to the mask of its attention.
+    blocks, and those after these. What comes after a token is left to the mask of its attention.
 
     scores: (B, N, blocks) float32, of each whole block of `size` keys. first: the first token's position, or (B,).
     """
@@ -24,9 +22,7 @@ def chosen_keys(
     rest = scores.shape[-1] * size
     chosen = mx.repeat(chosen, size, axis=-1)
     chosen = mx.pad(chosen, [(0, 0), (0, 0), (0, keys - rest)])
-    if tail:
-        chosen = chosen | (mx.arange(keys) >= complete * size)
-    return chosen[:, None]
+    return (chosen | (mx.arange(keys) >= complete * size))[:, None]
 
 
 def best(scores: mx.array, count: int) -> mx.array:

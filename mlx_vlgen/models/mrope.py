@@ -146,6 +146,19 @@ class VisionBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def encode_grids(media: Sequence[Media], tower: nn.Module) -> list[Features]:
+    """Features of media of one grid. tower: see `MRopeModel`."""
+    frames, rows, columns = media[0].grid
+    pixels = join_pixels(media).reshape(len(media) * frames, rows * columns, -1)
+    embeds, deepstack = tower(pixels, rows, columns, media[0].normalization)
+
+    def split(x: mx.array) -> mx.array:  # (media * frames, n, d) -> (media, frames * n, d)
+        return x.reshape(len(media), -1, x.shape[-1])
+
+    embeds, deepstack = split(embeds), [split(x) for x in deepstack]
+    return [Features(embeds[i], [x[i] for x in deepstack]) for i in range(len(media))]
+
+
 class MRopeModel(VisionLanguageModel):
     """A family gives the arguments of its text decoder, its tower and its M-RoPE.
 
@@ -195,15 +208,7 @@ class MRopeModel(VisionLanguageModel):
         return rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        frames, rows, columns = media[0].grid
-        pixels = join_pixels(media).reshape(len(media) * frames, rows * columns, -1)
-        embeds, deepstack = self.vision_tower(pixels, rows, columns, media[0].normalization)
-
-        def split(x: mx.array) -> mx.array:  # (media * frames, n, d) -> (media, frames * n, d)
-            return x.reshape(len(media), -1, x.shape[-1])
-
-        embeds, deepstack = split(embeds), [split(x) for x in deepstack]
-        return [Features(embeds[i], [x[i] for x in deepstack]) for i in range(len(media))]
+        return encode_grids(media, self.vision_tower)
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]

@@ -12,8 +12,8 @@ from typing import Any
 
 from .._mlx_lm import GatedAttention, GatedDeltaNet, SharedExpertMoE, use_attention
 from .._runtime import mx, nn
-from .backbone import Masks, RotaryOffsetCache
-from .base import Embedded, Full, Index, LayerKind, Recurrent
+from .backbone import Masks, RotaryOffsetCache, last_of
+from .base import Embedded, Full, LayerKind, Recurrent, Whole
 from .configuration import BaseConfig
 from .indexer import chosen_keys, narrowed
 from .text_attention import text_attention
@@ -163,14 +163,6 @@ def injected(streams: mx.array, x: mx.array, weights: mx.array | None) -> mx.arr
     """Streams (B, L, streams * d) and what a layer gave, (B, L, d), in each by its weight."""
     assert weights is not None
     return streams + (x[..., None, :] * weights[..., None]).flatten(-2)
-
-
-def last_of(history: mx.array, count: int, length: int, cache: Any) -> mx.array:
-    """The last `count` of history (B, count + length, ...) before each row's padding, on the right of its tokens."""
-    if cache.lengths is None:
-        return mx.contiguous(history[:, length:])
-    places = mx.clip(cache.lengths, 0, length)[:, None] + mx.arange(count)
-    return mx.take_along_axis(history, places.reshape(*places.shape, *[1] * (history.ndim - 2)), axis=1)
 
 
 class NGramEmbedding(nn.Module):
@@ -357,7 +349,7 @@ class Qwen4ExpText(nn.Module):
         kinds: list[LayerKind] = [
             Recurrent(4 if "ple" in layer else 2) if "linear_attn" in layer else Full() for layer in self.layers
         ]
-        return kinds + [Index() for kind in kinds if kind == Full()]
+        return kinds + [Whole() for kind in kinds if kind == Full()]
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """torch's convolutions (d, 1, K) with their channels last; tables of n-grams, which are published in parts,

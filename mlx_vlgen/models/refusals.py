@@ -185,6 +185,32 @@ def glm4_moe(args: Arguments) -> list[str | None]:
     return [*glm4(args), "experts in groups" if args.get("n_group", 1) > 1 else None]
 
 
+def glm5_next(args: Arguments) -> list[str | None]:
+    layers = range(args["num_hidden_layers"])
+    kinds = args["layer_types"] or [None if layer % 4 == 3 else "linear_attention" for layer in layers]
+    shared = [kind == "shared" for kind in args["indexer_types"] or ()]
+    alone = (
+        shared[layer] and kinds[layer] != "linear_attention"
+        and (layer == 0 or kinds[layer - 1] == "linear_attention" or shared[layer - 1])
+        for layer in layers
+        if shared
+    )  # fmt: skip
+    unknown = {*kinds} - {"linear_attention", "indexed_attention", None}
+    few = args["num_key_value_heads"] not in (None, args["num_attention_heads"])
+    return [
+        *llama(args),
+        f"{unknown.pop()} layers" if unknown else None,
+        "rotary positions" if args["qk_rope_head_dim"] else None,
+        "heads that share keys" if few else None,
+        "experts in groups" if args["n_group"] > 1 else None,
+        None if args["index_kpool_always_select_tail"] else "an indexer that leaves a token's own block out",
+        "a budget of its indexer that is no whole number of blocks"
+        if args["index_topk"] % args["index_kpool"]
+        else None,
+        "an indexer to share, and none directly before it" if any(alone) else None,
+    ]
+
+
 def _other_activation(name: str, *known: str) -> str | None:
     return None if name in known else f"the activation {name!r}"
 

@@ -11,7 +11,7 @@ from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.engine.quantized import QuantizedCache
 from mlx_vlgen.errors import LoadError, UnsupportedError
-from mlx_vlgen.models.base import Full, Index, Recurrent
+from mlx_vlgen.models.base import Full, Recurrent, Whole
 from mlx_vlgen.models.decoders import text_arguments as known_arguments
 from mlx_vlgen.models.indexer import best, chosen_keys
 from mlx_vlgen.models.qwen4_exp import text_arguments
@@ -52,7 +52,7 @@ def test_what_the_decoder_would_leave_out_is_refused(change: dict[str, Any], mes
 def test_what_an_indexer_stores_is_neither_quantized_nor_bounded(load_family: Callable[[str], Family]) -> None:
     model = load_family("qwen4_exp").model
     layout = model.cache_layout()
-    assert layout == [Recurrent(4), Full(), Full(), Index(), Index()]
+    assert layout == [Recurrent(4), Full(), Full(), Whole(), Whole()]
     quantized = [isinstance(layer, QuantizedCache) for layer in kv.make_cache(layout, KVSettings(bits=8))]
     assert quantized == [False, True, True, False, False]
     with pytest.raises(UnsupportedError, match="max_kv_size=64"):
