@@ -258,15 +258,15 @@ def train(
     producer.terminate()
 
 
-def main(course: Course, description: str | None, minutes: float, threads: int) -> None:
-    """The command line of a training; `minutes` and `threads` are its defaults."""
+def main(course: Course, description: str | None, minutes: float, threads: int, rate: float = 1.0) -> None:
+    """The command line of a training; `minutes`, `threads` and `rate` are its defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint and of the training state")
     parser.add_argument("--minutes", type=float, default=minutes, help="in all, earlier runs counted in with --resume")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--start", type=Path, help="begin with the weights of this checkpoint, not with random ones")
-    parser.add_argument("--rate", type=float, default=1, help="factor on the learning rates: less for a --start")
+    parser.add_argument("--rate", type=float, default=rate, help="factor on the learning rates: less for a --start")
     parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C++ compiler)")
     parser.add_argument("--every", type=float, default=6, help="minutes between saves")

@@ -6,6 +6,7 @@ convolutions are matrix products over unfolded frames, and all windows of a batc
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .checkpoint import WINDOW
 from .clips import CLASSES, PHONEME_CLASSES
 from .lessons import PARTS
 
+STEPS, FOCUS = (2, 3, 4, 6, 8), 1.5  # see initialize
 DENSE = (CLASSES, PARTS, PHONEME_CLASSES, PHONEME_CLASSES)  # classes of each column of the labels of a moment
 
 
@@ -29,6 +31,7 @@ class TrainingModel(nn.Module):
         self.hf = Qwen2_5OmniThinkerForConditionalGeneration(Qwen2_5OmniThinkerConfig(**config)).float()
         self.tower, self.text = self.hf.model.audio_tower, self.hf.model.language_model
         self.dense_head = nn.Linear(config["audio_config"]["output_dim"], sum(DENSE))
+        initialize(self.tower)
 
     def encode(self, mel: Tensor) -> Tensor:
         """(B, T, mels) -> features (B, N, d). Windows of 2 * WINDOW frames are apart, the last may be shorter."""
@@ -79,6 +82,32 @@ class TrainingModel(nn.Module):
         for layer in self.text.layers:
             hidden = text_layer(layer, hidden, cos, sin, bias)
         return self.text.norm(hidden), dense
+
+
+@torch.no_grad()
+def initialize(tower: nn.Module) -> None:
+    """Random weights of the size that keeps the signal's, and heads that begin by attending to a step before, the step
+    itself and a step after, further apart from layer to layer, as a time-delay network would (Cordonnier et al., 2019).
+    Found out from random queries and keys, that places are relative takes most of the training."""
+    for module in (tower.conv1, tower.conv2, *tower.layers.modules()):
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+    width = tower.conv1.out_channels
+    half = width // 2
+    waves = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))  # those of the sinusoidal positions
+    for layer, step in zip(tower.layers, STEPS, strict=True):
+        attention = layer.self_attn
+        layer.fc2.weight.mul_(0.5)
+        attention.out_proj.weight.mul_(0.5)
+        q, k = (p.weight.normal_(std=0.02) for p in (attention.q_proj, attention.k_proj))
+        for head in range(attention.num_heads):
+            offset = step * (head - (attention.num_heads - 1) / 2)
+            for i in range(attention.head_dim // 2):
+                row = head * attention.head_dim + 2 * i
+                sine, cosine = math.sin(waves[i] * offset), math.cos(waves[i] * offset)
+                q[row, i], q[row, half + i] = FOCUS * cosine, FOCUS * sine
+                q[row + 1, i], q[row + 1, half + i] = -FOCUS * sine, FOCUS * cosine
+                k[row, i] = k[row + 1, half + i] = FOCUS
 
 
 def convolve(conv: nn.Conv1d, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from .lessons import IGNORE, SoundEncoder, SoundRow, collate
 from .network import DENSE, TrainingModel
 from .tasks import TASKS, Lesson, corpus, make_lesson, sample
 
-SECONDS = 48  # of sound in a batch
+SECONDS = 32  # of sound in a batch
 POOL = 480  # lessons that are sorted by length at a time
 REUSE = 3  # times that a batch is trained on, each time with other masks
 KEPT = 300  # batches
@@ -140,4 +140,4 @@ COURSE = Course(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    main(COURSE, __doc__, minutes=120, threads=1)
+    main(COURSE, __doc__, minutes=120, threads=1, rate=0.4)  # at 1 the small batches' noise outweighs what is learnt
