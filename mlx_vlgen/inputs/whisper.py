@@ -26,7 +26,8 @@ class WhisperSettings:
     @classmethod
     def read(cls, settings: Mapping[str, Any], mels: int) -> Self:
         """From a preprocessor_config.json. mels: where it does not say."""
-        for name in ("dither", "padding_value", "do_normalize"):
+        seen = "image_mean" in settings  # in one file with those of pictures, whose `do_normalize` it is
+        for name in ("dither", "padding_value", *(() if seen else ("do_normalize",))):
             if settings.get(name):
                 raise LoadError(f"This checkpoint's features of sound have {name}, which is not computed here.")
         rate, hop = settings.get("sampling_rate", 16_000), settings.get("hop_length", 160)
