@@ -47,6 +47,9 @@ MARGIN = 1e-3
 # Clips are resized by torchvision here and by Pillow in mlx_vlgen: one level apart in places, a few 1e-3 in logits.
 VIDEO_MARGIN = 5e-3
 ROUTING_MARGIN = 2e-5
+# By how much what goes in is nudged, relatively, and how many times as much, in standard deviations, logits may move: a
+# network that makes more of a rounding shows how two libraries round, and not whether they compute the same.
+NUDGE, GAIN, DRAWS = 1e-5, 200, 4
 
 
 class Unsuitable(Exception):
@@ -221,6 +224,9 @@ def run_case(
                 other = model(**(inputs | {key: -inputs[key].flip(0)})).logits[0, -1].double().numpy()
                 if np.abs(other - logits[-1]).max() < 0.1 * logits.std():
                     raise Unsuitable(f"{key} make no difference")
+        moved = max(np.abs(_nudged(model, inputs, draw) - logits).max() for draw in range(DRAWS)) if drawn else 0
+        if (gain := moved / NUDGE / logits.std()) > GAIN:
+            raise Unsuitable(f"rounding grows by {gain:.0f}")
     best = np.sort(steps[0], axis=-1)
     margin = (best[:, -1] - best[:, -2]).min()
     if margin < (VIDEO_MARGIN if clips else MARGIN):
@@ -237,6 +243,21 @@ def run_case(
         "tokens": tokens[0].astype(np.uint16),
         "steps": (log_probabilities @ onto).astype(np.float32),
     }
+
+
+def _nudged(model: Any, inputs: dict[str, torch.Tensor], draw: int) -> np.ndarray:
+    """Logits (L, V) of the whole prompt where all that goes in is another by a few roundings."""
+    random = np.random.default_rng(draw)
+
+    def nudged(value: torch.Tensor) -> torch.Tensor:
+        return value * torch.from_numpy(1 + NUDGE * random.choice([-1.0, 1.0], value.shape)).to(value.dtype)
+
+    handle = model.get_input_embeddings().register_forward_hook(lambda module, arguments, out: nudged(out))
+    try:
+        floats = {key: nudged(value) for key, value in inputs.items() if value.is_floating_point()}
+        return model(**(inputs | floats)).logits[0].double().numpy()
+    finally:
+        handle.remove()
 
 
 def _greedy(model: Any, inputs: dict[str, torch.Tensor], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
