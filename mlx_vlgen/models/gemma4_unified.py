@@ -65,7 +65,7 @@ class Gemma4Unified(Gemma4Decoder):
         vision = Gemma4UnifiedVisionConfig.from_dict(config["vision_config"])
         self.vision_embedder = VisionEmbedder(vision)
         self.embed_vision = Projector(vision.output_proj_dims, self.hidden_size, vision.rms_norm_eps)
-        if audio := config.get("audio_config"):
+        if (audio := config.get("audio_config")) is not None:
             self.embed_audio = Projector(
                 audio.get("audio_embed_dim", 640), self.hidden_size, audio.get("rms_norm_eps", 1e-6)
             )

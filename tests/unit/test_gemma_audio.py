@@ -72,7 +72,7 @@ def test_only_checkpoints_with_an_audio_tower_hear(load_family: Callable[[str], 
     for model_type in ("gemma4", "gemma4_unified"):
         config: dict[str, Any] = {"model_type": model_type, "vision_config": {}, "audio_config": None}
         assert "audio" not in find(config).processor_class().placeholders
-        assert "audio" in find(config | {"audio_config": {"rms_norm_eps": 1e-6}}).processor_class().placeholders
+        assert "audio" in find(config | {"audio_config": {}}).processor_class().placeholders
 
 
 @pytest.mark.parametrize(
