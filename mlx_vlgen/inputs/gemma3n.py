@@ -41,7 +41,7 @@ class Gemma3nProcessor(Processor):
 
     @classmethod
     def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
-        counts: dict[Kind, int] = {}
+        audio, counts = config["audio_config"], dict[Kind, int]()
         families: tuple[tuple[Kind, str, int], ...] = (("image", "vision", 256), ("audio", "audio", 188))
         for kind, part, default in families:
             counts[kind] = config.get(f"{part}_soft_tokens_per_image", default)
@@ -53,9 +53,9 @@ class Gemma3nProcessor(Processor):
         image = {"resample": Image.Resampling.BILINEAR, "do_normalize": False, **settings.image}
         return {
             "image_settings": FixedSizeSettings.read(image, 768, SIGLIP_MEAN, SIGLIP_STD),
-            "sound": read_mel(settings.audio, GEMMA3N),
+            "sound": read_mel(settings.audio, GEMMA3N, audio.get("input_feat_size", 128)),
             "counts": counts,
-            "frames": 4 * config["audio_config"].get("conf_reduction_factor", 4),
+            "frames": 4 * audio.get("conf_reduction_factor", 4),
         }
 
     @property

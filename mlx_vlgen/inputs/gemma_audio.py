@@ -25,8 +25,13 @@ MAX_SECONDS = 30
 """What the extractors cut off clips at, whatever a checkpoint says."""
 
 
-def read_mel(settings: Mapping[str, Any], family: MelSettings) -> MelSettings:
-    """From an extractor's settings, where the family's hold for what they leave out."""
+def read_mel(settings: Mapping[str, Any], family: MelSettings, bands: int) -> MelSettings:
+    """From an extractor's settings, where the family's hold for what they leave out. bands: that the tower takes."""
+    if (mels := settings.get("feature_size", family.mels)) != bands:
+        raise LoadError(
+            f"This checkpoint's features of sound have {mels} bands and its audio tower takes {bands}: its "
+            "processor_config.json does not belong to its config.json."
+        )
     normalized = [name for name in ("per_bin_mean", "per_bin_stddev") if settings.get(name) is not None]
     ignored = [name for name in ("dither", "padding_value") if settings.get(name)]
     scaled = ["input_scale_factor"] if settings.get("input_scale_factor", 1.0) != 1.0 else []
@@ -41,7 +46,7 @@ def read_mel(settings: Mapping[str, Any], family: MelSettings) -> MelSettings:
     overdrive = settings.get("fft_overdrive", family.fft > 2 ** math.ceil(math.log2(family.frame)))
     return replace(
         family, rate=rate, frame=frame, hop=hop, fft=2 * least if overdrive else least,
-        mels=settings.get("feature_size", family.mels), low=settings.get("min_frequency", family.low),
+        mels=mels, low=settings.get("min_frequency", family.low),
         high=settings.get("max_frequency", family.high), preemphasis=settings.get("preemphasis", family.preemphasis),
         floor=settings.get("mel_floor", family.floor),
     )  # fmt: skip
@@ -71,7 +76,9 @@ class Gemma4AudioProcessor(Gemma4Processor):
 
     @classmethod
     def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
-        return super().read_fields(settings, config) | {"sound": read_mel(settings.audio, GEMMA4)}
+        # The tower's first layer has as many channels as there are bands.
+        bands = (config["audio_config"].get("subsampling_conv_channels") or (128,))[0]
+        return super().read_fields(settings, config) | {"sound": read_mel(settings.audio, GEMMA4, bands)}
 
     @property
     def audio_tensors(self) -> AudioTensors:

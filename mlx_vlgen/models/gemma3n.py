@@ -89,7 +89,7 @@ class Subsampling(nn.Module):
 
     def __call__(self, features: mx.array) -> mx.array:
         """(B, frames, bands) -> (B, frames / 4, d)."""
-        x = features[..., None].astype(self.input_proj_linear.weight.dtype)
+        x = features[..., None].astype(self.conv_0.conv.weight.dtype)
         return self.input_proj_linear(self.conv_1(self.conv_0(x)).flatten(2))
 
 

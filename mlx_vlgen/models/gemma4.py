@@ -143,8 +143,8 @@ class Gemma4(Gemma4Decoder):
         vision, text = Gemma4VisionConfig.from_dict(config["vision_config"]), self.language_model.args
         self.vision_tower = VisionTower(vision)
         self.embed_vision = Projector(vision.hidden_size, text.hidden_size, vision.rms_norm_eps)
-        if config.get("audio_config"):
-            audio = Gemma4AudioConfig.from_dict(config["audio_config"])
+        if (sound := config.get("audio_config")) is not None:
+            audio = Gemma4AudioConfig.from_dict(sound)
             self.audio_tower = AudioTower(audio)
             self.embed_audio = Projector(audio.output_proj_dims, text.hidden_size, audio.rms_norm_eps)
 

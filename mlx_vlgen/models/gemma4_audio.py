@@ -59,7 +59,7 @@ class Subsampling(nn.Module):
 
     def __call__(self, features: mx.array) -> mx.array:
         """(B, frames, bands) -> (B, frames / 4, d)."""
-        x = features[..., None].astype(self.input_proj_linear.weight.dtype)
+        x = features[..., None].astype(self.layer0.conv.weight.dtype)
         return self.input_proj_linear(self.layer1(self.layer0(x)).flatten(2))
 
 

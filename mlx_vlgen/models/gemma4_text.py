@@ -1,5 +1,5 @@
 """The text decoder of Gemma 4: mlx-lm's, the last layers of which may attend to keys and values of earlier ones, and
-what its families share around it.
+what its families share around it. Gemma 3n's is another, and run by the same loop.
 
 Source: transformers' Gemma4TextModel; Gemma 3n's report (per-layer inputs, shared keys and values).
 """

@@ -41,7 +41,7 @@ class VisionEmbedder(nn.Module):
     def __call__(self, pixels: mx.array, rows: int, columns: int) -> mx.array:
         """pixels (B, N, values), levels from 0 to 1, N = rows * columns in reading order -> (B, N, d)."""
         row, column = np.divmod(np.arange(rows * columns), columns)
-        x = self.patch_ln1(pixels.astype(self.patch_dense.weight.dtype))
+        x = self.patch_ln1(pixels.astype(self.patch_ln1.weight.dtype))
         x = self.patch_ln2(self.patch_dense(x))
         return self.pos_norm(x + self.pos_embedding[mx.array(column), 0] + self.pos_embedding[mx.array(row), 1])
 
@@ -65,7 +65,7 @@ class Gemma4Unified(Gemma4Decoder):
         vision = Gemma4UnifiedVisionConfig.from_dict(config["vision_config"])
         self.vision_embedder = VisionEmbedder(vision)
         self.embed_vision = Projector(vision.output_proj_dims, self.hidden_size, vision.rms_norm_eps)
-        if audio := config.get("audio_config"):
+        if (audio := config.get("audio_config")) is not None:
             self.embed_audio = Projector(
                 audio.get("audio_embed_dim", 640), self.hidden_size, audio.get("rms_norm_eps", 1e-6)
             )

@@ -2,24 +2,10 @@
 
 import numpy as np
 
+from mlx_vlgen.inputs.gemma3n import GEMMA3N
+from mlx_vlgen.inputs.gemma_audio import GEMMA4
 from mlx_vlgen.inputs.mel import MelSettings
 
-GEMMA3N = MelSettings(
-    mels=128, low=125.0, high=7600.0, frame=512, fft=1024, padding="none", preemphasis=0.97, power=1.0, scale="htk",
-    floor=1e-5, single=True, single_window=True, log="natural",
-)  # fmt: skip
-GEMMA4 = MelSettings(
-    mels=128,
-    frame=320,
-    fft=512,
-    padding="before",
-    power=1.0,
-    scale="htk",
-    floor=1e-3,
-    adds_floor=True,
-    single=True,
-    log="natural",
-)
 CASES = {
     "whisper": MelSettings(),
     "whisper large-v3": MelSettings(mels=128),
