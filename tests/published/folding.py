@@ -47,18 +47,22 @@ def first_layers(lines: Iterable[str], count: int) -> Iterator[str]:
 
 
 def read_sections(path: Path) -> dict[str, list[str]]:
-    """The lines of each section of a file, by its heading "== …". Headings in a row share their lines."""
+    """The lines of each section of a file, by its heading "== …". Headings in a row share their lines. A line that
+    begins with a number has so many parts of the one before."""
     sections: dict[str, list[str]] = {}
     headings: list[str] = []
+    lines: list[str] = []
     for line in path.read_text("utf-8").splitlines():
         if line.startswith("== "):
-            if headings and sections[headings[-1]]:
-                headings = []
+            if lines:
+                headings, lines = [], []
             headings.append(line.removeprefix("== "))
-            sections[headings[-1]] = []
         else:
-            for heading in headings:
-                sections[heading].append(line)
+            shared, _, rest = line.partition(" ")
+            if shared.isdigit():
+                rest = ".".join([*lines[-1].split(".")[: int(shared)], rest])
+            lines.append(rest if shared.isdigit() else line)
+        sections |= dict.fromkeys(headings, lines)
     return sections
 
 
@@ -67,8 +71,20 @@ def write_sections(path: Path, sections: Mapping[str, list[str]]) -> None:
     headings: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for heading, lines in sections.items():
         headings[tuple(lines)].append(heading)
-    texts = ("\n".join([*(f"== {name}" for name in names), *lines]) for lines, names in headings.items())
+    texts = [
+        line for lines, names in headings.items() for line in [*(f"== {name}" for name in names), *_shortened(lines)]
+    ]
     path.write_text("\n".join(texts) + "\n", "utf-8")
+
+
+def _shortened(lines: Iterable[str]) -> Iterator[str]:
+    before: list[str] = []
+    for line in lines:
+        parts = line.split(".")
+        pairs = enumerate(zip(before[:-1], parts[:-1], strict=False))
+        shared = next((at for at, (old, new) in pairs if old != new), min(len(before), len(parts)) - 1)
+        yield f"{shared} {'.'.join(parts[shared:])}" if shared > 0 else line
+        before = parts
 
 
 def _boxes(indices: Iterable[Index]) -> Iterator[tuple[list[int], ...]]:

@@ -23,8 +23,14 @@ Config = dict[str, Any]
 IDS = ("image_token", "video_token", "audio_token")
 UNTIED = ("Mistral-Small-3.2-24B-Instruct-2506",)
 """Published with an output layer, and silent about it: transformers 5 assumes none."""
-NEVER_SAVED = ("hunyuan_vl", "kimi_k25")
+NEVER_SAVED = ("hunyuan_vl", "kimi_k25", "molmo2", "ernie4_5_vl_moe", "lfm3_vl")
 """Came with a release of transformers that saves what is on the Hub."""
+DEFAULTS = (
+    "llava_onevision", "fast_vlm", "molmo2", "cohere2_vision", "lighton_ocr", "paddleocr_vl", "ernie4_5_vl_moe",
+    "idefics2", "qwen2_audio", "lfm3_vl", "minicpmv4_7", "glm46v", "internvl",
+)  # fmt: skip
+"""Families of whose checkpoints no configuration is at hand: the sizes that transformers' classes assume."""
+OF_PROGRAMS = ("architectures", "dtype", "transformers_version", "id2label", "label2id", "_name_or_path", "use_cache")
 KINDS = {
     "full_attention": "F", "sliding_attention": "S", "chunked_attention": "C", "linear_attention": "L", "conv": "V",
 }  # fmt: skip
@@ -34,6 +40,17 @@ def write_rows(path: Path, rows: dict[str, Any]) -> None:
     """A row a checkpoint."""
     lines = (f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in rows.items())
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
+
+
+def default_config(model_type: str) -> Config:
+    """As transformers writes it, without what says nothing of the network."""
+    written = json.loads(transformers.AutoConfig.for_model(model_type).to_json_string(use_diff=False))
+    return trimmed(written)
+
+
+def trimmed(part: Config) -> Config:
+    known = {key: value for key, value in part.items() if value is not None and key not in OF_PROGRAMS}
+    return {key: trimmed(value) if isinstance(value, dict) else value for key, value in known.items()}
 
 
 def internvl(config: Config) -> Config:
@@ -70,6 +87,8 @@ def build(config: Config) -> Any:
             return getattr(transformers, f"{name}ForConditionalGeneration")(parsed.thinker_config)
         if config["model_type"] == "qwen3_5_text":
             return transformers.AutoModelForCausalLM.from_config(parsed)
+        if "audio_config" in config:
+            return transformers.AutoModelForMultimodalLM.from_config(parsed)
         return transformers.AutoModelForImageTextToText.from_config(parsed)
 
 
@@ -96,7 +115,7 @@ def rotary(model: Any) -> dict[str, Any]:
                 continue
             kind = name.removesuffix("inv_freq").removesuffix("_") or "all"
             scaling = getattr(whole, f"{kind}_attention_scaling", getattr(whole, "attention_scaling", 1.0))
-            flat = frequencies.flatten()
+            flat = frequencies.flatten().sort(descending=True).values
             chosen = [0, len(flat) // 4, len(flat) // 2, 3 * len(flat) // 4, len(flat) - 1]
             found[kind] = [len(flat), [float(f"{flat[at]:.6g}") for at in chosen], round(float(scaling), 6)]
     return found
@@ -105,7 +124,9 @@ def rotary(model: Any) -> dict[str, Any]:
 def facts_of(model: Any, saved: dict[str, tuple[int, ...]]) -> Config:
     text = text_of(model.config)
     cross = getattr(text, "cross_attention_layers", ())
-    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    sliding = text.model_type == "mistral" and text.sliding_window
+    kind = "sliding_attention" if sliding else "full_attention"
+    kinds = getattr(text, "layer_types", None) or [kind] * text.num_hidden_layers
     layers = ["X" if number in cross else KINDS[kind] for number, kind in enumerate(kinds)]
     ids = {
         name: value
@@ -124,6 +145,7 @@ def facts_of(model: Any, saved: dict[str, tuple[int, ...]]) -> Config:
 
 def main() -> None:
     configs = json.loads((FOLDER / "configs.json").read_text("utf-8")) | sizes.CONFIGS
+    configs |= {f"{model_type}, as transformers assumes": default_config(model_type) for model_type in DEFAULTS}
     write_rows(FOLDER / "configs.json", configs)
     sections, facts = {}, {}
     for name, config in configs.items():

@@ -13,7 +13,7 @@ from mlx_vlgen.models import TEXT, find
 from mlx_vlgen.models.base import Model
 
 from .folding import unfold
-from .test_published import CONFIGS, INDEXES, TENSORS, build, parameters, place
+from .test_published import CONFIGS, INDEXES, TENSORS, build, network, parameters, place, with_layers
 
 
 def layer(model: Model, number: int = 0) -> Any:
@@ -34,24 +34,24 @@ def layer(model: Model, number: int = 0) -> Any:
     ],
 )
 def test_heads_have_sizes_of_their_own(name: str, queries: int, hidden: int) -> None:
-    attention = layer(build(name, layers=4 if name == "Qwen3.5-27B" else None), 3).self_attn
+    attention = layer(network(name), 3).self_attn
     assert attention.q_proj.weight.shape == (queries, hidden)
 
 
 def test_gemma_3_scales_queries_by_what_its_configuration_says() -> None:
-    assert layer(build("gemma-3-27b-it")).self_attn.scale == pytest.approx(168**-0.5)
-    assert layer(build("gemma-3-12b-it")).self_attn.scale == pytest.approx(256**-0.5)
+    assert layer(network("gemma-3-27b-it")).self_attn.scale == pytest.approx(168**-0.5)
+    assert layer(network("gemma-3-12b-it")).self_attn.scale == pytest.approx(256**-0.5)
 
 
 def test_lfm2s_real_width_is_two_thirds_of_what_it_says() -> None:
     assert CONFIGS["LFM2.5-VL-1.6B"]["text_config"]["intermediate_size"] == 12288
-    assert parameters(build("LFM2.5-VL-1.6B"))["language_model.model.layers.0.feed_forward.w1.weight"] == (8192, 2048)
+    assert parameters(network("LFM2.5-VL-1.6B"))["language_model.model.layers.0.feed_forward.w1.weight"] == (8192, 2048)
 
 
 def test_qwen2_vls_vision_hidden_size_is_that_of_the_text() -> None:
     """And smaller ones leave out all that is as in the largest."""
     for name, hidden in (("Qwen2-VL-2B-Instruct", 1536), ("Qwen2-VL-7B-Instruct", 3584)):
-        tensors = parameters(build(name))
+        tensors = parameters(network(name))
         assert tensors["vision_tower.blocks.31.attn.proj.weight"] == (1280, 1280)
         assert tensors["vision_tower.merger.mlp.2.weight"] == (hidden, 5120)
 
@@ -76,7 +76,7 @@ def test_m_rope_is_spelled_five_ways() -> None:
         {**plain, "rope_parameters": section | theta | {"rope_type": "default"}},
         {**plain, "rope_parameters": section | theta | {"type": "default"}},
     ]
-    for spelled in spellings:
+    for spelled in (with_layers(config, 1) for config in spellings):
         rope = layer(find(spelled).model_class()(spelled)).self_attn.rope
         assert np.array_equal(np.bincount(np.array(rope._axes)), [16, 24, 24]) and rope.base == 1e6
 
@@ -105,7 +105,7 @@ def test_a_model_type_is_not_enough() -> None:
 
 
 def test_gemma_4s_layers_have_heads_of_two_sizes() -> None:
-    tensors = parameters(build("gemma-4-26B-A4B"))
+    tensors = parameters(network("gemma-4-26B-A4B"))
     stem = "language_model.model.layers."
     assert tensors[f"{stem}0.self_attn.k_proj.weight"] == (8 * 256, 2816)
     assert tensors[f"{stem}5.self_attn.k_proj.weight"] == (2 * 512, 2816)  # keys that are values, too
@@ -123,7 +123,9 @@ def test_qwen3_5_with_experts_has_no_width_of_others() -> None:
 def test_llama_4_scout_is_published_with_two_ropes() -> None:
     """The second one's factors leave a division by zero in between, which decides for the lower."""
     turned = [
-        np.array(layer(build(f"Llama-4-Scout-17B-16E-Instruct{revision}")).self_attn.rope(mx.ones((1, 1, 2, 128))))
+        np.array(
+            layer(build(f"Llama-4-Scout-17B-16E-Instruct{revision}", layers=4)).self_attn.rope(mx.ones((1, 1, 2, 128)))
+        )
         for revision in ("", ", first revision")
     ]
     assert all(np.isfinite(values).all() for values in turned) and not np.allclose(*turned)
@@ -131,8 +133,8 @@ def test_llama_4_scout_is_published_with_two_ropes() -> None:
 
 def test_llavas_text_widths_may_be_left_out() -> None:
     assert "hidden_size" not in CONFIGS["llava-1.5-7b-hf"]["text_config"]
-    assert layer(build("llava-1.5-7b-hf")).mlp.up_proj.weight.shape == (11008, 4096)
-    assert layer(build("llava-v1.6-mistral-7b-hf")).mlp.up_proj.weight.shape == (14336, 4096)
+    assert layer(network("llava-1.5-7b-hf")).mlp.up_proj.weight.shape == (11008, 4096)
+    assert layer(network("llava-v1.6-mistral-7b-hf")).mlp.up_proj.weight.shape == (14336, 4096)
 
 
 @pytest.mark.parametrize(
