@@ -168,7 +168,9 @@ class Family:
         for step in range(STEPS if forced is None else len(forced)):
             scores.append(np.array(logits - mx.logsumexp(logits)))
             tokens.append(int(scores[-1].argmax()) if forced is None else forced[step])
-            if len(tokens) == (STEPS if forced is None else len(forced)) or forced is None and tokens[-1] in self.ends:
+            if len(tokens) == (STEPS if forced is None else len(forced)) or (
+                forced is None and tokens[-1] in self.ends
+            ):
                 break
             logits = self.model(Embedded(mx.array([tokens[-1:]]), delta=inputs.delta), cache)[0, -1]
         return Answer(tokens, np.stack(scores))
