@@ -2,8 +2,8 @@
 
 Prompts and pixels are compared for every case in every layout. Logits and answers are compared for every case in one
 layout, which changes from case to case; logits of a picture and of a video in every layout; log-probabilities of
-answers for one case and those that are in no batch. `-m slow` compares all of it for all cases in all layouts, and
-batches by the iterator too.
+answers for one case and those that are in no batch, half of them from messages and media too. `-m slow` compares all
+of it for all cases in all layouts, and batches by the iterator too.
 """
 
 from pathlib import Path
@@ -40,10 +40,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             seen = metafunc.function is test_pixels
             if seen and not (cases[name].images or cases[name].videos or cases[name].audios):
                 continue
-            in_turn = metafunc.function in (test_greedy, test_batch)
+            in_turn = metafunc.function in (test_greedy, test_generate, test_batch)
             in_turn |= metafunc.function is test_logits and name not in LOGITS_IN_ALL_LAYOUTS
             longer = in_turn and layout in LAYOUTS and LAYOUTS[index % len(LAYOUTS)] != layout
-            longer |= metafunc.function is test_greedy and name in in_batches
+            longer |= metafunc.function in (test_greedy, test_generate) and name in in_batches
+            longer |= metafunc.function is test_generate and index % 2 == 1
             marks = [pytest.mark.slow] if longer else []
             parameters.append(pytest.param((family, layout), value, id=f"{family}-{layout}-{name}", marks=marks))
     metafunc.parametrize(("checkpoint", kind), parameters, indirect=["checkpoint"], scope="module")
@@ -111,12 +112,16 @@ def test_logits(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
 
 
 def test_greedy(checkpoint: ours.Loaded, case: Expected, family: str, new_tokens: int) -> None:
-    """Tokens and their log-probabilities, on the reference's pixels; tokens on the case's media too."""
+    """Tokens and their log-probabilities, on the reference's pixels."""
     pixels = normalised_pixels(checkpoint, family, case)
     tokens, log_probabilities = ours.greedy(checkpoint, case, pixels, new_tokens)
     assert tokens == case.tokens.tolist()
     steps = log_probabilities.astype(np.float64) @ projection(len(case.last))
     assert np.abs(steps - case.steps).max() < case.tolerance
+
+
+def test_generate(checkpoint: ours.Loaded, case: Expected, new_tokens: int) -> None:
+    """Tokens, from the case's messages and media."""
     assert ours.generate(checkpoint, case, new_tokens) == case.tokens.tolist()
 
 
