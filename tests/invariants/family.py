@@ -152,9 +152,10 @@ class Family:
     def _one_forward(self, ask: Ask, said: Sequence[int]) -> np.ndarray:
         """(n, V): what the plain loop finds token by token, of the prompt and all that was said at once."""
         prompt = self.processor.prepare(ask.text, ask.media)
+        cache = make_cache(self.model.cache_layout(), prompts=[len(prompt.tokens)])
         prompt = replace(prompt, tokens=np.append(prompt.tokens, np.array(said[:-1], prompt.tokens.dtype)))
         inputs = self.model.embed(prompt, [self._encoded(medium) for medium in prompt.media])
-        logits = self.model(inputs, make_cache(self.model.cache_layout()))[0, -len(said) :]
+        logits = self.model(inputs, cache)[0, -len(said) :]
         return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
     def _plain_loop(self, ask: Ask, forced: Sequence[int] | None, kv: KVSettings = KVSettings()) -> Answer:
@@ -165,10 +166,11 @@ class Family:
         logits = self.model(inputs, cache)[0, -1]
         tokens: list[int] = []
         scores: list[np.ndarray] = []
-        for step in range(STEPS if forced is None else len(forced)):
+        count = STEPS if forced is None else len(forced)
+        while True:
             scores.append(np.array(logits - mx.logsumexp(logits)))
-            tokens.append(int(scores[-1].argmax()) if forced is None else forced[step])
-            if len(tokens) == (STEPS if forced is None else len(forced)) or (forced is None and tokens[-1] in self.ends):
+            tokens.append(int(scores[-1].argmax()) if forced is None else forced[len(tokens)])
+            if len(tokens) == count or (forced is None and tokens[-1] in self.ends):
                 break
             logits = self.model(Embedded(mx.array([tokens[-1:]]), delta=inputs.delta), cache)[0, -1]
         return Answer(tokens, np.stack(scores))

@@ -1,7 +1,7 @@
 """Promise 2 for every family that test_one_answer.py does not go through in all its detail.
 
 A family is whatever has a reference in tests/parity. Rows are its parity cases, and words. `-m slow` draws for all of
-them, and not for every fourth one, and reads prompts in chunks of 1 and 64 tokens.
+them, and not for every fourth one, reads prompts in chunks of 1 and 64 tokens, and adds the built-in model.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,12 @@ from .family import STEPS, Ask, Family
 from .play import Heard, Row, check, play_and_check
 from .test_one_answer import SAMPLERS, drawn_rows, usable_caches
 
-OTHERS = [name for name in expected.families() if name not in thorough.DETAILED]
+# The built-in model has its batches in unit/test_demo.py and, on a fast BLAS, in test_one_answer.py.
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "demo" else name
+    for name in expected.families()
+    if name not in thorough.DETAILED
+]
 
 pytestmark = pytest.mark.parametrize("family", OTHERS, indirect=True)
 

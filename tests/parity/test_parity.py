@@ -2,13 +2,15 @@
 
 Prompts and pixels are compared for every case in every layout. Logits and answers are compared for every case in one
 layout, which changes from case to case; logits of a picture and of a video in every layout; log-probabilities of
-answers for one case and those that are in no batch. `-m slow` compares all of it for all cases in all layouts.
+answers for one case and those that are in no batch, half of them from messages and media too. `-m slow` compares all
+of it for all cases in all layouts, and batches by the iterator too.
 """
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import LoadFamily
 
 from . import expected, media, ours
 from .expected import Expected, Sound
@@ -38,21 +40,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             seen = metafunc.function is test_pixels
             if seen and not (cases[name].images or cases[name].videos or cases[name].audios):
                 continue
-            in_turn = metafunc.function in (test_greedy, test_batch)
+            in_turn = metafunc.function in (test_greedy, test_generate, test_batch)
             in_turn |= metafunc.function is test_logits and name not in LOGITS_IN_ALL_LAYOUTS
             longer = in_turn and layout in LAYOUTS and LAYOUTS[index % len(LAYOUTS)] != layout
-            longer |= metafunc.function is test_greedy and name in in_batches
+            longer |= metafunc.function in (test_greedy, test_generate) and name in in_batches
+            longer |= metafunc.function is test_generate and index % 2 == 1
             marks = [pytest.mark.slow] if longer else []
             parameters.append(pytest.param((family, layout), value, id=f"{family}-{layout}-{name}", marks=marks))
     metafunc.parametrize(("checkpoint", kind), parameters, indirect=["checkpoint"], scope="module")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ours.Loaded:
+def checkpoint(
+    request: pytest.FixtureRequest, load_family: LoadFamily, tmp_path_factory: pytest.TempPathFactory
+) -> ours.Loaded:
     """Model and processor of (family, layout)."""
     family, layout = request.param
     if family == "demo":
         return ours.load(DEMO_MODEL)
+    if layout == "v5":  # that of other suites
+        return load_family(family).model, load_family(family).processor
     return ours.load(write_checkpoint(family, layout, tmp_path_factory.mktemp(f"{family}-{layout}")))
 
 
@@ -105,21 +112,29 @@ def test_logits(checkpoint: ours.Loaded, case: Expected, family: str) -> None:
 
 
 def test_greedy(checkpoint: ours.Loaded, case: Expected, family: str, new_tokens: int) -> None:
-    """Tokens and their log-probabilities, on the reference's pixels; tokens on the case's media too."""
+    """Tokens and their log-probabilities, on the reference's pixels."""
     pixels = normalised_pixels(checkpoint, family, case)
     tokens, log_probabilities = ours.greedy(checkpoint, case, pixels, new_tokens)
     assert tokens == case.tokens.tolist()
     steps = log_probabilities.astype(np.float64) @ projection(len(case.last))
     assert np.abs(steps - case.steps).max() < case.tolerance
+
+
+def test_generate(checkpoint: ours.Loaded, case: Expected, new_tokens: int) -> None:
+    """Tokens, from the case's messages and media."""
     assert ours.generate(checkpoint, case, new_tokens) == case.tokens.tolist()
 
 
 def test_batch(checkpoint: ours.Loaded, batch: list[Expected], new_tokens: int) -> None:
     """Each row answers as it does alone; video goes in by the iterator only."""
-    alone = [case.tokens.tolist() for case in batch]
-    assert ours.iterate(checkpoint, batch, new_tokens) == alone
-    if not any(case.videos for case in batch):
-        assert ours.batch_generate(checkpoint, batch, new_tokens) == alone
+    ask = ours.iterate if any(case.videos for case in batch) else ours.batch_generate
+    assert ask(checkpoint, batch, new_tokens) == [case.tokens.tolist() for case in batch]
+
+
+@pytest.mark.slow
+def test_batch_by_the_iterator(checkpoint: ours.Loaded, batch: list[Expected], new_tokens: int) -> None:
+    """On which `batch_generate` stands."""
+    assert ours.iterate(checkpoint, batch, new_tokens) == [case.tokens.tolist() for case in batch]
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "demo"])

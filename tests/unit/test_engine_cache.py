@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kv_rows import Oracle, Play, Rows, stories
 
@@ -86,12 +86,14 @@ def test_no_mask_where_all_rows_see_all_keys() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=settings().max_examples // 2)
 @given(stories)
 def test_any_coming_and_going(kind: str, story: tuple) -> None:
     play(kind).story(*story)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=settings().max_examples // 2)
 @given(st.data())
 def test_guesses_are_taken_back(kind: str, data: st.DataObject) -> None:
     """Steps on several tokens, of which each row keeps the first and perhaps more, between joins and leaves."""
