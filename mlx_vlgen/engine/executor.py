@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from itertools import groupby
 
 from .._runtime import mx
 from ..models.base import Embedded, Features, Model
@@ -57,10 +58,12 @@ class Executor:
     # -- encode
 
     def encode(self, groups: Iterable[Sequence[tuple[int, int]]], rows: Mapping[int, Row]) -> None:
-        """Each group of media through the vision tower as one batch. A row whose media fail gets an error."""
+        """Each group of media through the vision tower, those of one shape as one batch. A row whose media fail gets an
+        error."""
         live = bool(self.batches or self.arrived)
-        waiting = [[rows[id].media[place] for id, place in group if id in rows] for group in groups]
-        while waiting := [group for group in waiting if group]:
+        media = [[rows[id].media[place] for id, place in group if id in rows] for group in groups]
+        waiting = [list(same) for group in media for _, same in groupby(group, key=lambda medium: medium.form)]
+        while waiting:
             group, begun = waiting.pop(0), time.perf_counter()
             wanted = [(row, {m.identity for m in row.media}) for row in rows.values() if not row.embedded]
             sharing = [[row for row, media in wanted if medium.identity in media] for medium in group]

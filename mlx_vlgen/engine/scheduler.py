@@ -189,7 +189,8 @@ def _shared_length(row: Row, other: Row) -> int:
 def _groups(
     rows: Sequence[Row], encoded: Container[Hashable], limits: Limits, live: bool
 ) -> list[tuple[list[tuple[int, int]], list[Media]]]:
-    """What goes through the vision tower: all groups; while rows decode only the one that comes first, and small."""
+    """What goes through the vision tower: all groups, each of one shape; while rows decode what comes first, as one
+    small group."""
     found: dict[Hashable, tuple[Media, tuple[int, int]]] = {}
     for row in rows:
         if not row.embedded:
@@ -200,8 +201,19 @@ def _groups(
     pixels = min(limits.vision_pixels, limits.decode_vision_pixels) if live else limits.vision_pixels
     groups = list(encoding_groups(media, pixels, limits.group))
     if live and groups:
-        groups = [min(groups)]
+        groups = [_first_of(sorted(groups), media, pixels)]
     return [([places[i] for i in group], [media[i] for i in group]) for group in groups]
+
+
+def _first_of(groups: Sequence[list[int]], media: Sequence[Media], pixels: int) -> list[int]:
+    """The first groups as one, within so many pixel values; at least the first. Rows with pictures of mixed sizes would
+    come in one by one otherwise, each a step of all that decode later."""
+    first: list[int] = []
+    for group in groups:
+        if first and sum(media[i].pixels.size for i in first + group) > pixels:
+            break
+        first += group
+    return first
 
 
 def _chunks(
