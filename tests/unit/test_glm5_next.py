@@ -1,6 +1,7 @@
 """GLM-5.3-Flash: what is refused, what a silent configuration means, its frames and its pictures."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine import cache as kv
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.errors import LoadError, MediaError, UnsupportedError
-from mlx_vlgen.inputs.glm4v import due_frames
-from mlx_vlgen.inputs.glm5_next import filled_size
+from mlx_vlgen.inputs.files import check_settings
+from mlx_vlgen.inputs.glm4v import Glm4vProcessor, due_frames
+from mlx_vlgen.inputs.glm5_next import Glm5NextProcessor, filled_size
 from mlx_vlgen.inputs.images import PixelSettings
+from mlx_vlgen.inputs.processor_files import ProcessorSettings
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.models.base import Embedded, Recurrent, Whole
 from mlx_vlgen.models.decoders import text_arguments as known_arguments
@@ -106,6 +109,16 @@ def test_sizes(frames: int, height: int, width: int, tokens: tuple[int, int], si
             filled_size(frames, height, width, settings)
     else:
         assert filled_size(frames, height, width, settings) == size
+
+
+def test_a_video_may_last_any_time_and_be_of_many_tokens() -> None:
+    video = {"max_duration": 0, "max_image_tokens": 240_000, "size": {"longest_edge": 1}}
+    check_settings(Path("processor_config.json"), {"video_processor": video})
+    settings, config = ProcessorSettings({}, {}, video, {}), {"model_type": "glm5_next", "vision_config": {}}
+    fields = Glm5NextProcessor.read_fields(settings, config)
+    assert fields["max_duration"] == 0 and fields["video_settings"].max_pixels == 240_000 * TOKEN
+    with pytest.raises(ValueError, match="max_duration = 0"):
+        Glm4vProcessor.read_fields(settings, config)
 
 
 def test_a_picture_is_filled_up_with_black(load_family: Callable[[str], Family]) -> None:
