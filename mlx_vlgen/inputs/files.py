@@ -90,12 +90,14 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("min_pixels", "shortest_edge"), (1, 1 << 26)),
     **dict.fromkeys(("min_patches", "max_patches", "min_tiles", "max_tiles", "max_crops"), _TILES),
     **dict.fromkeys(("min_dynamic_patch", "max_dynamic_patch"), _TILES),
-    **dict.fromkeys(("min_image_tokens", "max_image_tokens", "max_soft_tokens", "mm_tokens_per_image"), _TOKENS),
+    **dict.fromkeys(("min_image_tokens", "max_image_tokens"), (1, 1 << 20)),  # of a video's frames together, too
+    **dict.fromkeys(("max_soft_tokens", "mm_tokens_per_image"), _TOKENS),
     "resampler_n_latents": _TOKENS,
     "overlap_margins": (0, 256),
     **dict.fromkeys(("in_patch_limit", "in_patch_limit_each_frame"), (1, 1 << 20)),
     **dict.fromkeys(("num_frames", "min_frames", "max_frames", "max_video_tokens"), (1, 1 << 20)),
-    **dict.fromkeys(("fps", "max_fps", "max_duration"), (1e-3, 1e6)),
+    **dict.fromkeys(("fps", "max_fps"), (1e-3, 1e6)),
+    "max_duration": (0, 1e6),  # 0: any
     **dict.fromkeys(("sampling_rate", "n_samples"), (1000, 1 << 26)),
     **dict.fromkeys(("hop_length", "n_fft"), (1, 1 << 14)),
     **dict.fromkeys(("feature_size", "chunk_length"), (1, 1024)),

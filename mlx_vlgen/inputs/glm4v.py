@@ -34,6 +34,8 @@ class Glm4vProcessor(QwenVLProcessor):
     prompt_tokens = r"<\|(begin|end)_of_box\|>"
     image_bounds = (112 * 112, 28 * 28 * 15000)
     video_bounds = (112 * 112, 28 * 28 * 2 * 30000)
+    duration: ClassVar[float] = 300
+    """max_duration where a checkpoint has none."""
     mean, std = CLIP_MEAN, CLIP_STD
 
     @classmethod
@@ -42,10 +44,13 @@ class Glm4vProcessor(QwenVLProcessor):
         parts = (settings.video, settings.image, settings.processor)
         unsaid = "Glm4vProcessor" if str(config.get("model_type")).startswith("glm4v") else "Glm46VProcessor"
         name = next((part["processor_class"] for part in parts if "processor_class" in part), unsaid)
+        duration = settings.video.get("max_duration")
+        if duration == 0 and cls.duration > 0:
+            raise ValueError("max_duration = 0; expected more seconds, by which frames are chosen")
         return super().read_fields(settings, config) | {
             "paced": name == "Glm46VProcessor",
             "fps": settings.video.get("fps") or 2,
-            "max_duration": settings.video.get("max_duration") or 300,
+            "max_duration": cls.duration if duration is None else duration,
         }
 
     def format(self, messages: Sequence[Message], **kwargs: Any) -> list[Segment]:

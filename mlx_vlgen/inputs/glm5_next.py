@@ -30,12 +30,12 @@ class Glm5NextProcessor(Glm4vProcessor):
     # Of tokens: their files have no bounds of pixels.
     image_bounds = (16, 8000)
     video_bounds = (16, 240000)
+    duration = 0
 
     @classmethod
     def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
         return super().read_fields(settings, config) | {
             "paced": True,
-            "max_duration": settings.video.get("max_duration") or 0,
             "max_frames": settings.video.get("max_frames") or 2048,
         }
 

@@ -28,6 +28,9 @@ JOINED = {
 }
 """Layers here, whose rows are those of published layers one after the other."""
 
+FLOAT32 = r"\.(A_log|dt_bias|mlp\.gate\.\w+|(attn|ffn)_hc\.(base|scale))$"
+"""Parameters that transformers has in float32."""
+
 
 @dataclass(frozen=True)
 class Glm5NextTextConfig(BaseConfig):
@@ -330,6 +333,10 @@ class Glm5NextText(nn.Module):
 
     def cache_layout(self) -> list[LayerKind]:
         return [Recurrent(2) if layer.linear else Whole() for layer in self.layers]
+
+    def cast_predicate(self, name: str) -> bool:
+        """Which parameters may be narrowed."""
+        return re.search(FLOAT32, name) is None
 
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """Published layers as those that have them joined; a latent's keys and values by head; layers after the last,

@@ -351,6 +351,14 @@ class Qwen4ExpText(nn.Module):
         ]
         return kinds + [Whole() for kind in kinds if kind == Full()]
 
+    def cast_predicate(self, name: str) -> bool:
+        """Which parameters may be narrowed."""
+        return not name.endswith("A_log")
+
+    def quant_predicate(self, path: str, module: nn.Module) -> bool | dict[str, int]:
+        """How layers are quantized: rounded routers may choose other experts."""
+        return {"group_size": 64, "bits": 8} if path.endswith(("mlp.gate", "shared_expert_gate")) else True
+
     def sanitize(self, weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
         """torch's convolutions (d, 1, K) with their channels last; tables of n-grams, which are published in parts,
         whole."""

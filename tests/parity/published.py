@@ -19,6 +19,7 @@ FIRST_RELEASE: dict[str, Layout] = {"internvl": "mlx", "internvl_qwen3": "mlx"}
 GEMMA = {72: 128, 451: 512, 455: 512}
 LARGER = {
     **dict.fromkeys(("gemma3", "gemma3_text", "gemma4", "gemma4_moe", "paligemma", "paligemma2"), GEMMA),
+    "qwen4_exp": {453: 512},
     "smolvlm": {64: 128, 2: 4},
 }
 """Sizes in the place of others: rows that divide into groups, heads as wide as hidden size / heads (Gemma 1, SmolVLM),
