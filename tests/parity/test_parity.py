@@ -163,8 +163,8 @@ def test_built_in_model_has_its_own_reference() -> None:
 
 
 def test_references_stay_small() -> None:
-    """120 KB a vision-language family, 25 KB a text decoder, 5 MB in all."""
-    assert sum(path.stat().st_size for path in REFERENCE.rglob("*") if path.is_file()) < 5e6
+    """120 KB a vision-language family, 25 KB a text decoder, 8 MB in all."""
+    assert sum(path.stat().st_size for path in REFERENCE.rglob("*") if path.is_file()) < 8e6
     for family in FAMILIES:
         limit = 120e3 if expected.record(family)["processor"] else 25e3
         assert sum(path.stat().st_size for path in Path(REFERENCE, family).iterdir()) < limit, family
