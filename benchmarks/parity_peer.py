@@ -64,7 +64,7 @@ def transformers_inputs(processor: str, prompt: Prompt) -> Arrays:
     """The ids (1, L) of a prompt and its pixels as the processor of that name in reference/processors lays them out."""
     lay = LAID_OUT.get(processor, _in_a_row)
     arrays = {"input_ids": prompt.tokens[None].astype(np.int32)}
-    pictures, clips = ([m for m in prompt.media if ours.is_video(m) is video] for video in (False, True))
+    pictures, clips = ([m for m in prompt.media if m.kind == kind] for kind in ("image", "video"))
     if processor == "smolvlm" and prompt.media:  # frames are pictures to it
         return arrays | lay(prompt.media)
     if pictures:
@@ -73,7 +73,7 @@ def transformers_inputs(processor: str, prompt: Prompt) -> Arrays:
         kinds = np.zeros_like(arrays["input_ids"])
         for medium in prompt.media:
             for start, end in medium.spans:
-                kinds[:, start:end] = 2 if ours.is_video(medium) else 1
+                kinds[:, start:end] = 2 if medium.kind == "video" else 1
         arrays["mm_token_type_ids"] = kinds
     if clips:
         arrays |= LAID_OUT_CLIPS.get(processor, lay)(clips)
@@ -180,16 +180,29 @@ LAID_OUT_CLIPS: dict[str, Callable[[Sequence[Media]], Arrays]] = {
 # Both packages on one checkpoint
 
 
+def silent_cases(family: str) -> list[str]:
+    """The cases without sound: the driver gives none."""
+    cases: dict[str, Any] = expected.record(family)["cases"]
+    return [name for name, case in cases.items() if not case.get("audios")]
+
+
+def silent_batches(family: str) -> dict[str, list[str]]:
+    batches: dict[str, list[str]] = expected.record(family)["batches"]
+    return {name: rows for name, rows in batches.items() if set(rows) <= set(silent_cases(family))}
+
+
 def measure_ours(family: str, folder: Path) -> dict[str, str]:
     """By kind: the cell of this package."""
     loaded = ours.load(folder)
     known = expected.record(family)
     by_kind: dict[str, list[float]] = {}
     for name, worst in zip(known["cases"], differences(loaded, family), strict=True):
+        if name not in silent_cases(family):
+            continue
         by_kind.setdefault(kind(expected.case(family, name)), []).append(worst)
     cells = {name: figure(max(differences)) for name, differences in by_kind.items()}
     right = []
-    for rows in known["batches"].values():
+    for rows in silent_batches(family).values():
         cases = [expected.case(family, name) for name in rows]
         answers = ours.iterate(loaded, cases, known["new_tokens"])
         right += [row == case.tokens.tolist() for row, case in zip(answers, cases, strict=True)]
@@ -202,11 +215,10 @@ def write_work(family: str, folder: Path, work: Path) -> None:
     loaded = ours.load(folder)
     arrays: Arrays = {}
     cases: dict[str, Any] = {}
-    for name in known["cases"]:
+    for name in silent_cases(family):
         case = expected.case(family, name)
         prompt = ours.prepare(loaded, case.text, case)
-        pixels = expected.media_pixels(family, case, map(ours.is_video, prompt.media))
-        prompt = ours.with_pixels(prompt, [one.normalised for one in pixels])
+        prompt = ours.with_pixels(prompt, ours.reference_pixels(family, case, prompt))
         inputs = transformers_inputs(known["processor"] or "", prompt) | {"input_ids": case.ids[None].astype(np.int32)}
         arrays |= {f"{name}.input.{key}": value for key, value in inputs.items()}
         arrays |= {f"{name}.{key}": getattr(case, key) for key in ("last", "projected", "tokens")}
@@ -216,7 +228,7 @@ def write_work(family: str, folder: Path, work: Path) -> None:
         case_media = {"images": list(case.images), "videos": list(case.videos), "fps": media.CLIP_FPS}
         cases[name] = {"text": case.text, **case_media}
     np.savez(work / "work.npz", allow_pickle=False, **arrays)
-    job = {"cases": cases, "batches": known["batches"], "steps": known["new_tokens"]}
+    job = {"cases": cases, "batches": silent_batches(family), "steps": known["new_tokens"]}
     (work / "work.json").write_text(json.dumps(job), encoding="utf-8")
 
 
@@ -268,7 +280,7 @@ class Verdict:
     def worst(self) -> dict[str, float | str]:
         """By kind: the largest difference over its cases, the smaller of both sources; or why there is none."""
         out: dict[str, float | str] = {}
-        for name in expected.record(self.family)["cases"]:
+        for name in silent_cases(self.family):
             by_source = self.cases.get(name, {})
             figures = [f["difference"] for f in by_source.values() if "difference" in f]
             here: float | str = min(figures, default=self._why(by_source))
@@ -282,7 +294,7 @@ class Verdict:
         """How many rows of how many are right, or why none is counted."""
         right = total = 0
         why = ""
-        for name, rows in expected.record(self.family)["batches"].items():
+        for name, rows in silent_batches(self.family).items():
             total += len(rows)
             by_source = self.batches.get(name, {})
             counts = [sum(f["right"]) for f in by_source.values() if "right" in f]
@@ -318,7 +330,7 @@ def best(verdicts: Sequence[Verdict]) -> dict[str, str]:
     for group in worst[0]:
         figures = [value for one in worst if isinstance(value := one[group], float)]
         cells[group] = figure(min(figures)) if figures else reason([one[group] for one in worst])
-    if expected.record(verdicts[0].family)["batches"]:
+    if silent_batches(verdicts[0].family):
         counts = [verdict.rows() for verdict in verdicts]
         pairs = [count for count in counts if isinstance(count, tuple)]
         cells["batch"] = "{} of {}".format(*max(pairs)) if pairs else reason(counts)

@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "AutoModelForCausalLM": "hf.auto",
     "AutoModelForImageTextToText": "hf.auto",
+    "AutoModelForMultimodalLM": "hf.auto",
     "AutoProcessor": "hf.auto",
     "AutoTokenizer": "hf.auto",
     "BatchResponse": "results",
@@ -41,6 +42,7 @@ _MODULES = {
 __all__ = [
     "AutoModelForCausalLM",
     "AutoModelForImageTextToText",
+    "AutoModelForMultimodalLM",
     "AutoProcessor",
     "AutoTokenizer",
     "BatchResponse",
@@ -68,7 +70,13 @@ if TYPE_CHECKING:
     from .engine.request import Request
     from .engine.store import PrefixCache
     from .generate import batch_generate, generate, stream_generate
-    from .hf.auto import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    from .hf.auto import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoProcessor,
+        AutoTokenizer,
+    )
     from .hf.lists import LogitsProcessorList, StoppingCriteriaList
     from .inputs.media import load_image
     from .inputs.prompt import MediaInputs

@@ -35,8 +35,9 @@ from .chat_lines import (
 from .cli import TRACEBACK_VARIABLE, check_files, check_keywords, usage_error
 from .conversation import Conversation, say
 from .entry import interruptible, staying
-from .errors import UnsupportedError, VlgenError, one_line, printable
+from .errors import VlgenError, one_line, printable
 from .flags import Parser
+from .inputs.kinds import KINDS
 from .notices import notice, print_stderr, rewriting_notices
 from .options import OPTIONS
 from .screens import dim, safe, terminal_width
@@ -60,9 +61,7 @@ def run_chat(parser: Parser, arguments: Sequence[str] | None) -> int:
     piped = not sys.stdin.isatty()
     if args.json and not piped:
         parser.error("--json is for a pipe; here questions come from the terminal")
-    if args.audio:
-        raise UnsupportedError("--audio: no model here hears; leave it out")
-    check_files([*args.image, *args.video])
+    check_files([*args.image, *args.video, *args.audio])
     chat = Chat(args, None if piped else open_line(state_folder() / "history"))
     with rewriting_notices(partial(_once, set())), closing(chat):
         if args.resume is not None:
@@ -77,7 +76,7 @@ def run_chat(parser: Parser, arguments: Sequence[str] | None) -> int:
             chat.change({"event": "set", "values": settings})
         if not piped:
             chat.greet()
-        for kind in ("image", "video"):
+        for kind in KINDS:
             for source in getattr(args, kind):
                 chat.attach(kind, source)
         return answer_lines(chat) if piped else talk(chat)
@@ -255,6 +254,9 @@ class Chat(Conversation):
     def do_video(self, argument: str) -> None:
         self.do_image(argument, "video")
 
+    def do_audio(self, argument: str) -> None:
+        self.do_image(argument, "audio")
+
     def do_clear(self, argument: str) -> None:
         self._editing = None
         self.change({"event": "clear"})
@@ -324,7 +326,10 @@ class Chat(Conversation):
         maximum, turns = self.model.max_positions, self.session.turns
         say(f"model     {self.args.model} ({self.model.config['model_type']})")
         say(f"context   {self.session.tokens:,} tokens" + (f" of {maximum:,}" if maximum else ""))
-        say(f"talk      questions: {len(turns)}, pictures and videos: {sum(len(turn.media) for turn in turns)}")
+        kinds = [part["type"] for turn in turns for part in turn.media]
+        sounds = kinds.count("audio")
+        seen = f"pictures and videos: {len(kinds) - sounds}" + (f", sounds: {sounds}" if sounds else "")
+        say(f"talk      questions: {len(turns)}, {seen}")
         say(f"system    {self.session.system or '-'}")
         say(f"settings  {describe_settings(self.session)}")
         say(f"file      {self.journal.path if self.journal else 'none yet; the first answer begins one'}")
@@ -386,8 +391,9 @@ class Chat(Conversation):
         for name, (arguments, help) in COMMANDS.items():
             say(f"/{name} {arguments}".ljust(22) + help)
         say(
-            "\nA path in a question, typed, pasted or dropped here, becomes its picture. Alt-Enter begins a new line, "
-            'as Enter does between """ and """. Ctrl-C stops an answer, which stays as far as it came.'
+            "\nA path in a question, typed, pasted or dropped here, becomes its picture, video or sound. "
+            'Alt-Enter begins a new line, as Enter does between """ and """. Ctrl-C stops an answer, which stays as '
+            "far as it came."
         )
 
     def do_quit(self, argument: str) -> None:

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from .errors import VlgenError
+from .inputs.kinds import KINDS, kind_of_file
 from .options import OPTIONS, did_you_mean
 from .session import Message, Session, Turn
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "avif")
-VIDEO_SUFFIXES = ("mp4", "mov", "m4v", "mkv", "webm", "avi", "mpg", "mpeg")
 FENCE = '"""'
 
 DEFAULTS: Mapping[str, Any] = {"max_tokens": 2048, "sampling": "model"}
@@ -35,6 +34,7 @@ class Usage(NamedTuple):
 COMMANDS = {
     "image": Usage("PATH ...", "pictures of the next question; alone, lists them"),
     "video": Usage("PATH ...", "videos of the next question"),
+    "audio": Usage("PATH ...", "sounds of the next question"),
     "undo": Usage("", "take back what is pending, else the last question"),
     "retry": Usage("", "answer the last question again"),
     "edit": Usage("", "the last question, in the line again; sent, it replaces it"),
@@ -92,7 +92,8 @@ def parse_line(line: str, exists: Callable[[str], bool] = os.path.exists) -> Com
 # Paths in a question
 
 
-_SUFFIX = re.compile(rf"\.({'|'.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)})(?![A-Za-z0-9])", re.IGNORECASE)
+_SUFFIXES = sorted(suffix for record in KINDS.values() for suffix in record.suffixes)
+_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, _SUFFIXES))})(?![A-Za-z0-9])", re.IGNORECASE)
 _WORD = re.compile(r"(?<!\S)\S")
 _SURELY_A_PATH = re.compile(r"""['"]?(/|~/|\.\.?/|file:///?)""", re.IGNORECASE)
 _CANDIDATES, _LONGEST = 16, 1024
@@ -115,8 +116,7 @@ def _find_media(text: str, exists: Callable[[str], bool]) -> Question:
                 missing.append(name)
             continue
         path, end = found
-        suffix = path.rpartition(".")[2].lower()
-        media.append(("video" if suffix in VIDEO_SUFFIXES else "image", path))
+        media.append((kind_of_file(path) or "image", path))
         pieces += [text[at:start], os.path.basename(path)]  # noqa: PTH119
         at = end
     pieces.append(text[at:])
@@ -162,7 +162,7 @@ def _readings(raw: str) -> list[str]:
 
 
 def split_paths(argument: str, exists: Callable[[str], bool] = os.path.exists) -> list[str]:
-    """The paths and URLs of /image and /video: as a shell splits them, or the whole where that is a file's name."""
+    """The paths and URLs of /image and its like: as a shell splits them, or the whole where that is a file's name."""
     if exists(os.path.expanduser(argument)):  # noqa: PTH111
         return [argument]
     try:
@@ -230,7 +230,7 @@ def complete(text: str) -> Iterator[tuple[str, int, str]]:
         yield from ((word, len(text.split()[-1]), "") for word in ("open", "fold") if word.startswith(text.split()[-1]))
     else:
         match = re.search(r"(?:^|(?<=\s))(?:\\.|[^\s\\])*$", text)
-        if match and ("/" in match[0] or re.match(r"/(image|video|load|save|model)\s", text)):
+        if match and ("/" in match[0] or re.match(r"/(image|video|audio|load|save|model)\s", text)):
             yield from _complete_path(match[0])
 
 

@@ -1,4 +1,4 @@
-"""The pictures and videos of a chat: what was read once stays what it was, and what has changed is noticed."""
+"""The media of a chat: what was read once stays what it was, and what has changed is noticed."""
 
 import hashlib
 import io
@@ -18,10 +18,10 @@ class MediaStore:
 
     def __init__(self) -> None:
         self._bytes: dict[str, bytes] = {}  # by their SHA-256
-        self._known: dict[tuple[str, int, int], str] = {}  # (path, size, time) of a video -> SHA-256
+        self._known: dict[tuple[str, int, int], str] = {}  # (path, size, time) of a video or sound -> SHA-256
 
     def read(self, kind: str, source: str) -> tuple[Message, Image.Image | None]:
-        """The part that stands for a picture or video, and the picture. MediaError says why it cannot be read."""
+        """The part that stands for a medium, and the picture. MediaError says why it cannot be read."""
         digest = self._digest(kind, source)
         place = os.path.abspath(local_path(source)) if is_local(source) else source  # noqa: PTH100  Path leaves ".." in
         part = {"type": kind, kind: place, "sha256": digest}
@@ -32,7 +32,7 @@ class MediaStore:
         return part, load_image(file)
 
     def source(self, part: Message) -> Any:
-        """What `stream_generate` reads: the bytes that were read, or the path of a video."""
+        """What `stream_generate` reads: the bytes that were read, or the path of a video or sound."""
         return self._bytes.get(part["sha256"], part[part["type"]])
 
     def problem(self, part: Message) -> str | None:

@@ -30,6 +30,7 @@ from .flags import (
     keywords_to_flags,
     serve_parser,
 )
+from .inputs.kinds import KINDS
 from .notices import PromptBar, notice, print_stderr, rewriting_notices
 from .options import OPTIONS, group_keywords
 from .screens import Screen
@@ -121,7 +122,7 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     if sys.stdout is None:
         raise VlgenError("stdout is closed: there is nowhere to write the answer")
     text = read_prompt(args)
-    check_files([*args.image, *args.video])
+    check_files([*args.image, *args.video, *args.audio])
     messages = make_messages(args, text)
     picture = load_first_picture(messages) if args.boxes else None
 
@@ -150,9 +151,10 @@ def given_keywords(args: argparse.Namespace) -> dict[str, Any]:
 
 def check_usage(parser: Parser, args: argparse.Namespace, keywords: dict[str, Any]) -> None:
     """Exit with what is wrong with the flags."""
-    if args.prompt is None and not args.image and not args.video:
-        parser.error("nothing to answer: give --image, --video or --prompt")
-    if args.prompt == "" and not args.image and not args.video:
+    media = [*args.image, *args.video, *args.audio]
+    if args.prompt is None and not media:
+        parser.error("nothing to answer: give --image, --video or --prompt, or --audio where the model hears")
+    if args.prompt == "" and not media:
         parser.error("--prompt is empty")
     if [args.prompt, *args.image].count("-") > 1:
         parser.error("stdin can be read once: give only one - for --prompt and --image")
@@ -182,8 +184,7 @@ def make_messages(args: argparse.Namespace, text: str) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
     for image in args.image:
         content.append({"type": "image", "image": read_image_from_stdin() if image == "-" else image})
-    for video in args.video:
-        content.append({"type": "video", "video": video})
+    content += [{"type": kind, kind: source} for kind in ("video", "audio") for source in getattr(args, kind)]
     messages: list[dict[str, Any]] = [{"role": "system", "content": args.system}] if args.system else []
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": text}] if content else text})
     return messages
@@ -286,7 +287,7 @@ def check_keywords(keywords: dict[str, Any]) -> None:
 def read_prompt(args: argparse.Namespace) -> str:
     """The prompt's text; "-" reads it from stdin."""
     if args.prompt is None:
-        return f"Describe this {'video' if args.video and not args.image else 'image'}."
+        return f"Describe this {next((kind for kind in KINDS if getattr(args, kind)), 'image')}."
     if args.prompt != "-":
         return str(args.prompt)
     if sys.stdin is None:

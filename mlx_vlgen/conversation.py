@@ -137,7 +137,7 @@ class Conversation:
     # -- questions and answers
 
     def attach(self, kind: str, source: str) -> None:
-        """Make a picture or video part of the next question, and show it."""
+        """Make a medium part of the next question, and show it."""
         if kind not in self.processor.placeholders:
             raise self.processor.unsupported(kind)
         part, picture = self.media.read(kind, source)

@@ -10,7 +10,7 @@ if __name__ == "__main__":  # before the imports below, which take a second: --h
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,14 +185,22 @@ def _weights(source: Path, plan: Plan) -> tuple[dict[str, mx.array], int, dict[s
 def _config(source: Path, plan: Plan, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The original's config.json, with the quantization and the types that the weights have now."""
     config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
-    for part in parts:
+    if "thinker_config" in config:
+        config["enable_audio_output"] = False  # what speaks is passed over
+    for part in [*_parts(config)]:
         for key in ("quantization", "quantization_config"):
             part.pop(key, None)
         if plan.dtype is not None:
             name = next(name for name, dtype in DTYPES.items() if dtype == plan.dtype)
             part |= {key: name for key in ("dtype", "torch_dtype") if part.get(key)}
     return config | ({"quantization": recipe, "quantization_config": recipe} if recipe else {})
+
+
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield config
+    for part in config.values():
+        if isinstance(part, dict):
+            yield from _parts(part)
 
 
 def _copy_files(source: Path, folder: Path) -> None:

@@ -16,8 +16,8 @@ ALIASES = {"temperature": ("--temp",), "choices": ("--choice",)}
 """Other names of flags."""
 
 COMMANDS = {
-    "generate": "answer one prompt about pictures, a video or text",
-    "chat": "talk about pictures, a video or text",
+    "generate": "answer one prompt about pictures, a video, sound or text",
+    "chat": "talk about pictures, a video, sound or text",
     "batch": "answer prompts about many pictures, into a file or into files beside them",
     "serve": "answer programs that speak OpenAI's or Anthropic's interface",
     "convert": "write a checkpoint for MLX, quantized or as it is",
@@ -67,8 +67,9 @@ class Parser(argparse.ArgumentParser):
 def generate_parser(program: str) -> Parser:
     parser = Parser(
         prog=program,
-        usage="%(prog)s [--image IMAGE ...] [--video VIDEO ...] [--prompt TEXT] [--model MODEL] [options]",
-        description="Answer one prompt about pictures, a video or text. The answer goes to stdout, all else to stderr.",
+        usage="%(prog)s [--image IMAGE ...] [--video VIDEO ...] [--audio AUDIO ...] [--prompt TEXT] [options]",
+        description="Answer one prompt about pictures, a video, sound or text. "
+        "The answer goes to stdout, all else to stderr.",
         epilog=f"{EXAMPLES.format(prog=program)}\n\n"
         f"The model is --model, else ${MODEL_VARIABLE}, else {DEFAULT_MODEL}.\n"
         "Where that last one is neither in the cache nor reachable, a small built-in model answers,\n"
@@ -80,6 +81,8 @@ def generate_parser(program: str) -> Parser:
                       help="picture: path, http(s) URL, data: URI, or - for stdin; may be repeated")  # fmt: skip
     inputs.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO",
                       help="video file, GIF, or folder of frames; may be repeated")  # fmt: skip
+    inputs.add_argument("--audio", nargs="+", action="extend", default=[], metavar="AUDIO",
+                      help="sound: path, http(s) URL or data: URI; may be repeated")  # fmt: skip
     inputs.add_argument("--prompt", "-p", metavar="TEXT",
                       help='what to answer; - reads it from stdin (default: "Describe this image.")')  # fmt: skip
     inputs.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
@@ -96,8 +99,8 @@ def generate_parser(program: str) -> Parser:
 def chat_parser(program: str) -> Parser:
     parser = Parser(
         prog=program,
-        usage="%(prog)s [--model MODEL] [--image IMAGE ...] [--video VIDEO ...] [--resume [FILE]] [options]",
-        description="Talk about pictures, a video or text. /help lists what can be typed beside questions.",
+        usage="%(prog)s [--model MODEL] [--image IMAGE ...] [--video VIDEO ...] [--audio AUDIO ...] [options]",
+        description="Talk about pictures, a video, sound or text. /help lists what can be typed beside questions.",
         epilog="With stdin not a terminal, each line is a question, and each answer is a line on stdout, in which \\n\n"
         "stands for a line break.\n\n"
         f"The model is --model, else that of the talk that --resume goes on with, else ${MODEL_VARIABLE}, else\n"
@@ -111,7 +114,8 @@ def chat_parser(program: str) -> Parser:
                         help="picture of the first question: path or URL; may be repeated")  # fmt: skip
     inputs.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO",
                         help="video of the first question; may be repeated")  # fmt: skip
-    inputs.add_argument("--audio", nargs="+", metavar="AUDIO", help="refused: no model here hears")
+    inputs.add_argument("--audio", nargs="+", action="extend", default=[], metavar="AUDIO",
+                        help="sound of the first question; may be repeated")  # fmt: skip
     inputs.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
     inputs.add_argument("--resume", nargs="?", const="", metavar="FILE",
                         help="go on with the talk in this file; without a file, with the newest")  # fmt: skip
@@ -183,8 +187,8 @@ def batch_parser(program: str) -> Parser:
     )
     files = parser.add_argument_group("what to answer, and where to")
     files.add_argument("input", nargs="+", metavar="INPUT",
-                       help="folder, picture, PDF (a.pdf#2-5), pattern, list (.txt, - for stdin), .csv, .tsv, "
-                       ".jsonl or .parquet")  # fmt: skip
+                       help="folder, picture, video, sound, PDF (a.pdf#2-5), pattern, list (.txt, - for stdin), "
+                       ".csv, .tsv, .jsonl or .parquet")  # fmt: skip
     files.add_argument("--output", "-o", required=True, metavar="OUT",
                        help="file in .jsonl, .csv or .parquet, or a folder for a text file a picture")  # fmt: skip
     files.add_argument("--prompt", "-p", action="append", default=[], metavar="TEXT",
@@ -313,8 +317,8 @@ def convert_parser(program: str) -> Parser:
 # In messages
 
 _FLAGS = {option.name: option.flag for option in OPTIONS}
-_FLAGS |= {"images": "--image", "videos": "--video", "quantization": "--quantize"}
-_OF_GENERATE = "image video prompt adapter_path revision dtype"
+_FLAGS |= {"images": "--image", "videos": "--video", "audios": "--audio", "quantization": "--quantize"}
+_OF_GENERATE = "image video audio prompt adapter_path revision dtype"
 _OF_CONVERT = "hf_path mlx_path upload_repo q_bits q_group_size q_mode q_recipe quantize_vision"
 _FLAGS |= {name: "--" + name.replace("_", "-") for name in f"{_OF_GENERATE} {_OF_CONVERT}".split()}
 _PYTHON_ONLY = (

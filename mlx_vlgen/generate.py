@@ -29,7 +29,7 @@ from .loading import load
 from .models.base import Model
 from .notices import PromptBar, notice, progress_bar
 from .options import NULLABLE, PER_ROW_GROUPS, Keywords, group_keywords
-from .prompt_utils import as_several, is_clip
+from .prompt_utils import as_several, check_hears, is_clip
 from .results import BatchResponse, BatchStats, GenerationResult, speed
 
 Prompt = str | Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -65,7 +65,7 @@ def generate(
     thinking: enable_thinking (False), thinking_budget in tokens, thinking_start_token, thinking_end_token.
     result: logprobs (True), top_logprobs (0), skip_special_tokens (False), include_eos (False).
     pictures: resize_shape as (height, width), min_pixels, max_pixels.
-    frames: video_fps (2), num_frames, max_frames (768).
+    frames: video_fps (2), num_frames, max_frames (768). sound of videos: use_audio_in_video (False).
     guesses: draft_model (a model, its folder or id) with num_draft_tokens (3), or prompt_lookup. Same answer, faster.
     KV cache: kv_bits with kv_group_size (64) and quantized_kv_start (0), or max_kv_size.
     prefill: prefill_step_size (2048), prompt_progress_callback(tokens computed, tokens in all).
@@ -97,7 +97,7 @@ def stream_generate(
     Arguments and errors as for `generate`. Closing or leaving the iterator ends the request.
     """
     _check_processor(processor)
-    _check_hears(processor, "audio", as_several("audio", audio))
+    check_hears(processor, "audio", as_several("audio", audio))
     names = ("video", "prompt_progress_callback", "prompt_cache")
     groups = group_keywords(kwargs, *names)
     video, callback, prompt_cache = map(groups["other"].get, names)
@@ -152,7 +152,7 @@ def batch_generate(
     audios = audios if as_several("audio", audios) else None
     media: dict[Kind, Any] = {"image": images, "video": other.pop("videos", None), "audio": audios}
     requests = _batch_requests(model, prompts, media, groups)
-    _check_hears(processor, "audios", [clip for request in requests for clip in request.media.audios])
+    check_hears(processor, "audios", [clip for request in requests for clip in request.media.audios])
     drafter = make_drafter(processor, **groups["draft"])
     requests = [replace(request, drafter=drafter) for request in requests]
     _warn_if_formatted(requests)
@@ -201,11 +201,6 @@ def _check_processor(processor: Any) -> None:
             "processor: a model was given; model and processor may be swapped: give them as load returns them, "
             "generate(model, processor, prompt)"
         )
-
-
-def _check_hears(processor: Processor, name: str, clips: Sequence[Any]) -> None:
-    if clips and "audio" not in processor.placeholders:
-        raise UnsupportedError(f"{name}: this model does not hear; leave it out")
 
 
 def make_request(model: Model, prompt: Prompt, media: Mapping[Kind, Any], groups: Keywords) -> Request:

@@ -161,6 +161,7 @@ MEDIA = (
     Option("video_fps", float, "frames a second to take of a video, or of a folder (default 2)", positive=True),
     Option("num_frames", int, "take exactly this many frames of a video", positive=True),
     Option("max_frames", int, "take at most this many frames of a video (default 768)", positive=True),
+    Option("use_audio_in_video", None, "hear videos, too: their files' sound, or the clips of sound beside them"),
 )
 DRAFTS = (
     Option("draft_model", model_name, "a smaller model with the same vocabulary guesses tokens: faster, same answer"),

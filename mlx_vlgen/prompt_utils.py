@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from .errors import PromptError
+from .errors import PromptError, UnsupportedError
 from .inputs import chat_template
 from .inputs.kinds import Kind
 from .inputs.processor import Processor
@@ -47,6 +47,7 @@ def apply_chat_template(
     PromptError for messages that the template cannot take or would leave out; UnsupportedError for media that the model
     cannot take; TypeError for a variable that the template does not use.
     """
+    check_hears(processor, "num_audios", (None,) * num_audios)
     messages = chat_template.normalize({"role": "user", "content": prompt} if isinstance(prompt, str) else prompt)
     if system is not None:
         messages = [{"role": "system", "content": system}, *messages]
@@ -78,6 +79,12 @@ def is_clip(kind: Kind, media: Any) -> bool:
     """Whether these are samples and their rate: a tuple that is one clip of sound."""
     pair = kind == "audio" and isinstance(media, tuple) and len(media) == 2
     return pair and isinstance(media[1], Integral) and not isinstance(media[1], bool)
+
+
+def check_hears(processor: Processor, name: str, clips: Sequence[Any]) -> None:
+    """UnsupportedError for clips of sound that were given as `name`, where the model does not hear."""
+    if clips and "audio" not in processor.placeholders:
+        raise UnsupportedError(f"{name}: this model does not hear; leave it out")
 
 
 def as_videos(video: Any) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..engine.iterator import TokenIterator
 from ..generate import make_drafter, make_request
-from ..inputs.kinds import Kind
+from ..inputs.kinds import KINDS, Kind
 from ..models.base import Model
 from ..options import group_keywords
 from ..results import GenerationResult
@@ -28,7 +28,7 @@ class ModelEngine:
         """Queue a row. Raises what is wrong with its keywords."""
         groups = group_keywords(keywords)
         # TypeError, ValueError and UnsupportedError are the row's, as those of `generate`.
-        media: dict[Kind, Any] = {"image": list(row.images), "video": list(row.videos)}
+        media: dict[Kind, Any] = {kind: list(getattr(row, record.plural)) for kind, record in KINDS.items()}
         request = make_request(self._model, row.messages, media, groups)
         return self._iterator.add(replace(request, drafter=self._drafter))
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from ..errors import PromptError, UnsupportedError, one_line
 from ..inputs import chat_template
+from ..inputs.kinds import KINDS
 from ..inputs.media import is_local, local_path
 from ..options import DRAFTS, ENGINE, OPTIONS, group_keywords
 from . import openai, pdf
 from .sources import Item
 
-FIELDS = ("custom_id", "image", "images", "video", "prompt", "messages")
+FIELDS = ("custom_id", "images", *KINDS, "prompt", "messages")
 """What a row has beside keywords."""
 
 FILE_COLUMNS = frozenset(["name", "folder"])
@@ -36,8 +37,8 @@ class Row:
 
     where: names its item in messages. custom_id: the input's; None where it has none. name: its media as the input
     names them; empty for text.
-    prompt: the text that is asked, None for messages. messages: with their media, beside which images and videos go.
-    keywords: over those of the job. files: the local ones that it reads. stem: what names its sidecar.
+    prompt: the text that is asked, None for messages. messages: with their media, beside which images, videos and
+    audios go. keywords: over those of the job. files: the local ones that it reads. stem: what names its sidecar.
     openai: whether it came as a line of OpenAI's format. error: what keeps it from being asked.
     """
 
@@ -48,6 +49,7 @@ class Row:
     messages: Sequence[Mapping[str, Any]] = ()
     images: tuple[Any, ...] = ()
     videos: tuple[Any, ...] = ()
+    audios: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     stem: str | None = None
@@ -72,6 +74,8 @@ class Row:
     def digest(self) -> str:
         """Of what is asked, media by their names: 16 hexadecimal digits."""
         asked = [self.prompt, self.messages, self.images, self.videos, self.keywords]
+        if self.audios:  # other rows are those of jobs that were begun before there were any
+            asked.append(self.audios)
         return hashlib.sha256(json.dumps(asked, default=show_source, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -109,7 +113,7 @@ def rows_of(item: Item, asked: Asked) -> Iterator[Row]:
         for row in rows:
             row.digest  # noqa: B018  what is nested too deeply for it is told here
     except Exception as error:  # a fault of one row's input ends that row only
-        prefix = "" if item.fields.keys() <= {"image", "video"} else f"{item.where}: "
+        prefix = "" if item.fields.keys() <= KINDS.keys() else f"{item.where}: "
         rows = [replace(named, error=prefix + one_line(error))]
     yield from rows
 
@@ -119,32 +123,34 @@ def _read(item: Item, fields: Mapping[str, Any], asked: Asked, named: Row) -> It
     if custom_id is not None and _id_or_none(custom_id) is None:
         raise PromptError(f"custom_id={custom_id!r:.80}: expected text or a whole number")
     keywords = _keywords(item, fields, asked)
-    media = {kind: _sources(fields, kind, item.base, table=item.table) for kind in ("image", "video")}
+    media = {kind: _sources(fields, kind, item.base, table=item.table) for kind in KINDS}
     stem = item.stem or _safe_stem(custom_id)
-    row = replace(named, keywords=keywords, videos=tuple(media["video"]), stem=stem)
+    images, others = media.pop("image"), [source for sources in media.values() for source in sources]
+    by_kind: dict[str, Any] = {KINDS[kind].plural: tuple(sources) for kind, sources in media.items()}
+    row = replace(named, keywords=keywords, stem=stem, **by_kind)
     if fields.get("messages") is not None:
-        yield _with_messages(row, fields, item, media["image"], asked.system)
+        yield _with_messages(row, fields, item, images, asked.system)
         return
-    if not media["image"] and not media["video"] and fields.get("prompt") is None:
-        raise PromptError("nothing to ask about: it has no image, images, video, prompt or messages")
-    prompts = _prompts(item, fields, asked, video=not media["image"])
-    by_page = len(media["image"]) > 1 and "images" not in fields
-    groups = [(image,) for image in media["image"]] if by_page else [tuple(media["image"])]
-    for images in groups:
-        shown = [*map(show_source, images), *map(show_source, media["video"])]
-        page = f"#{images[0].number}" if by_page else ""
+    if not images and not others and fields.get("prompt") is None:
+        raise PromptError("nothing to ask about: it has no image, images, video, audio, prompt or messages")
+    kind = "image" if images else next((kind for kind in media if media[kind]), "image")
+    prompts = _prompts(item, fields, asked, kind)
+    by_page = len(images) > 1 and "images" not in fields
+    for group in [(image,) for image in images] if by_page else [tuple(images)]:
+        shown = [*map(show_source, group), *map(show_source, others)]
+        page = f"#{group[0].number}" if by_page else ""
         row = replace(
             row,
             custom_id=f"{custom_id}{page}" if page and custom_id is not None else named.custom_id,
             name=named.name if not page else _unresolved(shown[0], named.name),
-            files=_files([*images, *media["video"]]),
+            files=_files([*group, *others]),
             stem=f"{stem}{page.replace('#', '-')}" if stem and page else stem,
         )
         for number, prompt in enumerate(prompts):
             system = [{"role": "system", "content": asked.system}] if asked.system else []
             messages = [*system, {"role": "user", "content": prompt}]
             several = len(prompts) > 1 and row.custom_id is not None
-            copies = tuple(map(copy.copy, images))  # of a page each is read by one thread
+            copies = tuple(map(copy.copy, group))  # of a page each is read by one thread
             yield replace(row, prompt=prompt, messages=messages, images=copies,
                           custom_id=f"{row.custom_id}/{number + 1}" if several else row.custom_id)  # fmt: skip
 
@@ -157,7 +163,7 @@ def _with_messages(row: Row, fields: Mapping[str, Any], item: Item, images: list
         messages = json.loads(messages)
     if isinstance(messages, list):  # tables fill the keys that a message lacks with null
         messages = [_without_nulls(message) for message in messages]
-    messages, sources = chat_template.normalize(messages), [*images, *row.videos]
+    messages, sources = chat_template.normalize(messages), [*images, *row.videos, *row.audios]
     for message in messages:
         if isinstance(message.get("content"), list):
             message["content"] = [opened for part in message["content"] for opened in _open_part(part, item.base)]
@@ -174,12 +180,12 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _prompts(item: Item, fields: Mapping[str, Any], asked: Asked, video: bool) -> list[str]:
+def _prompts(item: Item, fields: Mapping[str, Any], asked: Asked, kind: str) -> list[str]:
     if (prompt := fields.get("prompt")) is not None:
         if not isinstance(prompt, str):
             raise PromptError(f"prompt={prompt!r:.80}: expected text")
         return [prompt]
-    templates = asked.prompts or [f"Describe this {'video' if video else 'image'}."]
+    templates = asked.prompts or [f"Describe this {kind}."]
     return [fill_template(template, {**_path_fields(item), **fields}) for template in templates]
 
 
@@ -252,7 +258,7 @@ def _parse(name: str, text: str) -> Any:
 
 
 def _sources(fields: Mapping[str, Any], kind: str, base: str, table: bool) -> list[Any]:
-    """What `load_image` or `load_video` takes, of each picture or video of the row."""
+    """What `load_image` and its like take, of each medium of a kind of the row."""
     names = (kind, "images") if kind == "image" else (kind,)
     given = [name for name in names if fields.get(name) is not None]
     if len(given) > 1:
@@ -266,7 +272,7 @@ def _sources(fields: Mapping[str, Any], kind: str, base: str, table: bool) -> li
 
 def _open_part(part: dict[str, Any], base: str) -> list[dict[str, Any]]:
     kind = part["type"]
-    if kind not in ("image", "video") or part[kind] is None:
+    if kind not in KINDS or part[kind] is None:
         return [part]
     return [{"type": kind, kind: source} for source in _open_source(part[kind], kind, base)]
 
@@ -300,7 +306,7 @@ def _files(sources: Sequence[Any]) -> tuple[str, ...]:
 
 
 def show_source(source: Any) -> str:
-    """A picture or video as outputs name it: its path or URL, or a hash of what has neither."""
+    """A medium as outputs name it: its path or URL, or a hash of what has neither."""
     if isinstance(source, pdf.Page):
         return source.name
     if isinstance(source, Mapping):
@@ -313,7 +319,7 @@ def show_source(source: Any) -> str:
 
 def _name(fields: Mapping[str, Any]) -> str:
     """The media of a row as the input names them."""
-    sources = [fields.get(name) for name in ("image", "images", "video")]
+    sources = [fields.get(name) for name in ("image", "images", "video", "audio")]
     flat = [item for source in sources for item in (source if isinstance(source, list | tuple) else [source])]
     return "\n".join(show_source(item) for item in flat if isinstance(item, str | bytes | Mapping) and item)
 

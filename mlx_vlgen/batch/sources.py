@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedError, VlgenError, printable
+from ..inputs.kinds import KINDS, kind_of_file
 from ..inputs.media import is_local
 
-PICTURES = frozenset(".jpg .jpeg .jfif .png .webp .gif .bmp .tif .tiff .heic .heif .avif .jp2 .ppm .pgm".split())
-VIDEOS = frozenset(".mp4 .mov .m4v .mkv .webm .avi".split())
 PDF = ".pdf"
 
 
@@ -23,7 +22,7 @@ PDF = ".pdf"
 class Item:
     """One entry of an input, as it stands there.
 
-    fields: by name: image, images, video, prompt, messages, custom_id, keywords, and columns for templates.
+    fields: by name: image, images, video, audio, prompt, messages, custom_id, keywords, and columns for templates.
     where: what names it in messages: "rows.csv, line 3".
     base: the folder that its relative paths begin at, before the current one.
     stem: its path in the input without the suffix, which names its sidecar; None where it has none.
@@ -92,7 +91,7 @@ def _reader(name: str) -> Callable[..., Iterator[Item]]:
         return _read_glob
     if not exists and not (suffix == PDF and "#" in name):
         raise VlgenError(f"{name}: no such file or folder")
-    if suffix in PICTURES or suffix in VIDEOS or suffix == PDF:
+    if kind_of_file(name) or suffix == PDF:
         return _read_file
     readers = {".txt": _read_list, ".list": _read_list, ".csv": _read_csv, ".tsv": _read_csv,
                ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".parquet": _read_parquet}  # fmt: skip
@@ -117,7 +116,7 @@ def _read_folder(folder: str, above: tuple[str, ...] = ()) -> Iterator[Item]:
                 if entry.is_dir():
                     if not entry.is_symlink() or not any(Path(entry.path).samefile(path) for path in above):
                         folders.append(entry.name)
-                elif Path(entry.name).suffix.lower() in PICTURES | {PDF}:
+                elif Path(entry.name).suffix.lower() in KINDS["image"].suffixes | {PDF}:
                     files.append(entry.name)
     except OSError as error:
         yield Item(where=printable(folder), error=f"cannot be read ({error.strerror})")
@@ -134,7 +133,7 @@ def _read_glob(pattern: str) -> Iterator[Item]:
     magic = next(i for i, part in enumerate(Path(pattern).parts) if glob.has_magic(part))
     root = Path(*Path(pattern).parts[:magic])
     for path in sorted(glob.iglob(pattern, recursive=True)):
-        if Path(path).suffix.lower() in PICTURES | VIDEOS | {PDF} and not Path(path).is_dir():
+        if (kind_of_file(path) or path.lower().endswith(PDF)) and not Path(path).is_dir():
             yield _file_item(path, os.path.relpath(path, root))
 
 
@@ -144,8 +143,7 @@ def _read_file(path: str) -> Iterator[Item]:
 
 def _file_item(path: str, relative: str, where: str | None = None, base: str = "") -> Item:
     name = path.partition("#")[0] if PDF + "#" in path.lower() else path
-    kind = "video" if Path(name).suffix.lower() in VIDEOS else "image"
-    return Item({kind: path}, where or printable(path), base, stem_of(relative))
+    return Item({kind_of_file(name) or "image": path}, where or printable(path), base, stem_of(relative))
 
 
 def stem_of(source: object) -> str | None:
@@ -260,16 +258,16 @@ def _check_columns(name: str, columns: Sequence[str], image_column: str) -> list
         raise VlgenError(f"{name} has a column 'image', and --image-column {image_column!r} names another: rename one")
     if image_column not in columns and image_column != "image":
         raise VlgenError(f"{name} has no column {image_column!r} (--image-column); {there}")
-    if image_column not in columns and not {"images", "video", "prompt", "messages"} & set(columns):
+    if image_column not in columns and not {"images", "video", "audio", "prompt", "messages"} & set(columns):
         raise VlgenError(
-            f"{name} has no column image, images, video, prompt or messages; {there}. --image-column says which names "
-            "the pictures"
+            f"{name} has no column image, images, video, audio, prompt or messages; {there}. --image-column says which "
+            "names the pictures"
         )
     return ["image" if column == image_column else column for column in columns]
 
 
 def _row_item(fields: dict[str, Any], where: str, name: str, table: bool) -> Item:
-    source = fields.get("image") or fields.get("video")
+    source = next((fields[kind] for kind in KINDS if fields.get(kind)), None)
     if isinstance(source, Mapping):
         source = source.get("path") or source.get("url")
     return Item(fields, where, str(Path(name).parent), stem_of(source), table)

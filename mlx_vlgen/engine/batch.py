@@ -146,7 +146,7 @@ class SampledBatch:
         return type(self)(self.rows, self.cache, self.sampler, self.penalties, *drawn)
 
     @property
-    def delta(self) -> int | mx.array:
+    def delta(self) -> float | mx.array:
         """How far each row's rotary position is ahead of its cache."""
         return self.rows[0].delta if len(self.rows) == 1 else mx.array([row.delta for row in self.rows])
 

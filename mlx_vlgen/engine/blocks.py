@@ -37,7 +37,7 @@ class Block:
 
 
 class FeatureCache:
-    """What a vision tower gave for pictures and videos, by key. max_bytes, max_entries: how much it holds at most; what
+    """What a tower gave for media, by key. max_bytes, max_entries: how much it holds at most; what
     was used least recently goes first."""
 
     def __init__(self, max_bytes: int, max_entries: int = sys.maxsize):

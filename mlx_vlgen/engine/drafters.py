@@ -113,7 +113,7 @@ class DraftModel:
         self.rolls_back = kv.can_roll_back(model.cache_layout(), KVSettings())
         self._waiting: Embedded | None = None  # the prompt, until the first guess
         self.slots: Slots | None = None
-        self.delta = 0
+        self.delta: float = 0
         self.computed = 0  # generated tokens that the cache holds
 
     @property
@@ -127,7 +127,7 @@ class DraftModel:
         check_prompt("the draft model's prompt", prompt, self.model.vocab_size)
         features = [self.model.encode([media])[0] for media in prompt.media]
         self._waiting = self.model.embed(prompt, features)
-        self.delta = int(self._waiting.delta)
+        self.delta = self._waiting.row_delta
         mx.eval(self._waiting.embeds if self._waiting.embeds is not None else self._waiting.tokens)
 
     def prefill(self) -> None:

@@ -95,7 +95,7 @@ class Executor:
             parts = [row, row.negative] if row.negative else [row]
             try:
                 prompts = [Encoded(part, self._embed(part)) for part in parts]
-                deltas = [int(prompt.inputs.delta) for prompt in prompts]
+                deltas = [prompt.inputs.row_delta for prompt in prompts]
             except Exception as error:
                 row.error = error
                 continue

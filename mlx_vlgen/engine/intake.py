@@ -144,9 +144,10 @@ class Intake:
         if row.length == 0:
             raise PromptError("the prompt is empty: give some text or a picture")
         if max_positions and row.length > max_positions:
+            shorter = " shorter audio clips," * any(medium.kind == "audio" for medium in row.media)
             raise PromptError(
                 f"the prompt has {row.length} tokens and the model has {max_positions} positions: "
-                "shorten it, give fewer or smaller pictures (max_pixels), or fewer frames (max_frames)"
+                f"shorten it, give fewer or smaller pictures (max_pixels),{shorter} or fewer frames (max_frames)"
             )
 
 

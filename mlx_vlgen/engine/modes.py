@@ -52,7 +52,7 @@ class Past:
 
     cache: list[Any]
     length: int
-    delta: int
+    delta: float
     kv: KVSettings
 
     def begin(self, cache: Cache) -> Cache:

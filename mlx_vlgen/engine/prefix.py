@@ -57,7 +57,7 @@ def block_keys(root: bytes, units: Units) -> list[bytes]:
 def cut_back(length: int, prompt: Prompt) -> int:
     """How many of `length` known positions a prompt can begin with: none of its media and two-way spans is cut, and its
     last token is computed, for its logits."""
-    spans = [(medium.spans[0][0], medium.spans[-1][1]) for medium in prompt.media if medium.spans]
+    spans = [medium.bounds for medium in prompt.media if medium.spans]
     length = min(length, len(prompt.tokens) - 1)
     for start, end in sorted([*spans, *prompt.two_way], reverse=True):
         if start < length < end:

@@ -83,7 +83,7 @@ class Row:
     units: Units | None = None  # of its prompt, where it does
     past: Past | Prefix | None = None  # what it begins with
     searched: int = -1  # version of what it was searched for in
-    delta: int = 0  # what its rotary positions are ahead of its cache once the prompt is over
+    delta: float = 0  # what its rotary positions are ahead of its cache once the prompt is over
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
     thinking: Thinking | None = None  # None for a model that does not think

@@ -45,7 +45,7 @@ class Prefix:
     key: bytes
     blocks: Sequence[Block]
     length: int
-    delta: int
+    delta: float
 
     def begin(self, cache: kv.Cache) -> kv.Cache:
         """`cache`, which is empty, with these positions in each of its rows."""
@@ -81,7 +81,7 @@ def cache_on_disk(folder: Path | None) -> "PrefixCache":
 
 class PrefixCache:
     """What prompts and answers have in common with later ones, and need not be computed again: keys and values of
-    their first positions, pictures and videos as they were processed, and features of these. Give one object to all
+    their first positions, media as they were processed, and features of these. Give one object to all
     calls that may share: it may serve several models and threads.
 
     max_bytes: how much it holds at most, what was used least recently goes first; default None, a quarter of the memory

@@ -8,8 +8,7 @@ import numpy as np
 from ..engine.token_ids import check_ids, ids_of_file
 from ..errors import PromptError, UnsupportedError
 from ..inputs.prompt import Prompt
-from ..inputs.tensors import NAMES as TENSORS
-from ..inputs.tensors import read_array, unpack
+from ..inputs.tensors import read_array, tensor_names, unpack
 from ..models.base import Model
 from ..options import did_you_mean
 from .config import GenerationSettings
@@ -64,7 +63,7 @@ def check_batch(name: str, ids: np.ndarray, mask: Any, vocab_size: int) -> None:
     check_ids(name, ids, vocab_size)
 
 
-def known_tensors(tensors: Mapping[str, Any], parameters: Collection[str]) -> dict[str, Any]:
+def known_tensors(model: Model, tensors: Mapping[str, Any], parameters: Collection[str]) -> dict[str, Any]:
     """The tensors, without those that change nothing. TypeError for a name that is no tensor's, UnsupportedError for
     what is no input here.
 
@@ -73,9 +72,15 @@ def known_tensors(tensors: Mapping[str, Any], parameters: Collection[str]) -> di
     for name, remedy in _UNSUPPORTED.items():
         if tensors.get(name) is not None:
             raise UnsupportedError(f"{name}: {remedy}")
-    known = {name: value for name, value in tensors.items() if name not in (*_WITHOUT_EFFECT, *_UNSUPPORTED)}
-    for name in known.keys() - set(TENSORS):
-        raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, {*TENSORS, *parameters})}")
+    unread = [*_WITHOUT_EFFECT, *_UNSUPPORTED]
+    if model.processor.hears_videos:
+        if tensors.get("return_audio"):
+            raise UnsupportedError("return_audio: speech is not made here, only its text; leave it out")
+        unread += ["return_audio", "use_audio_in_video"]  # input_ids say which videos are heard
+    known = {name: value for name, value in tensors.items() if name not in unread}
+    names = set(tensor_names(model.processor))
+    for name in known.keys() - names:
+        raise TypeError(f"unknown keyword {name!r}{did_you_mean(name, {*names, *parameters})}")
     return known
 
 

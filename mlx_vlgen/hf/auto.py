@@ -69,6 +69,10 @@ class AutoModelForImageTextToText:
         return _model(folder, rest)
 
 
+class AutoModelForMultimodalLM(AutoModelForImageTextToText):
+    """Loads models that see or hear, as transformers calls them."""
+
+
 class AutoModelForCausalLM:
     """Loads models of text only too."""
 

@@ -38,7 +38,7 @@ def forward(model: Model, inputs: Any = None, **tensors: Any) -> CausalLMOutput:
     """
     for name in _UNSUPPORTED:
         refuse_unsupported(_UNSUPPORTED, name, tensors.pop(name, None))
-    tensors = merge_inputs(inputs, known_tensors(tensors, _PARAMETERS))
+    tensors = merge_inputs(inputs, known_tensors(model, tensors, _PARAMETERS))
     ids = batch_of_ids("input_ids", tensors["input_ids"])
     attention_mask = tensors.pop("attention_mask", None)
     check_batch("input_ids", ids, attention_mask, model.vocab_size)

@@ -87,7 +87,7 @@ def generate(
             raise TypeError(f"past_key_values={past_key_values!r:.80}: expected that of an earlier output")
         if prompt_cache is not None and not isinstance(prompt_cache, PrefixCache):
             raise TypeError(f"prompt_cache={prompt_cache!r:.80}: expected a PrefixCache")
-        tensors = merge_inputs(inputs, known_tensors(tensors, {*NAMES, *_PARAMETERS}), settings.bos_token_id)
+        tensors = merge_inputs(inputs, known_tensors(model, tensors, {*NAMES, *_PARAMETERS}), settings.bos_token_id)
         if custom_generate is not None:
             return custom_generate(
                 model, **tensors, generation_config=settings, logits_processor=logits_processor,

@@ -6,7 +6,8 @@ These are methods of `inputs.processor.Processor`, which imports them when they 
 import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..inputs.processor import Processor
 from ..inputs.prompt import MediaInputs, Prompt
 from ..inputs.tensors import pack
 from ..options import did_you_mean
-from ..prompt_utils import as_videos
+from ..prompt_utils import as_several, check_hears
 from .encoding import Encoding, check_return_tensors, make_encoding
 from .values import Unsupported, refuse_unsupported
 
@@ -29,6 +30,8 @@ _MEDIA = {
     "num_frames": "num_frames",
     "max_frames": "max_frames",
     "resize_shape": "resize_shape",
+    "use_audio_in_video": "use_audio_in_video",
+    "load_audio_from_video": "use_audio_in_video",
 }
 """Keywords of processing -> fields of `MediaInputs`."""
 
@@ -37,12 +40,11 @@ _UNSUPPORTED: Unsupported = {
     "truncation": ((False, "do_not_truncate"), "a row cut short would lose placeholders; shorten its text"),
     "add_special_tokens": ((True,), "a text that begins with the first token gets no second one; leave it out"),
     "do_sample_frames": ((True,), "a file is always sampled; give its frames, of which none is left out"),
-    "audio": ((), "this model does not hear; leave it out"),
 }
 _PROCESSING = (*_MEDIA, *_PADDING, *_UNSUPPORTED)
 _PARAMETERS = (
-    "images", "text", "videos", "chat_template", "tools", "documents", "add_generation_prompt", "tokenize",
-    "continue_final_message", "return_dict", "enable_thinking", "processor_kwargs",
+    "images", "text", "videos", "audio", "sampling_rate", "chat_template", "tools", "documents", "tokenize",
+    "add_generation_prompt", "continue_final_message", "return_dict", "enable_thinking", "processor_kwargs",
 )  # fmt: skip
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -76,15 +78,15 @@ def apply_chat_template(
     """The text of a conversation, or of a list of them; with `tokenize` the token ids, and with `return_dict` too an
     `Encoding` with all that `generate` takes.
 
-    Pictures and videos stand in the messages under "image", "video", "url", "path" or "base64", as paths, URLs, PIL
-    pictures or arrays. What looks like a placeholder or a special token in a message is plain text.
+    Media stand in the messages under "image", "video", "audio", "url", "path" or "base64", as paths, URLs, PIL pictures
+    or arrays. What looks like a placeholder or a special token in a message is plain text.
 
     conversation: messages, or a list of such
     chat_template: Jinja source in place of the processor's
     tools, documents, add_generation_prompt, continue_final_message: as the template takes them
     return_tensors: "mlx", "np", or None for lists
     processor_kwargs: keywords of processing: padding (default False), padding_side, max_length, pad_to_multiple_of,
-        min_pixels, max_pixels, fps, num_frames, max_frames, resize_shape
+        min_pixels, max_pixels, fps, num_frames, max_frames, resize_shape, use_audio_in_video
     kwargs: keywords of processing, and variables of the template (`enable_thinking`, …)
 
     TypeError for a keyword that neither the template nor the processor knows; PromptError, MediaError and
@@ -99,6 +101,7 @@ def apply_chat_template(
     if return_tensors not in (None, "auto"):  # "auto" is transformers' word for what processor_kwargs say
         processing["return_tensors"] = return_tensors
     variables = {}
+    check_hears(processor, "audio", as_several("audio", kwargs.get("audio")))
     for name, value in kwargs.items():
         if name in _PROCESSING:
             processing[name] = value
@@ -127,13 +130,16 @@ def process(
     images: Any = None,
     text: Any = None,
     videos: Any = None,
+    audio: Any = None,
+    sampling_rate: int | None = None,
     **kwargs: Any,
 ) -> Encoding:
     """Texts and their media -> all that `generate` takes.
 
     images: one, a list for all rows together, or one list a row; each anything that `load_image` takes
-    text: a formatted prompt, or a list of them, each placeholder for one picture or video in order; or messages
-    videos: as images
+    text: a formatted prompt, or a list of them, each placeholder for one medium in order; or messages
+    videos, audio: as images
+    sampling_rate: of sound that is given as arrays; default the model's
     kwargs: return_tensors and the keywords of processing, as for `apply_chat_template`
     """
     media, padding = _read(kwargs)
@@ -141,11 +147,14 @@ def process(
         raise PromptError("text is missing: a picture alone is no prompt; give its placeholder as text")
     single = isinstance(text, str | Mapping) or (_is_list(text) and text and isinstance(text[0], Mapping))
     rows = [text] if single else list(text)
-    row_images = _divide(processor, "image", images, rows)
-    row_videos = _divide(processor, "video", videos, rows)
+    check_hears(processor, "audio", as_several("audio", audio))
+    given: dict[Kind, Any] = {"image": images, "video": videos, "audio": audio}
+    divided = {kind: _divide(processor, kind, value, rows) for kind, value in given.items()}
+    if sampling_rate is not None:
+        divided["audio"] = [tuple(_with_rate(clip, sampling_rate) for clip in clips) for clips in divided["audio"]]
     prompts = [
-        processor.prepare(row, replace(media, images=images, videos=videos))
-        for row, images, videos in zip(rows, row_images, row_videos, strict=True)
+        processor.prepare(row, media.with_sources({kind: of_rows[number] for kind, of_rows in divided.items()}))
+        for number, row in enumerate(rows)
     ]
     return _encode(processor, prompts, padding)
 
@@ -228,21 +237,21 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
 
 
+def _with_rate(clip: Any, rate: int) -> Any:
+    return (clip, rate) if isinstance(clip, np.ndarray) else clip
+
+
 def _divide(processor: Processor, kind: Kind, media: Any, rows: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """Pictures, or videos, by the row that they belong to.
+    """Pictures, videos or clips of sound, by the row that they belong to.
 
     media: one; a list of one list a row; or a list for all, which rows take from by their placeholders
     """
 
-    def as_tuple(media: Any) -> tuple[Any, ...]:
-        if kind == "video":
-            return as_videos(media)
-        return () if media is None else tuple(media) if _is_list(media) else (media,)
-
+    as_tuple = partial(as_several, kind)
     placeholder = processor.placeholders.get(kind)
     counts = [_count(row, kind, placeholder) for row in rows]
     by_row = _is_list(media) and len(media) == len(rows) and all(item is None or _is_list(item) for item in media)
-    if by_row and (kind == "image" or [len(as_tuple(item)) for item in media] == counts or not sum(counts)):
+    if by_row and (kind != "video" or [len(as_tuple(item)) for item in media] == counts or not sum(counts)):
         return [as_tuple(item) for item in media]  # otherwise each list holds the frames of a video
     flat = as_tuple(media)
     if len(rows) == 1:
@@ -257,7 +266,7 @@ def _divide(processor: Processor, kind: Kind, media: Any, rows: Sequence[Any]) -
 
 
 def _count(row: Any, kind: Kind, placeholder: str | None) -> int:
-    """How many pictures, or videos, a text or messages need from outside."""
+    """How many media of a kind a text or messages need from outside."""
     if isinstance(row, str):
         return row.count(placeholder) if placeholder else 0
     parts = templates.media_parts(templates.normalize(row))

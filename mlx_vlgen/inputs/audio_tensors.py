@@ -15,6 +15,7 @@ class AudioTensors:
 
     features: name of the tensor, (clips, frames, bands), or with `bands_first` (clips, bands, frames).
     mask: name of the one that says which frames are a clip's, (clips, frames); None where all are.
+    bands: how many there are; None: any number.
     frames: rows are padded to so many; None: as many as the longest has.
     margin: frames after a clip's last one that `Media.pixels` hold, too.
     repeats: whether padding is the last frame that a clip has, which is silence, over and over; otherwise zeros.
@@ -22,6 +23,7 @@ class AudioTensors:
 
     features: str = "input_features"
     mask: str | None = "feature_attention_mask"
+    bands: int | None = None
     bands_first: bool = False
     frames: int | None = None
     margin: int = 0
@@ -46,9 +48,13 @@ class AudioTensors:
     def unpack(self, features: np.ndarray, mask: np.ndarray | None) -> list[tuple[np.ndarray, tuple[int]]]:
         """The inverse: of each clip its frames, with those of the margin, and its grid."""
         rows = features.swapaxes(1, 2) if self.bands_first and features.ndim == 3 else features
-        if rows.ndim < 2 or (mask is not None and mask.shape != rows.shape[:2]):
-            shape = "(clips, bands, frames)" if self.bands_first else "(clips, frames, bands)"
-            masked = f" and {self.mask} of (clips, frames)" if self.mask else ""
+        fits = rows.ndim > 2 and all(
+            expected in (None, size) for expected, size in zip((self.frames, self.bands), rows.shape[1:3], strict=True)
+        )
+        if not fits or (mask is not None and mask.shape != rows.shape[:2]):
+            bands, frames = self.bands or "bands", self.frames or "frames"
+            shape = f"(clips, {bands}, {frames})" if self.bands_first else f"(clips, {frames}, {bands})"
+            masked = f", and {self.mask} (clips, {frames})" if self.mask else ""
             raise PromptError(f"{self.features} has the shape {features.shape}; expected {shape}{masked}")
         lengths = [rows.shape[1]] * len(rows) if mask is None else (mask != 0).sum(axis=1).tolist()
         if mask is not None and ((mask != 0) != (np.arange(rows.shape[1]) < np.array(lengths)[:, np.newaxis])).any():

@@ -16,7 +16,8 @@ from .prompt import Media, Normalization, Span
 @dataclass(frozen=True)
 class Expansion:
     """A medium in a prompt. text: replaces the placeholder; the feature token stands in it once for each
-    feature, in runs of `counts`. The other fields are those of `Media`; key: its key, where that is known."""
+    feature, in runs of `counts`. The other fields are those of `Media`; key: its key, where that is known.
+    sound: of a video, whose features stand in the same text."""
 
     text: str
     counts: tuple[int, ...]
@@ -26,10 +27,11 @@ class Expansion:
     seconds: float = 0.0
     normalization: Normalization | None = None
     key: str | None = None
+    sound: "Expansion | None" = None
 
     @property
     def nbytes(self) -> int:
-        return self.pixels.nbytes + len(self.text)
+        return self.pixels.nbytes + len(self.text) + (self.sound.nbytes if self.sound else 0)
 
     def media(self, kind: Kind, spans: tuple[Span, ...]) -> Media:
         media = Media(kind, self.pixels, self.grid, spans, self.size, self.seconds, self.normalization)

@@ -17,6 +17,7 @@ from .audio_tensors import AudioTensors
 from .chat_template import Message
 from .encode import control_tokens, encode, encode_features
 from .expansions import Expansion, Expansions
+from .heard_video import heard_videos
 from .identify import identified
 from .kinds import KINDS, Kind
 from .literal import Segment, check_text, split_at
@@ -72,6 +73,12 @@ class Processor:
     prompt_tokens: ClassVar[str] = ""
     """Pattern of the tokens that the family documents for prompts: in user text they are tokens, too."""
 
+    seconds_tensor: ClassVar[str] = "second_per_grid_ts"
+    """transformers' name for `Media.seconds` of videos."""
+
+    hears_videos: ClassVar[bool] = False
+    """Whether it takes a video with its sound, as a `HeardVideo`."""
+
     adds_first_token: ClassVar[bool] = True
     """Whether the tokenizer's first token goes before a text that does not begin with it."""
 
@@ -126,6 +133,10 @@ class Processor:
         """The spans of a prompt whose tokens all attend to each other."""
         return ()
 
+    def placed(self, tokens: np.ndarray, media: Sequence[Media]) -> Sequence[Media]:
+        """The media of a prompt, with what the tokens around them say of them."""
+        return media
+
     def pixel_values(self, media: Media) -> np.ndarray:
         """Its pixels as transformers' processor returns them, float32."""
         if media.pixels.dtype != np.uint8 or media.normalization is None:
@@ -163,14 +174,20 @@ class Processor:
         (`enable_thinking`, …).
         PromptError when placeholders and media do not match; MediaError when one cannot be read.
         """
-        sources = media.sources
+        sources, tracks = media.sources, list[Any]()
+        if media.use_audio_in_video and not self.hears_videos:
+            raise UnsupportedError("use_audio_in_video: this model does not hear the sound of videos; leave it out")
+        messages = [] if isinstance(prompt, str) else templates.normalize(prompt)
+        if media.use_audio_in_video and not self._holds_audio(prompt, messages):
+            tracks, sources["audio"] = sources["audio"], []
         if isinstance(prompt, str):
             segments = [Segment(prompt)]
         else:
-            messages = templates.normalize(prompt)
             messages = templates.insert_media_parts(messages, {kind: len(items) for kind, items in sources.items()})
             segments = self.format(messages, **kwargs)
             sources = _collect_sources(messages, beside=sources)
+        if media.use_audio_in_video:
+            sources["video"] = heard_videos(sources["video"], tracks)
         segments = self.lay_out(segments, len(sources["image"]))
         text = "".join(segment.text for segment in segments)
         check_text(text)
@@ -187,7 +204,7 @@ class Processor:
         features = frozenset({**self.placeholders, **self.feature_tokens}.values())
         arguments = self.tokenizer, expanded, added, self._control_tokens(), self.adds_first_token
         tokens = encode_features(*arguments, features) if found else encode(*arguments)
-        processed = tuple(self._with_spans(tokens, found))
+        processed = tuple(self.placed(tokens, self._with_spans(tokens, found)))
         tail = "".join(segment.text[segment.tail_start :] for segment in segments)
         return Prompt(tokens, processed, self.two_way(tokens, processed), text, tail)
 
@@ -216,6 +233,12 @@ class Processor:
         """The tokenizer's added tokens, and whether each is a special one."""
         return frozenset((token.content, token.special) for token in self.tokenizer.added_tokens_decoder.values())
 
+    def _holds_audio(self, prompt: Any, messages: Sequence[Message]) -> bool:
+        """Whether placeholders of a prompt stand for sound."""
+        if isinstance(prompt, str):
+            return self.placeholders["audio"] in prompt
+        return any(part.kind == "audio" for part in templates.media_parts(messages))
+
     def _check_placeholders(self, segments: Sequence[Segment], sources: Mapping[Kind, Sequence[Any]]) -> None:
         for kind, items in sources.items():
             token = self.placeholders.get(kind)
@@ -225,11 +248,12 @@ class Processor:
                 continue
             count = sum(segment.text.count(token) for segment in segments if not segment.literal)
             if count != len(items):
+                count_name = "num_audios" if kind == "audio" else "num_images"
                 raise PromptError(
                     f"the prompt has {count} placeholder{'s' * (count != 1)} {token} and "
                     f"{KINDS[kind].count(len(items))} {'were' if len(items) != 1 else 'was'} given: "
                     "give as many of one as of the other. `apply_chat_template(processor, config, text, "
-                    "num_images=…)` writes the placeholders, and so do messages instead of a string"
+                    f"{count_name}=…)` writes the placeholders, and so do messages instead of a string"
                 )
         for token in set(self.feature_tokens.values()) - set(self.placeholders.values()):
             if any(token in segment.text for segment in segments if not segment.literal):
@@ -271,6 +295,8 @@ class Processor:
                 kind = kinds[parts[i]]
                 expansion = expand(kind, sources[kind].pop(0))
                 expansions.append((kind, expansion))
+                if expansion.sound:
+                    expansions.append(("audio", expansion.sound))
                 self._check_positions(expansions, waiting=sum(map(len, sources.values())))
                 parts[i] = expansion.text
             return "".join(parts)

@@ -24,6 +24,8 @@ class MediaInputs:
     min_pixels, max_pixels: bounds of a processed picture's area in pixels; default None, the processor's.
     video_fps: rate to sample a video file at, or the rate of raw frames (default 2.0). num_frames: exactly so many
     frames instead. max_frames: at most so many.
+    use_audio_in_video: whether to hear videos, too: the sound of their files, or `audios` that no placeholder stands
+    for, one a video, in order.
     """
 
     images: Sequence[Any] = ()
@@ -35,6 +37,7 @@ class MediaInputs:
     video_fps: float | None = None
     num_frames: int | None = None
     max_frames: int | None = None
+    use_audio_in_video: bool = False
 
     @property
     def sources(self) -> dict[Kind, list[Any]]:
@@ -82,6 +85,8 @@ class Media:
     seconds: how long one step of a video's grid in time takes, which some families' positions tell; 0 for a picture,
     and in other families.
     normalization: of its levels.
+    extent: of a video that is heard, all tokens whose positions depend on each other: its features, those of its sound,
+    and the two on either side. None: those of its spans.
     """
 
     kind: Kind
@@ -91,6 +96,12 @@ class Media:
     size: tuple[int, int]
     seconds: float = 0.0
     normalization: Normalization | None = None
+    extent: Span | None = None
+
+    @property
+    def bounds(self) -> Span:
+        """What no beginning of a prompt may cut."""
+        return self.extent or (self.spans[0][0], self.spans[-1][1])
 
     @property
     def form(self) -> tuple[Any, ...]:
@@ -111,6 +122,12 @@ class Media:
     def identity(self) -> Hashable:
         """Equal for media that are known to be equal: by their key, where it was asked for."""
         return self.__dict__.get("key", self)
+
+    def moved(self, distance: int) -> "Media":
+        """The same, so many tokens later."""
+        spans = tuple((start + distance, end + distance) for start, end in self.spans)
+        extent = self.extent and (self.extent[0] + distance, self.extent[1] + distance)
+        return self.replace(spans=spans, extent=extent)
 
     def replace(self, **changes: Any) -> "Media":
         """A copy with other pixels of the same content, or elsewhere in a prompt."""
@@ -156,10 +173,6 @@ class Prompt:
 
     def after(self, length: int) -> "Prompt":
         """What comes after so many tokens, which cut no medium and no two-way span."""
-        media = tuple(
-            media.replace(spans=tuple((start - length, end - length) for start, end in media.spans))
-            for media in self.media
-            if media.spans[0][0] >= length
-        )
+        media = tuple(media.moved(-length) for media in self.media if media.spans[0][0] >= length)
         two_way = tuple((start - length, end - length) for start, end in self.two_way if start >= length)
         return Prompt(self.tokens[max(0, length) :], media, two_way, self.text, self.tail)

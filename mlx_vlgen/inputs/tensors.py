@@ -5,7 +5,8 @@ For the families of Qwen and GLM names, shapes and values are those of transform
     input_ids, attention_mask, mm_token_type_ids   (B, L) int64; the last is 0 for text, 1 for images, 2 for videos
     pixel_values, pixel_values_videos              (N, patch) float32, all images' (videos') patches, row by row
     image_grid_thw, video_grid_thw                 (n, 3) int64, frames, rows and columns in patches
-    second_per_grid_ts                             (n,) float64, `Media.seconds` of videos, where positions tell them
+    second_per_grid_ts                             (n,) float64, `Media.seconds` of videos, where positions tell them;
+                                                   Qwen-Omni calls it video_second_per_grid
 
 Families without such grids have the first two lines, pixels padded with zeros where images differ in shape, and
 
@@ -34,9 +35,14 @@ PIXELS: Mapping[Kind, str] = {kind: record.pixels for kind, record in KINDS.item
 """The kinds whose tensors have the same names in all families."""
 
 NAMES = (
-    "input_ids", "attention_mask", "mm_token_type_ids", "second_per_grid_ts", *PIXELS.values(),
+    "input_ids", "attention_mask", "mm_token_type_ids", *PIXELS.values(),
     *(name.format(kind) for kind in PIXELS for name in ("{}_grid_thw", "num_{}_tokens", "{}_shapes", "{}_grids")),
 )  # fmt: skip
+
+
+def tensor_names(processor: Processor) -> tuple[str, ...]:
+    """All that prompts of its family may have."""
+    return (*NAMES, processor.seconds_tensor, *processor.audio_tensors.names)
 
 
 # -- prompts to tensors
@@ -75,7 +81,7 @@ def pack(
     }
     for kind in PIXELS:
         if media := [item for prompt in prompts for item in prompt.media if item.kind == kind]:
-            tensors |= _pack_media(kind, media, [processor.pixel_values(item) for item in media])
+            tensors |= _pack_media(processor, kind, media)
     if clips := [item for prompt in prompts for item in prompt.media if item.kind == "audio"]:
         tensors |= processor.audio_tensors.pack(clips)
     return tensors
@@ -103,12 +109,13 @@ def _types(prompt: Prompt) -> np.ndarray:
     return types
 
 
-def _pack_media(kind: Kind, media: Sequence[Media], pixels: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def _pack_media(processor: Processor, kind: Kind, media: Sequence[Media]) -> dict[str, np.ndarray]:
+    pixels = [processor.pixel_values(item) for item in media]
     grids = [item.grid for item in media]
     if all(len(grid) == 3 for grid in grids):
         tensors = {PIXELS[kind]: np.concatenate(pixels), f"{kind}_grid_thw": np.array(grids)}
         if any(item.seconds for item in media):
-            tensors["second_per_grid_ts"] = np.array([item.seconds for item in media])
+            tensors[processor.seconds_tensor] = np.array([item.seconds for item in media])
         return tensors
     shapes = np.array([values.shape for values in pixels])
     largest = shapes.max(axis=0)[1:]
@@ -147,7 +154,7 @@ def unpack(processor: Processor, tensors: Mapping[str, Any]) -> list[Prompt]:
     nearest one; UnsupportedError for media that the model does not take, and for torch's tensors.
     """
     arrays = {name: value for name, value in tensors.items() if value is not None}
-    names = [*NAMES, *processor.audio_tensors.names]
+    names = tensor_names(processor)
     for name in arrays.keys() - set(names):
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         raise TypeError(f"unknown tensor {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -287,8 +294,8 @@ def _unpack_media(processor: Processor, kind: Kind, arrays: Mapping[str, Any]) -
         shapes = _integers(f"{kind}_shapes", arrays[f"{kind}_shapes"], 2)
         ends = _integers(name, arrays[name], 2).tolist() if (name := f"{kind}_grids") in arrays else [()] * len(counts)
         grids = [tuple(side for side in grid if side >= 0) for grid in ends]
-    timed = kind == "video" and "second_per_grid_ts" in arrays
-    seconds = read_array("second_per_grid_ts", arrays["second_per_grid_ts"]) if timed else np.zeros(len(counts))
+    timed = kind == "video" and (name := processor.seconds_tensor) in arrays
+    seconds = read_array(name, arrays[name]) if timed else np.zeros(len(counts))
     fit = (
         {len(counts), len(shapes), len(grids)} == {len(counts)}
         and seconds.shape == (len(counts),)
@@ -349,7 +356,7 @@ def _row(
             row_media.append(Media(kind, pixels, source.grid, spans, (0, 0), source.seconds))
             positions = positions[source.count :]
     row_media.sort(key=lambda item: item.spans)
-    return Prompt(tokens, tuple(row_media), processor.two_way(tokens, row_media))
+    return Prompt(tokens, tuple(processor.placed(tokens, row_media)), processor.two_way(tokens, row_media))
 
 
 def _of_kind(kind: Kind, types: np.ndarray | None, media: Mapping[Kind, list[_Source]]) -> np.ndarray | bool:

@@ -40,7 +40,7 @@ class WhisperSettings:
     @property
     def tensors(self) -> AudioTensors:
         frames = self.samples // self.mel.hop
-        return AudioTensors(bands_first=True, frames=frames, margin=_MARGIN, repeats=True)
+        return AudioTensors(bands=self.mel.mels, bands_first=True, frames=frames, margin=_MARGIN, repeats=True)
 
     def check_positions(self, positions: int) -> None:
         """LoadError where a tower with so many, each of two frames, does not take such clips."""

@@ -138,7 +138,10 @@ def build(folder: Path, config: dict[str, Any]) -> Model:
     model_class = family.model_class()
     with reading(folder / "config.json", f"does not describe a {model_type}"):
         check_sizes(config, shapes)
-        return model_class(config)
+        model = model_class(config)
+    if model.left_out:
+        notice(f"{model_type}: {model.left_out}")
+    return model
 
 
 def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = False) -> None:

@@ -44,13 +44,16 @@ _QWEN3_5 = Family("mlx_vlgen.models.qwen3_5:Qwen3_5", "mlx_vlgen.inputs.qwen_vl:
 _GLM4V = Family("mlx_vlgen.models.glm4v:Glm4v", "mlx_vlgen.inputs.glm4v:Glm4vProcessor")
 _INTERNVL = Family("mlx_vlgen.models.internvl:InternVL", "mlx_vlgen.inputs.internvl:InternVLProcessor")
 _QWEN2_5_OMNI = Family("mlx_vlgen.models.qwen2_5_omni:Qwen2_5Omni", "mlx_vlgen.inputs.omni:Qwen2_5OmniProcessor")
+_QWEN3_OMNI = Family("mlx_vlgen.models.qwen3_omni_moe:Qwen3OmniMoe", "mlx_vlgen.inputs.omni:Qwen3OmniProcessor")
 _LFM2_VL = Family("mlx_vlgen.models.lfm2_vl:Lfm2VL", "mlx_vlgen.inputs.lfm2_vl:Lfm2VLProcessor")
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": Family("mlx_vlgen.models.qwen2_vl:Qwen2VL", _QWEN2_VL_PROCESSOR),
     "qwen2_5_vl": Family("mlx_vlgen.models.qwen2_5_vl:Qwen2_5_VL", _QWEN2_VL_PROCESSOR),
     "qwen2_5_omni": _QWEN2_5_OMNI,
-    "qwen2_5_omni_thinker": _QWEN2_5_OMNI,  # the part of it that reads and writes text, saved alone
+    "qwen2_5_omni_thinker": _QWEN2_5_OMNI,  # what of it writes text, saved alone
+    "qwen3_omni_moe": _QWEN3_OMNI,
+    "qwen3_omni_moe_thinker": _QWEN3_OMNI,
     "qwen3_vl": _QWEN3_VL,
     "qwen3_vl_moe": _QWEN3_VL,
     "qwen3_5": _QWEN3_5,

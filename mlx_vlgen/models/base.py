@@ -66,7 +66,8 @@ class Embedded:
     tokens: (B, L) int32.
     embeds: (B, L, d), or None for the tokens' rows of the embedding table.
     positions: (3, B, L) int32, rotary positions (time, row, column), or None where they run on from the cache.
-    delta: int or (B,) int32, a row's rotary position minus its cache position after the prompt.
+    delta: a number or (B,), a row's rotary position minus its cache position after the prompt.
+    Both are float32 where a video's times are not whole positions.
     deepstack: (B, L, d) for each of the first text layers, added to its output.
     two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
     capture: what the forward records, or None; slicing and stacking leave it out.
@@ -75,13 +76,19 @@ class Embedded:
     tokens: mx.array
     embeds: mx.array | None = None
     positions: mx.array | None = None
-    delta: int | mx.array = 0
+    delta: float | mx.array = 0
     deepstack: Sequence[mx.array] = ()
     two_way: mx.array | None = None
     capture: Capture | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
+
+    @property
+    def row_delta(self) -> float:
+        """Of a single row; an int wherever it is whole, for which positions are rotated by MLX's own kernel."""
+        delta = float(self.delta)
+        return int(delta) if delta.is_integer() else delta
 
     def __getitem__(self, span: slice) -> "Embedded":
         """The positions of `span`, of every part."""
@@ -134,7 +141,7 @@ class Embedded:
 
 @dataclass
 class Features:
-    """What a vision tower gives for one picture or video.
+    """What a tower gives for one picture, video or clip of sound.
 
     embeds: (n, d).
     deepstack: (n, d) for each deepstack layer.
@@ -196,6 +203,11 @@ class Model(nn.Module):
         """Where this model runs: MLX's default device."""
         return mx.default_device()
 
+    @property
+    def left_out(self) -> str | None:
+        """What of the checkpoint is passed over, a sentence for who loads it."""
+        return None
+
     def rename(self, key: str) -> str | None:
         """A tensor's name in any published layout -> the parameter's name here; other names come back as they are.
         None for one that is of no use here (buffers that some releases saved)."""
@@ -226,7 +238,7 @@ class Model(nn.Module):
         """One row (B = 1): the prompt's embeddings with `features` (one per `prompt.media`) in their places."""
         raise NotImplementedError
 
-    def position_delta(self, prompt: Prompt) -> int:
+    def position_delta(self, prompt: Prompt) -> float:
         """How far the rotary position after a prompt is ahead of its number of tokens."""
         return 0
 

@@ -71,6 +71,9 @@ class MRope(nn.Module):
             return self.angles(inputs.positions)
         first = next(layer_cache for layer_cache in cache if not isinstance(layer_cache, ArraysCache))
         offset: int | mx.array = first.offset + inputs.delta
+        if isinstance(offset, float) or (isinstance(offset, mx.array) and mx.issubdtype(offset.dtype, mx.floating)):
+            running = mx.array(offset).reshape(-1, 1) + mx.arange(len(inputs))  # (B, L)
+            return self.angles(mx.broadcast_to(running, (3, *running.shape)))
         return offset
 
     def __call__(self, x: mx.array, offset: "int | mx.array | Rotary" = 0) -> mx.array:
@@ -180,7 +183,7 @@ class MRopeModel(VisionLanguageModel):
             if "self_attn" in layer:
                 layer.self_attn.rope = self._rope
 
-    def positions(self, prompt: Prompt) -> tuple[np.ndarray, int]:
+    def positions(self, prompt: Prompt) -> tuple[np.ndarray, float]:
         """See `rotary_positions`."""
         return rotary_positions(prompt, self.vision_tower.merge, self._tokens_per_second)
 
@@ -204,7 +207,7 @@ class MRopeModel(VisionLanguageModel):
         positions, delta = self.positions(prompt)
         return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)
 
-    def position_delta(self, prompt: Prompt) -> int:
+    def position_delta(self, prompt: Prompt) -> float:
         return self.positions(prompt)[1]
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:

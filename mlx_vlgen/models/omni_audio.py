@@ -6,11 +6,12 @@ Source: transformers' Qwen2_5OmniAudioEncoder and Qwen3OmniMoeAudioEncoder.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
-from .layers import pace
+from .layers import ACTIVATIONS, pace
 from .whisper import WhisperConfig, WhisperLayer, average_pairs
 
 
@@ -20,6 +21,15 @@ class OmniAudioConfig(WhisperConfig):
 
     n_window: int = 100
     output_dim: int = 3584
+
+
+@dataclass(frozen=True)
+class Qwen3OmniAudioConfig(OmniAudioConfig):
+    """n_window_infer: frames that attend to each other."""
+
+    n_window: int = 50
+    n_window_infer: int = 800
+    downsample_hidden_size: int = 480
 
 
 class Convolution(nn.Module):
@@ -54,8 +64,8 @@ class AudioTower(nn.Module):
         each is of. Returns (C, t, d) and how much of each is of sound."""
         raise NotImplementedError
 
-    def window(self, steps: int) -> int:
-        """How many chunks, of so many steps each, attend to each other."""
+    def window(self) -> int:
+        """How many chunks attend to each other."""
         return 1
 
     def project(self, x: mx.array) -> mx.array:
@@ -71,7 +81,7 @@ class AudioTower(nn.Module):
         which the first `features(length)` of each clip count."""
         batch, frames, mels = mel.shape
         count = -(-frames // self._chunk)
-        mel = mx.pad(mel, [(0, 0), (0, count * self._chunk - frames), (0, 0)])
+        mel = mx.pad(mel.astype(self.ln_post.weight.dtype), [(0, 0), (0, count * self._chunk - frames), (0, 0)])
         clips = np.repeat(np.asarray(lengths), count)
         sound = np.clip(clips - np.tile(np.arange(count) * self._chunk, batch), 0, self._chunk)
         mel = mel.reshape(batch * count, self._chunk, mels)
@@ -79,7 +89,7 @@ class AudioTower(nn.Module):
         x, steps = self.shorten(mel, sound, clips)
         length, hidden = x.shape[1:]
         x = x + sinusoids(length, hidden).astype(x.dtype)
-        window = self.window(length)
+        window = self.window()
         windows = -(-count // window)
         x = mx.pad(x.reshape(batch, count, length, hidden), [(0, 0), (0, windows * window - count), (0, 0), (0, 0)])
         x = x.reshape(batch * windows, window * length, hidden)
@@ -123,3 +133,55 @@ class Qwen2_5OmniAudio(AudioTower):
 
     def features(self, frames: int) -> int:
         return (frames + 1) // 4
+
+
+CHUNKS_AT_ONCE = 32
+"""A chunk's states after its first convolution are 50 x 64 x 480 values; a clip may have hundreds of chunks."""
+
+
+class Qwen3OmniAudio(AudioTower):
+    """Three convolutions over time and bands; eight frames become a feature."""
+
+    def __init__(self, config: Qwen3OmniAudioConfig):
+        super().__init__(config)
+        hidden, channels, bands = config.d_model, config.downsample_hidden_size, config.num_mel_bins
+        for layer in self.layers:
+            layer.self_attn.k_proj = nn.Linear(hidden, hidden)
+        self._window = config.n_window_infer // self._chunk
+        self.conv2d1 = nn.Conv2d(1, channels, 3, stride=2, padding=1)
+        self.conv2d2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv2d3 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv_out = nn.Linear(channels * eighth(bands), hidden, bias=False)
+        self.proj1, self.proj2 = nn.Linear(hidden, hidden), nn.Linear(hidden, config.output_dim)
+        self._activation = ACTIVATIONS[config.activation_function]
+
+    def shorten(self, chunks: mx.array, lengths: np.ndarray, clip_lengths: np.ndarray) -> tuple[mx.array, np.ndarray]:
+        # The convolutions of a clip's last chunk see what those before made of the silence after it, as far as the
+        # chunk goes; those of a clip that is shorter than a chunk see nothing there.
+        seen = np.minimum(clip_lengths, chunks.shape[1])
+        parts = [slice(start, start + CHUNKS_AT_ONCE) for start in range(0, len(chunks), CHUNKS_AT_ONCE)]
+        return mx.concatenate([self._convolve(chunks[part], seen[part]) for part in parts]), eighth(lengths)
+
+    def _convolve(self, chunks: mx.array, seen: np.ndarray) -> mx.array:  # (C, T, mels) -> (C, T / 8, d)
+        x = chunks.swapaxes(1, 2)[..., None]
+        for convolution in (self.conv2d1, self.conv2d2, self.conv2d3):
+            x, seen = nn.gelu(convolution(x)), (seen + 1) // 2
+            x = x * within(seen, x.shape[2])[:, None]
+        return self.conv_out(x.transpose(0, 2, 3, 1).flatten(2))
+
+    def window(self) -> int:
+        return self._window
+
+    def project(self, x: mx.array) -> mx.array:
+        features: mx.array = self.proj2(self._activation(self.proj1(self.ln_post(x))))
+        return features
+
+    def features(self, frames: int) -> int:
+        return frames // self._chunk * eighth(self._chunk) + eighth(frames % self._chunk)
+
+
+def eighth(count: Any) -> Any:
+    """What three convolutions leave of so many, or of an array of such."""
+    for _ in range(3):
+        count = (count + 1) // 2
+    return count

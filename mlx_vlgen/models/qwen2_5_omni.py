@@ -31,7 +31,7 @@ class Qwen2_5Omni(Omni):
         text["tie_word_embeddings"] = thinker.get("tie_word_embeddings", False)
         vision = VisionTower(Qwen2_5_VLVisionConfig.from_dict(thinker["vision_config"]), ("q", "k", "v", "proj"))
         audio = Qwen2_5OmniAudio(OmniAudioConfig.from_dict(thinker["audio_config"]))
-        super().__init__(config, text, vision, audio, (16, 24, 24), interleaved=False)
+        super().__init__(config, text, vision, audio, (16, 24, 24), interleaved=False, whole_positions=True)
 
     @classmethod
     def rename(cls, key: str) -> str | None:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._runtime import mx, nn
+from ..errors import LoadError
 from ..inputs.prompt import Media
 from .base import Features
 from .vision_language import VisionLanguageModel
 from .whisper import WhisperConfig, WhisperEncoder, average_pairs, join_clips
+
+TOWER = "qwen2_audio_encoder"
 
 
 class Projector(nn.Module):
@@ -32,6 +35,8 @@ class Qwen2Audio(VisionLanguageModel):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
+        if (tower := config["audio_config"].get("model_type", TOWER)) != TOWER:
+            raise LoadError(f"This checkpoint's audio tower is {tower!r}; expected {TOWER}.")
         audio = WhisperConfig.from_dict(config["audio_config"])
         self.audio_tower = WhisperEncoder(audio)
         self.multi_modal_projector = Projector(audio.d_model, self.hidden_size)

@@ -1,4 +1,4 @@
-"""Which pictures and videos a message may name, and how those from elsewhere are fetched."""
+"""Which media a message may name, and how those from elsewhere are fetched."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,7 @@ class MediaRules:
 
 
 def fetch_remote(messages: Messages, limits: Limits) -> list[dict[str, Any]]:
-    """Messages with the bytes of pictures and videos that have a URL, all within one budget of time and size.
+    """Messages with the bytes of media that have a URL, all within one budget of time and size.
     MediaError for one that cannot be had."""
     deadline, left = time.monotonic() + limits.download_seconds, limits.max_download_bytes
 

@@ -247,7 +247,7 @@ def _part(part: Any, place: str, rules: MediaRules, bounds: Bounds, lenient: Log
         case "text" | "refusal":
             only(part, ["type", kind, "cache_control"], place, lenient)
             return {"type": "text", "text": bounds.text(part.get(kind), f"{place}.{kind}")}
-        case "image_url" | "video_url":
+        case "image_url" | "video_url" | "audio_url":
             only(part, ["type", kind, "cache_control"], place, lenient)
             source = part.get(kind)
             if isinstance(source, dict):
@@ -257,12 +257,17 @@ def _part(part: Any, place: str, rules: MediaRules, bounds: Bounds, lenient: Log
             return {"type": name, name: bounds.media(rules.source(source, f"{place}.{kind}"))}
         case "input_audio":
             only(part, ["type", kind, "cache_control"], place, lenient)
-            sound = part.get(kind)
-            if not isinstance(sound, dict) or not isinstance(sound.get("data"), str):
-                raise ApiError(400, f'{place}.{kind}: expected {{"data": base64, "format": "wav"}}', f"{place}.{kind}")
-            only(sound, ["data", "format"], f"{place}.{kind}", lenient)
-            return {"type": "audio", "audio": bounds.media(f"data:;base64,{sound['data']}")}
-    raise ApiError(400, f"{place}: type {kind!r:.80}: expected text, image_url, video_url or input_audio", place)
+            return {"type": "audio", "audio": bounds.media(read_sound(part.get(kind), f"{place}.{kind}", lenient))}
+    expected = "text, image_url, video_url, audio_url or input_audio"
+    raise ApiError(400, f"{place}: type {kind!r:.80}: expected {expected}", place)
+
+
+def read_sound(value: Any, place: str, lenient: Log | None) -> str:
+    """`input_audio`, of responses too, as a data: URI."""
+    if not isinstance(value, dict) or not isinstance(value.get("data"), str):
+        raise ApiError(400, f'{place}: expected {{"data": base64, "format": "wav"}}', place)
+    only(value, ["data", "format"], place, lenient)
+    return f"data:;base64,{value['data']}"
 
 
 def _tool_call(call: Any, place: str, bounds: Bounds) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from .call import Answer, Call
 from .errors import ApiError
 from .media import MediaRules
 from .messages import Bounds
-from .openai import EFFORTS, TOLERATED, check_choice, read_form, read_function
+from .openai import EFFORTS, TOLERATED, check_choice, read_form, read_function, read_sound
 from .parameters import (
     OURS,
     SAMPLING,
@@ -260,4 +260,8 @@ def _part(part: Any, place: str, rules: MediaRules, bounds: Bounds, lenient: Log
         case "input_image":
             only(part, ["type", "image_url", "detail"], place, lenient)
             return {"type": "image", "image": bounds.media(rules.source(part.get("image_url"), f"{place}.image_url"))}
-    raise ApiError(400, f"{place}: type {kind!r:.80}: expected input_text, output_text or input_image", param=place)
+        case "input_audio":
+            only(part, ["type", kind], place, lenient)
+            return {"type": "audio", "audio": bounds.media(read_sound(part.get(kind), f"{place}.{kind}", lenient))}
+    expected = "input_text, output_text, input_image or input_audio"
+    raise ApiError(400, f"{place}: type {kind!r:.80}: expected {expected}", place)

@@ -15,7 +15,7 @@ MAX_TEXT = 4 << 20
 """Characters of all text in a request."""
 
 MAX_MEDIA = 64
-"""Pictures and videos in a request."""
+"""Pictures, videos and sounds in a request."""
 
 MAX_CHOICES = 16
 """Answers to one request (`n`, or prompts of a completion times `n`)."""

@@ -195,7 +195,9 @@ def test_the_pages_pipes(chat: Chat, tmp_path: Path) -> None:
 def test_usage(chat: Chat, invoke: Callable[..., Outcome]) -> None:
     assert chat("", "--top-q", "1")[0] == 2
     assert "--top-p: expected 0 to 1" in chat("", "--top-p", "7")[2].replace("=7.0", "")
-    assert chat("Hi\n", "--audio", "a.wav") == (1, "", "mlx_vlgen: error: --audio: no model here hears; leave it out\n")
+    assert "a.wav: no such file" in chat("Hi\n", "--audio", "a.wav")[2]
+    deaf = chat("Hi\n", "--audio", __file__)
+    assert deaf[0] == 1 and "audio was given, and this model takes only text, pictures and videos" in deaf[2]
     assert "gone.png: no such file" in chat("Hi\n", "--image", "gone.png")[2]
     assert "there is no talk to go on with yet" in chat("Hi\n", "--resume")[2]
     assert chat("")[:2] == (0, "")

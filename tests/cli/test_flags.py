@@ -53,6 +53,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "video_fps": (["0.5"], 0.5),
     "num_frames": (["4"], 4),
     "max_frames": (["5"], 5),
+    "use_audio_in_video": ([], True),
     "draft_model": (["small"], "small"),
     "num_draft_tokens": (["4"], 4),
     "prompt_lookup": (["6"], 6),

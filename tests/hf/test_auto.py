@@ -13,7 +13,13 @@ from parity import media
 from transformers import PreTrainedTokenizerBase, TextStreamer
 
 import mlx_vlgen
-from mlx_vlgen import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from mlx_vlgen import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    AutoTokenizer,
+)
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError, UnreachableError, UnsupportedError
 from mlx_vlgen.inputs.processor import Processor
@@ -39,6 +45,7 @@ def test_the_built_in_model_loads_and_knows_its_processor() -> None:
 
 def test_a_text_decoder_is_for_causal_lm(llama: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(llama).config["model_type"] == "llama"
+    assert AutoModelForMultimodalLM.from_pretrained("demo").config["model_type"] == "qwen3_vl"
     assert AutoModelForCausalLM.from_pretrained("demo").config["model_type"] == "qwen3_vl"
     with pytest.raises(LoadError, match="AutoModelForCausalLM"):
         AutoModelForImageTextToText.from_pretrained(llama)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from parity import expected, media
 from parity.layouts import REFERENCE, assemble, read_json
+from parity.recipe import holds_audio
 from parity.recipes import recipes
 
 from mlx_vlgen._runtime import mx
@@ -50,6 +51,7 @@ def prompts(family: str) -> dict[str, Prompt]:
             videos=[media.clip(item) for item in case["videos"]],
             audios=[media.sound(item) for item in case.get("audios", ())],
             video_fps=media.CLIP_FPS if case["videos"] else None,
+            use_audio_in_video=bool(case.get("audios")) and not holds_audio(case["messages"]),
         )
         prepared[name] = processor(family).prepare(case["text"], inputs)
     return prepared
@@ -63,7 +65,7 @@ def pad_token(family: str) -> int:
 def summary(family: str, prompt: Prompt) -> tuple[Any, ...]:
     """All of a prompt that a model takes, but for pixels' values."""
     shapes = [processor(family).pixel_values(item).shape for item in prompt.media]
-    parts = [(item.kind, item.grid, item.spans, item.seconds) for item in prompt.media]
+    parts = [(item.kind, item.grid, item.spans, item.seconds, item.extent) for item in prompt.media]
     return prompt.tokens.tolist(), prompt.tokens.dtype, prompt.two_way, shapes, parts
 
 

@@ -55,26 +55,11 @@ class Attack:
 
     def _value(self, draw: random.Random, name: str, original: Any) -> Any:
         if isinstance(original, np.ndarray) and draw.random() < 0.6:
-            return self._damaged(draw, original)
+            return damaged(draw, original)
         if name in TENSORS and draw.random() < 0.7:
             tensor = array(draw)
             return mx.array(tensor.copy()) if tensor.dtype in (np.int32, np.float32) and tensor.size else tensor
         return draw.choice(NUMBERS) if draw.random() < 0.6 else value(draw)
-
-    def _damaged(self, draw: random.Random, tensor: np.ndarray) -> np.ndarray:
-        """Another shape, or other numbers in it."""
-        match draw.randrange(5):
-            case 0:
-                return tensor[..., :-1]
-            case 1:
-                return np.concatenate([tensor, tensor])
-            case 2:
-                return tensor[None]
-            case 3:
-                return tensor.reshape(-1)[: draw.randrange(tensor.size + 1)]
-        changed = tensor.copy()
-        changed.reshape(-1)[draw.randrange(changed.size)] = draw.choice([-1, 0, 1, 3, 511, 2**20, 2**31 - 1])
-        return changed
 
     def _generate(self, keywords: dict[str, Any]) -> None:
         keywords = dict(keywords)
@@ -82,3 +67,19 @@ class Attack:
             keywords["max_new_tokens"] = 3
         keywords.setdefault("max_time", 1.0)
         mx.eval(self._model.generate(**keywords))
+
+
+def damaged(draw: random.Random, tensor: np.ndarray) -> np.ndarray:
+    """Another shape, or other numbers in it."""
+    match draw.randrange(5):
+        case 0:
+            return tensor[..., :-1]
+        case 1:
+            return np.concatenate([tensor, tensor])
+        case 2:
+            return tensor[None]
+        case 3:
+            return tensor.reshape(-1)[: draw.randrange(tensor.size + 1)]
+    changed = tensor.copy()
+    changed.reshape(-1)[draw.randrange(changed.size)] = draw.choice([-1, 0, 1, 3, 511, 2**20, 2**31 - 1])
+    return changed

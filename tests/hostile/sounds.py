@@ -96,7 +96,7 @@ class Attack:
         elif draw.random() < 0.2:
             name, source = "array", (array(draw), draw.choice([RATE, 44_100, *NUMBERS, value(draw)]))
         else:
-            name, source = "damaged", _damaged(draw, draw.choice(self._files))
+            name, source = "damaged", damaged(draw, draw.choice(self._files))
         return Try(f"{name} {source!r:.80}", lambda: _load(source), peak=SPARE)
 
 
@@ -105,7 +105,7 @@ def _load(source: Any) -> None:
     assert samples.dtype == np.float32 and samples.ndim == 1 and np.isfinite(samples).all()
 
 
-def _damaged(draw: random.Random, whole: bytes) -> bytes:
+def damaged(draw: random.Random, whole: bytes) -> bytes:
     data = bytearray(whole)
     for _ in range(draw.choice([0, 1, 2, 8])):
         place = draw.randrange(draw.choice([64, len(data)]))

@@ -15,7 +15,7 @@ LIMIT_S = 20.0
 
 ATTACKS = {
     "calls": 120, "hf_calls": 120, "messages": 120, "sources": 120, "picture_files": 40, "checkpoint_files": 40,
-    "sounds": 120
+    "sounds": 120, "sound_calls": 100,
 }  # fmt: skip
 """How many inputs of each the suite tries."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from parity import expected, media
+from parity.recipe import holds_audio
 
 import mlx_vlgen
 from mlx_vlgen import SamplingParams
@@ -54,6 +55,7 @@ class Ask:
     images: tuple[str, ...] = ()
     videos: tuple[str, ...] = ()
     audios: tuple[str, ...] = ()
+    hears_videos: bool = False
 
     @property
     def media(self) -> MediaInputs:
@@ -62,6 +64,7 @@ class Ask:
             videos=[media.clip(name) for name in self.videos],
             audios=[media.sound(name) for name in self.audios],
             video_fps=media.CLIP_FPS if self.videos else None,
+            use_audio_in_video=self.hears_videos,
         )
 
 
@@ -95,7 +98,8 @@ class Family:
         asks = {name: self._ask(name, content) for name, content in MEDIA.items() if self._takes(content)}
         for name, case in expected.record(self.name)["cases"].items():
             names = (tuple(case.get(kind, ())) for kind in ("images", "videos", "audios"))
-            asks[name] = Ask(name, case["text"], *names)
+            hears_videos = bool(case.get("audios")) and not holds_audio(case["messages"])
+            asks[name] = Ask(name, case["text"], *names, hears_videos)
         # Words with a space before each are the same tokens in any order: "words5" and "turned5" are equally long.
         words = " The picture of the user is beautiful and explicit is better than implicit although never is often"
         for count in (2, 5, 11, 16):

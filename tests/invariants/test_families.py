@@ -44,13 +44,13 @@ def test_coming_and_going(family: Family) -> None:
 @pytest.mark.parametrize("chunk", [7, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (1, 64))])
 def test_chunks(family: Family, chunk: int) -> None:
     """Borders fall inside pictures and clips."""
-    longest = sorted(family.asks.values(), key=lambda ask: len(ask.images) + 2 * len(ask.videos))[-2:]
+    longest = sorted(family.asks.values(), key=lambda ask: len(ask.images) + 2 * len(ask.videos + ask.audios))[-2:]
     play_and_check(family, [Row(ask) for ask in longest], prefill_step_size=chunk)
 
 
 def test_streams_in_turn(family: Family) -> None:
     """Nothing of a request is left on the model or the processor."""
-    asks = sorted(family.asks.values(), key=lambda ask: -len(ask.images) - len(ask.videos))[:2]
+    asks = sorted(family.asks.values(), key=lambda ask: -len(ask.images + ask.videos + ask.audios))[:2]
     heard = [Heard(), Heard()]
     with TokenIterator(family.model, family.processor) as one, TokenIterator(family.model, family.processor) as other:
         for stream, ask in zip((one, other), asks, strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .layouts import REFERENCE, read_json
+from .recipe import holds_audio
 from .weights import projection
 
 
@@ -69,6 +70,10 @@ class Expected:
     tokens: np.ndarray
     steps: np.ndarray
     audios: Sequence[str] = ()
+
+    @property
+    def hears_videos(self) -> bool:
+        return bool(self.audios) and not holds_audio(self.messages)
 
     @property
     def tolerance(self) -> float:

@@ -141,10 +141,15 @@ def model_inputs(recipe: Recipe, processor: Any, cases: list[Case]) -> dict[str,
         keywords |= {"videos": clips, "do_sample_frames": False, **kit.clips(clips)}
     if sounds := [_samples(name) for case in cases for name in case.audios]:
         keywords |= {"audio": sounds}
+    heard = [case.hears_videos for case in cases]
+    if any(heard):
+        keywords |= {"load_audio_from_video": True, "audio_from_video_indices": [*range(len(sounds))]}
     bos = processor.tokenizer.bos_token
     if bos and all(text.startswith(bos) for text in texts):
         keywords["add_special_tokens"] = False  # the template wrote it
-    return dict(processor(text=texts, return_tensors="pt", padding=len(texts) > 1, **keywords))
+    padding = len(texts) > 1 or "audio" in keywords  # some take it for the clips, too
+    inputs = dict(processor(text=texts, return_tensors="pt", padding=padding, **keywords))
+    return inputs | ({"use_audio_in_video": True} if any(heard) else {})
 
 
 def pixel_levels(recipe: Recipe, processor: Any) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from mlx_vlgen.engine.cache import make_cache
 from mlx_vlgen.inputs.prompt import Media, MediaInputs, Prompt
 from mlx_vlgen.models import FAMILIES, PROVED_TEXT
 
-from . import media
+from . import expected, media
 from .expected import Expected
 
 Loaded = tuple[Any, Any]
@@ -51,6 +51,15 @@ def with_pixels(prompt: Prompt, pixels: Sequence[np.ndarray]) -> Prompt:
     """The prompt with other pixels, one array per medium."""
     replaced = (dataclasses.replace(m, pixels=p) for m, p in zip(prompt.media, pixels, strict=True))
     return dataclasses.replace(prompt, media=tuple(replaced))
+
+
+def reference_pixels(family: str, case: Expected, prompt: Prompt) -> list[np.ndarray]:
+    """The reference's pixels of a prompt's media, as towers take them; of sounds what is made here."""
+    references = expected.media_pixels(family, case, [medium.kind for medium in prompt.media])
+    return [
+        medium.pixels if isinstance(reference, expected.Sound) else reference.normalised
+        for medium, reference in zip(prompt.media, references, strict=True)
+    ]
 
 
 def logits(loaded: Loaded, prompt: Prompt) -> np.ndarray:
@@ -131,6 +140,8 @@ def _media_keywords(case: Expected) -> dict[str, Any]:
         keywords |= {"video": videos if len(videos) > 1 else videos[0], "video_fps": media.video_fps}
     if audios:
         keywords["audio"] = audios if len(audios) > 1 else audios[0]
+    if media.use_audio_in_video:
+        keywords["use_audio_in_video"] = True
     return keywords
 
 
@@ -140,4 +151,5 @@ def _media(case: Expected) -> MediaInputs:
         videos=[media.clip(name) for name in case.videos],
         audios=[media.sound(name) for name in case.audios],
         video_fps=media.CLIP_FPS if case.videos else None,
+        use_audio_in_video=case.hears_videos,
     )

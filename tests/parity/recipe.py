@@ -19,17 +19,28 @@ Ids = Callable[[str], int]
 """From a special token to its id."""
 
 
+def holds_audio(prompt: Messages | str | None) -> bool:
+    """Whether parts of messages are sound."""
+    parts = [part for message in prompt or () if isinstance(message, dict) for part in message["content"]]
+    return any(isinstance(part, dict) and part["type"] == "audio" for part in parts)
+
+
 @dataclass(frozen=True)
 class Case:
     """One request: `prompt` is messages, which the chat template formats, or text as it is.
 
-    images, videos, audios: names in media.py, in order of appearance.
+    images, videos, audios: names in media.py, in order of appearance; audios that no part stands for are the sound of
+    the videos.
     """
 
     prompt: Messages | str
     images: Sequence[str] = ()
     videos: Sequence[str] = ()
     audios: Sequence[str] = ()
+
+    @property
+    def hears_videos(self) -> bool:
+        return bool(self.audios) and not holds_audio(self.prompt)
 
 
 @dataclass(frozen=True)

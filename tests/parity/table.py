@@ -32,9 +32,9 @@ PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 MEASURED = REFERENCE / "measured.json"
 BEGIN, END = "<!-- families: made by tests/parity/table.py -->\n", "<!-- end of families -->"
 HEADER = (
-    "| family | `model_type` | pictures | several | video | batch | quantized KV | sharding "
+    "| family | `model_type` | pictures | several | video | sound | batch | quantized KV | sharding "
     "| float32 | bfloat16 | lines |\n"
-    "|---|---|---|---|---|---|---|---|---:|---:|---:|\n"
+    "|---|---|---|---|---|---|---|---|---|---:|---:|---:|\n"
 )
 
 
@@ -51,11 +51,7 @@ def differences(loaded: ours.Loaded, reference: str) -> Iterator[float]:
     for name in expected.record(reference)["cases"]:
         case = expected.case(reference, name)
         prompt = ours.prepare(loaded, case.text, case)
-        references = expected.media_pixels(reference, case, [medium.kind for medium in prompt.media])
-        pixels = [
-            medium.pixels if isinstance(one, expected.Sound) else one.normalised
-            for medium, one in zip(prompt.media, references, strict=True)
-        ]
+        pixels = ours.reference_pixels(reference, case, prompt)
         logits = ours.logits(loaded, ours.with_pixels(prompt, pixels)).astype(np.float64)
         worst = max(
             np.abs(logits[-1] - case.last).max(),
@@ -118,6 +114,7 @@ def row(reference: str, measured: dict[str, Any]) -> str:
         yes(any(case["images"] for case in cases)),
         yes(any(len(case["images"]) > 1 for case in cases)),
         yes(any(case["videos"] for case in cases)),
+        yes(any(case.get("audios") for case in cases)),
         yes(record["batches"]),
         yes(measured["quantized_kv"]),
         "",  # sharding over machines is to come

@@ -69,13 +69,8 @@ def new_tokens(family: str) -> int:
 
 
 def normalised_pixels(checkpoint: ours.Loaded, family: str, case: Expected) -> list[np.ndarray]:
-    """The reference's pixels of a case's media, as vision towers take them; of sounds what is made here."""
-    media = ours.prepare(checkpoint, case.text, case).media
-    references = expected.media_pixels(family, case, [medium.kind for medium in media])
-    return [
-        medium.pixels if isinstance(reference, Sound) else reference.normalised
-        for medium, reference in zip(media, references, strict=True)
-    ]
+    """The reference's pixels of a case's media, as towers take them."""
+    return ours.reference_pixels(family, case, ours.prepare(checkpoint, case.text, case))
 
 
 def test_token_ids(checkpoint: ours.Loaded, case: Expected) -> None:

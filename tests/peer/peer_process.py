@@ -12,6 +12,11 @@ import pytest
 from mlx_vlgen._runtime import mx
 
 PEER = os.environ.get("MLX_VLGEN_PEER_PYTHON", "")
+NOT_THERE = {
+    "qwen2_5_omni": "mlx-vlm has no such model",
+    "qwen3_omni_moe": "mlx-vlm reads no thinker without what speaks",
+}
+"""Families that cannot be exchanged, and why."""
 needs_peer = pytest.mark.skipif(not PEER, reason="MLX_VLGEN_PEER_PYTHON names no Python with mlx-vlm")
 Weights = dict[str, mx.array]
 

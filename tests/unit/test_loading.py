@@ -195,7 +195,7 @@ def test_memory_available_is_plausible():
         ({"model_type": "mistral", "vision_config": {"hidden_size": 4}}, "not supported yet"),
         ({"model_type": "whisperer", "audio_config": {"hidden_size": 4}}, "not supported yet"),
         ({"model_type": "olmo"}, "olmo"),
-        ({"model_type": "qwen2_5_omni", "thinker_config": {"vision_config": {}}}, "not supported yet"),
+        ({"model_type": "qwen1_omni", "thinker_config": {"vision_config": {}}}, "not supported yet"),
         ({"model_type": "llava", "mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "no vision_config"),
     ],
 )

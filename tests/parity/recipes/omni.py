@@ -1,17 +1,16 @@
 """The thinkers of Qwen2.5-Omni and Qwen3-Omni, saved alone by transformers 5; on the Hub parts of what speaks."""
 
+import functools
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..recipe import (
-    AUDIO_BATCHES,
     AUDIO_CASES,
+    EXPERTS,
     HEADS,
     QWEN_ENDS,
-    VIDEO_BATCHES,
-    VIDEO_CASES,
     VISION_BATCHES,
     VISION_CASES,
     Case,
@@ -24,6 +23,7 @@ from ..recipe import (
     renamed,
     rope,
     swap,
+    switch_experts,
     user,
     whisper_extractor,
 )
@@ -125,16 +125,135 @@ def mlx(tensors: Tensors) -> Tensors:
     return tensors
 
 
-LARGER = {"clip": "wide_clip", "odd_clip": "odd_wide_clip"}
-"""Clips that keep their size: torchvision and Pillow enlarge with levels between them at sharp edges, since one cuts off
-what overshoots after each of two passes."""
-VIDEOS = {name: replace(case, videos=[LARGER[clip] for clip in case.videos]) for name, case in VIDEO_CASES.items()}
-HEARD = AUDIO_CASES | {
-    "img_audio": Case(user("image", "audio", "Compare."), images=["upright"], audios=["short_sound"]),
-    "audio_video": Case(user("audio", "video", "Compare."), videos=["wide_clip"], audios=["sound"]),
+CASES = {name: VISION_CASES[name] for name in ("text", "dialogue", "img1", "upright", "img2")}
+CASES |= {name: AUDIO_CASES[name] for name in ("audio2", "long_audio")}
+# Clips that keep their size: enlarged, they differ by levels at sharp edges between torchvision and Pillow, which cuts
+# off what overshoots after each of two passes.
+CASES |= {
+    "audio_video": Case(user("audio", "video", "Compare."), videos=["wide_clip"], audios=["short_sound"]),
+    "heard_video": Case(
+        user("image", "video", "Compare."), images=["small"], videos=["odd_wide_clip"], audios=["long_sound"]
+    ),
 }
-CASES, BATCHES = VISION_CASES | VIDEOS | HEARD, VISION_BATCHES | VIDEO_BATCHES | AUDIO_BATCHES
+BATCHES = VISION_BATCHES | {"batch_media": ["long_audio", "audio_video", "dialogue", "audio2"]}
+STEPS = 6
 KIT = ProcessorKit("qwen2_5_omni", processor, image_pixels, video_pixels, clips=clips, audio=audio_features)
+
+
+# Qwen3-Omni
+
+NAMED_3 = {
+    "image_token": "<|image_pad|>", "audio_token": "<|audio_pad|>", "video_token": "<|video_pad|>",
+    "vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>",
+    "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>",
+}  # fmt: skip
+TOKENIZER_3 = TokenizerKit(
+    "qwen3_omni", (*SPECIALS[:3], *NAMED_3.values()), "<|im_end|>", "<|endoftext|>",
+    functools.reduce(lambda text, name: text.replace(NAMED[name], NAMED_3[name]), NAMED, TEMPLATE), named=NAMED_3,
+)  # fmt: skip
+
+
+def one_by_one(extractor: Any) -> Any:
+    """The extractor, whose clips of a list are as each alone: it pads their samples otherwise, so that the end of a
+    shorter one, and even its number of frames, depend on the others."""
+    base = type(extractor)
+
+    def extract(self: Any, clips: Any, **keywords: Any) -> Any:
+        import transformers
+
+        if isinstance(clips, np.ndarray):
+            return base.__call__(self, clips, **keywords)
+        features = [np.asarray(base.__call__(self, clip, **keywords)["input_features"][0]) for clip in clips]
+        lengths = np.array([feature.shape[1] for feature in features])
+        padded = [np.pad(feature, ((0, 0), (0, lengths.max() - feature.shape[1]))) for feature in features]
+        mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int32)
+        made = {"input_features": np.stack(padded), "attention_mask": mask}
+        return transformers.BatchFeature(made, tensor_type="pt")
+
+    extractor.__class__ = type(base.__name__, (base,), {"__call__": extract})
+    return extractor
+
+
+def processor_3(tokenizer: Any) -> Any:
+    import transformers
+
+    colors = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    image = transformers.Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 64 * 64, "longest_edge": 6 * 64 * 64}, patch_size=32, **colors
+    )
+    video = transformers.Qwen2VLVideoProcessor(patch_size=32, **colors)
+    sound = one_by_one(whisper_extractor(feature_size=32))
+    return transformers.Qwen3OmniMoeProcessor(image, video, sound, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def audio_features_3(processor: Any, samples: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+    made = processor.feature_extractor(samples, sampling_rate=16_000, padding=True, truncation=False)
+    features = np.asarray(made["input_features"][0]).T.astype(np.float32)
+    return features, (len(features),)
+
+
+def config_3(ids: Ids, vocabulary: int) -> Any:
+    import transformers
+
+    text = {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "head_dim": 32, "vocab_size": vocabulary,
+        "rope_parameters": rope(1e6, mrope_interleaved=True, mrope_section=[6, 5, 5]),
+    }  # fmt: skip
+    vision = {
+        "depth": 3, "hidden_size": 48, "out_hidden_size": 64, "num_heads": 4, "intermediate_size": 80,
+        "patch_size": 32, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 144,
+        "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    sound = {
+        "num_mel_bins": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 80,
+        "d_model": 48, "output_dim": 64, "n_window_infer": 200, "downsample_hidden_size": 8,
+    }  # fmt: skip
+    return transformers.Qwen3OmniMoeThinkerConfig(
+        text_config=text | HEADS | EXPERTS | QWEN_ENDS(ids),
+        vision_config=vision,
+        audio_config=sound,
+        position_id_per_seconds=13,
+        audio_token_id=ids("<|audio_pad|>"),
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        audio_start_token_id=ids("<|audio_start|>"),
+        audio_end_token_id=ids("<|audio_end|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        user_token_id=5,
+    )
+
+
+def mlx_3(tensors: Tensors) -> Tensors:
+    """The mergers of the tower have Qwen3-VL's names."""
+    pairs = (
+        ("visual.merger_list.", "vision_tower.deepstack_merger_list."),
+        ("visual.", "vision_tower."),
+        ("model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    )
+    tensors = channels_last(switch_experts(renamed(tensors, *pairs)))
+
+    def name(key: str) -> str:
+        is_merger = key.startswith(("vision_tower.merger.", "vision_tower.deepstack_merger_list."))
+        parts = {".ln_q.": ".norm.", ".mlp.0.": ".linear_fc1.", ".mlp.2.": ".linear_fc2."} if is_merger else {}
+        return functools.reduce(lambda text, part: text.replace(part, parts[part]), parts, key)
+
+    return hub({name(key): tensor for key, tensor in tensors.items()})
+
+
+def longer(case: Case) -> Case:
+    """Without a clip of less than a second beside others: transformers' tower pads it to the length of theirs, and its
+    features are not those that it has alone."""
+    clips = case.audios if len(case.audios) < 2 else [name.replace("short", "long") for name in case.audios]
+    return replace(case, audios=clips)
+
+
+CASES_3 = {name: longer(case) for name, case in CASES.items()}
+KIT_3 = ProcessorKit("qwen3_omni", processor_3, image_pixels, video_pixels, clips=clips, audio=audio_features_3)
 RECIPES = {
-    "qwen2_5_omni": Recipe(config, TOKENIZER, CASES, BATCHES, KIT, RULES, hub=hub, mlx=mlx, legacy=legacy),
+    "qwen2_5_omni": Recipe(config, TOKENIZER, CASES, BATCHES, KIT, RULES, STEPS, hub=hub, mlx=mlx, legacy=legacy),
+    "qwen3_omni_moe": Recipe(
+        config_3, TOKENIZER_3, CASES_3, BATCHES, KIT_3, RULES, STEPS, hub=hub, mlx=mlx_3, legacy=legacy
+    ),
 }
