@@ -67,3 +67,12 @@ def test_it_hears(ear: Any, clip: Any, question: str, answer: str) -> None:
 def test_real_answers_do_not_depend_on_the_batch(ear: Any, settings: dict[str, Any]) -> None:
     """Clips of other lengths beside each, in chunks that cut them, over a quantized cache."""
     assert answers(ear, **settings) == [answer for _, _, answer in QUESTIONS]
+
+
+def test_questions_about_one_clip_share_what_it_took(ear: Any) -> None:
+    questions = ["What is said?", "How many words are said?", "What is said?"]
+    settings = {"audios": [WORDS] * 3, "prompts": [ask(question) for question in questions], "max_tokens": 24}
+    first, *others = batch_generate(*ear, **settings).results
+    assert [result.text for result in (first, *others)] == ["seven red dog", "three", "seven red dog"]
+    assert all(result.cached_tokens > 20 for result in others)
+    assert batch_generate(*ear, **settings, reuse=False).texts == ["seven red dog", "three", "seven red dog"]
