@@ -114,7 +114,10 @@ class Studio:
         manner = rng.random()
         separator = " " if manner < 0.5 else ", "
         phrases = [[word] for word in said] if manner > 0.7 else [said]
-        parts, spans, phonemes, at, exact = [], [], [], 0, True
+        parts: list[np.ndarray] = []
+        spans: list[Span] = []
+        phonemes: list[Span] = []
+        at, exact = 0, True
         for phrase in phrases:
             text = separator.join("[['eI]]" if word == "A" else word for word in phrase)
             speech = self.espeak.say(text, voice, speed, pitch, intonation)

@@ -41,7 +41,7 @@ ANSWERED = (0.25, 0.46, 0.15, 0.04, 0.05, 0.02, 0.03)  # of lessons with answers
 
 def shares(progress: float, errors: dict[str, float], opening: float) -> list[float]:
     """The share of pools of moments alone, then the weight of each kind in these and in the others."""
-    dense = 1.0 if progress < opening else max(0.2, 0.6 - (progress - opening) if opening else 0.0)
+    dense = 1.0 if progress < opening else max(0.15, 0.4 - (progress - opening) if opening else 0.0)
     part = min(1.0, 2 * progress / opening) if opening else 1.0
     mixed = [(1 - part) * first + part * last for first, last in zip(DENSE_START, DENSE_END, strict=True)]
     return [dense, *mixed, *ANSWERED]
