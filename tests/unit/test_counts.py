@@ -77,13 +77,12 @@ def long_and_pictures(family: Family) -> list[Request]:
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_work_between_two_tokens_of_a_row(family: Family, monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
-    """While a long prompt and ten pictures come in: one chunk, one picture or several of so many pixels, and one step at
+    """While a long prompt and ten pictures come in: one chunk, one picture or some of so many pixels, and one step at
     most."""
     monkeypatch.setattr(batch, "LOOKAHEAD", ahead)
     counted, chunk, pixels = Counted(family), 64, 40_000
-    with TokenIterator(
-        counted.model, family.processor, decode_prefill_size=chunk, vision_batch_pixels=pixels
-    ) as iterator:
+    sizes = {"decode_prefill_size": chunk, "vision_batch_pixels": pixels}
+    with TokenIterator(counted.model, family.processor, **sizes) as iterator:
         rows = [iterator.add(request(family, tokens=50)) for _ in range(2)]
         for count, _ in enumerate(counted.run(iterator)):
             if count == 2:
