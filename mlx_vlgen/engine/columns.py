@@ -139,8 +139,8 @@ class Columns:
 
     def make_room(self, slots: int, length: int, like: Parts, expected: int = 0) -> None:
         """At least so many slots, with columns for so many positions. More slots come with some to spare, so that the
-        next row that joins copies no other. like: arrays (·, H, ·, ·) of the same widths and dtypes. expected: positions
-        that rows will probably come to, where that is known."""
+        next row that joins copies no other. like: arrays (·, H, ·, ·) of the same widths and dtypes. expected:
+        positions that rows will probably come to, where that is known."""
         columns, before = self.count(max(length, expected)), self.shape
         if columns > before[1]:
             unit = UNIT if length <= expected else STEP
