@@ -11,14 +11,15 @@ import argparse
 from ..evaluate import distance
 from . import words
 from .clips import HELD_OUT, RATE, Studio
-from .tasks import TASKS, Example, sample
+from .tasks import NO_WORDS, STRANGER, TASKS, Example, sample
 
 _TRANSCRIBED = ("words", "phrase", "mixed")
 
 
 def word_accuracy(examples: list[Example], answers: list[str]) -> float:
-    """One less the word error rate: edits for each word that was said."""
-    pairs = [(example.clip.transcript, answer.split()) for example, answer in zip(examples, answers, strict=True)]
+    """One less the word error rate: edits for each word that was said. An answer that there are none counts as none."""
+    heard: list[list[str]] = [[] if answer in (STRANGER, *NO_WORDS.values()) else answer.split() for answer in answers]
+    pairs = [(example.clip.transcript, answer) for example, answer in zip(examples, heard, strict=True)]
     return 1 - sum(distance(truth, answer) for truth, answer in pairs) / sum(len(truth) for truth, _ in pairs)
 
 
