@@ -50,10 +50,11 @@ def footprint(config: dict[str, Any]) -> Footprint:
     return Footprint.of(model)
 
 
-def footprints() -> dict[str, Footprint]:
-    """By name, the smallest first; without the other forms of a configuration, whose names go on after a comma."""
+def footprints(begin: str = "") -> dict[str, Footprint]:
+    """By name, of those that begin so, the smallest first; without the other forms of a configuration, whose names go
+    on after a comma."""
     configs = json.loads(CONFIGS.read_text())
-    found = {name: footprint(config) for name, config in configs.items() if "," not in name}
+    found = {name: footprint(config) for name, config in configs.items() if name.startswith(begin) and "," not in name}
     return dict(sorted(found.items(), key=lambda item: item[1].weights))
 
 

@@ -1,6 +1,6 @@
 """`model.generate` answers as that of transformers does: tokens, and everything else that it can return.
 
-Each case runs for half of the families that have it, in turn, where nothing of the model's inside is returned: what it
+Each case runs for a third of the families that have it, in turn, where nothing of the model's inside is returned: what it
 then compares is computed from logits, by the same code for all. `-m slow` runs all of them for all families.
 """
 
@@ -54,7 +54,7 @@ def cases() -> list[Any]:
             case = record(family)["cases"][name]
             of_inside = "hidden_states_shapes" in case or "attentions_shapes" in case
             in_turn = len(families) > 1 and not of_inside
-            marks = [pytest.mark.slow] if in_turn and (number + place) % 2 else []
+            marks = [pytest.mark.slow] if in_turn and (number + place) % min(3, len(families)) else []
             parameters.append(pytest.param(family, name, id=f"{family}-{name}", marks=marks))
     return sorted(parameters, key=lambda parameter: FAMILIES.index(parameter.values[0]))
 

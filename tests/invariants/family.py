@@ -1,12 +1,13 @@
 """A tiny checkpoint, its requests, and the answers that a plain loop gives to them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from parity import expected, media
 from parity.recipe import holds_audio
 
@@ -18,6 +19,13 @@ from mlx_vlgen.engine.intake import end_tokens
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.inputs.prompt import Media, MediaInputs
 from mlx_vlgen.models.base import Embedded, Features
+
+VARIANTS = frozenset(
+    "cohere2_vision deepseek_ocr gemma4_moe glm46v glm46v_moe idefics2_whole internvl_internlm2 internvl_qwen3 "
+    "llama4_maverick llava_siglip minicpmv4_6 molmo2_o paligemma qwen3_5_moe".split()
+)
+"""Of which another family has the model's class, the kinds of layers and the processor: parity goes through them, and
+batches and talks with `-m slow`."""
 
 STEPS = 8
 """Tokens of a reference answer, and the most that a test asks for."""
@@ -31,6 +39,11 @@ MEDIA = {
     "img_video": ["small", "clip", "Compare."],
 }
 """Requests that the tests of what sees name: pictures, clips and words in order."""
+
+
+def variants_slow(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test, `VARIANTS` under -m slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in names]
 
 
 def encode_once(model: Any) -> None:

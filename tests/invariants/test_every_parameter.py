@@ -274,7 +274,7 @@ def test_generate_and_stream_are_one_answer(case: Case, name: str) -> None:
     case.check_untouched(WHO)
 
 
-@on_both
+@on_the_tiny_one
 @pytest.mark.parametrize("name", KEYWORDS)
 def test_the_value_has_an_effect(case: Case, name: str) -> None:
     entry = case.entries[name]

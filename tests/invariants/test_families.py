@@ -1,7 +1,8 @@
 """Promise 2 for every family that test_one_answer.py does not go through in all its detail.
 
 A family is whatever has a reference in tests/parity. Rows are its parity cases, and words. `-m slow` draws for all of
-them, and not for every fourth one, reads prompts in chunks of 1 and 64 tokens, and adds the built-in model.
+them, and not for every fourth one, reads prompts in chunks of 1 and 64 tokens, and adds the built-in model and those
+families that another one stands for.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,14 @@ from mlx_vlgen import SamplingParams, TokenIterator
 from mlx_vlgen.engine.kv_settings import SINKS, KVSettings
 
 from . import test_one_answer as thorough
-from .family import STEPS, Ask, Family
+from .family import STEPS, Ask, Family, variants_slow
 from .play import Heard, Row, check, play_and_check
 from .test_one_answer import SAMPLERS, drawn_rows, usable_caches
 
 # The built-in model has its batches in unit/test_demo.py and, on a fast BLAS, in test_one_answer.py.
 OTHERS = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "demo" else name
-    for name in expected.families()
-    if name not in thorough.DETAILED
+    *variants_slow(name for name in expected.families() if name not in (*thorough.DETAILED, "demo")),
+    pytest.param("demo", marks=pytest.mark.slow),
 ]
 
 pytestmark = pytest.mark.parametrize("family", OTHERS, indirect=True)

@@ -430,7 +430,7 @@ def any_mix(load_family: Callable[[str], Family], plan: Plan) -> None:
 
 @pytest.mark.parametrize(
     "chosen",
-    ["every_request or real_", pytest.param("late_joins and not chunked", marks=slow)],
+    ["(every_request and (demo or gemma3_text)) or real_", pytest.param("late_joins and not chunked", marks=slow)],
     ids=["whole batches", "coming and going"],  # which `chosen` must not match
 )
 def test_on_a_fast_blas(chosen: str) -> None:

@@ -32,7 +32,7 @@ from mlx_vlgen.engine.modes import Beams
 from mlx_vlgen.inputs.prompt import Prompt
 from mlx_vlgen.inputs.tensors import pack
 
-from .family import Family
+from .family import Family, variants_slow
 from .play import TOLERANCE, Heard, Wrapped, collect
 from .test_one_answer import usable_caches
 
@@ -121,7 +121,7 @@ def sees(family: Family) -> bool:
     return "image" in family.processor.placeholders
 
 
-@pytest.mark.parametrize("name", families())
+@pytest.mark.parametrize("name", variants_slow(families()))
 def test_every_family_goes_on_with_a_talk(load_family: LoadFamily, name: str) -> None:
     """A second turn, with a new picture, as from scratch; and the first one again."""
     family, cache = load_family(name), PrefixCache()

@@ -119,7 +119,7 @@ class Starved:
         evaluate = kv.evaluate
 
         def evaluate_or_fail(*args: Any) -> None:
-            self._perhaps("join", 60)
+            self._perhaps("join", 20)
             evaluate(*args)
 
         monkeypatch.setattr(kv, "evaluate", evaluate_or_fail)
@@ -149,7 +149,7 @@ class Starved:
 
     def _embed(self, prompt: Any, features: Any) -> Any:
         if course := self._of_prompt.get(id(prompt)):  # not what comes after a prefix that is reused
-            self._perhaps("embed", 40, course=course)
+            self._perhaps("embed", 15, course=course)
         return self._family.model.embed(prompt, features)
 
     def _forward(self, inputs: Any, cache: Any, at: mx.array | None = None) -> mx.array:
@@ -158,7 +158,7 @@ class Starved:
 
 
 @pytest.mark.parametrize(
-    ("count", "reuse"), [(150, False), (60, True), pytest.param(500, True, marks=pytest.mark.slow)]
+    ("count", "reuse"), [(110, False), (60, True), pytest.param(500, True, marks=pytest.mark.slow)]
 )
 def test_a_soak(family: Family, monkeypatch: pytest.MonkeyPatch, count: int, reuse: bool) -> None:
     """reuse: of the few pictures that there are, which are then encoded too rarely to lack memory."""

@@ -1,9 +1,10 @@
 """Promise 1: the same answers as transformers, in every layout that a checkpoint is published in.
 
-Prompts and pixels are compared for every case in every layout. Logits and answers are compared for every case in one
-layout, which changes from case to case; logits of a picture and of a video in every layout; log-probabilities of
-answers for one case and those that are in no batch, half of them from messages and media too. `-m slow` compares all
-of it for all cases in all layouts, and batches by the iterator too.
+Pixels are compared for every case in every layout. Prompts, logits and answers are compared for every case in one
+layout, which changes from case to case; those of a picture and of a clip in every layout (in one of them for families
+that share another's classes); log-probabilities of answers for one case and those that are in no batch, a third of
+them from messages and media too. `-m slow` compares all of it for all cases in all layouts, and batches by the
+iterator too.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import LoadFamily
+from invariants.family import VARIANTS
 
 from . import expected, media, ours
 from .expected import Expected, Sound
@@ -20,7 +22,7 @@ from .weights import fingerprint, projection
 
 DEMO_MODEL = media.DEMO / "model"
 FAMILIES = expected.families()
-LOGITS_IN_ALL_LAYOUTS = ("img1", "video", "short")
+IN_ALL_LAYOUTS = ("img1", "short")
 # The built-in model is a checkpoint folder, in one layout.
 CHECKPOINTS = [(f, layout) for f in FAMILIES for layout in (("saved",) if f == "demo" else LAYOUTS)]
 
@@ -41,10 +43,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             if seen and not (cases[name].images or cases[name].videos or cases[name].audios):
                 continue
             in_turn = metafunc.function in (test_greedy, test_generate, test_batch)
-            in_turn |= metafunc.function is test_logits and name not in LOGITS_IN_ALL_LAYOUTS
-            longer = in_turn and layout in LAYOUTS and LAYOUTS[index % len(LAYOUTS)] != layout
+            in_turn |= metafunc.function in (test_token_ids, test_logits) and name not in IN_ALL_LAYOUTS
+            in_layout = "v5" if family in VARIANTS else LAYOUTS[index % len(LAYOUTS)]
+            longer = layout in LAYOUTS and in_layout != layout and (in_turn or family in VARIANTS)
             longer |= metafunc.function in (test_greedy, test_generate) and name in in_batches
-            longer |= metafunc.function is test_generate and index % 2 == 1
+            longer |= metafunc.function is test_generate and index % 3 > 0
             marks = [pytest.mark.slow] if longer else []
             parameters.append(pytest.param((family, layout), value, id=f"{family}-{layout}-{name}", marks=marks))
     metafunc.parametrize(("checkpoint", kind), parameters, indirect=["checkpoint"], scope="module")

@@ -18,9 +18,15 @@ STEPS = 8
 QUANTIZED = (KVSettings(8, 32), KVSettings(4, 32, start=5), KVSettings(2, 32, start=40))
 BOUNDED = (KVSettings(max_size=5), KVSettings(max_size=12), KVSettings(max_size=40))
 CASES = [
-    *((family, settings) for family in ("qwen3_vl", "qwen3") for settings in QUANTIZED),
+    *(("qwen3_vl", settings) for settings in QUANTIZED),
     ("gemma3_text", QUANTIZED[0]),
-    *((family, settings) for family in ("qwen3_vl", "llama", "gemma3_text", "lfm2") for settings in BOUNDED),
+    *((family, settings) for family in ("qwen3_vl", "gemma3_text") for settings in BOUNDED),
+    ("lfm2", BOUNDED[1]),
+    *(
+        pytest.param((family, settings), marks=pytest.mark.slow)
+        for family, all_settings in (("qwen3", QUANTIZED), ("llama", BOUNDED), ("lfm2", BOUNDED[::2]))
+        for settings in all_settings
+    ),
 ]
 
 

@@ -1,11 +1,13 @@
 """`python -m mlx_vlgen.verify`: a checkpoint beside itself, and what the report says of two sides that differ."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from invariants.family import Family
 
 from mlx_vlgen import cli, verify
 from mlx_vlgen.verify import STEPS, Answer, Case, compare
@@ -13,8 +15,14 @@ from mlx_vlgen.verify import STEPS, Answer, Case, compare
 VOCABULARY = 50
 
 
-def test_the_built_in_model_is_one_answer(few_steps: None, capsys: Any) -> None:
-    assert cli.main_verify(["demo", "--no-torch"]) == 0
+@pytest.fixture
+def qwen(load_family: Callable[[str], Family]) -> str:
+    """A tiny checkpoint; test_docs.py has the built-in one."""
+    return str(load_family("qwen3_vl").folder)
+
+
+def test_a_checkpoint_is_one_answer(qwen: str, few_steps: None, capsys: Any) -> None:
+    assert cli.main_verify([qwen, "--no-torch"]) == 0
     report = capsys.readouterr().out
     assert report.count("| equal |") == 9 and "9 of 9 as they should be" in report
     assert "--no-torch was given" in report
@@ -25,7 +33,9 @@ def few_steps(monkeypatch: Any) -> None:
     monkeypatch.setattr(verify, "STEPS", 4)
 
 
-def test_an_answer_that_depends_on_its_chunks_is_told(few_steps: None, capsys: Any, monkeypatch: Any) -> None:
+def test_an_answer_that_depends_on_its_chunks_is_told(
+    qwen: str, few_steps: None, capsys: Any, monkeypatch: Any
+) -> None:
     load = verify.load
 
     def changed(*arguments: Any, **keywords: Any) -> Any:
@@ -41,7 +51,7 @@ def test_an_answer_that_depends_on_its_chunks_is_told(few_steps: None, capsys: A
         return model, processor
 
     monkeypatch.setattr(verify, "load", changed)
-    assert cli.main_verify(["demo", "--no-torch"]) == 1
+    assert cli.main_verify([qwen, "--no-torch"]) == 1
     report = capsys.readouterr().out
     assert "| differs |" in report and "**9 of 9" not in report
 
