@@ -1,7 +1,7 @@
 """`model.generate` answers as that of transformers does: tokens, and everything else that it can return.
 
-Each case runs for a third of the families that have it, in turn, where nothing of the model's inside is returned: what it
-then compares is computed from logits, by the same code for all. `-m slow` runs all of them for all families.
+Each case runs for a third of the families that have it, in turn, where nothing of the model's inside is returned: what
+it then compares is computed from logits, by the same code for all. `-m slow` runs all of them for all families.
 """
 
 import dataclasses
