@@ -62,10 +62,7 @@ def render(source: str, budget: Budget, **variables: Any) -> str:
 
 def literals(source: str) -> str:
     """Every text that a template itself may write, separated by zero bytes."""
-    compiled(source)
-    tree = _environment().parse(source)
-    constants = [str(node.value) for node in tree.find_all(nodes.Const)]
-    return "\0".join([*(node.data for node in tree.find_all(nodes.TemplateData)), *constants])
+    return _read(source)[1]
 
 
 def to_plain(value: Any, depth: int = 0) -> Any:
@@ -210,18 +207,26 @@ class _Environment(ImmutableSandboxedEnvironment):
         return formatted
 
 
-@functools.lru_cache(maxsize=32)
 def compiled(source: str) -> Any:
     """The template. PromptError for one that is broken."""
+    return _read(source)[0]
+
+
+@functools.lru_cache(maxsize=32)
+def _read(source: str) -> tuple[Any, str]:
+    """The template, and its `literals`: parsing takes as long as all else of a short prompt."""
     if len(source) > MAX_TEMPLATE:
         raise PromptError(
             f"this checkpoint's chat template has {len(source):,} characters; expected {MAX_TEMPLATE:,} at most"
         )
     environment = _environment()
     try:
-        tree = _Metering().visit(environment.parse(source))
+        parsed = environment.parse(source)
+        data = [node.data for node in parsed.find_all(nodes.TemplateData)]
+        constants = [str(node.value) for node in parsed.find_all(nodes.Const)]
+        tree = _Metering().visit(parsed)
         tree.set_environment(environment)
-        return environment.from_string(tree)
+        return environment.from_string(tree), "\0".join([*data, *constants])
     except Exception as error:  # of Jinja or of Python's compiler
         reason = f"{type(error).__name__}: {error}"
         raise PromptError(f"this checkpoint's chat template is broken: {reason:.300}") from None

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from mlx_vlgen import apply_chat_template, batch_generate, generate
 from mlx_vlgen.engine.thinking import Marks
 from mlx_vlgen.errors import PromptError
+from mlx_vlgen.inputs.literal import SPACES
 from mlx_vlgen.inputs.processor import Processor
 from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
 
@@ -148,6 +149,10 @@ def test_their_ids_are_those_of_a_tokenizer_that_does_not_know_them(processor: P
         assert ids(processor, [user(text)]) == ids(ignorant, [user(text)])
         names = processor.tokenizer.added_tokens_decoder
         assert not {names[token].content for token in ids(processor, [user(text)]) if token in names} & set(MARKS)
+
+
+def test_spaces_are_those_of_python() -> None:
+    assert SPACES.tolist() == [code for code in range(0x110000) if chr(code).isspace()]
 
 
 def test_a_literal_text_that_begins_the_prompt_has_the_first_token_before_it(processor: Processor) -> None:
