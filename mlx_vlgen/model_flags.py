@@ -59,13 +59,16 @@ def rm_parser(program: str) -> Parser:
 def verify_parser(program: str) -> Parser:
     parser = Parser(
         prog=program,
-        usage="%(prog)s MODEL [--image FILE ...] [--dtype TYPE] [--no-torch]",
-        description="Answers text, one picture and two pictures here and in transformers, where torch is installed,\n"
-        "and compares token ids, pixels, logits and tokens; then compares each answer with itself in a batch, in\n"
-        "small chunks, and over a reused prefix. Prints a report in Markdown; exits with 1 where something differs.",
+        usage="%(prog)s MODEL [--image FILE ...] [--audio FILE ...] [--dtype TYPE] [--no-torch]",
+        description="Answers text, pictures and sound, as far as the model takes them, here and in transformers,\n"
+        "where torch is installed, and compares token ids, pixels, features of sound, logits and tokens; then\n"
+        "compares each answer with itself in a batch, in small chunks, and over a reused prefix. Prints a report\n"
+        "in Markdown; exits with 1 where something differs.",
     )
     parser.add_argument("model", metavar="MODEL", help="a folder or Hub id; not a quantized one, to compare with torch")
     parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="two pictures (default: drawn ones)")
+    parser.add_argument("--audio", nargs="+", default=[], metavar="FILE",
+                        help="two clips of sound of unlike length (default: 1.3 and 2.5 seconds of tones)")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of both (default float32; for bfloat16 differences are told and not judged)")  # fmt: skip
     parser.add_argument("--torch-device", default="cpu", metavar="NAME", help="cpu (the default), mps or cuda")
