@@ -49,7 +49,7 @@ def publish(family: str, folder: Path) -> None:
             config["media_placeholder_token_id"] = config["image_token_id"]
             config["vision_config"] |= {
                 "model_type": "moonvit", "depth": 3, "embed_dim": 48, "hidden_size": 48, "num_heads": 4,
-                "intermediate_size": 80,
+                "intermediate_size": 80, "init_pos_emb_height": 6, "init_pos_emb_width": 6,
             }  # fmt: skip
         case "llava_next":
             config["text_config"] |= {"rms_norm_eps": 1e-6, "rope_theta": 1e4}

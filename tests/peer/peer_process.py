@@ -25,6 +25,7 @@ NOT_THERE = {
     "glm46v": "mlx-vlm has no such model",
     "glm46v_moe": "mlx-vlm has no such model",
     "ernie4_5_vl_moe": "mlx-vlm knows its first release only",
+    "gemma4_audio": "mlx-vlm fixes the bands of the spectrum",
 }
 """Families that cannot be exchanged, and why."""
 needs_peer = pytest.mark.skipif(not PEER, reason="MLX_VLGEN_PEER_PYTHON names no Python with mlx-vlm")
