@@ -1,6 +1,5 @@
 """Flags of the commands that are about models and what lies on the disk, and answer nothing."""
 
-from . import __version__
 from .flags import Parser
 
 
@@ -14,7 +13,6 @@ def cache_parser(program: str) -> Parser:
     )
     parser.add_argument("--clear", action="store_true", help="delete all of it")
     parser.add_argument("--folder", metavar="DIR", help="the disk= of a PrefixCache (default: the chats' own)")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -28,7 +26,6 @@ def models_parser(program: str) -> Parser:
     )
     parser.add_argument("model", nargs="*", metavar="MODEL", help="folders or Hub ids (default: all that are here)")
     parser.add_argument("--json", action="store_true", help="an object a line")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -40,7 +37,6 @@ def pull_parser(program: str) -> Parser:
     )
     parser.add_argument("model", metavar="MODEL", help="an id on the Hugging Face Hub, owner/name")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -52,7 +48,6 @@ def rm_parser(program: str) -> Parser:
     )
     parser.add_argument("model", nargs="+", metavar="MODEL", help="as `mlx-vlgen models` lists it")
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -73,5 +68,4 @@ def verify_parser(program: str) -> Parser:
                         help="of both (default float32; for bfloat16 differences are told and not judged)")  # fmt: skip
     parser.add_argument("--torch-device", default="cpu", metavar="NAME", help="cpu (the default), mps or cuda")
     parser.add_argument("--no-torch", action="store_true", help="compare the checkpoint with itself only")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
