@@ -3,10 +3,12 @@
     python3 -m venv VENV && VENV/bin/pip install "mlx[cpu]==0.32.4" mlx-vlm==0.7.10 transformers==5.23.0
     PYTHONPATH=. python benchmarks/parity_peer.py --peer VENV/bin/python [--layouts mlx hub v5] [FAMILY ...]
 
+benchmarks/results/parity_peer.md is what it prints with --layouts mlx.
+
 Each reference of tests/parity is written as a checkpoint and read by both packages in float32 on the CPU with MLX's
 BLAS. A figure is the largest difference of any of the prompt's logits from transformers', in parts of max(1, standard
 deviation), worst of the cases of its kind; both packages' have the same meaning. "batch" counts the rows whose greedy
-tokens are transformers' when they are decoded together.
+tokens are transformers' when they are decoded together. Clips whose own sound is heard are left out.
 
 mlx-vlm is called as its `generate` and its server call it, and gets every chance:
 - its model is judged on the ids and pixels that transformers' processor makes, in transformers' layout, and again on
@@ -42,16 +44,19 @@ from parity.published import publish
 from parity.table import differences
 from parity.weights import projection
 
+from mlx_vlgen.inputs.audio_tensors import AudioTensors
 from mlx_vlgen.inputs.prompt import Media, Prompt
 
 DRIVER = Path(__file__).with_name("parity_peer_driver.py")
-KINDS = ("text", "picture", "several", "video", "picture and video")
+KINDS = ("text", "picture", "several", "video", "picture and video", "sound", "sound and more")
 Arrays = dict[str, np.ndarray]
 Finding = dict[str, Any]
 """One line of what the driver says."""
 
 
 def kind(case: Expected) -> str:
+    if case.audios:
+        return "sound and more" if case.images or case.videos else "sound"
     if case.videos:
         return "picture and video" if case.images else "video"
     return ("text", "picture", "several")[min(len(case.images), 2)]
@@ -60,23 +65,30 @@ def kind(case: Expected) -> str:
 # What transformers' processors hand to its models
 
 
-def transformers_inputs(processor: str, prompt: Prompt) -> Arrays:
-    """The ids (1, L) of a prompt and its pixels as the processor of that name in reference/processors lays them out."""
-    lay = LAID_OUT.get(processor, _in_a_row)
+def transformers_inputs(processor: str, prompt: Prompt, sounds: AudioTensors) -> Arrays | None:
+    """The ids (1, L) of a prompt and its pixels as the processor of that name in reference/processors lays them out;
+    None where that is not written here. sounds: how the family lays out its clips of sound."""
     arrays = {"input_ids": prompt.tokens[None].astype(np.int32)}
-    pictures, clips = ([m for m in prompt.media if m.kind == kind] for kind in ("image", "video"))
-    if processor == "smolvlm" and prompt.media:  # frames are pictures to it
-        return arrays | lay(prompt.media)
+    pictures, videos, clips = ([m for m in prompt.media if m.kind == kind] for kind in ("image", "video", "audio"))
+    if (pictures or videos) and processor in NOT_LAID_OUT:
+        return None
+    if processor in FRAMES_ARE_PICTURES and prompt.media:
+        return arrays | LAID_OUT.get(processor, _in_a_row)(prompt.media)
     if pictures:
-        arrays |= lay(pictures)
-    if processor == "gemma4":
+        gridded = len(pictures[0].grid) == 3
+        arrays |= LAID_OUT.get(processor, _grids if gridded else _in_a_row)(pictures)
+    if processor.startswith("gemma4"):
         kinds = np.zeros_like(arrays["input_ids"])
         for medium in prompt.media:
             for start, end in medium.spans:
-                kinds[:, start:end] = 2 if medium.kind == "video" else 1
+                kinds[:, start:end] = {"image": 1, "video": 2, "audio": 3}[medium.kind]
         arrays["mm_token_type_ids"] = kinds
+    if videos:
+        arrays |= LAID_OUT_CLIPS.get(processor, _grids_of_clips)(videos)
     if clips:
-        arrays |= LAID_OUT_CLIPS.get(processor, lay)(clips)
+        arrays |= sounds.pack(clips)
+        if sounds.mask == "input_features_mask":
+            arrays[sounds.mask] = arrays[sounds.mask].astype(bool)  # which others turn round by ~
     return arrays
 
 
@@ -162,33 +174,71 @@ def _placed_clips(media_items: Sequence[Media]) -> Arrays:
     return {"pixel_values_videos": pixels, "video_position_ids": places}
 
 
+def _cut(medium: Media, side: int) -> np.ndarray:
+    """Frames (n, 3, height, width) -> patches (n, rows, columns, 3, side, side)."""
+    frames, colors, height, width = medium.pixels.shape
+    cut = medium.pixels.reshape(frames, colors, height // side, side, width // side, side)
+    return np.ascontiguousarray(cut.transpose(0, 2, 4, 1, 3, 5))
+
+
+def _hunyuan(media_items: Sequence[Media]) -> Arrays:
+    cut = [_cut(medium, 16) for medium in media_items]
+    grids = np.array([patches.shape[:3] for patches in cut], np.int32)
+    return {"pixel_values": np.concatenate([p.reshape(-1, 3 * 16 * 16) for p in cut]), "image_grid_thw": grids}
+
+
+def _kimi(media_items: Sequence[Media]) -> Arrays:
+    """image_grid_hws: what mlx-vlm calls the grids."""
+    cut = [_cut(medium, 14) for medium in media_items]
+    grids = np.array([patches.shape[:3] for patches in cut], np.int32)
+    pixels = np.concatenate([patches.reshape(-1, 3, 14, 14) for patches in cut])
+    return {"pixel_values": pixels, "image_grid_thw": grids, "image_grid_hws": grids[:, 1:]}
+
+
+def _kimi_clips(media_items: Sequence[Media]) -> Arrays:
+    """Chunks of four frames."""
+    cut = [_cut(medium, 14) for medium in media_items]
+    chunks = [patches[start : start + 4] for patches in cut for start in range(0, len(patches), 4)]
+    grids = np.array([chunk.shape[:3] for chunk in chunks], np.int32)
+    pixels = np.concatenate([patches.reshape(-1, 3, 14, 14) for patches in cut])
+    return {"pixel_values_videos": pixels, "video_grid_thw": grids, "video_grid_hws": grids}
+
+
 LAID_OUT: dict[str, Callable[[Sequence[Media]], Arrays]] = {
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "glm46v"), _grids),
-    **dict.fromkeys(("llava_next", "llava_onevision"), _tiles),
-    **dict.fromkeys(("pixtral", "mistral3"), _whole),
+    **dict.fromkeys(("llava_next", "llava_onevision", "granite4_vision"), _tiles),
+    **dict.fromkeys(("pixtral", "mistral3", "lighton_ocr"), _whole),
     **dict.fromkeys(("idefics3", "smolvlm"), _nested),
-    "lfm2_vl": _patches,
-    "gemma4": _placed,
+    **dict.fromkeys(("lfm2_vl", "lfm3_vl"), _patches),
+    **dict.fromkeys(("gemma4", "gemma4_audio", "gemma4_unified"), _placed),
+    "hunyuan_vl": _hunyuan,
+    "kimi_k25": _kimi,
 }
+"""Others: patches with a grid of three numbers as the Qwens have it, or pictures and tiles of one size in a row."""
 LAID_OUT_CLIPS: dict[str, Callable[[Sequence[Media]], Arrays]] = {
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "glm46v"), _grids_of_clips),
     "llava_onevision": _frames,
-    "gemma4": _placed_clips,
+    **dict.fromkeys(("gemma4", "gemma4_unified"), _placed_clips),
+    "kimi_k25": _kimi_clips,
 }
+FRAMES_ARE_PICTURES = ("smolvlm", "internvl", "internvl_qwen3")
+NOT_LAID_OUT = {
+    "deepseek_ocr", "deepseek_ocr2", "idefics2", "idefics2_whole", "lfm3_vl", "llama4_maverick", "minicpmv4_6",
+    "minicpmv4_7", "mllama", "molmo2", "molmo2_o", "ovis2", "unlimited_ocr",
+}  # fmt: skip
+"""Processors whose tensors are more than what one array of a picture's pixels holds: mlx-vlm is judged on what its own
+makes of these pictures."""
 
 
 # Both packages on one checkpoint
 
 
-def silent_cases(family: str) -> list[str]:
-    """The cases without sound: the driver gives none."""
-    cases: dict[str, Any] = expected.record(family)["cases"]
-    return [name for name, case in cases.items() if not case.get("audios")]
+def cases_of(family: str) -> list[str]:
+    """But for clips whose sound is in them."""
+    return [name for name in expected.record(family)["cases"] if not expected.case(family, name).hears_videos]
 
 
-def silent_batches(family: str) -> dict[str, list[str]]:
+def batches_of(family: str) -> dict[str, list[str]]:
     batches: dict[str, list[str]] = expected.record(family)["batches"]
-    return {name: rows for name, rows in batches.items() if set(rows) <= set(silent_cases(family))}
+    return {name: rows for name, rows in batches.items() if set(rows) <= set(cases_of(family))}
 
 
 def measure_ours(family: str, folder: Path) -> dict[str, str]:
@@ -197,12 +247,12 @@ def measure_ours(family: str, folder: Path) -> dict[str, str]:
     known = expected.record(family)
     by_kind: dict[str, list[float]] = {}
     for name, worst in zip(known["cases"], differences(loaded, family), strict=True):
-        if name not in silent_cases(family):
+        if name not in cases_of(family):
             continue
         by_kind.setdefault(kind(expected.case(family, name)), []).append(worst)
     cells = {name: figure(max(differences)) for name, differences in by_kind.items()}
     right = []
-    for rows in silent_batches(family).values():
+    for rows in batches_of(family).values():
         cases = [expected.case(family, name) for name in rows]
         answers = ours.iterate(loaded, cases, known["new_tokens"])
         right += [row == case.tokens.tolist() for row, case in zip(answers, cases, strict=True)]
@@ -215,20 +265,22 @@ def write_work(family: str, folder: Path, work: Path) -> None:
     loaded = ours.load(folder)
     arrays: Arrays = {}
     cases: dict[str, Any] = {}
-    for name in silent_cases(family):
+    for name in cases_of(family):
         case = expected.case(family, name)
         prompt = ours.prepare(loaded, case.text, case)
         prompt = ours.with_pixels(prompt, ours.reference_pixels(family, case, prompt))
-        inputs = transformers_inputs(known["processor"] or "", prompt) | {"input_ids": case.ids[None].astype(np.int32)}
-        arrays |= {f"{name}.input.{key}": value for key, value in inputs.items()}
+        inputs = transformers_inputs(known["processor"] or "", prompt, loaded[1].audio_tensors)
+        arrays |= {f"{name}.input.{key}": value for key, value in (inputs or {}).items()}
+        arrays[f"{name}.ids"] = case.ids.astype(np.int32)
         arrays |= {f"{name}.{key}": getattr(case, key) for key in ("last", "projected", "tokens")}
         arrays |= {f"{name}.std": np.array(case.std), "projection": projection(len(case.last))}
         arrays |= {f"media.{picture}": media.picture(picture) for picture in case.images}
         arrays |= {f"media.{clip}": media.clip(clip) for clip in case.videos}
-        case_media = {"images": list(case.images), "videos": list(case.videos), "fps": media.CLIP_FPS}
-        cases[name] = {"text": case.text, **case_media}
+        arrays |= {f"media.{sound}": media.sound(sound).astype(np.float32) / 32768 for sound in case.audios}
+        case_media = {"images": list(case.images), "videos": list(case.videos), "audios": list(case.audios)}
+        cases[name] = {"text": case.text, "fps": media.CLIP_FPS, "laid_out": inputs is not None, **case_media}
     np.savez(work / "work.npz", allow_pickle=False, **arrays)
-    job = {"cases": cases, "batches": silent_batches(family), "steps": known["new_tokens"]}
+    job = {"cases": cases, "batches": batches_of(family), "steps": known["new_tokens"]}
     (work / "work.json").write_text(json.dumps(job), encoding="utf-8")
 
 
@@ -244,7 +296,8 @@ def run_peer(python: Path, work: Path, folder: Path, limit: float) -> list[Findi
             end = f"ends with {ran.returncode}: {(ran.stderr.strip().splitlines() or ['nothing'])[-1]}"
     except subprocess.TimeoutExpired:
         end = f"takes longer than {limit:.0f} s"
-    lines = findings_path.read_text(encoding="utf-8").splitlines() if findings_path.exists() else []
+    said = findings_path.read_text(encoding="utf-8") if findings_path.exists() else ""
+    lines = said.replace(str(folder), "the checkpoint").splitlines()
     return [json.loads(line) for line in lines] + ([{"end": end}] if end else [])
 
 
@@ -256,6 +309,9 @@ def figure(worst: float) -> str:
 
 
 PUBLISHED_OTHERWISE = {
+    "gemma3n": "it wants keys and values of the layers that share others', which published checkpoints hold unused",
+    "gemma4_audio": "it takes 128 mel bands, as published ones have",
+    "hunyuan_vl": "its processor knows the image token by its number in published checkpoints",
     "gemma4": "it takes the pad id for 0, which it is in published checkpoints; here the features' embeddings are off",
     "paligemma": "it takes a head for hidden size / heads, as it is in published checkpoints",
     "smolvlm": "it takes a head for hidden size / heads, as it is in published checkpoints",
@@ -280,7 +336,7 @@ class Verdict:
     def worst(self) -> dict[str, float | str]:
         """By kind: the largest difference over its cases, the smaller of both sources; or why there is none."""
         out: dict[str, float | str] = {}
-        for name in silent_cases(self.family):
+        for name in cases_of(self.family):
             by_source = self.cases.get(name, {})
             figures = [f["difference"] for f in by_source.values() if "difference" in f]
             here: float | str = min(figures, default=self._why(by_source))
@@ -294,7 +350,7 @@ class Verdict:
         """How many rows of how many are right, or why none is counted."""
         right = total = 0
         why = ""
-        for name, rows in silent_batches(self.family).items():
+        for name, rows in batches_of(self.family).items():
             total += len(rows)
             by_source = self.batches.get(name, {})
             counts = [sum(f["right"]) for f in by_source.values() if "right" in f]
@@ -305,8 +361,10 @@ class Verdict:
     def _why(self, by_source: dict[str, Finding]) -> str:
         if self.failure:
             return "does not load"
-        raised = by_source.get("reference", {}).get("raises") or by_source.get("processor", {}).get("raises")
-        return f"raises: {raised}" if raised else self.end or "no answer"
+        findings = [by_source.get(source, {}) for source in ("reference", "processor")]
+        raised = next((finding["raises"] for finding in findings if "raises" in finding), "")
+        ids = findings[1].get("ids")
+        return f"raises: {raised}" if raised else f"its processor: {ids}" if ids else self.end or "no answer"
 
     def processor(self) -> dict[str, list[str]]:
         """From what mlx-vlm's processor does differently to the names of the cases."""
@@ -330,7 +388,7 @@ def best(verdicts: Sequence[Verdict]) -> dict[str, str]:
     for group in worst[0]:
         figures = [value for one in worst if isinstance(value := one[group], float)]
         cells[group] = figure(min(figures)) if figures else reason([one[group] for one in worst])
-    if silent_batches(verdicts[0].family):
+    if batches_of(verdicts[0].family):
         counts = [verdict.rows() for verdict in verdicts]
         pairs = [count for count in counts if isinstance(count, tuple)]
         cells["batch"] = "{} of {}".format(*max(pairs)) if pairs else reason(counts)
@@ -402,12 +460,17 @@ def main() -> None:
         try:
             lines, family_notes = compare(family, args.layouts, args.peer, args.limit)
         except Exception as error:
-            lines = f"| {family} | not measured |{' |' * 6}\n"
+            lines = f"| {family} | not measured |{' |' * 8}\n"
             family_notes = [shortened(f"{type(error).__name__}: {error}")]
         table += lines
         remarks += "".join(f"- {family}: {note}\n" for note in family_notes)
         print(lines, end="", file=sys.stderr, flush=True)
-    print(f"| family | package | {' | '.join((*KINDS, 'batch'))} |\n|---|---|{'---|' * 6}\n{table}\n{remarks}", end="")
+    print(
+        "# mlx-vlm 0.7.10 and this package beside transformers\n\n"
+        f"What benchmarks/parity_peer.py prints for the layouts {', '.join(args.layouts)}; its docstring says what the "
+        "figures are.\n"
+    )
+    print(f"| family | package | {' | '.join((*KINDS, 'batch'))} |\n|---|---|{'---|' * 8}\n{table}\n{remarks}", end="")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ class OtherIds(Exception):
     """The other package's processor makes other ids than transformers'."""
 
 
+class NotLaidOut(Exception):
+    """What transformers' processor makes of the case is not given."""
+
+
 class Peer:
     """A checkpoint as the other package loads it, and the cases it answers."""
 
@@ -43,6 +47,8 @@ class Peer:
 
     def reference_inputs(self, name: str) -> Inputs:
         """What transformers' processor hands to transformers' model."""
+        if not self.cases[name]["laid_out"]:
+            raise NotLaidOut
         prefix = f"{name}.input."
         arrays = {
             key.removeprefix(prefix): mx.array(value) for key, value in self.arrays.items() if key.startswith(prefix)
@@ -50,19 +56,21 @@ class Peer:
         return arrays | {"attention_mask": mx.ones_like(arrays["input_ids"])}
 
     def processor_inputs(self, name: str) -> Inputs:
-        """What its processor makes of the formatted prompt, its pictures and its clips, as its `generate` calls it."""
+        """What its processor makes of the formatted prompt, its pictures, clips and sounds, as `generate` calls it."""
         case = self.cases[name]
         videos = [self.arrays[f"media.{clip}"].transpose(0, 3, 1, 2) for clip in case["videos"]]  # as it decodes files
         inputs = prepare_inputs(
             self.processor,
             images=[Image.fromarray(self.arrays[f"media.{picture}"]) for picture in case["images"]] or None,
             videos=videos or None,
+            audio=[self.arrays[f"media.{sound}"] for sound in case["audios"]] or None,
             prompts=case["text"],
             image_token_index=getattr(self.model.config, "image_token_index", None),
             add_special_tokens=should_add_special_tokens(self.model.config.model_type, self.processor),
             **({"fps": case["fps"]} if videos else {}),
         )
-        ids, expected = np.array(inputs["input_ids"])[0].tolist(), self.arrays[f"{name}.input.input_ids"][0].tolist()
+        ids = np.array(inputs["input_ids"])[0].tolist()
+        expected = self.arrays[f"{name}.ids"].tolist()
         if ids != expected:
             raise OtherIds(f"{len(ids)} ids for {len(expected)}" if len(ids) != len(expected) else "other ids")
         return inputs
@@ -131,6 +139,8 @@ def attempt(judge: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return judge()
     except OtherIds as error:
         return {"ids": str(error)}
+    except NotLaidOut:
+        return {}
     except Exception as error:
         return {"raises": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
 

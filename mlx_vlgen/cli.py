@@ -16,7 +16,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from . import __version__
 from .errors import MediaError, UnreachableError, VlgenError, one_line
 from .flags import (
     COMMANDS,
@@ -59,7 +58,6 @@ def list_commands(arguments: Sequence[str]) -> int:
         epilog=f"commands:\n{listing}\n\nmlx-vlgen COMMAND --help lists its flags.",
     )
     parser.add_argument("command", choices=COMMANDS, nargs="?", metavar="COMMAND", help="one of those below")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     parser.parse(arguments)
     parser.print_help()
     return 0

@@ -44,10 +44,12 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Suggests the nearest flag for an unknown one. Takes no abbreviated flags: a new flag could make one ambiguous."""
+    """Suggests the nearest flag for an unknown one. Takes no abbreviated flags: a new flag could make one ambiguous.
+    Has --version."""
 
     def __init__(self, **keywords: Any):
         super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **keywords)
+        self.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(arguments)
@@ -81,12 +83,12 @@ def generate_parser(program: str) -> Parser:
         "exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C",
     )
     inputs = parser.add_argument_group("what to answer")
-    inputs.add_argument("--image", nargs="+", action="extend", default=[], metavar="IMAGE",
-                      help="picture: path, http(s) URL, data: URI, or - for stdin; may be repeated")  # fmt: skip
-    inputs.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO",
-                      help="video file, GIF, or folder of frames; may be repeated")  # fmt: skip
-    inputs.add_argument("--audio", nargs="+", action="extend", default=[], metavar="AUDIO",
-                      help="sound: path, http(s) URL or data: URI; may be repeated")  # fmt: skip
+    add_media_flags(
+        inputs,
+        image="picture: path, http(s) URL, data: URI, or - for stdin",
+        video="video file, GIF, or folder of frames",
+        audio="sound: path, http(s) URL or data: URI",
+    )
     inputs.add_argument("--prompt", "-p", metavar="TEXT",
                       help='what to answer; - reads it from stdin (default: "Describe this image.")')  # fmt: skip
     inputs.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
@@ -96,7 +98,6 @@ def generate_parser(program: str) -> Parser:
     add_model_flags(parser)
     add_option_groups(parser)
     parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -114,12 +115,12 @@ def chat_parser(program: str) -> Parser:
         "exit codes: 0, 1 failed (of a pipe: any question), 2 usage, 130 Ctrl-C",
     )
     inputs = parser.add_argument_group("the talk")
-    inputs.add_argument("--image", nargs="+", action="extend", default=[], metavar="IMAGE",
-                        help="picture of the first question: path or URL; may be repeated")  # fmt: skip
-    inputs.add_argument("--video", nargs="+", action="extend", default=[], metavar="VIDEO",
-                        help="video of the first question; may be repeated")  # fmt: skip
-    inputs.add_argument("--audio", nargs="+", action="extend", default=[], metavar="AUDIO",
-                        help="sound of the first question; may be repeated")  # fmt: skip
+    add_media_flags(
+        inputs,
+        image="picture of the first question: path or URL",
+        video="video of the first question",
+        audio="sound of the first question",
+    )
     inputs.add_argument("--system", "--system-prompt", metavar="TEXT", help="system message")
     inputs.add_argument("--resume", nargs="?", const="", metavar="FILE",
                         help="go on with the talk in this file; without a file, with the newest")  # fmt: skip
@@ -127,8 +128,14 @@ def chat_parser(program: str) -> Parser:
     inputs.add_argument("--json", action="store_true", help="with stdin not a terminal: each answer as a JSON object")
     add_model_flags(parser)
     add_option_groups(parser)
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
+
+
+def add_media_flags(group: Any, **kinds: str) -> None:
+    """kinds: the help of each kind's flag."""
+    for kind, help in kinds.items():
+        group.add_argument(f"--{kind}", nargs="+", action="extend", default=[], metavar=kind.upper(),
+                           help=f"{help}; may be repeated")  # fmt: skip
 
 
 def add_model_flags(parser: Parser, many: bool = False) -> None:
@@ -220,7 +227,6 @@ def batch_parser(program: str) -> Parser:
     batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",
                        help="rows that run together (default 32)")  # fmt: skip
     batch.add_argument("--no-reuse", action="store_true", help="do not share what rows begin alike with")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -267,7 +273,6 @@ def serve_parser(program: str) -> Parser:
     more.add_argument("--launchd", action="store_true",
                       help="print a property list by which macOS starts this server at login")  # fmt: skip
     more.add_argument("--log-prompts", action="store_true", help="log what is asked, too")
-    more.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -300,7 +305,6 @@ def convert_parser(program: str) -> Parser:
     hub = parser.add_argument_group("the Hugging Face Hub")
     hub.add_argument("--upload-repo", metavar="ID", help="upload the result to this repository")
     hub.add_argument("--dry-run", action="store_true", help="list on stdout what would be uploaded, and do not upload")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 

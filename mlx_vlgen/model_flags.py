@@ -1,6 +1,5 @@
 """Flags of the commands that are about models and what lies on the disk, and answer nothing."""
 
-from . import __version__
 from .flags import Parser
 
 
@@ -14,7 +13,6 @@ def cache_parser(program: str) -> Parser:
     )
     parser.add_argument("--clear", action="store_true", help="delete all of it")
     parser.add_argument("--folder", metavar="DIR", help="the disk= of a PrefixCache (default: the chats' own)")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -28,7 +26,6 @@ def models_parser(program: str) -> Parser:
     )
     parser.add_argument("model", nargs="*", metavar="MODEL", help="folders or Hub ids (default: all that are here)")
     parser.add_argument("--json", action="store_true", help="an object a line")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -40,7 +37,6 @@ def pull_parser(program: str) -> Parser:
     )
     parser.add_argument("model", metavar="MODEL", help="an id on the Hugging Face Hub, owner/name")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
@@ -52,23 +48,24 @@ def rm_parser(program: str) -> Parser:
     )
     parser.add_argument("model", nargs="+", metavar="MODEL", help="as `mlx-vlgen models` lists it")
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
 
 
 def verify_parser(program: str) -> Parser:
     parser = Parser(
         prog=program,
-        usage="%(prog)s MODEL [--image FILE ...] [--dtype TYPE] [--no-torch]",
-        description="Answers text, one picture and two pictures here and in transformers, where torch is installed,\n"
-        "and compares token ids, pixels, logits and tokens; then compares each answer with itself in a batch, in\n"
-        "small chunks, and over a reused prefix. Prints a report in Markdown; exits with 1 where something differs.",
+        usage="%(prog)s MODEL [--image FILE ...] [--audio FILE ...] [--dtype TYPE] [--no-torch]",
+        description="Answers text, pictures and sound, as far as the model takes them, here and in transformers,\n"
+        "where torch is installed, and compares token ids, pixels, features of sound, logits and tokens; then\n"
+        "compares each answer with itself in a batch, in small chunks, and over a reused prefix. Prints a report\n"
+        "in Markdown; exits with 1 where something differs.",
     )
     parser.add_argument("model", metavar="MODEL", help="a folder or Hub id; not a quantized one, to compare with torch")
     parser.add_argument("--image", nargs="+", default=[], metavar="FILE", help="two pictures (default: drawn ones)")
+    parser.add_argument("--audio", nargs="+", default=[], metavar="FILE",
+                        help="two clips of sound of unlike length (default: 1.3 and 2.5 seconds of tones)")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of both (default float32; for bfloat16 differences are told and not judged)")  # fmt: skip
     parser.add_argument("--torch-device", default="cpu", metavar="NAME", help="cpu (the default), mps or cuda")
     parser.add_argument("--no-torch", action="store_true", help="compare the checkpoint with itself only")
-    parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser

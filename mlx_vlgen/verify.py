@@ -6,7 +6,7 @@ if __name__ == "__main__":
     run("main_verify")
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -23,6 +23,7 @@ from .engine.request import Request
 from .engine.store import PrefixCache
 from .errors import VlgenError, one_line
 from .flags import Parser
+from .inputs.audio import load_audio
 from .inputs.media import load_image
 from .loading.checkpoint import read_config
 from .loading.hub import locate
@@ -36,16 +37,24 @@ BOUND = 1e-4
 """What float32 logits and log-probabilities may differ by, in parts of the greater of 1 and their standard deviation.
 Other types have no bound: what they differ by is told."""
 
+FEATURE_BOUND = 1e-3
+"""What features of sound may differ by, in parts of the greater of 1 and their standard deviation: logarithms of a
+spectrum that NumPy and torch transform by different roundings."""
+
+RATE = 16_000
+"""Samples a second of a clip, which both sides get as an array."""
+
 Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """messages: as transformers takes them; pictures: those of them, in order."""
+    """messages: as transformers takes them; pictures, clips: those of them, in order."""
 
     name: str
     messages: list[Message]
-    pictures: list[Any]
+    pictures: Sequence[Any] = ()
+    clips: Sequence[np.ndarray] = ()
 
 
 Tensors = dict[str, np.ndarray]
@@ -73,15 +82,27 @@ class Line:
         return self.verdict in ("equal", "told")
 
 
-def make_cases(pictures: Sequence[Any], takes_pictures: bool) -> list[Case]:
-    def case(name: str, text: str, used: Sequence[Any] = ()) -> Case:
-        parts = [*({"type": "image", "image": picture} for picture in used), {"type": "text", "text": text}]
-        return Case(name, [{"role": "user", "content": parts if takes_pictures else text}], list(used))
+def make_cases(pictures: Sequence[Any], clips: Sequence[np.ndarray], kinds: Container[str]) -> list[Case]:
+    """pictures, clips: two of each. kinds: of media that the model takes."""
 
+    def case(name: str, text: str, pictures: Sequence[Any] = (), clips: Sequence[np.ndarray] = ()) -> Case:
+        parts = [
+            *({"type": "image", "image": picture} for picture in pictures),
+            *({"type": "audio", "audio": clip} for clip in clips),
+            {"type": "text", "text": text},
+        ]
+        return Case(name, [{"role": "user", "content": parts if sees or hears else text}], pictures, clips)
+
+    sees, hears = "image" in kinds, "audio" in kinds
     cases = [case("text", "Write one sentence about the sea.")]
-    if takes_pictures:
+    if sees:
         cases.append(case("one picture", "Describe this image.", pictures[:1]))
-        cases.append(case("two pictures", "What is different?", pictures[:2]))
+        cases.append(case("two pictures", "What is different?", pictures))
+    if hears:
+        cases.append(case("one clip", "What do you hear?", clips=clips[:1]))
+        cases.append(case("a longer clip", "Describe this sound.", clips=clips[1:]))
+    if sees and hears:
+        cases.append(case("a picture and a clip", "Do they belong together?", pictures[:1], clips[:1]))
     return cases
 
 
@@ -95,10 +116,11 @@ class Theirs:
         import torch
         import transformers
 
-        vision = any(case.pictures for case in cases)
-        kind = transformers.AutoModelForImageTextToText if vision else transformers.AutoModelForCausalLM
+        media = not isinstance(cases[0].messages[0]["content"], str)
+        general = "AutoModelForMultimodalLM" if media else "AutoModelForCausalLM"
+        kind = getattr(transformers, _THINKERS.get(read_config(folder)["model_type"].removesuffix("_thinker"), general))
         model = kind.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-        processor = (transformers.AutoProcessor if vision else transformers.AutoTokenizer).from_pretrained(folder)
+        processor = (transformers.AutoProcessor if media else transformers.AutoTokenizer).from_pretrained(folder)
         stds = getattr(getattr(processor, "image_processor", None), "image_std", None) or [1.0]
         self.level = 1 / 255 / min(stds)
         self.tensors: dict[str, Tensors] = {}
@@ -115,10 +137,11 @@ class Theirs:
 
 
 class Ours:
-    """This package, through the same calls."""
+    """This package, through the same calls. sounds: names of the tensors that are made of clips."""
 
     def __init__(self, folder: Path, dtype: str):
         self.model, self.processor = load(folder, dtype=dtype)
+        self.sounds = self.processor.audio_tensors.names
 
     def prepare(self, case: Case) -> Tensors:
         inputs = self.processor.apply_chat_template(case.messages, **_TEMPLATE, return_tensors="np")
@@ -129,6 +152,15 @@ class Ours:
         logits = np.concatenate([np.array(mx.array(step).astype(mx.float32)) for step in out.logits])
         return Answer(logits, np.array(mx.array(out.sequences))[0, -len(logits) :].tolist())
 
+
+_THINKERS = {
+    "qwen2_5_omni": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration",
+}
+"""transformers' classes of those parts of models that speak which write the text."""
+
+_FILES_ONLY = ("voxtral",)
+"""Families whose processor there takes no sound but in files, which mistral-common reads."""
 
 _TEMPLATE: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
 
@@ -147,11 +179,15 @@ def compare(case: Case, ours: Ours, theirs: Theirs, exact: bool) -> Line:
     if not np.array_equal(here["input_ids"], tensors["input_ids"]):
         wrong.append("other token ids")
     floats = _floats(tensors, here)
-    levels = _pixel_difference(here, floats) / theirs.level
+    sounds = {name: value for name, value in floats.items() if name in ours.sounds}
+    levels = _largest_difference(here, {n: v for n, v in floats.items() if n not in sounds}) / theirs.level
     if levels > 1.01:
         wrong.append("other pixels")
-    # Each has tensors beside the ids and the pixels that the other does not want.
-    a = ours.answer(here | floats if levels < np.inf else here)
+    features = _largest_difference(here, sounds) / max([1.0, *(float(value.std()) for value in sounds.values())])
+    if features > FEATURE_BOUND:
+        wrong.append("other features of sound")
+    # Each has tensors beside the ids, the pixels and the features that the other does not want.
+    a = ours.answer(here | floats if max(levels, features) < np.inf else here)
     same = _same_start(a.tokens, b.tokens)
     steps = slice(0, same + 1)
     finite = np.isfinite(b.logits[steps])
@@ -169,6 +205,7 @@ def compare(case: Case, ours: Ours, theirs: Theirs, exact: bool) -> Line:
         "prompt": f"{tensors['input_ids'].shape[1]} tokens",
         "ids": "other" if "other token ids" in wrong else "equal",
         "pixels, in levels": f"{levels:.2f}" if case.pictures else "",
+        "features of sound, in deviations": f"{features:.1e}" if case.clips else "",
         "logits, in deviations": f"{difference:.1e}",
         "first other token": parting,
     }
@@ -186,7 +223,7 @@ def _floats(theirs: Tensors, ours: Tensors) -> Tensors:
     return found
 
 
-def _pixel_difference(ours: Tensors, theirs: Tensors) -> float:
+def _largest_difference(ours: Tensors, theirs: Tensors) -> float:
     """The largest between tensors of floats; infinite where one is missing or has another shape."""
     if any(name not in ours or ours[name].shape != value.shape for name, value in theirs.items()):
         return np.inf
@@ -251,16 +288,21 @@ def run_verify(parser: Parser, arguments: Sequence[str] | None) -> int:
     args = parser.parse(arguments)
     for path in args.image:
         load_image(path)  # what cannot be read is told before anything is loaded
+    clips = [load_audio(path, RATE) for path in args.audio]
     folder = locate(args.model)
     config = read_config(folder)
-    cases = make_cases([*args.image, *_drawn()][:2], "image" in find(config).processor_class().placeholders)
+    kinds = find(config).processor_class().placeholders
+    cases = make_cases([*args.image, *_drawn()][:2], [*clips, *_drawn_clips()][:2], kinds)
     torch = not args.no_torch and find_spec("torch") is not None
     print(_heading(args.model, config["model_type"], args.dtype, args.torch_device if torch else None), flush=True)
     exact, lines = args.dtype == "float32", list[Line]()
-    theirs = _theirs(folder, cases, args.dtype, args.torch_device) if torch else None
+    both = [case for case in cases if not case.clips or config["model_type"] not in _FILES_ONLY]
+    theirs = _theirs(folder, both, args.dtype, args.torch_device) if torch else None
     ours = Ours(folder, args.dtype)
     if theirs is not None:
-        lines += _table("transformers", (compare(case, ours, theirs, exact) for case in cases))
+        lines += _table("transformers", (compare(case, ours, theirs, exact) for case in both))
+        if both != cases:
+            print("Sound is not compared with transformers: its processor of this family reads files only.\n")
     else:
         reason = "--no-torch was given" if args.no_torch else "torch is not installed (pip install torch torchvision)"
         print(f"Not compared with transformers: {reason}.\n")
@@ -289,6 +331,16 @@ def _drawn() -> list[Any]:
     ground[(x - 150) ** 2 + (y - 120) ** 2 < 70**2] = (250, 220, 30)
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     return [Image.fromarray(ground), Image.fromarray(noise).resize((512, 288), Image.Resampling.BICUBIC)]
+
+
+def _drawn_clips() -> list[np.ndarray]:
+    """Two clips, of 1.3 and 2.5 seconds: a tone that rises, in noise, and a lower one."""
+    clips = []
+    for number, seconds in enumerate((1.3, 2.5)):
+        time = np.arange(int(seconds * RATE)) / RATE
+        noise = np.random.default_rng(number).normal(scale=0.02, size=len(time))
+        clips.append((0.3 * np.sin(2 * np.pi * time * (440 / (1 + number) + 300 * time)) + noise).astype(np.float32))
+    return clips
 
 
 def _heading(name: str, family: str, dtype: str, device: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import PromptError, UnsupportedError
 from ..inputs.prompt import Prompt
-from ..models.base import Model
+from ..models.base import CrossAttention, Model
 from . import cache as kv
 from .kv_settings import KVSettings
 from .modes import Guidance
@@ -47,7 +47,8 @@ class Intake:
             row.prompt = self._processor.prepare(request.prompt, request.media, **cached, **template)
         self._check_tokens(row)
         self._check_length(row)
-        request.kv.check_spans(row.prompt.two_way)
+        if not any(isinstance(kind, CrossAttention) for kind in self._layout):  # whose spans only wait for pictures
+            request.kv.check_spans(row.prompt.two_way)
         row.unquantized_layers = len(kv.unquantized(self._layout, request.kv))
         row.past = request.past
         row.filled = row.computed

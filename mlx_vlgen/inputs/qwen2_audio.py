@@ -23,10 +23,7 @@ class Qwen2AudioProcessor(Processor):
 
     @classmethod
     def read_fields(cls, settings: ProcessorSettings, config: Mapping[str, Any]) -> dict[str, Any]:
-        audio = config["audio_config"]
-        sound = WhisperSettings.read(settings.audio, audio.get("num_mel_bins", 128))
-        sound.check_positions(audio.get("max_source_positions", 1500))
-        return {"sound": sound}
+        return {"sound": WhisperSettings.of_tower(settings.audio, config["audio_config"])}
 
     @property
     def audio_tensors(self) -> AudioTensors:

@@ -34,6 +34,13 @@ class WhisperSettings:
         fft, mels = settings.get("n_fft", 400), settings.get("feature_size", mels)
         return cls(MelSettings(rate, mels, frame=fft, hop=hop, fft=fft), settings.get("chunk_length", 30))
 
+    @classmethod
+    def of_tower(cls, settings: Mapping[str, Any], tower: Mapping[str, Any]) -> Self:
+        """For a tower that takes whole clips. tower: its audio_config."""
+        read = cls.read(settings, tower.get("num_mel_bins", 128))
+        read.check_positions(tower.get("max_source_positions", 1500))
+        return read
+
     @property
     def samples(self) -> int:
         return self.seconds * self.mel.rate

@@ -99,6 +99,8 @@ def load(
             # One at a time: together they would all be read before the first is narrowed or quantized.
             for tensor in _parameters(model).values():
                 mx.eval(tensor)
+        # What layers compute when they are made, as rotary frequencies: no thread but this one could, later.
+        mx.eval([value for module in model.modules() for value in module.values() if isinstance(value, mx.array)])
     return model, model.processor
 
 

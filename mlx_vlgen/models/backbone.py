@@ -104,6 +104,21 @@ class Masks:
         return mx.concatenate([mask[..., :-length], mask[..., -length:] | same[:, None]], axis=-1)
 
 
+class TextDecoder(nn.Module):
+    """What decoders written here are: `args`, their configuration; `model`, embeddings and layers; and `lm_head`, where
+    the embeddings are not the output layer."""
+
+    def __init__(self, config: Any, body: nn.Module, tied: bool):
+        super().__init__()
+        self.args, self.model = config, body
+        if not tied:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.model.layers
+
+
 def output_layer(text: nn.Module, h: mx.array) -> mx.array:
     """Logits (..., V) of normalised states (..., d), by the `lm_head` of an mlx-lm decoder or by its embeddings."""
     return text.lm_head(h) if "lm_head" in text else text.model.embed_tokens.as_linear(h)

@@ -14,6 +14,7 @@ from typing import Any
 from .._mlx_lm import KVCache, RotatingKVCache, scaled_dot_product_attention
 from .._runtime import mx, nn
 from .attention import GATED, MLP, in_blocks, linear_without_bias, merge_heads, split_heads
+from .backbone import TextDecoder
 from .configuration import BaseConfig
 
 
@@ -158,22 +159,15 @@ class Body(nn.Module):
         self.norm = Norm(config.hidden_size, config.rms_norm_eps)
 
 
-class Gemma(nn.Module):
-    """Its output layer is its embeddings."""
-
+class Gemma(TextDecoder):
     def __init__(self, args: Mapping[str, Any]):
         """args: as `decoders.text_arguments` gives them."""
-        super().__init__()
         config = GemmaConfig.from_dict(args)
-        self.model = Body(config)
+        super().__init__(config, Body(config), tied=True)
         count, window = config.num_hidden_layers, config.sliding_window
         layer_types = config.layer_types or ["sliding_attention", "full_attention"] * count
         slides = config.is_gemma2 and window is not None
         self._windows = [window if slides and layer == "sliding_attention" else None for layer in layer_types[:count]]
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.model.layers
 
     def make_cache(self) -> list[Any]:
         """In Gemma 2 every other layer slides, the first one too."""

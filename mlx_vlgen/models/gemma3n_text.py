@@ -15,6 +15,7 @@ from typing import Any
 from .._mlx_lm import KVCache, RotatingKVCache
 from .._runtime import mx, nn
 from .attention import GATED, MLP, linear_without_bias, merge_heads, split_heads
+from .backbone import TextDecoder
 from .configuration import BaseConfig
 from .layers import ACTIVATIONS
 from .text_attention import text_attention
@@ -228,18 +229,11 @@ def as_long(x: mx.array, like: mx.array) -> mx.array:
     return x * ((like * like).mean(axis=-1, keepdims=True) ** 0.5 / square**0.5)
 
 
-class Gemma3nText(nn.Module):
-    """Its output layer is its embeddings."""
-
+class Gemma3nText(TextDecoder):
     def __init__(self, args: Mapping[str, Any]):
         """args: as `decoders.text_arguments` gives them."""
-        super().__init__()
-        self.args = Gemma3nTextConfig.from_dict(args)
-        self.model = Body(self.args)
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.model.layers
+        config = Gemma3nTextConfig.from_dict(args)
+        super().__init__(config, Body(config), tied=True)
 
     def make_cache(self) -> list[Any]:
         """Of the layers that have keys."""

@@ -62,7 +62,7 @@ class Gemma4Decoder(VisionLanguageModel):
         return {
             name: tensor
             for name, tensor in super().sanitize(weights).items()
-            if name in known or not re.search(self.unused, name)
+            if re.sub(r"\.(scales|biases)$", ".weight", name) in known or not re.search(self.unused, name)
         }
 
     def _pad_media_tokens(self, tokens: mx.array) -> mx.array:

@@ -13,7 +13,7 @@ from typing import Any
 from .._mlx_lm import MultiLinear, SwitchGLU, gated_delta_update, normalize_qk
 from .._runtime import mx, nn
 from .attention import clipped, in_blocks, merge_heads, split_heads
-from .backbone import Masks, last_of
+from .backbone import Masks, TextDecoder, last_of
 from .base import Embedded, LayerKind, Recurrent, Whole
 from .configuration import BaseConfig
 from .indexer import chosen_keys, narrowed
@@ -318,18 +318,11 @@ class Body(nn.Module):
         return h.mean(axis=-2)
 
 
-class Glm5NextText(nn.Module):
+class Glm5NextText(TextDecoder):
     def __init__(self, args: Mapping[str, Any]):
         """args: as `decoders.text_arguments` gives them."""
-        super().__init__()
-        self.args = Glm5NextTextConfig.from_dict(args)
-        self.model = Body(self.args)
-        if not self.args.tie_word_embeddings:
-            self.lm_head = nn.Linear(self.args.hidden_size, self.args.vocab_size, bias=False)
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.model.layers
+        config = Glm5NextTextConfig.from_dict(args)
+        super().__init__(config, Body(config), config.tie_word_embeddings)
 
     def cache_layout(self) -> list[LayerKind]:
         return [Recurrent(2) if layer.linear else Whole() for layer in self.layers]

@@ -11,6 +11,7 @@ from typing import Any
 from .._mlx_lm import ArraysCache, KVCache, RotatingKVCache, ShortConv, initialize_rope
 from .._runtime import mx, nn
 from .attention import MLP, linear_without_bias, merge_heads, split_heads
+from .backbone import TextDecoder
 from .configuration import BaseConfig
 from .text_attention import text_attention
 
@@ -115,19 +116,12 @@ class Body(nn.Module):
         self.embedding_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
 
 
-class Lfm3(nn.Module):
+class Lfm3(TextDecoder):
     def __init__(self, args: Mapping[str, Any]):
         """args: as `decoders.text_arguments` gives them."""
-        super().__init__()
         config = Lfm3Config.from_dict(args)
-        self.model = Body(config)
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        super().__init__(config, Body(config), config.tie_word_embeddings)
         self._kinds, self._window = config.kinds, config.sliding_window
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.model.layers
 
     def make_cache(self) -> list[Any]:
         return [self._cache(kind) for kind in self._kinds]

@@ -14,6 +14,7 @@ from typing import Any
 from .._mlx_lm import ChunkedKVCache, KVCache, SwitchGLU, initialize_rope
 from .._runtime import mx, nn
 from .attention import GATED, MLP, linear_without_bias, merge_heads, split_heads
+from .backbone import TextDecoder
 from .configuration import BaseConfig
 from .text_attention import text_attention
 
@@ -163,20 +164,13 @@ class Body(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
-class Llama4Text(nn.Module):
+class Llama4Text(TextDecoder):
     def __init__(self, args: Mapping[str, Any]):
         """args: as `decoders.text_arguments` gives them."""
-        super().__init__()
         config = Llama4TextConfig.from_dict(args)
-        self.model = Body(config)
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        super().__init__(config, Body(config), config.tie_word_embeddings)
         chunk, count = config.attention_chunk_size, config.num_hidden_layers
         self._chunks = [chunk if config.is_chunked(layer) else None for layer in range(count)]
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.model.layers
 
     def make_cache(self) -> list[Any]:
         return [KVCache() if chunk is None else ChunkedKVCache(chunk) for chunk in self._chunks]

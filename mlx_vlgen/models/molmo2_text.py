@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from .._mlx_lm import KVCache
 from .._runtime import mx, nn
 from .attention import merge_heads, split_heads
+from .backbone import TextDecoder
 from .configuration import BaseConfig
 from .layers import ACTIVATIONS
 from .text_attention import text_attention
@@ -125,17 +126,11 @@ class Body(nn.Module):
         return self.ln_f
 
 
-class Molmo2Text(nn.Module):
+class Molmo2Text(TextDecoder):
     def __init__(self, args: Mapping[str, Any]):
         """args: as `decoders.text_arguments` gives them."""
-        super().__init__()
         config = Molmo2TextConfig.from_dict(args)
-        self.model = Body(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.model.layers
+        super().__init__(config, Body(config), tied=False)
 
     def make_cache(self) -> list[Any]:
         return [KVCache() for _ in self.model.blocks]

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._mlx_lm import GatedAttention, GatedDeltaNet, SharedExpertMoE, use_attention
 from .._runtime import mx, nn
-from .backbone import Masks, RotaryOffsetCache, last_of
+from .backbone import Masks, RotaryOffsetCache, TextDecoder, last_of
 from .base import Embedded, Full, LayerKind, Recurrent, Whole
 from .configuration import BaseConfig
 from .indexer import chosen_keys, narrowed
@@ -331,18 +331,11 @@ def places(inputs: Embedded, offset: Any) -> mx.array:
     return mx.broadcast_to(running[:, None, :, None], (batch, 1, length, 3))
 
 
-class Qwen4ExpText(nn.Module):
+class Qwen4ExpText(TextDecoder):
     def __init__(self, args: Mapping[str, Any]):
         """args: as `decoders.text_arguments` gives them."""
-        super().__init__()
-        self.args = Qwen4ExpTextConfig.from_dict(args)
-        self.model = Body(self.args)
-        if not self.args.tie_word_embeddings:
-            self.lm_head = nn.Linear(self.args.hidden_size, self.args.vocab_size, bias=False)
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        return self.model.layers
+        config = Qwen4ExpTextConfig.from_dict(args)
+        super().__init__(config, Body(config), config.tie_word_embeddings)
 
     def cache_layout(self) -> list[LayerKind]:
         """A linear layer's convolution and state; where it reads n-grams, also what these convolve, and tokens."""

@@ -152,7 +152,8 @@ async def show_model(request: Request) -> Response:
 
 
 def _model(models: Models, name: str) -> dict[str, Any]:
-    """For clients of either interface."""
+    """For clients of either interface. input_modalities: as model lists of other servers have it, once it is loaded."""
+    kinds = models.kinds(name)
     return {
         "id": name,
         "object": "model",
@@ -160,7 +161,7 @@ def _model(models: Models, name: str) -> dict[str, Any]:
         "owned_by": "mlx-vlgen",
         "type": "model",
         "display_name": name,
-    }
+    } | ({} if kinds is None else {"input_modalities": ["text", *kinds]})
 
 
 def _stored(talks: Talks) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from .._runtime import memory_available
 from ..errors import LoadError, one_line
+from ..inputs.kinds import Kind
 from ..notices import format_size
 from .engine import Engine
 from .errors import ApiError
@@ -31,6 +32,7 @@ class Source:
 class _Served:
     source: Source
     engine: Engine | None = None
+    kinds: tuple[Kind, ...] | None = None
     users: int = 0
     used: float = 0.0
     created: int = field(default_factory=lambda: int(time.time()))
@@ -51,6 +53,10 @@ class Models:
     def created(self, name: str) -> int:
         """When it was first named, in seconds since 1970."""
         return self._served[name].created
+
+    def kinds(self, name: str) -> tuple[Kind, ...] | None:
+        """Of media that it takes; None where it was not loaded yet."""
+        return self._served[name].kinds
 
     @property
     def engines(self) -> list[Engine]:
@@ -92,6 +98,7 @@ class Models:
     async def _ensure(self, served: _Served) -> None:
         async with self._changing:
             served.engine = served.engine or await self._load(served)
+            served.kinds = tuple(served.engine.processor.placeholders)
 
     async def _load(self, served: _Served) -> Engine:
         name = next(name for name, other in self._served.items() if other is served)

@@ -15,10 +15,11 @@ FILES = {"/": "index.html"} | {
 """Path of a URL -> name of a file. The page has no secrets: it is shown without a key, which it asks for."""
 
 # Nothing from elsewhere is loaded or asked, no other page may frame this one, and the browser itself refuses text as
-# HTML (Trusted Types), whatever a model answers. Pictures are blobs of the browser's own store.
+# HTML (Trusted Types), whatever a model answers. Pictures and sounds are blobs
+# of the browser's own store.
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 HEADERS = {

@@ -182,6 +182,9 @@ class Case:
         self, questions: Sequence[Question], rows: Sequence[Mapping[str, Any]], **shared: Any
     ) -> list[GenerationResult]:
         """rows: each one's keywords."""
+        rows = [{"logprobs": True, **row} for row in rows]  # which generate has without being asked
+        if not rows:
+            shared = {"logprobs": True, **shared}
         names = dict.fromkeys(name for row in rows for name in row)
         return batch_generate(
             self.family.model,

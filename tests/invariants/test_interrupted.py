@@ -37,7 +37,7 @@ def batched(family: Family, **settings: Any) -> list[GenerationResult]:
     asks = [family.asks[name] for name in ("img1", "words5", "words16")]
     images = [picture(family), None, None]
     return batch_generate(
-        family.model, family.processor, images, prompts=[ask.text for ask in asks], **settings
+        family.model, family.processor, images, prompts=[ask.text for ask in asks], logprobs=True, **settings
     ).results
 
 

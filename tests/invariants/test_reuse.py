@@ -492,7 +492,7 @@ def _by_stream(family: Family, prompt: Any, images: Any, keywords: Any) -> Itera
 
 
 def _by_batch(family: Family, prompt: Any, images: Any, keywords: Any) -> Iterator[GenerationResult]:
-    both = {"images": [images, images], "prompts": [prompt, prompt]}
+    both = {"images": [images, images], "prompts": [prompt, prompt], "logprobs": True}
     yield from batch_generate(family.model, family.processor, **both, **keywords).results
 
 

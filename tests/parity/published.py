@@ -38,10 +38,19 @@ def publish(family: str, folder: Path) -> None:
     match family:
         case "gemma3":
             config["text_config"]["mm_tokens_per_image"] = config["mm_tokens_per_image"]
+        case "gemma4_unified":
+            vision = config["vision_config"]
+            vision["model_patch_size"] = vision["patch_size"] * vision["pooling_kernel_size"]
         case "glm4v_moe":
             config["text_config"]["use_qk_norm"] = False
         case "internvl" | "internvl_qwen3":
             config["image_token_index"] = read_json(REFERENCE / family / "config.json")["image_token_id"]
+        case "kimi_k25":
+            config["media_placeholder_token_id"] = config["image_token_id"]
+            config["vision_config"] |= {
+                "model_type": "moonvit", "depth": 3, "embed_dim": 48, "hidden_size": 48, "num_heads": 4,
+                "intermediate_size": 80, "init_pos_emb_height": 6, "init_pos_emb_width": 6,
+            }  # fmt: skip
         case "llava_next":
             config["text_config"] |= {"rms_norm_eps": 1e-6, "rope_theta": 1e4}
         case "molmo2":  # of published ones the other package knows how many layers they hold

@@ -25,6 +25,14 @@ NOT_THERE = {
     "glm46v": "mlx-vlm has no such model",
     "glm46v_moe": "mlx-vlm has no such model",
     "ernie4_5_vl_moe": "mlx-vlm knows its first release only",
+    "gemma4_audio": "mlx-vlm fixes the bands of the spectrum",
+    "gemma3n": "mlx-vlm wants keys of layers that share others', which these checkpoints leave out",
+    "cohere2_vision": "its processor wants torchvision there",
+    "granite4_vision": "mlx-vlm knows other names",
+    "internvl_internlm2": "mlx-vlm has no such rotary embedding",
+    "muse_glimmer": "mlx-vlm fails to write its configuration",
+    "qwen3_5_text": "mlx-vlm has its layers in another order",
+    **dict.fromkeys(("fast_vlm", "lfm3_vl", "qwen2_audio", "voxtral"), "mlx-vlm has no such model"),
 }
 """Families that cannot be exchanged, and why."""
 needs_peer = pytest.mark.skipif(not PEER, reason="MLX_VLGEN_PEER_PYTHON names no Python with mlx-vlm")

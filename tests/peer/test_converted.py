@@ -33,7 +33,10 @@ TESTS = Path(__file__).parents[1]
 BITS, GROUP = (4, 8), 32
 # Where the processor's files that it writes say something else than the original's, and what.
 ANOTHER_PROCESSOR = {
-    **dict.fromkeys(("gemma4", "gemma4_moe"), "other sizes of pictures, which published checkpoints have, too"),
+    **dict.fromkeys(
+        ("gemma4", "gemma4_moe", "gemma4_unified", "kimi_k25", "minicpmv4_7"),
+        "other sizes of pictures, which published checkpoints have, too",
+    ),
     **dict.fromkeys(("internvl", "internvl_qwen3"), "no chat template where it is in a separate file"),
 }
 

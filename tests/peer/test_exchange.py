@@ -31,16 +31,21 @@ EVERY_SETTING = ("qwen3_vl", "llava")
 # What it writes otherwise, and this package reads all the same: (family, setting) -> names, and why.
 PROJECTOR = r"mlp1\.", "it quantizes the projector too"
 CONNECTOR = r"connector\.", "it quantizes the connector too"
+LINEAR = r"\.embed_tokens\.|\.linear_attn\.", "it leaves embeddings and linear attention whole"
 TIED = r"lm_head\.", "it writes tied embeddings a second time"
 WRITTEN_OTHERWISE: dict[tuple[str, str], tuple[str, str]] = {
     ("gemma3", "as it is"): TIED,
     ("gemma3_text", "as it is"): TIED,
     ("gemma3_text", "4 bits"): TIED,
+    ("gemma4_unified", "4 bits"): (r"embed_audio\.", "it quantizes the projection of sound too"),
     ("idefics2", "4 bits"): CONNECTOR,
     ("idefics2_whole", "4 bits"): CONNECTOR,
     ("idefics3", "4 bits"): CONNECTOR,
     ("internvl", "4 bits"): PROJECTOR,
     ("internvl_qwen3", "4 bits"): PROJECTOR,
+    ("kimi_k25", "4 bits"): (r"mm_projector\.", "it quantizes the projector too"),
+    ("minicpmv4_6", "4 bits"): LINEAR,
+    ("minicpmv4_7", "4 bits"): LINEAR,
     ("mistral3", "4 bits"): (r"language_model\.lm_head\.", "it leaves the output layer whole"),
     ("qwen3_vl_moe", "4 bits"): (r"\.mlp\.gate\.", "it quantizes routers to 4 bits, mlx-lm's decoder wants 8"),
     ("smolvlm", "4 bits"): CONNECTOR,

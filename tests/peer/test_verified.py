@@ -51,7 +51,7 @@ def verify(folder: Path, change: float) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "llava_next", "smolvlm", "qwen2"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_next", "smolvlm", "qwen2", "qwen2_audio", "qwen2_5_omni"])
 def test_a_right_checkpoint_passes_and_one_changed_weight_is_told(family: str, tmp_path: Path) -> None:
     folder = write_checkpoint(family, "v5", tmp_path / family)
     code, report = verify(folder, 0.0)

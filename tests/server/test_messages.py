@@ -155,7 +155,8 @@ def test_completions(served: Running, loaded: Loaded) -> None:
 def test_models_health_and_metrics(served: Running) -> None:
     client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
     assert [model.id for model in client.models.list()] == ["demo", "other"]
-    assert client.models.retrieve("demo").owned_by == "mlx-vlgen"
+    assert (model := client.models.retrieve("demo")).owned_by == "mlx-vlgen"
+    assert model.input_modalities == ["text", "image", "video"]
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-7")
     assert [model.id for model in anthropic.Anthropic(base_url=served.url, api_key="none").models.list()] == [

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile.sounds import wav
+from invariants.family import Family
+from parity import expected, media
 from PIL import Image
 
 from mlx_vlgen import GenerationResult, generate
@@ -81,20 +84,26 @@ def visit(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[...
 
 def transfer(page: Any, path: Path) -> Any:
     """A file as the browser hands it to a page, dropped or pasted."""
-    script = """([data, name]) => {
+    script = """([data, name, type]) => {
         const transfer = new DataTransfer();
         const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-        transfer.items.add(new File([bytes], name, {type: "image/png"}));
+        transfer.items.add(new File([bytes], name, {type}));
         return transfer;
     }"""
-    return page.evaluate_handle(script, [base64.b64encode(path.read_bytes()).decode(), path.name])
+    kind = "audio/wav" if path.suffix == ".wav" else "image/png"
+    return page.evaluate_handle(script, [base64.b64encode(path.read_bytes()).decode(), path.name, kind])
 
 
-def drop(page: Any, path: Path) -> None:
+def let_go(page: Any, path: Path) -> None:
     file = transfer(page, path)
     for event in ("dragover", "drop"):
         page.dispatch_event("#composer", event, {"dataTransfer": file})
-    api.expect(page.locator("#pictures img")).to_have_count(1)
+
+
+def drop(page: Any, path: Path) -> None:
+    let_go(page, path)
+    kind = "audio" if path.suffix == ".wav" else "img"
+    api.expect(page.locator(f"#pictures {kind}")).to_have_count(1)
 
 
 def settings(page: Any, **values: str) -> None:
@@ -274,6 +283,98 @@ def test_a_key_is_asked_for_and_errors_say_what_to_do(visit: Callable[..., Any],
         assert "is no picture" in page.locator("#trouble").inner_text()
     ask(page, "Hi")
     assert "The server does not answer." in last_answer(page).get_by_role("alert").inner_text()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sounds") / "a sound with a long name, of a door that closes slowly.wav"
+    path.write_bytes(wav(media.sound("sound").tobytes()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def hearing(load_family: Callable[[str], Family], loaded: Loaded) -> Iterator[Running]:
+    """With a model that hears only, one that also sees, and the built-in one, which sees only."""
+    families = {"ear": load_family("qwen2_audio"), "both": load_family("gemma4_audio")}
+    pairs = {name: (family.model, family.processor) for name, family in families.items()} | {"demo": loaded}
+    sources = {name: Source(lambda pair=pair: pair) for name, pair in pairs.items()}  # type: ignore[misc]
+    with running(sources) as server:
+        yield server
+
+
+def test_a_sound_is_shown_and_heard(
+    visit: Callable[..., Any], hearing: Running, load_family: Callable[[str], Family], sound: Path
+) -> None:
+    case = expected.case("qwen2_audio", "audio")
+    page = visit(hearing, refused="status of 400")
+    add = page.get_by_role("button", name="Add sounds", exact=True)
+    api.expect(add).to_be_visible()
+    assert not page.locator("#photograph").is_visible() and "image" not in page.locator("#files").get_attribute(
+        "accept"
+    )
+    let_go(page, SHAPES)
+    api.expect(page.locator("#trouble")).to_have_text(re.compile("shapes.png is no sound, and this model does not see"))
+    drop(page, sound)
+    assert page.locator("#pictures audio").get_attribute("aria-label") == sound.name
+    assert page.locator("#status").inner_text() == f"Added: sound {sound.name}"
+    page.keyboard.press("Shift+Tab")  # from the question
+    api.expect(page.get_by_label(f"Remove {sound.name}")).to_be_focused()
+    page.keyboard.press("Enter")
+    api.expect(page.locator("#pictures audio")).to_have_count(0)
+    with page.expect_file_chooser() as chooser:
+        add.press("Enter")
+    chooser.value.set_files(sound)
+    settings(page, temperature="0", max_tokens=str(len(case.tokens)))
+    ask(page, "Describe this.")
+    said = load_family("qwen2_audio").processor.decode(case.tokens.tolist())
+    assert last_answer(page).locator(".text").inner_text().split() == said.split()
+    page.reload()
+    player = page.locator(".question audio")
+    ready = """player => player.readyState ? player.duration
+        : new Promise((done) => (player.onloadedmetadata = () => done(player.duration)))"""
+    assert abs(player.evaluate(ready) - 1.3) < 0.02
+    assert page.locator(".question figcaption").inner_text() == sound.name
+
+    page.select_option("#model", "demo")
+    page.click("[aria-label='Edit and ask again']")
+    page.press("#question", "Enter")  # nobody knows yet what it takes
+    alert = last_answer(page).get_by_role("alert")
+    assert "audio was given, and this model takes only text, pictures and videos" in alert.inner_text()
+    page.click("[aria-label='Edit and ask again']")
+    page.press("#question", "Enter")
+    trouble = page.locator("#trouble")
+    api.expect(trouble).to_have_text(
+        re.compile("is a sound, and this model does not hear. Ask one that does, or leave")
+    )
+    assert page.locator(".question").count() == 1
+    page.click(f"[aria-label='Remove {sound.name}']")
+    let_go(page, sound)
+    api.expect(trouble).to_have_text(re.compile("^a sound with .* this model does not hear"))
+    assert page.locator("#pictures audio").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_sound_and_a_picture_fit_a_phone(
+    visit: Callable[..., Any], hearing: Running, sound: Path, scheme: str
+) -> None:
+    page = visit(hearing, viewport={"width": 360, "height": 640}, color_scheme=scheme, is_mobile=True, has_touch=True)
+    page.select_option("#model", "both")
+    settings(page, max_tokens="4")
+    ask(page, "Hi")  # it is loaded
+    last_answer(page)
+    api.expect(page.get_by_role("button", name="Add pictures or sounds")).to_be_visible()
+    page.click("#menu")
+    page.click("#new")
+    drop(page, SHAPES)
+    drop(page, sound)
+    if folder := os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"sound-{scheme}.png")
+    ask(page, "Do they belong together?")
+    assert last_answer(page).locator(".text").inner_text() and page.get_by_role("alert").count() == 0
+    drop(page, sound)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator("#scroller").evaluate("node => node.scrollWidth - node.clientWidth") == 0
+    assert page.locator("#composer").evaluate("node => node.scrollWidth - node.clientWidth") == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

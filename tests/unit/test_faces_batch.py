@@ -12,6 +12,7 @@ from parity import media
 from PIL import Image
 
 from mlx_vlgen import batch_generate, generate
+from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import MediaError, PromptError
 
 
@@ -64,7 +65,7 @@ def test_videos_come_one_a_prompt(vl: Loaded) -> None:
 )
 def test_every_keyword_takes_one_value_a_row(vl: Loaded, name: str, values: list[Any]) -> None:
     prompts = [formatted(vl, text=text) for text in ("One", "Two words", "And three words")]
-    common = {"temperature": 0.9, "seed": 5, "max_tokens": 8}
+    common = {"temperature": 0.9, "seed": 5, "max_tokens": 8, "logprobs": True}
     common = {key: value for key, value in common.items() if key != name}
     if name == "sampler":
         common.pop("temperature")
@@ -74,6 +75,24 @@ def test_every_keyword_takes_one_value_a_row(vl: Loaded, name: str, values: list
         assert (result.text, result.tokens, result.finish_reason) == (alone.text, alone.tokens, alone.finish_reason)
         assert (result.logprobs is None) == (alone.logprobs is None)
         assert [id for id, _ in result.top_logprobs or ()] == [id for id, _ in alone.top_logprobs or ()]
+
+
+def test_scores_are_held_where_they_are_asked_for(vl: Loaded) -> None:
+    """All results are held until the last one is there: memory does not grow by a row of scores for each."""
+    prompts = [formatted(vl, text=f"Word {number}") for number in range(24)]
+
+    def held(**keywords: Any) -> tuple[list[bool], int]:
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        response = batch_generate(*vl, prompts=prompts, max_tokens=2, reuse=False, **keywords)
+        grown = mx.get_active_memory() - before
+        return [result.logprobs is not None for result in response.results], grown
+
+    row = 4 * len(generate(*vl, prompts[0], max_tokens=1).logprobs)
+    (unasked, little), (asked, much) = held(), held(logprobs=True)
+    assert not any(unasked) and all(asked)
+    assert little < 2 * row and much > 20 * row
+    assert held(logprobs=[True, *[None] * 23])[0] == [True, *[False] * 23]
 
 
 def test_a_list_of_strings_is_one_value_for_all_rows(vl: Loaded) -> None:

@@ -149,3 +149,11 @@ def test_a_position_has_the_same_logits_alone(load_family: Callable[[str], Famil
 
 def test_layers_that_share_keys_take_them_quantized_too(gemma: Family) -> None:
     check(gemma.model, KVSettings(bits=8, group_size=32))
+
+
+def test_a_quantized_projection_of_sound_is_read(load_family: Callable[[str], Family]) -> None:
+    """mlx-vlm's conversions have it; where the configuration has no sound it is left out."""
+    names = ["embed_audio.embedding_projection." + end for end in ("weight", "scales", "biases")]
+    weights = {f"model.{name}": mx.zeros(1) for name in names}
+    assert [*load_family("gemma4_audio").model.sanitize(weights)] == names
+    assert not load_family("gemma4").model.sanitize(weights)

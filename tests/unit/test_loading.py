@@ -1,10 +1,12 @@
 """load(): how the files of a checkpoint may lie, memory, and what is refused."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from parity.layouts import write_checkpoint
 from tiny_checkpoints import (
     LLAMA,
     VOCABULARY,
@@ -16,6 +18,7 @@ from tiny_checkpoints import (
     write,
 )
 
+from mlx_vlgen import generate
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError
 from mlx_vlgen.loading import load, loader
@@ -240,3 +243,10 @@ def test_errors_for_people_hide_the_traceback_of_the_cause(tmp_path):
     with pytest.raises(LoadError) as caught:
         load(Path("/no/such/folder"))
     assert caught.value.__cause__ is None
+
+
+def test_what_was_loaded_answers_in_another_thread(tmp_path):
+    """As a server's does. Gemma 4's rotary frequencies are computed when its layers are made, and are no parameters."""
+    model, processor = load(write_checkpoint("gemma4", "v5", tmp_path / "gemma4"))
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(generate, model, processor, "Hi", max_tokens=2).result().tokens

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parity import ours
+from parity import expected, media, ours
 from parity.layouts import write_checkpoint
 
+from mlx_vlgen import batch_generate, generate
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.engine.cache import make_cache
 from mlx_vlgen.engine.states import CrossCache
@@ -91,3 +92,21 @@ def test_no_picture_after_a_past(checkpoint: Any) -> None:
     inputs.cross = CrossStates(mx.zeros((1, 2, model.hidden_size)), mx.ones((1, 2), mx.int32))
     with pytest.raises(UnsupportedError, match="leave the past out"):
         model(inputs, cache)
+
+
+def test_a_window_smaller_than_what_waits_for_pictures(checkpoint: Any) -> None:
+    """Tokens before a picture are computed with it, and do not see each other both ways."""
+    model, processor = checkpoint
+    case = expected.case("mllama", "img1")
+    asked = {"max_tokens": 6, "max_kv_size": 8, "logprobs": True}
+    picture = media.picture(case.images[0])
+    alone = generate(model, processor, case.text, picture, **asked)
+    whole = generate(model, processor, case.text, picture, max_tokens=6)
+    assert alone.tokens != whole.tokens
+    others = [
+        generate(model, processor, case.text, picture, prefill_step_size=3, **asked),
+        *batch_generate(model, processor, [picture, None], prompts=[case.text, "Hello"], **asked).results[:1],
+    ]
+    for other in others:
+        assert other.error is None and other.tokens == alone.tokens
+        assert np.abs(np.array(other.logprobs) - np.array(alone.logprobs)).max() < 1e-4

@@ -173,7 +173,8 @@ def test_rows_with_fractions_among_others(tmp_path):
     """Positions of one row are no whole numbers; in one step, in chunks and joined by others it is as alone."""
     loaded = mlx_vlgen.load(str(write_checkpoint("qwen3_omni_moe", "v5", tmp_path / "v5")), dtype="float32")
     ask = ASK.replace("_bos", "_start").replace("_eos", "_end").replace("<|VIDEO|>", "<|video_pad|>")
-    clips, asked = [media.clip("wide_clip"), None, media.clip("odd_wide_clip")], {"video_fps": 3.0, "max_tokens": 5}
+    clips = [media.clip("wide_clip"), None, media.clip("odd_wide_clip")]
+    asked = {"video_fps": 3.0, "max_tokens": 5, "logprobs": True}
     prompt = loaded[1].prepare(ask, MediaInputs(videos=clips[:1], video_fps=3.0))
     assert loaded[0].position_delta(prompt) % 1
     prompts = [ask, "Who are you?", ask]
@@ -188,7 +189,7 @@ def test_rows_with_fractions_among_others(tmp_path):
 
 def test_a_heard_video_is_one_answer(loaded, film):
     """Through every face, beside rows that are not heard, in chunks, and after what was stored of it."""
-    asked = {"max_tokens": 5, "use_audio_in_video": True}
+    asked = {"max_tokens": 5, "use_audio_in_video": True, "logprobs": True}
     heard = mlx_vlgen.generate(*loaded, ASK, video=str(film), **asked)
     unheard = mlx_vlgen.generate(*loaded, ASK, video=str(film), max_tokens=5)
     assert np.abs(np.array(heard.logprobs) - np.array(unheard.logprobs)).max() > 1e-2

@@ -246,7 +246,7 @@ class Calls:
 def test_logprobs_are_computed_when_looked_at_and_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """The few best are computed with the token, since every result keeps them."""
     calls = Calls(monkeypatch, "logsumexp", "argpartition", "sort", "argsort", "topk")
-    ask, settings = family.asks["text"], {"max_tokens": 4, "top_logprobs": 5}
+    ask, settings = family.asks["text"], {"max_tokens": 4, "logprobs": True, "top_logprobs": 5}
     vocab_size = family.model.config["text_config"]["vocab_size"]
     result = generate(family.model, family.processor, ask.text, **settings)
     *_, streamed = stream_generate(family.model, family.processor, ask.text, **settings)

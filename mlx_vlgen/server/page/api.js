@@ -60,7 +60,7 @@ async function send(path, body, signal) {
     } catch (error) {
       if (signal?.aborted) throw error;
       const large = text?.length > 32 << 20;
-      const hint = large ? "Send fewer or smaller pictures: this may be more than it takes. Or see" : "See";
+      const hint = large ? "Send fewer or smaller files: this may be more than it takes. Or see" : "See";
       throw new Failure("The server does not answer.", `${hint} whether it still runs, then try again.`);
     }
     if (response.ok) return response;
@@ -81,17 +81,17 @@ async function failureOf(response) {
 
 function remedyFor(status, seconds) {
   if (status === 503 || status === 429) return `Try again in ${seconds ?? "a few"} seconds: others are before you.`;
-  if (status === 413) return "Send fewer or smaller pictures, or begin a new conversation.";
+  if (status === 413) return "Send fewer or smaller files, or begin a new conversation.";
   if (status === 404) return "Choose another model above.";
   if (status === 504 || status === 408) return "Try again; ask for a shorter answer, or begin a new conversation.";
   if (status >= 500) return "Try again; if it happens twice, the server's log says more.";
   return "Change what it names, in the settings, the form or the question, and try again.";
 }
 
-/** Names of the models. */
+/** The kinds of media that each model takes, by its name; undefined where it was not loaded yet. */
 export async function listModels() {
   const { data } = await (await send("v1/models")).json();
-  return data.map((model) => model.id);
+  return new Map(data.map((model) => [model.id, model.input_modalities]));
 }
 
 /** What the answer's text names, for pictures of these sizes: a list of marks a picture. */

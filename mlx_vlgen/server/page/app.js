@@ -1,7 +1,7 @@
 // The page: conversations on the left, one of them in the middle, the question below.
 
 import { findMarks, listModels, stream } from "./api.js";
-import { clear, edit, isEmpty, setUpComposer, suggest, trouble } from "./composer.js";
+import { clear, edit, isEmpty, setUpComposer, showKinds, suggest, trouble } from "./composer.js";
 import { $, announce, button, h } from "./dom.js";
 import { responseFormat, setUpForm } from "./form.js";
 import { answerView, questionView } from "./messages.js";
@@ -9,12 +9,16 @@ import { dataUrl } from "./pictures.js";
 import { requestSettings, setUpSettings } from "./settings.js";
 import { readAll, remove, save } from "./store.js";
 
-const IDEAS = [
-  "Describe this picture.",
-  "Read out the text in this picture.",
-  "Locate every object. Answer in JSON with bbox_2d and label.",
-];
+const IDEAS = {
+  image: [
+    "Describe this picture.",
+    "Read out the text in this picture.",
+    "Locate every object. Answer in JSON with bbox_2d and label.",
+  ],
+  audio: ["What do you hear?", "Write down what is said."],
+};
 
+let models = new Map(); // name -> kinds of media that it takes
 let conversations = [];
 let current = null;
 const running = new Map(); // answer -> {controller, conversation}
@@ -118,7 +122,7 @@ function ask(question, edited = null) {
   if (edited) messages.splice(messages.indexOf(edited));
   const answer = { role: "assistant", text: "", thinking: "", model: $("model").value, form: Boolean(format), state: "running" };
   messages.push(question, answer);
-  current.title ||= question.text.slice(0, 80) || question.pictures[0].name;
+  current.title ||= question.text.slice(0, 80) || [...question.pictures, ...question.sounds][0].name;
   const controller = new AbortController();
   running.set(answer, { controller, conversation: current });
   show();
@@ -162,6 +166,7 @@ async function complete(conversation, answer, format, signal) {
   if (answer.state !== "failed") await mark(conversation, answer, parameters.max_pixels);
   changed();
   showRunning();
+  if (!models.get(answer.model)) await showModels(); // it is loaded now
   announce(answer.state === "failed" ? "" : `Answer: ${answer.text.slice(0, 2000)}`);
   await keep(conversation);
 }
@@ -182,6 +187,10 @@ async function requestMessages({ messages }, system) {
     if (!last && !answer.text) continue;
     const urls = await Promise.all(question.pictures.map(({ blob }) => dataUrl(blob)));
     const content = urls.map((url) => ({ type: "image_url", image_url: { url } }));
+    for (const { blob, name } of question.sounds ?? []) {
+      const data = (await dataUrl(blob)).split(",")[1];
+      content.push({ type: "input_audio", input_audio: { data, format: /\w*$/.exec(name)[0].toLowerCase() || "wav" } });
+    }
     if (question.text) content.push({ type: "text", text: question.text });
     sent.push({ role: "user", content });
     if (!last) sent.push({ role: "assistant", content: answer.text });
@@ -211,25 +220,37 @@ async function mark(conversation, answer, max_pixels) {
 async function showModels() {
   const chosen = localStorage.getItem("mlx_vlgen.model");
   try {
-    const names = await listModels();
+    models = await listModels();
+    const names = [...models.keys()];
     $("model").replaceChildren(...names.map((name) => h("option", { value: name }, name)));
     if (names.includes(chosen)) $("model").value = chosen;
     $("model").disabled = names.length < 2;
+    showChosen();
   } catch (error) {
     trouble(`${error.message} ${error.remedy}`);
   }
 }
 
+/** What the chosen model takes, and ideas of what to ask it. */
+function showChosen() {
+  const kinds = models.get($("model").value);
+  showKinds(kinds);
+  const ideas = (kinds ?? ["image"]).flatMap((kind) => IDEAS[kind] ?? []);
+  $("ideas").replaceChildren(...ideas.map((idea) => h("button", { type: "button", onclick: () => suggest(idea) }, idea)));
+}
+
 setUpComposer(ask);
 setUpSettings();
 setUpForm();
-$("ideas").append(...IDEAS.map((idea) => h("button", { onclick: () => suggest(idea) }, idea)));
 $("new").onclick = () => {
   begin();
   if (matchMedia("(max-width: 800px)").matches) $("side").hidePopover();
 };
 $("stop").onclick = () => runOfCurrent()?.controller.abort();
-$("model").onchange = () => localStorage.setItem("mlx_vlgen.model", $("model").value);
+$("model").onchange = () => {
+  localStorage.setItem("mlx_vlgen.model", $("model").value);
+  showChosen();
+};
 $("viewer-close").onclick = () => $("viewer").close();
 document.addEventListener("visibilitychange", () => {
   // perhaps for good, as a phone does it: what has come of answers is kept

@@ -1,9 +1,18 @@
-// The question as it is written: its text and its pictures.
+// The question as it is written: its text, its pictures and its sounds.
 
 import { $, announce, button, h, urlOf } from "./dom.js";
-import { photograph, readPicture } from "./pictures.js";
+import { photograph, readFile, refusal } from "./pictures.js";
 
-let pictures = [];
+// By what the model takes beside text: how the page names it, and ideas of what to ask.
+const TAKEN = {
+  image: { add: "Add pictures", drop: "Drop pictures here", ask: "Ask about a picture", show: "Drop, paste or photograph a picture, and ask about it." },
+  audio: { add: "Add sounds", drop: "Drop sounds here", ask: "Ask about a sound", show: "Drop a sound, and ask about it." },
+  both: { add: "Add pictures or sounds", drop: "Drop pictures or sounds here", ask: "Ask about a picture or a sound", show: "Drop, paste or photograph a picture, or drop a sound, and ask about it." },
+  text: { ask: "Ask something", show: "This model takes text only." },
+}; // prettier-ignore
+
+let files = []; // pictures and sounds
+let kinds = ["image"]; // of media that the model takes; undefined where nobody knows yet
 let editing = null; // the question that is asked again
 
 /** onAsk(question, edited): the question is complete; edited: the one that it replaces, or null. */
@@ -11,8 +20,12 @@ export function setUpComposer(onAsk) {
   const text = $("question");
   $("composer").onsubmit = (event) => {
     event.preventDefault();
-    const question = { role: "user", text: text.value.trim(), pictures };
-    if (!question.text && !pictures.length) return text.focus();
+    const pictures = files.filter(({ sound }) => !sound);
+    const sounds = files.filter(({ sound }) => sound);
+    const question = { role: "user", text: text.value.trim(), pictures, sounds };
+    if (!question.text && !files.length) return text.focus();
+    const refused = files.map((file) => refusal(file, takes)).find(Boolean);
+    if (refused) return trouble(refused);
     if (onAsk(question, editing)) clear();
   };
   text.onkeydown = (event) => {
@@ -64,20 +77,36 @@ function setUpDrop() {
   });
 }
 
-async function addFiles(files) {
+const takes = (kind) => !kinds || kinds.includes(kind);
+
+/** What the chosen model takes. */
+export function showKinds(given) {
+  kinds = given;
+  const taken = TAKEN[takes("image") ? (takes("audio") ? "both" : "image") : takes("audio") ? "audio" : "text"];
+  $("add").hidden = !taken.add;
+  $("add").ariaLabel = $("add").title = taken.add ?? "";
+  $("add").firstElementChild.firstElementChild.setAttribute("href", takes("image") ? "#i-image" : "#i-sound");
+  $("files").accept = [takes("image") && "image/*,.heic,.heif", takes("audio") && "audio/*,.flac,.opus"].filter(Boolean).join();
+  $("photograph").hidden = !takes("image");
+  $("drop").firstElementChild.textContent = taken.drop ?? taken.show;
+  $("question").placeholder = taken.ask;
+  $("show").textContent = taken.show;
+}
+
+async function addFiles(given) {
   trouble("");
-  const read = await Promise.allSettled([...files].map(readPicture));
+  const read = await Promise.allSettled([...given].map((file) => readFile(file, takes)));
   const added = read.filter(({ status }) => status === "fulfilled").map(({ value }) => value);
   const refused = read.filter(({ status }) => status === "rejected").map(({ reason }) => reason.message);
-  pictures = [...pictures, ...added];
-  if (refused.length) trouble(`${refused.join(" ")} PNG, JPEG, WebP, GIF and HEIC can be sent.`);
-  if (added.length) announce(`${added.length === 1 ? "A picture" : `${added.length} pictures`} added`);
+  files = [...files, ...added];
+  if (refused.length) trouble(refused.join(" "));
+  if (added.length) announce(`Added: ${added.map(({ name, sound }) => `${sound ? "sound" : "picture"} ${name}`).join(", ")}`);
   show();
   $("question").focus();
 }
 
 export function isEmpty() {
-  return !$("question").value && !pictures.length;
+  return !$("question").value && !files.length;
 }
 
 /** Puts text in, as an idea of what to ask. */
@@ -90,14 +119,14 @@ export function suggest(text) {
 /** Puts an asked question in, to be asked again. */
 export function edit(question) {
   editing = question;
-  pictures = [...question.pictures];
+  files = [...question.pictures, ...(question.sounds ?? [])];
   show();
   suggest(question.text);
 }
 
 export function clear() {
   editing = null;
-  pictures = [];
+  files = [];
   trouble("");
   show();
   suggest("");
@@ -110,20 +139,26 @@ export function trouble(text) {
 
 function show() {
   $("editing").hidden = !editing;
-  $("pictures").hidden = !pictures.length;
-  $("pictures").replaceChildren(...pictures.map((picture) => {
+  $("pictures").hidden = !files.length;
+  $("pictures").replaceChildren(...files.map((file) => {
     const drop = () => {
-      pictures = pictures.filter((other) => other !== picture);
+      files = files.filter((other) => other !== file);
       show();
       $("question").focus();
     };
-    return h("li", {}, thumbnail(picture), button("close", `Remove ${picture.name}`, drop));
+    return h("li", {}, file.sound ? soundView(file) : thumbnail(file), button("close", `Remove ${file.name}`, drop));
   })); // prettier-ignore
 }
 
 /** A picture, or its name where the browser cannot show it. */
 export function thumbnail({ blob, name, width }) {
   return width ? h("img", { src: urlOf(blob), alt: name, title: name }) : h("span", { className: "file" }, name);
+}
+
+/** A sound, to be heard, with its name. */
+export function soundView({ blob, name }) {
+  const player = h("audio", { controls: true, preload: "metadata", src: urlOf(blob), "aria-label": name });
+  return h("figure", { className: "sound" }, h("figcaption", { title: name }, name), player);
 }
 
 // Browsers without `field-sizing` in CSS

@@ -1,6 +1,6 @@
 // Questions and answers as they are shown.
 
-import { thumbnail } from "./composer.js";
+import { soundView, thumbnail } from "./composer.js";
 import { $, button, h, urlOf } from "./dom.js";
 import { codeBlock, showMarkdown } from "./markdown.js";
 import { markedPicture } from "./marks.js";
@@ -13,6 +13,7 @@ export function questionView(question, { onEdit }) {
   ); // prettier-ignore
   return h("article", { className: "question", "aria-label": "You" },
     pictures.length > 0 && h("div", { className: "pictures" }, ...pictures),
+    ...(question.sounds ?? []).map(soundView),
     h("div", { className: "said" },
       h("div", { className: "actions" }, button("edit", "Edit and ask again", onEdit)),
       question.text && h("p", {}, question.text))); // prettier-ignore

@@ -1,8 +1,9 @@
-// Conversations in the browser's database, pictures included. Where there is none (a private window), they last as long
+// Conversations in the browser's database, pictures and sounds included. Where there is none (a private window), they last as long
 // as the page.
 //
 // A conversation: {id, title, changed, messages}
-// A question:     {role: "user", text, pictures: [{blob, name, width, height}]}
+// A question:     {role: "user", text, pictures: [{blob, name, width, height}], sounds: [{blob, name}] or, before there
+//                 were any, undefined}
 // An answer:      {role: "assistant", text, thinking, model, form, state, error, figures, marks}
 //                 state: "running", "done", "stopped", "length", "failed"
 
