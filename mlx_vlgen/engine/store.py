@@ -15,7 +15,7 @@ from typing import Any
 from .._runtime import memory_available, mx
 from ..inputs.expansions import Expansions
 from ..inputs.prompt import Media, Prompt
-from ..models.base import Features, Full, LayerKind, Model, Opaque, Whole
+from ..models.base import Features, Followed, Full, LayerKind, Model, Opaque, Whole
 from ..notices import notice
 from . import cache as kv
 from .blocks import Block, FeatureCache
@@ -145,7 +145,7 @@ class PrefixCache:
     def of(self, model: Model, all_rows: bool = True) -> "Prefixes | None":
         """What belongs to one loaded model. None where its caches cannot be read."""
         layout = model.cache_layout()
-        if any(isinstance(kind, Opaque) for kind in layout):
+        if any(isinstance(kind, Opaque | Followed) for kind in layout):
             return None
         with self._lock:
             self._models = [(known, root) for known, root in self._models if known() is not None]

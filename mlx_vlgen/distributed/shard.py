@@ -1,0 +1,186 @@
+"""A text decoder cut for tensor parallelism (Shoeybi et al. 2019, Megatron-LM, section 3): heads, MLP and vocabulary.
+
+Each rank keeps its part of every layer; what follows is the sum of all parts. Rank 0 alone has the embeddings and what
+encodes media. Weights that are lazy stay so: a cut tensor is read whole, cut and let go, and others are not read.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from .._runtime import mx, nn, tree_flatten, tree_unflatten
+from ..errors import UnsupportedError
+from ..models.base import Model
+from ..models.text import unwrapped
+from ..notices import notice
+
+Group = mx.distributed.Group
+
+SHARDED = ("llama", "qwen2", "qwen3", "qwen3_vl")
+"""The `model_type`s whose cut decoders the tests compare with whole ones."""
+
+
+def check(config: Any) -> None:
+    """UnsupportedError for a model that is not cut."""
+    if (model_type := config["model_type"]) not in SHARDED:
+        raise UnsupportedError(
+            f"sharding: {model_type} runs on one rank only; those that can be cut are {', '.join(SHARDED)}"
+        )
+
+
+def shard(model: Model, group: Group) -> None:
+    """Keep of the model's text decoder this rank's part. What the ranks do not divide stays whole, with a notice."""
+    check(model.config)
+    _ = model.vocab_size, model.embedding_rows  # remembered before the tables are cut
+    decoder = unwrapped(model.text_decoder())
+    whole: Counter[str] = Counter()
+    for layer in decoder.model.layers:
+        if not _shard_attention(layer.self_attn, group):
+            attention = layer.self_attn
+            whole[f"attention of {attention.n_heads} heads on {attention.n_kv_heads} of keys and values"] += 1
+        if not _shard_mlp(layer.mlp, group):
+            whole[f"MLP of width {_inputs(layer.mlp.down_proj)}"] += 1
+    if "lm_head" in decoder:
+        path = next(path for path, module in model.named_modules() if module is decoder.lm_head)
+        model.update_modules(tree_unflatten([(path, VocabularyPart(decoder.lm_head, group))]))
+    else:
+        decoder.model.embed_tokens = VocabularyTable(decoder.model.embed_tokens, group)
+    if group.rank() == 0:
+        for part, count in whole.items():
+            times = f"{count} times " if count > 1 else ""
+            notice(f"sharding: {times}the {part} is whole on each rank: {group.size()} ranks do not divide it")
+
+
+def parameters(model: Model, group: Group) -> Iterator[mx.array]:
+    """What this rank computes with, to be read."""
+    if group.rank() == 0:
+        yield from (tensor for _, tensor in tree_flatten(model.parameters()))
+        return
+    decoder = unwrapped(model.text_decoder())
+    body = decoder.model
+    for part in [*body.layers, body.norm, decoder.lm_head if "lm_head" in decoder else body.embed_tokens]:
+        yield from (tensor for _, tensor in tree_flatten(part.parameters()))
+
+
+def rows_of(layer: Any, start: int, stop: int, apart: bool = True) -> Any:
+    """A linear layer or embedding table, quantized or not, with so many of its rows only. apart: in memory of their
+    own."""
+    part = copy.copy(layer)
+    for name, tensor in layer.items():
+        if isinstance(tensor, mx.array):
+            part[name] = mx.contiguous(tensor[start:stop]) if apart else tensor[start:stop]
+    return part
+
+
+def part_of(layer: Any, group: Group) -> Any:
+    """This rank's rows of a linear layer."""
+    count = _outputs(layer) // group.size()
+    return rows_of(layer, group.rank() * count, (group.rank() + 1) * count)
+
+
+class SummedLinear(nn.Module):
+    """A linear layer whose inputs are cut: each rank multiplies its own, and the products are added."""
+
+    def __init__(self, linear: Any, group: Group):
+        super().__init__()
+        self.linear, self._group = copy.copy(linear), group
+        for name, tensor in linear.items():
+            if isinstance(tensor, mx.array) and name != "bias":
+                count = tensor.shape[1] // group.size()
+                self.linear[name] = mx.contiguous(tensor[:, group.rank() * count : (group.rank() + 1) * count])
+        if "bias" in linear:
+            self.bias = self.linear.pop("bias")
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = mx.distributed.all_sum(self.linear(x), group=self._group)
+        return y + self.bias if "bias" in self else y
+
+
+class VocabularyPart(nn.Module):
+    """An output layer, of which each rank computes its part of the vocabulary: (..., d) -> (..., V)."""
+
+    def __init__(self, linear: Any, group: Group):
+        super().__init__()
+        self.linear, self._size, self._group = _vocabulary_part(linear, group), _outputs(linear), group
+
+    def __call__(self, h: mx.array) -> mx.array:
+        return _gather(self.linear(h), self._size, self._group)
+
+
+class VocabularyTable(nn.Module):
+    """Embeddings that are the output layer, too: rank 0 has all of them, the others their part of the vocabulary."""
+
+    def __init__(self, table: Any, group: Group):
+        super().__init__()
+        self._size, self._group = _outputs(table), group
+        self.table = table if group.rank() == 0 else _vocabulary_part(table, group)
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        embeds: mx.array = self.table(tokens)
+        return embeds
+
+    def as_linear(self, h: mx.array) -> mx.array:
+        table, group = self.table, self._group
+        if group.rank() == 0:
+            table = rows_of(table, 0, -(-self._size // group.size()), apart=False)
+        return _gather(table.as_linear(h), self._size, group)
+
+
+def _vocabulary_part(layer: Any, group: Group) -> Any:
+    """This rank's rows of an output layer. All have equally many: what the last ones lack is filled up with zeros."""
+    size = _outputs(layer)
+    count = -(-size // group.size())
+    start, stop = (min(size, (group.rank() + more) * count) for more in (0, 1))
+    part = rows_of(layer, start, stop)
+    for name, tensor in part.items():
+        if isinstance(tensor, mx.array):
+            part[name] = mx.pad(tensor, [(0, count - len(tensor))] + [(0, 0)] * (tensor.ndim - 1))
+    return part
+
+
+def _gather(part: mx.array, size: int, group: Group) -> mx.array:
+    """(..., n) of each rank -> (..., size), the first of all that they have."""
+    parts = mx.distributed.all_gather(part[None], group=group)
+    return mx.moveaxis(parts, 0, -2).reshape(*part.shape[:-1], -1)[..., :size]
+
+
+def _shard_attention(attention: Any, group: Group) -> bool:
+    """Cut by heads, if the ranks divide them; some ranks share those of keys and values where these are fewer."""
+    ranks, heads, pairs = group.size(), attention.n_heads, attention.n_kv_heads
+    if heads % ranks or (pairs % ranks and ranks % pairs) or not _cuts_inputs(attention.o_proj, ranks):
+        return False
+    width = _outputs(attention.k_proj) // pairs
+    count = max(1, pairs // ranks)
+    first = group.rank() * pairs // ranks
+    attention.q_proj = part_of(attention.q_proj, group)
+    attention.k_proj, attention.v_proj = (
+        rows_of(layer, first * width, (first + count) * width) for layer in (attention.k_proj, attention.v_proj)
+    )
+    attention.o_proj = SummedLinear(attention.o_proj, group)
+    attention.n_heads, attention.n_kv_heads = heads // ranks, count
+    return True
+
+
+def _shard_mlp(mlp: Any, group: Group) -> bool:
+    """Cut by its inner width, if the ranks divide that."""
+    if not _cuts_inputs(mlp.down_proj, group.size()):
+        return False
+    mlp.gate_proj, mlp.up_proj = part_of(mlp.gate_proj, group), part_of(mlp.up_proj, group)
+    mlp.down_proj = SummedLinear(mlp.down_proj, group)
+    return True
+
+
+def _cuts_inputs(layer: Any, ranks: int) -> bool:
+    """Whether the inputs of a linear layer can be cut: within no group of quantized ones."""
+    return _inputs(layer) % (ranks * (layer.group_size if "scales" in layer else 1)) == 0
+
+
+def _inputs(layer: Any) -> int:
+    columns: int = layer.weight.shape[1]
+    return columns * 32 // layer.bits if "scales" in layer else columns
+
+
+def _outputs(layer: Any) -> int:
+    rows: int = layer.weight.shape[0]
+    return rows
