@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from datetime import datetime
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from .model_flags import cache_parser, models_parser, pull_parser, rm_parser, ve
 from .notices import PromptBar, notice, print_stderr, rewriting_notices
 from .options import OPTIONS, group_keywords
 from .screens import Screen
+
+LoadModel = Callable[[argparse.Namespace], tuple[Any, Any]]
 
 TRACEBACK_VARIABLE = "MLX_VLGEN_TRACEBACK"
 
@@ -115,6 +118,15 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     check_usage(parser, args, keywords)
     if sys.stdout is None:
         raise VlgenError("stdout is closed: there is nowhere to write the answer")
+    if args.shard or args.ranks is not None:
+        from .distributed.command import run_ranks
+
+        return run_ranks(args, arguments, partial(answer, args, keywords), load_model)
+    return answer(args, keywords, load_model)
+
+
+def answer(args: argparse.Namespace, keywords: dict[str, Any], load_model: LoadModel) -> int:
+    """Print the answer to what the flags ask."""
     text = read_prompt(args)
     check_files([*args.image, *args.video, *args.audio])
     messages = make_messages(args, text)
@@ -160,6 +172,8 @@ def check_usage(parser: Parser, args: argparse.Namespace, keywords: dict[str, An
             parser.error(f"--boxes {out}: expected a file in .png, .jpg or .webp, in a folder that is there")
         if out.exists() and any(is_same_file(out, image) for image in args.image):
             parser.error(f"--boxes {out}: that is the picture itself; give a new file")
+    if args.ranks is not None and args.ranks < 2:
+        parser.error(f"--ranks {args.ranks}: expected at least 2")
     try:
         check_keywords(keywords)
     except ValueError as error:
@@ -320,11 +334,13 @@ def check_files(sources: Sequence[str]) -> None:
             raise MediaError(f"{describe_source(source)}: no such file")
 
 
-def load_model(args: argparse.Namespace) -> tuple[Any, Any]:
+def load_model(args: argparse.Namespace, load: Callable[..., tuple[Any, Any]] | None = None) -> tuple[Any, Any]:
     """The named model. Without a name the default one, or the built-in one where that cannot be loaded. args.model
-    becomes the name of the one that is loaded."""
-    from . import load
+    becomes the name of the one that is loaded. load: in the place of this package's."""
     from .demo import NOTICE
+
+    if load is None:
+        from . import load
 
     options = {"adapter_path": args.adapter_path, "revision": args.revision, "dtype": args.dtype,
                "quantization": args.quantize}  # fmt: skip

@@ -94,6 +94,7 @@ def generate_parser(program: str) -> Parser:
                       help="draw the boxes and points that the answer names on the first picture, into a new "
                       ".png, .jpg or .webp")  # fmt: skip
     add_model_flags(parser)
+    add_rank_flags(parser)
     add_option_groups(parser)
     parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
@@ -144,6 +145,13 @@ def add_model_flags(parser: Parser, many: bool = False) -> None:
     model.add_argument("--quantize", type=int, metavar="BITS", help="quantize a float checkpoint as it loads")
     model.add_argument("--no-fallback", action="store_true",
                        help="fail where the default model cannot be loaded; do not use the built-in one")  # fmt: skip
+
+
+def add_rank_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("several ranks")
+    group.add_argument("--shard", choices=("tensor",),
+                       help="this is one of mlx.launch's ranks: compute a part of each text layer")  # fmt: skip
+    group.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine, with --shard tensor")
 
 
 def add_option_groups(parser: Parser, hides_thinking: bool = True) -> None:

@@ -38,6 +38,8 @@ class RankError(VlgenError, RuntimeError):
 def load_part(path: str | Path, group: Group, **options: Any) -> tuple[Model, Any]:
     """`load`, but only what this rank computes with. On rank 0 the model is used as any other, until `dismiss`; on the
     others `follow` runs it."""
+    if options.get("adapter_path") is not None:
+        raise UnsupportedError(f"adapter_path={options['adapter_path']!s:.80}: adapters are not cut yet; use one rank")
     model, processor = load(path, lazy=True, **options)
     shard(model, group)
     for tensor in parameters(model, group):  # one at a time, see `load`
@@ -80,7 +82,9 @@ class Link:
         return message
 
     def _receive(self, size: int) -> bytes:
-        return np.array(self.share(mx.zeros(size, mx.uint8))).tobytes()
+        data = self.share(mx.zeros(size, mx.uint8))
+        mx.eval(data)  # which lets this process's other threads run, however long it waits
+        return np.array(data).tobytes()
 
     def share(self, array: mx.array) -> mx.array:
         """Rank 0's array, where the others give zeros. It is under way: the order of sums is that of these calls."""

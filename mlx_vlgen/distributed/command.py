@@ -1,0 +1,42 @@
+"""A command with `--ranks` or `--shard`: what each of its processes does."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from .launch import join_group, launch, launched
+
+Loaded = tuple[Any, Any]
+
+
+def run_ranks(
+    args: argparse.Namespace,
+    arguments: Sequence[str] | None,
+    answer: Callable[[Callable[[argparse.Namespace], Loaded]], int],
+    load_model: Callable[..., Loaded],
+) -> int:
+    """Start the ranks, or be one of them. answer: what rank 0 does, with what loads its model."""
+    if args.ranks is not None and not launched():
+        return launch("mlx_vlgen.generate", sys.argv[1:] if arguments is None else arguments, args.ranks)
+    group = join_group()
+
+    from .ranks import dismiss, follow, load_part
+
+    load = partial(load_part, group=group)
+    if group.rank():
+        follow(load_model(args, load)[0], group)
+        return 0
+    models: list[Any] = []
+
+    def load_once(args: argparse.Namespace) -> Loaded:
+        loaded = load_model(args, load)
+        models.append(loaded[0])
+        return loaded
+
+    try:
+        return answer(load_once)
+    finally:
+        for model in models:
+            dismiss(model)

@@ -1,0 +1,195 @@
+"""`--ranks N`: a command as several processes of this machine, watched by the one that was called.
+
+Each rank beats on a pipe. The first that dies, or is silent for too long, is named, and all end: MLX's own launcher
+returns 0 whatever happens, and a rank that waits for another in a sum would wait forever.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnsupportedError
+from ..notices import notice
+
+if TYPE_CHECKING:
+    from .shard import Group
+
+BEAT_VARIABLE = "MLX_VLGEN_BEAT"
+"""Which file descriptor a rank beats on."""
+
+INTERVAL = 1.0
+"""Seconds between two beats."""
+
+SILENCE = 30.0
+"""Seconds without a beat after which a rank counts as dead."""
+
+PATIENCE = 10.0
+"""Seconds that the other ranks have to end, once rank 0 has."""
+
+
+def launched() -> bool:
+    """Whether this process is a rank that `launch` started."""
+    return BEAT_VARIABLE in os.environ
+
+
+def join_group() -> "Group":
+    """The ranks that this process belongs to, by MLX's variables; where `launch` started it, it beats from now on."""
+    if launched():
+        beat(int(os.environ[BEAT_VARIABLE]))
+    from .._runtime import mx
+
+    group = mx.distributed.init()
+    if group.size() == 1:
+        raise UnsupportedError(
+            "shard: this process is no rank of several: give --ranks N, or start it by mlx.launch -n N python -m …"
+        )
+    if group.rank():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends, and with it the others
+    return group
+
+
+def beat(descriptor: int) -> None:
+    """Be heard there from now on. The process ends when nobody hears it any more."""
+
+    def run() -> None:
+        while True:
+            try:
+                os.write(descriptor, b".")
+            except OSError:
+                os._exit(1)
+            time.sleep(INTERVAL)
+
+    threading.Thread(target=run, name="mlx_vlgen beat", daemon=True).start()
+
+
+@dataclass
+class Rank:
+    """A process. beats: where it is heard; heard: when it last was; said: what it wrote on stderr, but for rank 0,
+    which writes on the command's."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    beats: int
+    said: Any
+    heard: float = field(default_factory=time.monotonic)
+
+    def end(self) -> str:
+        """What became of a process that is over, for a person."""
+        code = self.process.returncode
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if self.said is None:
+            return f"rank {self.number} {how}"
+        self.said.seek(0)
+        lines = self.said.read().decode(errors="replace").strip().splitlines()
+        return f"rank {self.number} {how}{f': {lines[-1]}' if lines else ''}"
+
+
+def launch(module: str, arguments: Sequence[str], count: int, silence: float = SILENCE) -> int:
+    """Run `python -m module arguments` as so many ranks. Returns rank 0's exit code, or 1 where another failed."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        hosts = folder / "hosts.json"
+        hosts.write_text(json.dumps(free_addresses(count)), encoding="utf-8")
+        environment = os.environ | {"MLX_HOSTFILE": str(hosts)}
+        command = [sys.executable, "-m", module, *arguments]
+        ranks = [stack.enter_context(_started(number, command, environment)) for number in range(count)]
+        stack.enter_context(_forwarding(ranks[0]))
+        return watch(ranks, silence)
+
+
+def watch(ranks: Sequence[Rank], silence: float) -> int:
+    """Wait until rank 0 is through, or any is dead; the exit code of all."""
+    with selectors.DefaultSelector() as selector:
+        for rank in ranks:
+            selector.register(rank.beats, selectors.EVENT_READ, rank)
+        while True:
+            for key, _ in selector.select(timeout=0.05):
+                if os.read(key.fd, 4096):
+                    key.data.heard = time.monotonic()
+                else:
+                    selector.unregister(key.fd)
+                    time.sleep(0.05)  # the process is about to be over
+            over = [rank for rank in ranks if rank.process.poll() is not None]
+            # One that was killed is the cause of what befell the others.
+            killed = [rank for rank in over if rank.process.returncode < 0]
+            failed = [rank for rank in over if rank.number and rank.process.returncode]
+            if killed or (failed and ranks[0] not in over):
+                notice(f"error: {(killed or failed)[0].end()}; the other ranks were ended")
+                return 1
+            if ranks[0] in over:
+                return _after_first(ranks)
+            now = time.monotonic()
+            if silent := [rank for rank in ranks if rank not in over and now - rank.heard > silence]:
+                notice(f"error: rank {silent[0].number} was silent for {silence:g} seconds; all ranks were ended")
+                return 1
+
+
+def _after_first(ranks: Sequence[Rank]) -> int:
+    """Rank 0's exit code, once the others are over too, where it was well."""
+    code: int = ranks[0].process.returncode
+    deadline = time.monotonic() + (0 if code else PATIENCE)
+    while time.monotonic() < deadline and any(rank.process.poll() is None for rank in ranks):
+        time.sleep(0.02)
+    return code
+
+
+@contextmanager
+def _started(number: int, command: Sequence[str], environment: dict[str, str]) -> Iterator[Rank]:
+    """A rank, which is ended with this context. stdin is rank 0's."""
+    beats, theirs = os.pipe()
+    said = tempfile.TemporaryFile() if number else None  # noqa: SIM115  closed below
+    try:
+        process = subprocess.Popen(
+            command,
+            env=environment | {"MLX_RANK": str(number), BEAT_VARIABLE: str(theirs)},
+            pass_fds=[theirs],
+            stdin=subprocess.DEVNULL if number else None,
+            stderr=said,
+        )
+    finally:
+        os.close(theirs)
+    try:
+        yield Rank(number, process, beats, said)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(beats)
+        if said is not None:
+            said.close()
+
+
+@contextmanager
+def _forwarding(first: Rank) -> Iterator[None]:
+    """Ctrl-C is rank 0's, with whose exit code all end; SIGTERM ends all."""
+
+    def terminate(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    interrupt = signal.signal(signal.SIGINT, lambda *_: first.process.send_signal(signal.SIGINT))
+    term = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, term)
+
+
+def free_addresses(count: int) -> list[list[str]]:
+    """So many ports of this machine that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [[f"127.0.0.1:{one.getsockname()[1]}"] for one in sockets]
