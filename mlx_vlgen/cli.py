@@ -334,13 +334,13 @@ def check_files(sources: Sequence[str]) -> None:
             raise MediaError(f"{describe_source(source)}: no such file")
 
 
-def load_model(args: argparse.Namespace, load: Callable[..., tuple[Any, Any]] | None = None) -> tuple[Any, Any]:
+def load_model(args: argparse.Namespace, loader: Callable[..., tuple[Any, Any]] | None = None) -> tuple[Any, Any]:
     """The named model. Without a name the default one, or the built-in one where that cannot be loaded. args.model
-    becomes the name of the one that is loaded. load: in the place of this package's."""
+    becomes the name of the one that is loaded. loader: in the place of `load`."""
+    from . import load as load_whole
     from .demo import NOTICE
 
-    if load is None:
-        from . import load
+    load = loader or load_whole
 
     options = {"adapter_path": args.adapter_path, "revision": args.revision, "dtype": args.dtype,
                "quantization": args.quantize}  # fmt: skip

@@ -8,6 +8,7 @@ All goes through MLX's group, in one order: of a forward the header, its arrays,
 """
 
 import json
+import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -59,6 +60,20 @@ class Link:
         self.notes: deque[list[Any]] = deque()
         self.numbers = count()
         self.broken = False
+        self.lock = threading.Lock()
+        self._thread = 0
+        self._last: mx.array | None = None
+
+    def begin(self) -> None:
+        """Before a forward. Each thread has a stream, and sums of two of them would mix: another's are waited for."""
+        if self._thread != threading.get_ident() and self._last is not None:
+            mx.eval(self._last)
+        self._thread = threading.get_ident()
+
+    def launch(self, logits: mx.array) -> None:
+        """All of a forward, whatever becomes of it: the other ranks add to each of its sums."""
+        mx.async_eval(logits)
+        self._last = logits
 
     def send(self, **message: Any) -> None:
         """On rank 0: a message, after the notes."""
@@ -177,31 +192,36 @@ class Leading(Model):
             raise UnsupportedError("hidden states and attention weights: no rank has all of them; use one rank")
         embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
         arrays = [embeds, inputs.positions, inputs.two_way, *inputs.deepstack]
-        try:
-            link.send(
-                cache=log.number,
-                at=None if at is None else np.array(at).tolist(),
-                delta=inputs.delta if isinstance(inputs.delta, int | float) else np.array(inputs.delta).tolist(),
-                arrays=[None if array is None else [array.shape, _name(array.dtype)] for array in arrays],
-            )
-            shared = [None if array is None else link.share(array) for array in arrays]
-            logits = super().forward(_embedded(shared, inputs.tokens, inputs.delta), cache[:-1], at)
-            mx.async_eval(logits)  # all of it, whatever becomes of it: the other ranks add to each sum
-        except BaseException as error:
-            link.broken = True
-            if not isinstance(error, Exception):
-                raise
-            raise RankError(f"a forward failed on rank 0: {error}") from error
+        header = {
+            "cache": log.number,
+            "at": None if at is None else np.array(at).tolist(),
+            "delta": inputs.delta if isinstance(inputs.delta, int | float) else np.array(inputs.delta).tolist(),
+            "arrays": [None if array is None else [array.shape, _name(array.dtype)] for array in arrays],
+        }
+        with link.lock:
+            try:
+                link.begin()
+                link.send(**header)
+                shared = [None if array is None else link.share(array) for array in arrays]
+                logits = super().forward(_embedded(shared, inputs.tokens, inputs.delta), cache[:-1], at)
+                link.launch(logits)
+            except BaseException as error:
+                link.broken = True
+                if not isinstance(error, Exception):
+                    raise
+                raise RankError(f"a forward failed on rank 0: {error}") from error
         return logits
 
 
 def dismiss(model: Model) -> None:
     """End the other ranks' `follow`. The model computes nothing any more."""
     link: Link = model._link
-    if not link.broken:
-        link.send(end=True)
-        mx.synchronize()
-    link.broken = True
+    with link.lock:
+        if not link.broken:
+            link.begin()
+            link.send(end=True)
+            mx.synchronize()
+        link.broken = True
 
 
 def follow(model: Model, group: Group) -> None:
