@@ -26,6 +26,7 @@ from ..engine.states import StateCache
 from ..errors import UnsupportedError, VlgenError
 from ..loading.loader import load
 from ..models.base import Embedded, Followed, LayerKind, Model
+from ..models.text import Driver, unwrapped
 from .shard import Group, parameters, shard
 
 HEADER = 1024
@@ -179,6 +180,7 @@ class Leading(Model):
     """What rank 0's model does beside its family: it has the other ranks compute the same."""
 
     _link: Link
+    driver: Driver
 
     def cache_layout(self) -> list[LayerKind]:
         link = self._link
@@ -190,7 +192,9 @@ class Leading(Model):
             raise RankError("an earlier forward failed on one rank, so that the ranks cannot go on: start them again")
         if inputs.capture is not None:
             raise UnsupportedError("hidden states and attention weights: no rank has all of them; use one rank")
-        embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
+        embeds = inputs.embeds
+        if embeds is None:  # as `Driver.hidden_states` does it; a family's `embed_tokens` may be for prompts only
+            embeds = self.driver.embed(unwrapped(self.text_decoder()), inputs.tokens)
         arrays = [embeds, inputs.positions, inputs.two_way, *inputs.deepstack]
         header = {
             "cache": log.number,

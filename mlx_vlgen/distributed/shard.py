@@ -12,26 +12,34 @@ from typing import Any
 from .._runtime import mx, nn, tree_flatten, tree_unflatten
 from ..errors import UnsupportedError
 from ..models.base import Model
-from ..models.text import unwrapped
+from ..models.mrope import MRopeModel
+from ..models.text import TextModel, unwrapped
+from ..models.vision_language import VisionLanguageModel
 from ..notices import notice
 
 Group = mx.distributed.Group
 
-SHARDED = ("llama", "qwen2", "qwen3", "qwen3_vl")
-"""The `model_type`s whose cut decoders the tests compare with whole ones."""
+DECODERS = ("cohere2", "ernie4_5", "gemma3_text", "granite", "llama", "ministral3", "mistral", "qwen2", "qwen3")
+"""Text decoders, by `model_type`, of which the tests compare cut ones with whole ones."""
+
+FORWARDS = (TextModel.forward, VisionLanguageModel.forward, MRopeModel.forward)
+"""Those that take of a prompt what `ranks` sends, and nothing else."""
 
 
-def check(config: Any) -> None:
+def check(model: Model) -> None:
     """UnsupportedError for a model that is not cut."""
-    if (model_type := config["model_type"]) not in SHARDED:
+    driver = getattr(model, "driver", None)
+    decoder = driver.arguments["model_type"] if driver else model.config["model_type"]
+    if decoder not in DECODERS or getattr(type(model), "forward", None) not in FORWARDS:
         raise UnsupportedError(
-            f"sharding: {model_type} runs on one rank only; those that can be cut are {', '.join(SHARDED)}"
+            f"shard: {model.config['model_type']} (its text decoder is {decoder}) runs on one rank only; leave shard "
+            "and ranks out"
         )
 
 
 def shard(model: Model, group: Group) -> None:
     """Keep of the model's text decoder this rank's part. What the ranks do not divide stays whole, with a notice."""
-    check(model.config)
+    check(model)
     _ = model.vocab_size, model.embedding_rows  # remembered before the tables are cut
     decoder = unwrapped(model.text_decoder())
     whole: Counter[str] = Counter()

@@ -25,7 +25,8 @@ from mlx_vlgen.models.text import unwrapped
 
 def rows_of(family: Family) -> list[Row]:
     """Pictures and words that come and go; one is cancelled, one draws, one has a bound."""
-    asks = [ask for name, ask in family.asks.items() if name in ("img1", "img_video", "words5", "words11")]
+    heard = [ask for ask in family.asks.values() if ask.audios][:1]
+    asks = [ask for name, ask in family.asks.items() if name in ("img1", "img_video", "words5", "words11")] + heard
     rows = [Row(ask, joins=2 * place) for place, ask in enumerate(asks)]
     rows[0] = replace(rows[0], leaves=3)
     drawn = SamplingParams(max_tokens=STEPS, temperature=1.0, top_p=0.9, seed=5)
