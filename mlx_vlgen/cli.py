@@ -121,7 +121,8 @@ def run_generate(parser: Parser, arguments: Sequence[str] | None) -> int:
     if args.shard or args.ranks is not None:
         from .distributed.command import run_ranks
 
-        return run_ranks(args, arguments, partial(answer, args, keywords), load_model)
+        respond = partial(answer, args, keywords)
+        return run_ranks("mlx_vlgen.generate", args, arguments, respond, load_model)
     return answer(args, keywords, load_model)
 
 
@@ -172,8 +173,6 @@ def check_usage(parser: Parser, args: argparse.Namespace, keywords: dict[str, An
             parser.error(f"--boxes {out}: expected a file in .png, .jpg or .webp, in a folder that is there")
         if out.exists() and any(is_same_file(out, image) for image in args.image):
             parser.error(f"--boxes {out}: that is the picture itself; give a new file")
-    if args.ranks is not None and args.ranks < 2:
-        parser.error(f"--ranks {args.ranks}: expected at least 2")
     try:
         check_keywords(keywords)
     except ValueError as error:
@@ -240,6 +239,13 @@ def run_batch(parser: Parser, arguments: Sequence[str] | None) -> int:
 
     from .batch.command import run
 
+    if args.shard or args.ranks is not None:
+        from .distributed.command import run_ranks
+
+        def respond(load_part: LoadModel) -> int:
+            return run(args, keywords, lambda: load_part(args))
+
+        return run_ranks("mlx_vlgen.batch", args, arguments, respond, load_model)
     return run(args, keywords, lambda: load_model(args))
 
 

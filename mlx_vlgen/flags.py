@@ -147,11 +147,20 @@ def add_model_flags(parser: Parser, many: bool = False) -> None:
                        help="fail where the default model cannot be loaded; do not use the built-in one")  # fmt: skip
 
 
+def rank_count(text: str) -> int:
+    count = int(text)
+    if count < 2:
+        raise argparse.ArgumentTypeError(f"{count}: expected at least 2")
+    return count
+
+
 def add_rank_flags(parser: Parser) -> None:
     group = parser.add_argument_group("several ranks")
     group.add_argument("--shard", choices=("tensor",),
                        help="this is one of mlx.launch's ranks: compute a part of each text layer")  # fmt: skip
-    group.add_argument("--ranks", type=int, metavar="N", help="start N ranks on this machine, with --shard tensor")
+    group.add_argument(
+        "--ranks", type=rank_count, metavar="N", help="start N ranks on this machine, with --shard tensor"
+    )
 
 
 def add_option_groups(parser: Parser, hides_thinking: bool = True) -> None:
@@ -223,6 +232,7 @@ def batch_parser(program: str) -> Parser:
                        help="ask rows again whose request or file has changed since")  # fmt: skip
     again.add_argument("--allow-errors", action="store_true", help="exit with 0 though rows failed")
     add_model_flags(parser)
+    add_rank_flags(parser)
     add_option_groups(parser, hides_thinking=False)
     batch = parser.add_argument_group("the batch")
     batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",

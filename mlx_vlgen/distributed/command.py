@@ -12,14 +12,16 @@ Loaded = tuple[Any, Any]
 
 
 def run_ranks(
+    module: str,
     args: argparse.Namespace,
     arguments: Sequence[str] | None,
     answer: Callable[[Callable[[argparse.Namespace], Loaded]], int],
     load_model: Callable[..., Loaded],
 ) -> int:
-    """Start the ranks, or be one of them. answer: what rank 0 does, with what loads its model."""
+    """Start the ranks, or be one of them. module: the command's; answer: what rank 0 does, with what loads its
+    model."""
     if args.ranks is not None and not launched():
-        return launch("mlx_vlgen.generate", sys.argv[1:] if arguments is None else arguments, args.ranks)
+        return launch(module, sys.argv[1:] if arguments is None else arguments, args.ranks)
     group = join_group()
 
     from .ranks import dismiss, follow, load_part

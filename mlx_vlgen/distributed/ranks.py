@@ -23,7 +23,7 @@ from .._runtime import mx
 from ..engine import cache as kv
 from ..engine.kv_settings import KVSettings
 from ..engine.states import StateCache
-from ..errors import UnsupportedError, VlgenError
+from ..errors import UnsupportedError
 from ..loading.loader import load
 from ..models.base import Embedded, Followed, LayerKind, Model
 from ..models.text import Driver, unwrapped
@@ -33,8 +33,9 @@ HEADER = 1024
 """Bytes of a header that go in one sum; what is longer takes another one."""
 
 
-class RankError(VlgenError, RuntimeError):
-    """A forward that failed on some rank: the others stand in it, and nothing more can be computed together."""
+class RankError(SystemExit):
+    """A forward that failed on some rank: the others stand in it, and nothing more can be computed together. It is no
+    fault of a row's, and so no `Exception`: it ends the process, as Ctrl-C does, and no row is answered with it."""
 
 
 def load_part(path: str | Path, group: Group, **options: Any) -> tuple[Model, Any]:
@@ -74,6 +75,8 @@ class Link:
     def launch(self, logits: mx.array) -> None:
         """All of a forward, whatever becomes of it: the other ranks add to each of its sums."""
         mx.async_eval(logits)
+        if mx.default_device().type == mx.DeviceType.cpu:
+            mx.eval(logits)  # nothing starts ahead there, and a lost rank is known here and not where a row is read
         self._last = logits
 
     def send(self, **message: Any) -> None:
@@ -189,7 +192,7 @@ class Leading(Model):
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         link, log = self._link, cache[-1]
         if link.broken:
-            raise RankError("an earlier forward failed on one rank, so that the ranks cannot go on: start them again")
+            raise RankError("mlx_vlgen: error: an earlier forward failed on one rank, so that the ranks cannot go on")
         if inputs.capture is not None:
             raise UnsupportedError("hidden states and attention weights: no rank has all of them; use one rank")
         embeds = inputs.embeds
@@ -213,7 +216,7 @@ class Leading(Model):
                 link.broken = True
                 if not isinstance(error, Exception):
                     raise
-                raise RankError(f"a forward failed on rank 0: {error}") from error
+                raise RankError(f"mlx_vlgen: error: a forward failed on rank 0: {error}") from error
         return logits
 
 

@@ -19,7 +19,9 @@ from ..notices import notice
 
 Group = mx.distributed.Group
 
-DECODERS = ("cohere2", "ernie4_5", "gemma3_text", "granite", "llama", "ministral3", "mistral", "qwen2", "qwen3")
+DECODERS = (
+    "cohere2", "ernie4_5", "gemma3_text", "granite", "llama", "ministral3", "mistral", "qwen2", "qwen3", "qwen3_moe",
+)  # fmt: skip
 """Text decoders, by `model_type`, of which the tests compare cut ones with whole ones."""
 
 FORWARDS = (TextModel.forward, VisionLanguageModel.forward, MRopeModel.forward)
@@ -47,7 +49,12 @@ def shard(model: Model, group: Group) -> None:
         if not _shard_attention(layer.self_attn, group):
             attention = layer.self_attn
             whole[f"attention of {attention.n_heads} heads on {attention.n_kv_heads} of keys and values"] += 1
-        if not _shard_mlp(layer.mlp, group):
+        if "switch_mlp" in layer.mlp:
+            if _shard_experts(layer.mlp.switch_mlp, group):
+                layer.mlp = Summed(layer.mlp, group)
+            else:
+                whole[f"MLP of experts of width {_inputs(layer.mlp.switch_mlp.down_proj)}"] += 1
+        elif not _shard_mlp(layer.mlp, group):
             whole[f"MLP of width {_inputs(layer.mlp.down_proj)}"] += 1
     if "lm_head" in decoder:
         path = next(path for path, module in model.named_modules() if module is decoder.lm_head)
@@ -103,6 +110,17 @@ class SummedLinear(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         y = mx.distributed.all_sum(self.linear(x), group=self._group)
         return y + self.bias if "bias" in self else y
+
+
+class Summed(nn.Module):
+    """A mixture of experts that are cut: the ranks' outputs (B, L, d) are added."""
+
+    def __init__(self, mixture: Any, group: Group):
+        super().__init__()
+        self.mixture, self._group = mixture, group
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.distributed.all_sum(self.mixture(x), group=self._group)
 
 
 class VocabularyPart(nn.Module):
@@ -179,13 +197,24 @@ def _shard_mlp(mlp: Any, group: Group) -> bool:
     return True
 
 
+def _shard_experts(experts: Any, group: Group) -> bool:
+    """Cut each expert by its inner width, if the ranks divide that: all ranks choose the same ones."""
+    if not _cuts_inputs(experts.down_proj, group.size()):
+        return False
+    for layer, axis in ((experts.gate_proj, 1), (experts.up_proj, 1), (experts.down_proj, 2)):
+        for name, tensor in layer.items():
+            if isinstance(tensor, mx.array):  # (E, out, in)
+                layer[name] = mx.contiguous(mx.split(tensor, group.size(), axis=axis)[group.rank()])
+    return True
+
+
 def _cuts_inputs(layer: Any, ranks: int) -> bool:
     """Whether the inputs of a linear layer can be cut: within no group of quantized ones."""
     return _inputs(layer) % (ranks * (layer.group_size if "scales" in layer else 1)) == 0
 
 
 def _inputs(layer: Any) -> int:
-    columns: int = layer.weight.shape[1]
+    columns: int = layer.weight.shape[-1]
     return columns * 32 // layer.bits if "scales" in layer else columns
 
 

@@ -24,7 +24,7 @@ OTHERS = (
     "aya_vision", "cohere2_vision", "fast_vlm", "gemma3", "gemma3_text", "granite4_vision", "idefics2", "idefics3",
     "internvl", "internvl_internlm2", "internvl_qwen3", "lighton_ocr", "llava", "llava_next", "llava_onevision",
     "ministral3", "mistral3", "ovis2", "paddleocr_vl", "pixtral", "qwen2_5_omni", "qwen2_5_vl", "qwen2_audio",
-    "qwen2_vl", "qwen3", "smolvlm", "voxtral",
+    "qwen2_vl", "qwen3", "qwen3_moe", "qwen3_omni_moe", "qwen3_vl_moe", "smolvlm", "voxtral",
 )  # fmt: skip
 """Those whose decoder is cut in the same way."""
 
