@@ -20,7 +20,8 @@ from ..notices import notice
 Group = mx.distributed.Group
 
 DECODERS = (
-    "cohere2", "ernie4_5", "gemma3_text", "granite", "llama", "ministral3", "mistral", "qwen2", "qwen3", "qwen3_moe",
+    "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "granite", "llama", "ministral3", "mistral", "qwen2",
+    "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
 )  # fmt: skip
 """Text decoders, by `model_type`, of which the tests compare cut ones with whole ones."""
 
@@ -46,11 +47,14 @@ def shard(model: Model, group: Group) -> None:
     decoder = unwrapped(model.text_decoder())
     whole: Counter[str] = Counter()
     for layer in decoder.model.layers:
-        if not _shard_attention(layer.self_attn, group):
-            attention = layer.self_attn
-            whole[f"attention of {attention.n_heads} heads on {attention.n_kv_heads} of keys and values"] += 1
+        if "linear_attn" in layer:
+            if not _shard_delta_net(layer.linear_attn, group):
+                whole[f"linear attention of {layer.linear_attn.num_k_heads} heads"] += 1
+        elif not _shard_attention(layer.self_attn, group):
+            heads, pairs = (getattr(layer.self_attn, name) for name in _head_names(layer.self_attn))
+            whole[f"attention of {heads} heads on {pairs} of keys and values"] += 1
         if "switch_mlp" in layer.mlp:
-            if _shard_experts(layer.mlp.switch_mlp, group):
+            if _shard_experts(layer.mlp, group):
                 layer.mlp = Summed(layer.mlp, group)
             else:
                 whole[f"MLP of experts of width {_inputs(layer.mlp.switch_mlp.down_proj)}"] += 1
@@ -94,16 +98,25 @@ def part_of(layer: Any, group: Group) -> Any:
     return rows_of(layer, group.rank() * count, (group.rank() + 1) * count)
 
 
+def columns_of(layer: Any, group: Group) -> Any:
+    """A linear layer with this rank's part of its inputs; a bias stays as it is."""
+    part = copy.copy(layer)
+    for name, tensor in layer.items():
+        if isinstance(tensor, mx.array) and name != "bias":
+            part[name] = _split(tensor, group, axis=-1)
+    return part
+
+
+def _split(tensor: mx.array, group: Group, axis: int = 0) -> mx.array:
+    return mx.contiguous(mx.split(tensor, group.size(), axis=axis)[group.rank()])
+
+
 class SummedLinear(nn.Module):
     """A linear layer whose inputs are cut: each rank multiplies its own, and the products are added."""
 
     def __init__(self, linear: Any, group: Group):
         super().__init__()
-        self.linear, self._group = copy.copy(linear), group
-        for name, tensor in linear.items():
-            if isinstance(tensor, mx.array) and name != "bias":
-                count = tensor.shape[1] // group.size()
-                self.linear[name] = mx.contiguous(tensor[:, group.rank() * count : (group.rank() + 1) * count])
+        self.linear, self._group = columns_of(linear, group), group
         if "bias" in linear:
             self.bias = self.linear.pop("bias")
 
@@ -171,9 +184,18 @@ def _gather(part: mx.array, size: int, group: Group) -> mx.array:
     return mx.moveaxis(parts, 0, -2).reshape(*part.shape[:-1], -1)[..., :size]
 
 
+_HEADS = (("n_heads", "n_kv_heads"), ("heads", "kv_heads"), ("num_attention_heads", "num_key_value_heads"))
+"""What attention modules call the numbers of their heads."""
+
+
+def _head_names(attention: Any) -> tuple[str, str]:
+    return next(names for names in _HEADS if hasattr(attention, names[0]))
+
+
 def _shard_attention(attention: Any, group: Group) -> bool:
     """Cut by heads, if the ranks divide them; some ranks share those of keys and values where these are fewer."""
-    ranks, heads, pairs = group.size(), attention.n_heads, attention.n_kv_heads
+    names, ranks = _head_names(attention), group.size()
+    heads, pairs = (getattr(attention, name) for name in names)
     if heads % ranks or (pairs % ranks and ranks % pairs) or not _cuts_inputs(attention.o_proj, ranks):
         return False
     width = _outputs(attention.k_proj) // pairs
@@ -184,7 +206,29 @@ def _shard_attention(attention: Any, group: Group) -> bool:
         rows_of(layer, first * width, (first + count) * width) for layer in (attention.k_proj, attention.v_proj)
     )
     attention.o_proj = SummedLinear(attention.o_proj, group)
-    attention.n_heads, attention.n_kv_heads = heads // ranks, count
+    for name, number in zip(names, (heads // ranks, count), strict=True):
+        setattr(attention, name, number)
+    return True
+
+
+def _shard_delta_net(net: Any, group: Group) -> bool:
+    """Cut a gated delta net by heads, if the ranks divide those of its keys, which those of its values share."""
+    ranks, keys = group.size(), net.key_dim
+    if net.num_k_heads % ranks or not _cuts_inputs(net.out_proj, ranks):
+        return False
+    for layer in (net.in_proj_qkv, net.conv1d):  # queries, keys and values one after the other
+        for name, tensor in layer.items():
+            if isinstance(tensor, mx.array):
+                parts = mx.split(tensor, [keys, 2 * keys])
+                layer[name] = mx.contiguous(mx.concatenate([_split(part, group) for part in parts]))
+    net.conv1d.groups //= ranks
+    net.in_proj_z, net.in_proj_b, net.in_proj_a = (
+        part_of(layer, group) for layer in (net.in_proj_z, net.in_proj_b, net.in_proj_a)
+    )
+    net.dt_bias, net.A_log = _split(net.dt_bias, group), _split(net.A_log, group)
+    net.out_proj = SummedLinear(net.out_proj, group)
+    for name in ("num_k_heads", "num_v_heads", "key_dim", "value_dim", "conv_dim"):
+        setattr(net, name, getattr(net, name) // ranks)
     return True
 
 
@@ -197,14 +241,19 @@ def _shard_mlp(mlp: Any, group: Group) -> bool:
     return True
 
 
-def _shard_experts(experts: Any, group: Group) -> bool:
+def _shard_experts(mixture: Any, group: Group) -> bool:
     """Cut each expert by its inner width, if the ranks divide that: all ranks choose the same ones."""
-    if not _cuts_inputs(experts.down_proj, group.size()):
+    experts, shared = mixture.switch_mlp, mixture.get("shared_expert")
+    downs = [experts.down_proj] + ([shared.down_proj] if shared else [])
+    if not all(_cuts_inputs(down, group.size()) for down in downs):
         return False
     for layer, axis in ((experts.gate_proj, 1), (experts.up_proj, 1), (experts.down_proj, 2)):
         for name, tensor in layer.items():
             if isinstance(tensor, mx.array):  # (E, out, in)
-                layer[name] = mx.contiguous(mx.split(tensor, group.size(), axis=axis)[group.rank()])
+                layer[name] = _split(tensor, group, axis)
+    if shared:
+        shared.gate_proj, shared.up_proj = part_of(shared.gate_proj, group), part_of(shared.up_proj, group)
+        shared.down_proj = columns_of(shared.down_proj, group)
     return True
 
 

@@ -17,6 +17,7 @@ from mlx_vlgen import Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.distributed import ranks
 from mlx_vlgen.engine import batch
+from mlx_vlgen.engine.cache import can_roll_back
 from mlx_vlgen.engine.drafters import PromptLookup
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.engine.modes import Beams
@@ -30,14 +31,16 @@ def rows_of(family: Family) -> list[Row]:
     rows = [Row(ask, joins=2 * place) for place, ask in enumerate(asks)]
     rows[0] = replace(rows[0], leaves=3)
     drawn = SamplingParams(max_tokens=STEPS, temperature=1.0, top_p=0.9, seed=5)
-    return [*rows, replace(rows[-1], sampling=drawn), replace(rows[-1], kv=KVSettings(max_size=12))]
+    return [*rows, replace(rows[-1], sampling=drawn), replace(rows[-1], kv=KVSettings(max_size=24))]
 
 
 def search_and_guess(family: Family) -> list[list[int]]:
-    """Tokens of a beam search, and of rows with guesses."""
+    """Tokens of a beam search, and of rows with guesses where the model can take them back."""
     ask = family.asks["words11"]
     plain = Request(ask.text, sampling=SamplingParams(max_tokens=STEPS))
-    requests = [replace(plain, beams=Beams(3)), *(replace(plain, drafter=lambda: PromptLookup(3)) for _ in range(2))]
+    requests = [replace(plain, beams=Beams(3))]
+    if can_roll_back(family.model.cache_layout(), KVSettings()):
+        requests += [replace(plain, drafter=lambda: PromptLookup(3)) for _ in range(2)]
     tokens: dict[int, list[int]] = {}
     with TokenIterator(family.model, family.processor) as iterator:
         ids = [iterator.add(request) for request in requests]
@@ -76,7 +79,7 @@ def main(arguments: list[str]) -> None:
         else:
             whole = Family.load(name, Path(folder))
             share = layer_bytes(model) / layer_bytes(whole.model)
-            assert share < 0.55 or group.size() == 3, share  # which divides no heads
+            assert share < 0.6 or group.size() == 3, share  # which divides no heads; norms are whole
             compare(whole, Family(name, Path(folder), model, processor), place % 2 == 0)
             ranks.dismiss(model)
             print(name)
