@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
         ("end,end", 0, ""),
         ("fail,wait", 3, ""),
         ("wait,fail", 1, "rank 1 ended with exit code 3: a reason; the other ranks were ended"),
-        ("wait,wait,die", 1, "rank 2 was killed by SIGKILL; the other ranks were ended"),
+        ("wait,die", 1, "rank 1 was killed by SIGKILL; the other ranks were ended"),
         ("die,wait", 1, "rank 0 was killed by SIGKILL; the other ranks were ended"),
         ("wait,stop", 1, "rank 1 was silent for 5 seconds; all ranks were ended"),
     ],
