@@ -6,7 +6,7 @@ encodes media. Weights that are lazy stay so: a cut tensor is read whole, cut an
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .._runtime import mx, nn, tree_flatten, tree_unflatten
@@ -20,8 +20,8 @@ from ..notices import notice
 Group = mx.distributed.Group
 
 DECODERS = (
-    "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "granite", "llama", "ministral3", "mistral", "qwen2",
-    "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
+    "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "glm4_moe", "granite", "llama", "ministral3",
+    "mistral", "qwen2", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
 )  # fmt: skip
 """Text decoders, by `model_type`, of which the tests compare cut ones with whole ones."""
 
@@ -109,6 +109,14 @@ def columns_of(layer: Any, group: Group) -> Any:
 
 def _split(tensor: mx.array, group: Group, axis: int = 0) -> mx.array:
     return mx.contiguous(mx.split(tensor, group.size(), axis=axis)[group.rank()])
+
+
+def _split_joined(layer: Any, starts: Sequence[int], group: Group) -> None:
+    """Keep this rank's rows of each of several layers that are joined to one; all but the first start there."""
+    for name, tensor in layer.items():
+        if isinstance(tensor, mx.array):
+            parts = mx.split(tensor, list(starts))
+            layer[name] = mx.contiguous(mx.concatenate([_split(part, group) for part in parts]))
 
 
 class SummedLinear(nn.Module):
@@ -216,11 +224,8 @@ def _shard_delta_net(net: Any, group: Group) -> bool:
     ranks, keys = group.size(), net.key_dim
     if net.num_k_heads % ranks or not _cuts_inputs(net.out_proj, ranks):
         return False
-    for layer in (net.in_proj_qkv, net.conv1d):  # queries, keys and values one after the other
-        for name, tensor in layer.items():
-            if isinstance(tensor, mx.array):
-                parts = mx.split(tensor, [keys, 2 * keys])
-                layer[name] = mx.contiguous(mx.concatenate([_split(part, group) for part in parts]))
+    for layer in (net.in_proj_qkv, net.conv1d):
+        _split_joined(layer, [keys, 2 * keys], group)
     net.conv1d.groups //= ranks
     net.in_proj_z, net.in_proj_b, net.in_proj_a = (
         part_of(layer, group) for layer in (net.in_proj_z, net.in_proj_b, net.in_proj_a)
@@ -236,14 +241,17 @@ def _shard_mlp(mlp: Any, group: Group) -> bool:
     """Cut by its inner width, if the ranks divide that."""
     if not _cuts_inputs(mlp.down_proj, group.size()):
         return False
-    mlp.gate_proj, mlp.up_proj = part_of(mlp.gate_proj, group), part_of(mlp.up_proj, group)
+    if "gate_up_proj" in mlp:
+        _split_joined(mlp.gate_up_proj, [_inputs(mlp.down_proj)], group)
+    else:
+        mlp.gate_proj, mlp.up_proj = part_of(mlp.gate_proj, group), part_of(mlp.up_proj, group)
     mlp.down_proj = SummedLinear(mlp.down_proj, group)
     return True
 
 
 def _shard_experts(mixture: Any, group: Group) -> bool:
     """Cut each expert by its inner width, if the ranks divide that: all ranks choose the same ones."""
-    experts, shared = mixture.switch_mlp, mixture.get("shared_expert")
+    experts, shared = mixture.switch_mlp, mixture.get("shared_expert", mixture.get("shared_experts"))
     downs = [experts.down_proj] + ([shared.down_proj] if shared else [])
     if not all(_cuts_inputs(down, group.size()) for down in downs):
         return False
