@@ -20,8 +20,8 @@ from ..notices import notice
 Group = mx.distributed.Group
 
 DECODERS = (
-    "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "glm4_moe", "granite", "llama", "ministral3",
-    "mistral", "qwen2", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
+    "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "glm4_moe", "granite", "lfm2", "llama",
+    "ministral3", "mistral", "qwen2", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
 )  # fmt: skip
 """Text decoders, by `model_type`, of which the tests compare cut ones with whole ones."""
 
@@ -47,19 +47,7 @@ def shard(model: Model, group: Group) -> None:
     decoder = unwrapped(model.text_decoder())
     whole: Counter[str] = Counter()
     for layer in decoder.model.layers:
-        if "linear_attn" in layer:
-            if not _shard_delta_net(layer.linear_attn, group):
-                whole[f"linear attention of {layer.linear_attn.num_k_heads} heads"] += 1
-        elif not _shard_attention(layer.self_attn, group):
-            heads, pairs = (getattr(layer.self_attn, name) for name in _head_names(layer.self_attn))
-            whole[f"attention of {heads} heads on {pairs} of keys and values"] += 1
-        if "switch_mlp" in layer.mlp:
-            if _shard_experts(layer.mlp, group):
-                layer.mlp = Summed(layer.mlp, group)
-            else:
-                whole[f"MLP of experts of width {_inputs(layer.mlp.switch_mlp.down_proj)}"] += 1
-        elif not _shard_mlp(layer.mlp, group):
-            whole[f"MLP of width {_inputs(layer.mlp.down_proj)}"] += 1
+        whole.update(_shard_layer(layer, group))
     if "lm_head" in decoder:
         path = next(path for path, module in model.named_modules() if module is decoder.lm_head)
         model.update_modules(tree_unflatten([(path, VocabularyPart(decoder.lm_head, group))]))
@@ -78,7 +66,8 @@ def parameters(model: Model, group: Group) -> Iterator[mx.array]:
         return
     decoder = unwrapped(model.text_decoder())
     body = decoder.model
-    for part in [*body.layers, body.norm, decoder.lm_head if "lm_head" in decoder else body.embed_tokens]:
+    norm = body.embedding_norm if "embedding_norm" in body else body.norm
+    for part in [*body.layers, norm, decoder.lm_head if "lm_head" in decoder else body.embed_tokens]:
         yield from (tensor for _, tensor in tree_flatten(part.parameters()))
 
 
@@ -192,6 +181,28 @@ def _gather(part: mx.array, size: int, group: Group) -> mx.array:
     return mx.moveaxis(parts, 0, -2).reshape(*part.shape[:-1], -1)[..., :size]
 
 
+def _shard_layer(layer: Any, group: Group) -> Iterator[str]:
+    """Cut what can be cut of a layer; gives what cannot."""
+    if "linear_attn" in layer:
+        if not _shard_delta_net(layer.linear_attn, group):
+            yield f"linear attention of {layer.linear_attn.num_k_heads} heads"
+    elif "conv" in layer:
+        if not _shard_conv(layer.conv, group):
+            yield f"convolution of {_inputs(layer.conv.out_proj)} channels"
+    elif not _shard_attention(layer.self_attn, group):
+        heads, pairs = (getattr(layer.self_attn, name) for name in _head_names(layer.self_attn))
+        yield f"attention of {heads} heads on {pairs} of keys and values"
+    name = "mlp" if "mlp" in layer else "feed_forward"
+    mlp = layer[name]
+    if "switch_mlp" in mlp:
+        if _shard_experts(mlp, group):
+            layer[name] = Summed(mlp, group)
+        else:
+            yield f"MLP of experts of width {_inputs(mlp.switch_mlp.down_proj)}"
+    elif not _shard_mlp(mlp, group):
+        yield f"MLP of width {_inputs(mlp.w2 if 'w2' in mlp else mlp.down_proj)}"
+
+
 _HEADS = (("n_heads", "n_kv_heads"), ("heads", "kv_heads"), ("num_attention_heads", "num_key_value_heads"))
 """What attention modules call the numbers of their heads."""
 
@@ -204,7 +215,8 @@ def _shard_attention(attention: Any, group: Group) -> bool:
     """Cut by heads, if the ranks divide them; some ranks share those of keys and values where these are fewer."""
     names, ranks = _head_names(attention), group.size()
     heads, pairs = (getattr(attention, name) for name in names)
-    if heads % ranks or (pairs % ranks and ranks % pairs) or not _cuts_inputs(attention.o_proj, ranks):
+    last = "o_proj" if "o_proj" in attention else "out_proj"
+    if heads % ranks or (pairs % ranks and ranks % pairs) or not _cuts_inputs(attention[last], ranks):
         return False
     width = _outputs(attention.k_proj) // pairs
     count = max(1, pairs // ranks)
@@ -213,7 +225,7 @@ def _shard_attention(attention: Any, group: Group) -> bool:
     attention.k_proj, attention.v_proj = (
         rows_of(layer, first * width, (first + count) * width) for layer in (attention.k_proj, attention.v_proj)
     )
-    attention.o_proj = SummedLinear(attention.o_proj, group)
+    attention[last] = SummedLinear(attention[last], group)
     for name, number in zip(names, (heads // ranks, count), strict=True):
         setattr(attention, name, number)
     return True
@@ -237,15 +249,30 @@ def _shard_delta_net(net: Any, group: Group) -> bool:
     return True
 
 
+def _shard_conv(conv: Any, group: Group) -> bool:
+    """Cut LFM2's short convolution by channels, if the ranks divide them."""
+    channels = _inputs(conv.out_proj)
+    if not _cuts_inputs(conv.out_proj, group.size()):
+        return False
+    _split_joined(conv.in_proj, [channels, 2 * channels], group)
+    _split_joined(conv.conv, [], group)
+    conv.conv.groups //= group.size()
+    conv.out_proj = SummedLinear(conv.out_proj, group)
+    conv.args = copy.copy(conv.args)  # which says how wide a state is
+    conv.args.hidden_size = channels // group.size()
+    return True
+
+
 def _shard_mlp(mlp: Any, group: Group) -> bool:
     """Cut by its inner width, if the ranks divide that."""
-    if not _cuts_inputs(mlp.down_proj, group.size()):
+    gate, up, down = ("w1", "w3", "w2") if "w2" in mlp else ("gate_proj", "up_proj", "down_proj")
+    if not _cuts_inputs(mlp[down], group.size()):
         return False
     if "gate_up_proj" in mlp:
-        _split_joined(mlp.gate_up_proj, [_inputs(mlp.down_proj)], group)
+        _split_joined(mlp.gate_up_proj, [_inputs(mlp[down])], group)
     else:
-        mlp.gate_proj, mlp.up_proj = part_of(mlp.gate_proj, group), part_of(mlp.up_proj, group)
-    mlp.down_proj = SummedLinear(mlp.down_proj, group)
+        mlp[gate], mlp[up] = part_of(mlp[gate], group), part_of(mlp[up], group)
+    mlp[down] = SummedLinear(mlp[down], group)
     return True
 
 
