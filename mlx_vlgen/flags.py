@@ -148,10 +148,9 @@ def add_model_flags(parser: Parser, many: bool = False) -> None:
 
 
 def rank_count(text: str) -> int:
-    count = int(text)
-    if count < 2:
-        raise argparse.ArgumentTypeError(f"{count}: expected at least 2")
-    return count
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, at least 2")
+    return int(text)
 
 
 def add_rank_flags(parser: Parser) -> None:
