@@ -49,7 +49,7 @@ def run_ranks(count: int, arguments: list[str], folder: Path) -> str:
         for rank in range(count)
     ]
     try:
-        printed = [process.communicate(timeout=120) for process in processes]
+        printed = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -62,10 +62,8 @@ def run_ranks(count: int, arguments: list[str], folder: Path) -> str:
     [
         (2, FAMILIES),
         *(pytest.param(2, OTHERS[start::3], marks=pytest.mark.slow, id=f"others{start}") for start in range(3)),
-        *(
-            pytest.param(count, (*FAMILIES, "gemma3", "qwen3_5_moe"), marks=pytest.mark.slow, id=f"{count}")
-            for count in (3, 4)
-        ),
+        pytest.param(3, (*FAMILIES, "gemma3", "qwen3_5_moe"), marks=pytest.mark.slow, id="3"),
+        pytest.param(4, ("llama", "gemma3"), marks=pytest.mark.slow, id="4"),
     ],
 )
 def test_ranks_answer_as_one(count: int, names: Sequence[str], tmp_path: Path) -> None:
