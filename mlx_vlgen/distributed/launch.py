@@ -35,7 +35,7 @@ INTERVAL = 1.0
 SILENCE = 30.0
 """Seconds without a beat after which a rank counts as dead."""
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds that the other ranks have to end, once rank 0 has."""
 
 
