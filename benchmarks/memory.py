@@ -23,7 +23,7 @@ from shapes import SIZES, build
 
 from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate
 from mlx_vlgen._runtime import mx, tree_flatten
-from mlx_vlgen.engine.columns import STEP
+from mlx_vlgen.engine.columns import UNIT
 from mlx_vlgen.models.attention import SCORE_BYTES, fused_head_size
 from mlx_vlgen.models.layers import exp_is_slow
 
@@ -50,12 +50,13 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
     heads, kv_heads, size = text["num_attention_heads"], text["num_key_value_heads"], text["head_dim"]
     chunk = min(chunk, length)
     fused = fused_head_size(size, mx.bfloat16 if width == 2 else mx.float32) == size  # then no scores are kept
-    layer = 2 * kv_heads * size * math.ceil((length + NEW_TOKENS) / STEP) * STEP * width  # keys and values
+    layer = 2 * kv_heads * size * math.ceil((length + NEW_TOKENS) / UNIT) * UNIT * width  # keys and values
     scores = chunk * length * (heads * width + 1)
     if exp_is_slow(mx.float32) and width == 4:  # then they come in blocks, and a block where it is masked once more
         scores = BLOCKS_AHEAD * min(chunk * length * heads * width, SCORE_BYTES["cpu"])
     return {
         "embeddings of the prompt": length * d * width,
+        "tokens, their rotary positions, angles of a chunk": length * 4 * 4 + chunk * size * 4,
         "cache": layers * layer,
         "its keys and values, contiguous": layer,
         "scores of a chunk, and their mask": 0 if fused else scores,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -198,7 +199,7 @@ class Encoder:
                 self._add_text(row, "\n", branch)
 
 
-def collate_tokens(rows: list[Row], multiple: int) -> dict[str, np.ndarray]:
+def collate_tokens(rows: Sequence[Row], multiple: int) -> dict[str, np.ndarray]:
     """B rows, padded to L tokens.
 
     tokens, branch, labels: (B, L) int64; labels are those of the next token
@@ -212,7 +213,7 @@ def collate_tokens(rows: list[Row], multiple: int) -> dict[str, np.ndarray]:
     branch = np.full((count, length), -1, np.int64)
     labels = np.full((count, length), IGNORE, np.int64)
     positions = np.zeros((3, count, length), np.int64)
-    feature_positions = []
+    feature_positions: list[np.ndarray] = []
     for i, row in enumerate(rows):
         n = len(row.tokens)
         tokens[i, :n], branch[i, :n] = row.tokens, row.branch
@@ -242,5 +243,10 @@ def collate(rows: list[Row], multiple: int = 16) -> dict[str, np.ndarray]:
         pixels[i, : len(image_pixels)] = image_pixels
         dense[i, : len(image_labels)] = image_labels
         features.append(i * (MAX_PATCHES // MERGE**2) + np.arange(len(image_pixels) // MERGE**2))
-    arrays = {"pixels": pixels, "grids": grids, "dense": dense, "features": np.concatenate(features)}
+    arrays: dict[str, np.ndarray] = {
+        "pixels": pixels,
+        "grids": grids,
+        "dense": dense,
+        "features": np.concatenate(features),
+    }
     return collate_tokens(rows, multiple) | arrays

@@ -132,8 +132,8 @@ def losses(model: TrainingModel, batch: Batch) -> tuple[torch.Tensor | None, tor
 
 COURSE = Course(
     files=checkpoint, corpus=corpus, build=TrainingModel, network=network, compiled=("vision_block", "text_layer"),
-    dtype=torch.bfloat16, produce=produce_batches, shares=batch_shares, opening=DENSE_STAGE, losses=losses,
-    validation=validation, errors=lesson_errors,
+    dtype=torch.bfloat16, produce=produce_batches, shares=batch_shares, opening=DENSE_STAGE,
+    opened=lambda model, tokenizer: None, losses=losses, validation=validation, errors=lesson_errors,
 )  # fmt: skip
 
 if __name__ == "__main__":

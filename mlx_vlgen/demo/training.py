@@ -40,8 +40,9 @@ class Course:
     files: the module with `train_tokenizer`, `model_config` and `write`. corpus: texts for the tokenizer.
     network: the module of the model's layers; `compiled` names the functions that torch.compile takes.
     produce(queue, shares, tokenizer_json, seed): endless batches. shares(progress, errors, opening): what it draws.
-    opening: the share of the time before the first checkpoint. losses(model, batch): of tokens, or None, and dense.
-    validation(tokenizer): batches of each task. errors(marks): what `shares` is told.
+    opening: the share of the time before the first checkpoint. opened(model, tokenizer): done once when it is over.
+    losses(model, batch): of tokens, or None, and dense. validation(tokenizer): batches of each task. errors(marks):
+    what `shares` is told.
     """
 
     files: ModuleType
@@ -53,6 +54,7 @@ class Course:
     produce: Callable[[Any, Any, str, int], None]
     shares: Callable[[float, dict[str, float], float], list[float]]
     opening: float
+    opened: Callable[[Any, Tokenizer], None]
     losses: Callable[[Any, Batch], tuple[torch.Tensor | None, torch.Tensor]]
     validation: Callable[[Tokenizer], Mapping[str, Sequence[Arrays]]]
     errors: Callable[[Marks], dict[str, float]]
@@ -233,9 +235,13 @@ def train(
     started = time.monotonic() - 60 * state.minutes
     saved = printed = time.monotonic()
     num_lessons, waited, recent = 0, 0.0, []
+    in_opening = state.minutes < opening * minutes
     while state.minutes < minutes:
         wait_started = time.monotonic()
         state.minutes = (wait_started - started) / 60
+        if in_opening and state.minutes >= opening * minutes:
+            course.opened(model, tokenizer)
+            in_opening = False
         batch = as_tensors(queue.get())
         waited += time.monotonic() - wait_started
         recent.append(train_step(course, state, batch, rate * learning_rate_factor(state.minutes, minutes)))

@@ -45,7 +45,7 @@ class QuantizedCache(AttentionCache):
         beyond = min(N - 1, max(0, self._start - self._longest))  # at least one token, for the widths
         new = self._quantize(keys[:, :, beyond:]) + self._quantize(values[:, :, beyond:])
         for columns, parts, first in ((whole, [keys, values], 0), (packed, new, beyond)):
-            columns.make_room(rows, max(longest, self._expected), parts)
+            columns.make_room(rows, longest, parts, self._expected)
             columns.write([length + first for length in before], [N - first] * rows, parts)
         self.lengths = [length + N for length in before]
         head = [part[:rows, :, : whole.count(longest)] for part in whole.arrays]

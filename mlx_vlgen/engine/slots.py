@@ -76,7 +76,7 @@ class AttentionCache:
         """Store keys and values (B, H, N, D) of N more tokens a row. Returns all that these may attend to, in the order
         of `make_mask`; in a prefill those of the N tokens come last."""
         [columns], rows, N = self.columns, len(self.lengths), keys.shape[2]
-        columns.make_room(rows, max(self._longest + N, self._expected), [keys, values])
+        columns.make_room(rows, self._longest + N, [keys, values], self._expected)
         if not self._fits(N):
             return self._chunk([keys, values])
         columns.write(self.lengths, [N] * rows, [keys, values])
@@ -189,7 +189,7 @@ class AttentionCache:
         count, longest = len(self.lengths), max(self._longest, other._longest)
         self._expected = max(self._expected, other._expected)
         for columns, source in zip(self.columns, other.columns, strict=True):
-            columns.make_room(count + len(other.lengths), max(longest, self._expected), source.arrays)
+            columns.make_room(count + len(other.lengths), longest, source.arrays, self._expected)
             for row, length in enumerate(other.lengths):
                 columns.write_row(count + row, source, row, length)
         self.lengths, self.prompts = self.lengths + other.lengths, self.prompts + other.prompts

@@ -60,11 +60,11 @@ class WhisperSettings:
                 f"{name}: this model hears {self.seconds} seconds, and not the rest of {length:.1f}; cut it in parts"
             )
         hop, samples = self.mel.hop, samples[: self.samples]
-        own = -(-len(samples) // hop)
-        kept = min(own + _MARGIN, self.samples // hop)
+        frames = -(-len(samples) // hop)
+        padded = min(frames + _MARGIN, self.samples // hop)
         # So much silence that none of the frames that are kept sees its end, where it is mirrored.
-        heard = min(self.samples, kept * hop + self.mel.frame)
-        return log_mel(np.pad(samples, (0, heard - len(samples))), self.mel)[:kept], own
+        heard = min(self.samples, padded * hop + self.mel.frame)
+        return log_mel(np.pad(samples, (0, heard - len(samples))), self.mel)[:padded], frames
 
     def chunks(self, samples: np.ndarray) -> np.ndarray:
         """(n,) float32 -> (frames, mels) float32 of a whole number of windows, of which the last ends in silence."""

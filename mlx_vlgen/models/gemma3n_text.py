@@ -56,9 +56,9 @@ class Gemma3nTextConfig(BaseConfig):
     @property
     def sources(self) -> list[int]:
         """Of each layer, the one whose keys and values it attends to."""
-        kinds, own = self.kinds, self.num_hidden_layers - self.num_kv_shared_layers
-        last = {kind: index for index, kind in enumerate(kinds[:own])}
-        return [index if index < own else last[kinds[index]] for index in range(self.num_hidden_layers)]
+        kinds, caches = self.kinds, self.num_hidden_layers - self.num_kv_shared_layers
+        last = {kind: index for index, kind in enumerate(kinds[:caches])}
+        return [index if index < caches else last[kinds[index]] for index in range(self.num_hidden_layers)]
 
     def inner(self, layer: int) -> int:
         sizes = self.intermediate_size

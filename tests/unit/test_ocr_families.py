@@ -37,7 +37,7 @@ LANGUAGE = {"num_hidden_layers": 12, "first_k_dense_replace": 1, "topk_method": 
 
 
 def settings(**image: Any) -> ProcessorSettings:
-    return ProcessorSettings({}, image, {})
+    return ProcessorSettings({}, image, {}, {})
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ CLASSES = MUSIC + 1
 LOW_HZ, HIGH_HZ = (150.0, 500.0), (1100.0, 3500.0)
 _PHONEME_CLASS = {name: max(0, i - 1) for i, name in enumerate(PHONEMES)}  # 0 for pauses
 PHONEME_CLASSES = len(PHONEMES) - 1
-_WORD_CLASS = {word: i + 1 for i, word in enumerate(words.KNOWN)}
+WORD_CLASS = {word: i + 1 for i, word in enumerate(words.KNOWN)}
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Studio:
             [Span(lead + int(s.start * ratio), lead + int(s.end * ratio), s.label) for s in part]
             for part in (spans or [], phonemes)
         )
-        transcript = [word if word in _WORD_CLASS else words.UNKNOWN for word in said]
+        transcript = [word if word in WORD_CLASS else words.UNKNOWN for word in said]
         return Clip("voice", samples, transcript, spans=words_at or None, phonemes=phonemes_at)
 
     def _word(self, rng: np.random.Generator, unknown: float) -> str:
@@ -114,7 +114,10 @@ class Studio:
         manner = rng.random()
         separator = " " if manner < 0.5 else ", "
         phrases = [[word] for word in said] if manner > 0.7 else [said]
-        parts, spans, phonemes, at, exact = [], [], [], 0, True
+        parts: list[np.ndarray] = []
+        spans: list[Span] = []
+        phonemes: list[Span] = []
+        at, exact = 0, True
         for phrase in phrases:
             text = separator.join("[['eI]]" if word == "A" else word for word in phrase)
             speech = self.espeak.say(text, voice, speed, pitch, intonation)
@@ -125,7 +128,7 @@ class Studio:
             exact &= len(speech.starts) >= len(phrase)
             starts = speech.starts[: len(phrase)]  # the end of a phrase can count as a word, too
             for word, start, stop in zip(phrase, starts, [*starts[1:], end], strict=False):
-                spans.append(Span(at + start, at + min(stop, end), _WORD_CLASS.get(word, STRANGE)))
+                spans.append(Span(at + start, at + min(stop, end), WORD_CLASS.get(word, STRANGE)))
             names = [(start, _PHONEME_CLASS.get(name, 0)) for start, name in speech.phonemes]
             for (start, label), (stop, _) in zip(names, [*names[1:], (end, 0)], strict=True):
                 phonemes.append(Span(at + start, at + min(stop, end), label))

@@ -62,7 +62,7 @@ class SoundEncoder(Encoder):
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.audio_token = tokenizer.token_to_id("<|AUDIO|>")
+        self.audio_token = tokenizer.encode("<|AUDIO|>").ids[0]
 
     def sound_row(self, lesson: Lesson) -> SoundRow:
         row = SoundRow()

@@ -125,7 +125,7 @@ def vary(rng: random.Random, question: str) -> str:
 
 
 def make_lesson(studio: Studio, kind: str, seed: int) -> Lesson:
-    """A clip of that kind (see Studio.clip; "text" for none) with one to four questions."""
+    """A clip of that kind (see Studio.clip; "text" for none) with one to three questions."""
     rng = random.Random(seed)
     system = SYSTEM if rng.random() < 0.1 else None
     if kind == "text":
@@ -135,7 +135,7 @@ def make_lesson(studio: Studio, kind: str, seed: int) -> Lesson:
     clip = studio.clip(kind, np.random.default_rng(seed))
     table = turns(clip)
     others = [task for task in table if task != "say"]
-    tasks = ["say", *rng.sample(others, min(len(others), rng.choice([0, 1, 1, 2])))]
+    tasks = ["say", *rng.sample(others, min(len(others), rng.choice([0, 1, 1])))]
     if clip.kind == "tones" and "beeps" not in tasks:
         tasks.append("beeps")
     asked = [Turn(vary(rng, rng.choice(table[task][0])), table[task][1]) for task in tasks]

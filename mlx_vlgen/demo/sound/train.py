@@ -22,7 +22,7 @@ from ..network import dense_loss, token_loss
 from ..tasks import Dialogue, Turn
 from ..training import Arrays, Batch, Course, main
 from . import checkpoint, network, words
-from .clips import GRID, HELD_OUT, Studio
+from .clips import GRID, HELD_OUT, STRANGE, WORD_CLASS, Studio
 from .lessons import IGNORE, SoundEncoder, SoundRow, collate
 from .network import DENSE, TrainingModel
 from .tasks import TASKS, Lesson, corpus, make_lesson, sample
@@ -41,7 +41,7 @@ ANSWERED = (0.25, 0.46, 0.15, 0.04, 0.05, 0.02, 0.03)  # of lessons with answers
 
 def shares(progress: float, errors: dict[str, float], opening: float) -> list[float]:
     """The share of pools of moments alone, then the weight of each kind in these and in the others."""
-    dense = 1.0 if progress < opening else max(0.2, 0.6 - (progress - opening) if opening else 0.0)
+    dense = 1.0 if progress < opening else max(0.15, 0.4 - (progress - opening) if opening else 0.0)
     part = min(1.0, 2 * progress / opening) if opening else 1.0
     mixed = [(1 - part) * first + part * last for first, last in zip(DENSE_START, DENSE_END, strict=True)]
     return [dense, *mixed, *ANSWERED]
@@ -119,6 +119,16 @@ def validation(tokenizer: Tokenizer) -> dict[str, list[Arrays]]:
     return batches
 
 
+@torch.no_grad()
+def name_words(model: TrainingModel, tokenizer: Tokenizer) -> None:
+    """Let the embedding of each word be what the dense head knows it by: to attend to a moment is then to say it."""
+    embeddings = model.text.embed_tokens.weight
+    for name, label in [*WORD_CLASS.items(), (words.UNKNOWN, STRANGE)]:
+        row = model.dense_head.weight[label]
+        for text in (name, f" {name}"):
+            embeddings[tokenizer.encode(text).ids[0]] = 0.35 * row / row.norm()
+
+
 def losses(model: TrainingModel, batch: Batch) -> tuple[torch.Tensor | None, torch.Tensor]:
     """The loss of tokens, None for a batch of moments alone, and that of moments."""
     of_tokens = None
@@ -135,8 +145,8 @@ def losses(model: TrainingModel, batch: Batch) -> tuple[torch.Tensor | None, tor
 
 COURSE = Course(
     files=checkpoint, corpus=corpus, build=TrainingModel, network=network, compiled=("audio_layer", "text_layer"),
-    dtype=torch.float16, produce=produce_batches, shares=shares, opening=DENSE_STAGE, losses=losses,
-    validation=validation, errors=lambda marks: {},
+    dtype=torch.float16, produce=produce_batches, shares=shares, opening=DENSE_STAGE,
+    opened=name_words, losses=losses, validation=validation, errors=lambda marks: {},
 )  # fmt: skip
 
 if __name__ == "__main__":
