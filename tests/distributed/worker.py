@@ -13,7 +13,7 @@ import numpy as np
 from invariants.family import STEPS, Family
 from invariants.play import Row, play
 
-from mlx_vlgen import Request, SamplingParams, TokenIterator
+from mlx_vlgen import PrefixCache, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.distributed import ranks
 from mlx_vlgen.engine import batch
@@ -21,6 +21,7 @@ from mlx_vlgen.engine.cache import can_roll_back
 from mlx_vlgen.engine.drafters import PromptLookup
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.engine.modes import Beams
+from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
 from mlx_vlgen.models.text import unwrapped
 
 
@@ -51,6 +52,24 @@ def search_and_guess(family: Family) -> list[list[int]]:
     return [tokens[id] for id in ids]
 
 
+def talk(family: Family, prefixes: PrefixCache | None) -> list[list[int]]:
+    """Tokens of three answers: to a question, to one that goes on after its answer, and to one that begins like it.
+    With prefixes the second at least is not computed whole."""
+    first = family.processor.prepare(family.asks["words11"].text, MediaInputs()).text_tokens
+    question = (first * 60)[:60]
+    answers: list[list[int]] = []
+    with TokenIterator(family.model, family.processor, reuse=prefixes or False) as iterator:
+        for build in (lambda: question, lambda: question + answers[0] + first, lambda: question[:45] + first[:3]):
+            prompt = Prompt(np.array(build(), dtype=np.int32))
+            iterator.add(Request(prompt, sampling=SamplingParams(max_tokens=STEPS)))
+            results = [result for _, result in iterator]
+            assert results[-1].error is None, results[-1].error
+            answers.append([result.token for result in results if result.token is not None])
+            if prefixes and len(answers) == 2:
+                assert results[-1].cached_tokens >= 60, results[-1].cached_tokens
+    return answers
+
+
 def layer_bytes(model: Any) -> int:
     """Of the weights of its decoder's layers."""
     layers = unwrapped(model.text_decoder()).model.layers
@@ -65,6 +84,9 @@ def compare(whole: Family, cut: Family, lookahead: bool) -> None:
         assert ours.tokens == theirs.tokens, row
         difference = np.abs(np.stack(ours.scores) - np.stack(theirs.scores)).max()
         assert difference < 1e-4, (row, difference)
+    prefixes = PrefixCache()
+    assert talk(cut, prefixes) == talk(whole, None)
+    assert prefixes.nbytes
     if lookahead:
         assert search_and_guess(cut) == search_and_guess(whole)
 
