@@ -127,6 +127,7 @@ def chat_parser(program: str) -> Parser:
     inputs.add_argument("--no-reuse", action="store_true", help="compute the whole talk again at each question")
     inputs.add_argument("--json", action="store_true", help="with stdin not a terminal: each answer as a JSON object")
     add_model_flags(parser)
+    add_rank_flags(parser)
     add_option_groups(parser)
     parser.add_argument("--version", action="version", version=f"mlx-vlgen {__version__}")
     return parser
@@ -267,6 +268,7 @@ def serve_parser(program: str) -> Parser:
                        help="another name that this server is reached by; may be repeated")  # fmt: skip
     where.add_argument("--media-path", metavar="DIR", help="messages may name files below this folder")
     add_model_flags(parser, many=True)
+    add_rank_flags(parser)
     bounds = parser.add_argument_group("bounds")
     bounds.add_argument("--max-batch-size", type=int, default=32, metavar="N",
                         help="answers that run together (default: 32)")  # fmt: skip

@@ -35,8 +35,8 @@ INTERVAL = 1.0
 SILENCE = 30.0
 """Seconds without a beat after which a rank counts as dead."""
 
-PATIENCE = 30.0
-"""Seconds that the other ranks have to end, once rank 0 has."""
+PATIENCE = 2.0
+"""Seconds that the other ranks have to end, once rank 0 has: the answer is out."""
 
 
 def launched() -> bool:
@@ -77,13 +77,14 @@ def beat(descriptor: int) -> None:
 @dataclass
 class Rank:
     """A process. beats: where it is heard; heard: when it last was; said: what it wrote on stderr, but for rank 0,
-    which writes on the command's."""
+    which writes on the command's; terminated: whether it was sent SIGTERM on purpose."""
 
     number: int
     process: subprocess.Popen[bytes]
     beats: int
     said: Any
     heard: float = field(default_factory=time.monotonic)
+    terminated: bool = False
 
     def end(self) -> str:
         """What became of a process that is over, for a person."""
@@ -114,6 +115,7 @@ def watch(ranks: Sequence[Rank], silence: float) -> int:
     with selectors.DefaultSelector() as selector:
         for rank in ranks:
             selector.register(rank.beats, selectors.EVENT_READ, rank)
+        now = time.monotonic()
         while True:
             for key, _ in selector.select(timeout=0.05):
                 if os.read(key.fd, 4096):
@@ -121,6 +123,8 @@ def watch(ranks: Sequence[Rank], silence: float) -> int:
                 else:
                     selector.unregister(key.fd)
                     time.sleep(0.05)  # the process is about to be over
+            if ranks[0].terminated and ranks[0].process.poll() == -signal.SIGTERM:
+                return 128 + signal.SIGTERM
             over = [rank for rank in ranks if rank.process.poll() is not None]
             # One that was killed is the cause of what befell the others.
             killed = [rank for rank in over if rank.process.returncode < 0]
@@ -130,7 +134,9 @@ def watch(ranks: Sequence[Rank], silence: float) -> int:
                 return 1
             if ranks[0] in over:
                 return _after_first(ranks)
-            now = time.monotonic()
+            now, before = time.monotonic(), now
+            for rank in ranks:  # while this process was stopped, as by Ctrl-Z, they were too
+                rank.heard += max(0.0, now - before - INTERVAL)
             if silent := [rank for rank in ranks if rank not in over and now - rank.heard > silence]:
                 notice(f"error: rank {silent[0].number} was silent for {silence:g} seconds; all ranks were ended")
                 return 1
@@ -172,18 +178,22 @@ def _started(number: int, command: Sequence[str], environment: dict[str, str]) -
 
 @contextmanager
 def _forwarding(first: Rank) -> Iterator[None]:
-    """Ctrl-C is rank 0's, with whose exit code all end; SIGTERM ends all."""
+    """Ctrl-C and SIGTERM are rank 0's, with whose exit code all end. A terminal sends Ctrl-C to it itself."""
+
+    def interrupt(*_: object) -> None:
+        if not (os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()):
+            first.process.send_signal(signal.SIGINT)
 
     def terminate(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+        first.terminated = True
+        first.process.terminate()
 
-    interrupt = signal.signal(signal.SIGINT, lambda *_: first.process.send_signal(signal.SIGINT))
-    term = signal.signal(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, term)
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
 
 
 def free_addresses(count: int) -> list[list[str]]:

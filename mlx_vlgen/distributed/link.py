@@ -6,10 +6,12 @@ Rank 0 says through the group where it listens, and a secret that those who conn
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,22 @@ class Link:
         shared = mx.distributed.all_sum(array, group=self._group)
         mx.async_eval(shared)
         return shared
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until this is over: what is half sent would leave the other ranks in a sum."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught = list[int]()
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

@@ -7,6 +7,8 @@ So nothing that clocks, users or memory decide can make ranks diverge: they are 
 A forward's header goes by a `Link`; its arrays, the layers' sums and the logits through MLX's group, in one order.
 """
 
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from ..errors import UnsupportedError
 from ..loading.loader import load
 from ..models.base import Embedded, Followed, LayerKind, Model
 from ..models.text import Driver, unwrapped
+from ..notices import notice
 from .followed import CacheLog, Replica
-from .link import Link, RankError
+from .link import Link, RankError, uninterrupted
 from .shard import Group, parameters, shard
 
 
@@ -65,7 +68,7 @@ class Leading(Model):
             "delta": inputs.delta if isinstance(inputs.delta, int | float) else np.array(inputs.delta).tolist(),
             "arrays": [None if array is None else [array.shape, _name(array.dtype)] for array in arrays],
         }
-        with link.lock:
+        with link.lock, uninterrupted():
             try:
                 link.begin()
                 link.send(**header)
@@ -76,19 +79,28 @@ class Leading(Model):
                 link.broken = True
                 if not isinstance(error, Exception):
                     raise
-                raise RankError(f"mlx_vlgen: error: a forward failed on rank 0: {error}") from error
+                message = f"error: a forward failed on rank 0: {error}"
+                if threading.current_thread() is not threading.main_thread():  # which this error does not end
+                    notice(message)
+                    signal.raise_signal(signal.SIGTERM)
+                raise RankError(f"mlx_vlgen: {message}") from error
         return logits
 
 
-def dismiss(model: Model) -> None:
-    """End the other ranks' `follow`. The model computes nothing any more."""
+def dismiss(model: Model) -> bool:
+    """End the other ranks' `follow`, and say whether all went well. The model computes nothing any more."""
     link: Link = model._link
-    with link.lock:
-        if not link.broken:
+    with link.lock, uninterrupted():
+        if link.broken:
+            return False
+        link.broken = True
+        try:
             link.begin()
             link.send(end=True)
             mx.synchronize()
-        link.broken = True
+        except (OSError, RuntimeError):  # one of them is gone
+            return False
+        return True
 
 
 def follow(model: Model, group: Group) -> None:

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 def test_ranks_end_together(
     ranks: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("mlx_vlgen.distributed.launch.PATIENCE", 30.0)  # the machine may be busy
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
     assert launch("stub_rank", [ranks], ranks.count(",") + 1, silence=5 if "stop" in ranks else 30) == code
     out, err = capfd.readouterr()
