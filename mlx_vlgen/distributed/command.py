@@ -28,6 +28,8 @@ def run_ranks(
 
     load = partial(load_part, group=group)
     if group.rank():
+        if isinstance(args.model, list):  # serve's, of which ranks have one
+            [args.model] = args.model
         follow(load_model(args, load)[0], group)
         return 0
     models: list[Any] = []

@@ -57,7 +57,17 @@ def join_group() -> "Group":
         )
     if group.rank():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 ends, and with it the others
+    elif launched():
+        _silence_backend()
     return group
+
+
+def _silence_backend() -> None:
+    """Where a peer is lost, MLX writes ten lines on stderr beside the one that says which it was."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def beat(descriptor: int) -> None:

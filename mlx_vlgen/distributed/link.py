@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
+from .launch import launched
 from .shard import Group
 
 TIMEOUT = 30.0
@@ -76,7 +78,10 @@ class Link:
     def _greet(self, said: bytes) -> bytes:
         """What rank 0 says to all through the group."""
         data = self.share(mx.array(np.frombuffer(said.ljust(GREETING, b"\0"), dtype=np.uint8)))
-        mx.eval(data)  # which lets this process's other threads run, however long it waits
+        try:
+            mx.eval(data)  # which lets this process's other threads run, however long it waits
+        except RuntimeError as error:
+            raise failure(f"a rank was lost: {error}") from error
         return np.array(data).tobytes()
 
     def begin(self) -> None:
@@ -113,6 +118,14 @@ class Link:
         return shared
 
 
+def failure(message: str) -> RankError:
+    """What is to be raised. Where a local rank was lost, the process that watches them says which, and ends this one
+    while it waits here."""
+    if launched():
+        time.sleep(2.0)
+    return RankError(f"mlx_vlgen: error: {message}")
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until this is over: what is half sent would leave the other ranks in a sum."""
@@ -133,7 +146,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         if not (part := connection.recv(size - len(data))):
-            raise RankError("mlx_vlgen: error: the connection between two ranks was lost")
+            raise failure("the connection to another rank was lost")
         data += part
     return bytes(data)
 

@@ -20,9 +20,9 @@ from ..errors import UnsupportedError
 from ..loading.loader import load
 from ..models.base import Embedded, Followed, LayerKind, Model
 from ..models.text import Driver, unwrapped
-from ..notices import notice
+from ..notices import print_stderr
 from .followed import CacheLog, Replica
-from .link import Link, RankError, uninterrupted
+from .link import Link, RankError, failure, uninterrupted
 from .shard import Group, parameters, shard
 
 
@@ -79,11 +79,11 @@ class Leading(Model):
                 link.broken = True
                 if not isinstance(error, Exception):
                     raise
-                message = f"error: a forward failed on rank 0: {error}"
-                if threading.current_thread() is not threading.main_thread():  # which this error does not end
-                    notice(message)
+                raised = failure(f"a forward failed on rank 0: {error}")
+                if threading.current_thread() is not threading.main_thread():  # which does not end with this one
+                    print_stderr(str(raised))
                     signal.raise_signal(signal.SIGTERM)
-                raise RankError(f"mlx_vlgen: {message}") from error
+                raise raised from error
         return logits
 
 
