@@ -17,13 +17,14 @@ import numpy as np
 
 from .._runtime import mx
 from ..errors import UnsupportedError
-from ..loading.loader import load
+from ..loading.loader import assemble
+from ..loading.parts import Parts
 from ..models.base import Embedded, Followed, LayerKind, Model
 from ..models.text import Driver, unwrapped
 from ..notices import print_stderr
 from .followed import CacheLog, Replica
 from .link import Link, RankError, failure, uninterrupted
-from .shard import Group, parameters, shard
+from .shard import Group, Ranks, parameters, shard
 
 
 def load_part(path: str | Path, group: Group, **options: Any) -> tuple[Model, Any]:
@@ -31,15 +32,17 @@ def load_part(path: str | Path, group: Group, **options: Any) -> tuple[Model, An
     others `follow` runs it."""
     if options.get("adapter_path") is not None:
         raise UnsupportedError(f"adapter_path={options['adapter_path']!s:.80}: adapters are not cut yet; use one rank")
-    model, processor = load(path, lazy=True, **options)
-    shard(model, group)
+    loaded = assemble(path, any_thread=True, **options)
+    model = loaded.model
+    shard(model, Ranks(group, Parts(loaded.files, loaded.stored).take))
+    del loaded  # which holds what was cut
     for tensor in parameters(model, group):  # one at a time, see `load`
         mx.eval(tensor)
     if group.rank() == 0:
         kind: Any = type(model)
         model.__class__ = type(kind.__name__, (Leading, kind), {"__module__": kind.__module__})
         model._link = Link(group)
-    return model, processor
+    return model, model.processor
 
 
 class Leading(Model):

@@ -1,12 +1,15 @@
 """A text decoder cut for tensor parallelism (Shoeybi et al. 2019, Megatron-LM, section 3): heads, MLP and vocabulary.
 
 Each rank keeps its part of every layer; what follows is the sum of all parts. Rank 0 alone has the embeddings and what
-encodes media. Weights that are lazy stay so: a cut tensor is read whole, cut and let go, and others are not read.
+encodes media. Of a tensor that is cut as it lies in its file, the part is read; one that was made of several is read
+whole, cut and let go; others are not read.
 """
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from .._runtime import mx, nn, tree_flatten, tree_unflatten
@@ -29,6 +32,17 @@ FORWARDS = (TextModel.forward, VisionLanguageModel.forward, MRopeModel.forward)
 """Those that take of a prompt what `ranks` sends, and nothing else."""
 
 
+@dataclass
+class Ranks:
+    """Those of a group, as this one cuts its part. take: `Parts.take` of the checkpoint."""
+
+    group: Group
+    take: Callable[[mx.array, int, int, int], mx.array]
+
+    def __post_init__(self) -> None:
+        self.rank, self.size = self.group.rank(), self.group.size()
+
+
 def check(model: Model) -> None:
     """UnsupportedError for a model that is not cut."""
     driver = getattr(model, "driver", None)
@@ -40,23 +54,23 @@ def check(model: Model) -> None:
         )
 
 
-def shard(model: Model, group: Group) -> None:
+def shard(model: Model, ranks: Ranks) -> None:
     """Keep of the model's text decoder this rank's part. What the ranks do not divide stays whole, with a notice."""
     check(model)
     _ = model.vocab_size, model.embedding_rows  # remembered before the tables are cut
     decoder = unwrapped(model.text_decoder())
     whole: Counter[str] = Counter()
     for layer in decoder.model.layers:
-        whole.update(_shard_layer(layer, group))
+        whole.update(_shard_layer(layer, ranks))
     if "lm_head" in decoder:
         path = next(path for path, module in model.named_modules() if module is decoder.lm_head)
-        model.update_modules(tree_unflatten([(path, VocabularyPart(decoder.lm_head, group))]))
+        model.update_modules(tree_unflatten([(path, VocabularyPart(decoder.lm_head, ranks))]))
     else:
-        decoder.model.embed_tokens = VocabularyTable(decoder.model.embed_tokens, group)
-    if group.rank() == 0:
+        decoder.model.embed_tokens = VocabularyTable(decoder.model.embed_tokens, ranks)
+    if ranks.rank == 0:
         for part, count in whole.items():
             times = f"{count} times " if count > 1 else ""
-            notice(f"sharding: {times}the {part} is whole on each rank: {group.size()} ranks do not divide it")
+            notice(f"sharding: {times}the {part} is whole on each rank: {ranks.size} ranks do not divide it")
 
 
 def parameters(model: Model, group: Group) -> Iterator[mx.array]:
@@ -71,49 +85,61 @@ def parameters(model: Model, group: Group) -> Iterator[mx.array]:
         yield from (tensor for _, tensor in tree_flatten(part.parameters()))
 
 
-def rows_of(layer: Any, start: int, stop: int, apart: bool = True) -> Any:
-    """A linear layer or embedding table, quantized or not, with so many of its rows only. apart: in memory of their
-    own."""
+def rows_of(layer: Any, start: int, stop: int, ranks: Ranks) -> Any:
+    """A linear layer or embedding table, quantized or not, with so many of its rows only."""
     part = copy.copy(layer)
     for name, tensor in layer.items():
         if isinstance(tensor, mx.array):
-            part[name] = mx.contiguous(tensor[start:stop]) if apart else tensor[start:stop]
+            part[name] = ranks.take(tensor, 0, start, stop)
     return part
 
 
-def part_of(layer: Any, group: Group) -> Any:
+def first_rows(layer: Any, count: int) -> Any:
+    """The same for the first ones, in the layer's memory."""
+    part = copy.copy(layer)
+    for name, tensor in layer.items():
+        if isinstance(tensor, mx.array):
+            part[name] = tensor[:count]
+    return part
+
+
+def part_of(layer: Any, ranks: Ranks) -> Any:
     """This rank's rows of a linear layer."""
-    count = _outputs(layer) // group.size()
-    return rows_of(layer, group.rank() * count, (group.rank() + 1) * count)
+    count = _outputs(layer) // ranks.size
+    return rows_of(layer, ranks.rank * count, (ranks.rank + 1) * count, ranks)
 
 
-def columns_of(layer: Any, group: Group) -> Any:
+def columns_of(layer: Any, ranks: Ranks) -> Any:
     """A linear layer with this rank's part of its inputs; a bias stays as it is."""
     part = copy.copy(layer)
     for name, tensor in layer.items():
         if isinstance(tensor, mx.array) and name != "bias":
-            part[name] = _split(tensor, group, axis=-1)
+            part[name] = _split(tensor, ranks, axis=-1)
     return part
 
 
-def _split(tensor: mx.array, group: Group, axis: int = 0) -> mx.array:
-    return mx.contiguous(mx.split(tensor, group.size(), axis=axis)[group.rank()])
+def _split(tensor: mx.array, ranks: Ranks, axis: int = 0) -> mx.array:
+    count = tensor.shape[axis] // ranks.size
+    return ranks.take(tensor, axis, ranks.rank * count, (ranks.rank + 1) * count)
 
 
-def _split_joined(layer: Any, starts: Sequence[int], group: Group) -> None:
+def _split_joined(layer: Any, starts: Sequence[int], ranks: Ranks) -> None:
     """Keep this rank's rows of each of several layers that are joined to one; all but the first start there."""
     for name, tensor in layer.items():
         if isinstance(tensor, mx.array):
-            parts = mx.split(tensor, list(starts))
-            layer[name] = mx.contiguous(mx.concatenate([_split(part, group) for part in parts]))
+            parts = []
+            for start, stop in pairwise([0, *starts, len(tensor)]):
+                count = (stop - start) // ranks.size
+                parts.append(ranks.take(tensor, 0, start + ranks.rank * count, start + (ranks.rank + 1) * count))
+            layer[name] = mx.concatenate(parts)
 
 
 class SummedLinear(nn.Module):
     """A linear layer whose inputs are cut: each rank multiplies its own, and the products are added."""
 
-    def __init__(self, linear: Any, group: Group):
+    def __init__(self, linear: Any, ranks: Ranks):
         super().__init__()
-        self.linear, self._group = columns_of(linear, group), group
+        self.linear, self._group = columns_of(linear, ranks), ranks.group
         if "bias" in linear:
             self.bias = self.linear.pop("bias")
 
@@ -125,9 +151,9 @@ class SummedLinear(nn.Module):
 class Summed(nn.Module):
     """A mixture of experts that are cut: the ranks' outputs (B, L, d) are added."""
 
-    def __init__(self, mixture: Any, group: Group):
+    def __init__(self, mixture: Any, ranks: Ranks):
         super().__init__()
-        self.mixture, self._group = mixture, group
+        self.mixture, self._group = mixture, ranks.group
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.distributed.all_sum(self.mixture(x), group=self._group)
@@ -136,9 +162,9 @@ class Summed(nn.Module):
 class VocabularyPart(nn.Module):
     """An output layer, of which each rank computes its part of the vocabulary: (..., d) -> (..., V)."""
 
-    def __init__(self, linear: Any, group: Group):
+    def __init__(self, linear: Any, ranks: Ranks):
         super().__init__()
-        self.linear, self._size, self._group = _vocabulary_part(linear, group), _outputs(linear), group
+        self.linear, self._size, self._group = _vocabulary_part(linear, ranks), _outputs(linear), ranks.group
 
     def __call__(self, h: mx.array) -> mx.array:
         return _gather(self.linear(h), self._size, self._group)
@@ -147,10 +173,10 @@ class VocabularyPart(nn.Module):
 class VocabularyTable(nn.Module):
     """Embeddings that are the output layer, too: rank 0 has all of them, the others their part of the vocabulary."""
 
-    def __init__(self, table: Any, group: Group):
+    def __init__(self, table: Any, ranks: Ranks):
         super().__init__()
-        self._size, self._group = _outputs(table), group
-        self.table = table if group.rank() == 0 else _vocabulary_part(table, group)
+        self._size, self._group = _outputs(table), ranks.group
+        self.table = table if ranks.rank == 0 else _vocabulary_part(table, ranks)
 
     def __call__(self, tokens: mx.array) -> mx.array:
         embeds: mx.array = self.table(tokens)
@@ -159,16 +185,16 @@ class VocabularyTable(nn.Module):
     def as_linear(self, h: mx.array) -> mx.array:
         table, group = self.table, self._group
         if group.rank() == 0:
-            table = rows_of(table, 0, -(-self._size // group.size()), apart=False)
+            table = first_rows(table, -(-self._size // group.size()))
         return _gather(table.as_linear(h), self._size, group)
 
 
-def _vocabulary_part(layer: Any, group: Group) -> Any:
+def _vocabulary_part(layer: Any, ranks: Ranks) -> Any:
     """This rank's rows of an output layer. All have equally many: what the last ones lack is filled up with zeros."""
     size = _outputs(layer)
-    count = -(-size // group.size())
-    start, stop = (min(size, (group.rank() + more) * count) for more in (0, 1))
-    part = rows_of(layer, start, stop)
+    count = -(-size // ranks.size)
+    start, stop = (min(size, (ranks.rank + more) * count) for more in (0, 1))
+    part = rows_of(layer, start, stop, ranks)
     for name, tensor in part.items():
         if isinstance(tensor, mx.array):
             part[name] = mx.pad(tensor, [(0, count - len(tensor))] + [(0, 0)] * (tensor.ndim - 1))
@@ -181,25 +207,25 @@ def _gather(part: mx.array, size: int, group: Group) -> mx.array:
     return mx.moveaxis(parts, 0, -2).reshape(*part.shape[:-1], -1)[..., :size]
 
 
-def _shard_layer(layer: Any, group: Group) -> Iterator[str]:
+def _shard_layer(layer: Any, ranks: Ranks) -> Iterator[str]:
     """Cut what can be cut of a layer; gives what cannot."""
     if "linear_attn" in layer:
-        if not _shard_delta_net(layer.linear_attn, group):
+        if not _shard_delta_net(layer.linear_attn, ranks):
             yield f"linear attention of {layer.linear_attn.num_k_heads} heads"
     elif "conv" in layer:
-        if not _shard_conv(layer.conv, group):
+        if not _shard_conv(layer.conv, ranks):
             yield f"convolution of {_inputs(layer.conv.out_proj)} channels"
-    elif not _shard_attention(layer.self_attn, group):
+    elif not _shard_attention(layer.self_attn, ranks):
         heads, pairs = (getattr(layer.self_attn, name) for name in _head_names(layer.self_attn))
         yield f"attention of {heads} heads on {pairs} of keys and values"
     name = "mlp" if "mlp" in layer else "feed_forward"
     mlp = layer[name]
     if "switch_mlp" in mlp:
-        if _shard_experts(mlp, group):
-            layer[name] = Summed(mlp, group)
+        if _shard_experts(mlp, ranks):
+            layer[name] = Summed(mlp, ranks)
         else:
             yield f"MLP of experts of width {_inputs(mlp.switch_mlp.down_proj)}"
-    elif not _shard_mlp(mlp, group):
+    elif not _shard_mlp(mlp, ranks):
         yield f"MLP of width {_inputs(mlp.w2 if 'w2' in mlp else mlp.down_proj)}"
 
 
@@ -211,84 +237,84 @@ def _head_names(attention: Any) -> tuple[str, str]:
     return next(names for names in _HEADS if hasattr(attention, names[0]))
 
 
-def _shard_attention(attention: Any, group: Group) -> bool:
+def _shard_attention(attention: Any, ranks: Ranks) -> bool:
     """Cut by heads, if the ranks divide them; some ranks share those of keys and values where these are fewer."""
-    names, ranks = _head_names(attention), group.size()
+    names, size = _head_names(attention), ranks.size
     heads, pairs = (getattr(attention, name) for name in names)
     last = "o_proj" if "o_proj" in attention else "out_proj"
-    if heads % ranks or (pairs % ranks and ranks % pairs) or not _cuts_inputs(attention[last], ranks):
+    if heads % size or (pairs % size and size % pairs) or not _cuts_inputs(attention[last], size):
         return False
     width = _outputs(attention.k_proj) // pairs
-    count = max(1, pairs // ranks)
-    first = group.rank() * pairs // ranks
-    attention.q_proj = part_of(attention.q_proj, group)
+    count = max(1, pairs // size)
+    first = ranks.rank * pairs // size
+    attention.q_proj = part_of(attention.q_proj, ranks)
     attention.k_proj, attention.v_proj = (
-        rows_of(layer, first * width, (first + count) * width) for layer in (attention.k_proj, attention.v_proj)
+        rows_of(layer, first * width, (first + count) * width, ranks) for layer in (attention.k_proj, attention.v_proj)
     )
-    attention[last] = SummedLinear(attention[last], group)
-    for name, number in zip(names, (heads // ranks, count), strict=True):
+    attention[last] = SummedLinear(attention[last], ranks)
+    for name, number in zip(names, (heads // size, count), strict=True):
         setattr(attention, name, number)
     return True
 
 
-def _shard_delta_net(net: Any, group: Group) -> bool:
+def _shard_delta_net(net: Any, ranks: Ranks) -> bool:
     """Cut a gated delta net by heads, if the ranks divide those of its keys, which those of its values share."""
-    ranks, keys = group.size(), net.key_dim
-    if net.num_k_heads % ranks or not _cuts_inputs(net.out_proj, ranks):
+    size, keys = ranks.size, net.key_dim
+    if net.num_k_heads % size or not _cuts_inputs(net.out_proj, size):
         return False
     for layer in (net.in_proj_qkv, net.conv1d):
-        _split_joined(layer, [keys, 2 * keys], group)
-    net.conv1d.groups //= ranks
+        _split_joined(layer, [keys, 2 * keys], ranks)
+    net.conv1d.groups //= size
     net.in_proj_z, net.in_proj_b, net.in_proj_a = (
-        part_of(layer, group) for layer in (net.in_proj_z, net.in_proj_b, net.in_proj_a)
+        part_of(layer, ranks) for layer in (net.in_proj_z, net.in_proj_b, net.in_proj_a)
     )
-    net.dt_bias, net.A_log = _split(net.dt_bias, group), _split(net.A_log, group)
-    net.out_proj = SummedLinear(net.out_proj, group)
+    net.dt_bias, net.A_log = _split(net.dt_bias, ranks), _split(net.A_log, ranks)
+    net.out_proj = SummedLinear(net.out_proj, ranks)
     for name in ("num_k_heads", "num_v_heads", "key_dim", "value_dim", "conv_dim"):
-        setattr(net, name, getattr(net, name) // ranks)
+        setattr(net, name, getattr(net, name) // size)
     return True
 
 
-def _shard_conv(conv: Any, group: Group) -> bool:
+def _shard_conv(conv: Any, ranks: Ranks) -> bool:
     """Cut LFM2's short convolution by channels, if the ranks divide them."""
     channels = _inputs(conv.out_proj)
-    if not _cuts_inputs(conv.out_proj, group.size()):
+    if not _cuts_inputs(conv.out_proj, ranks.size):
         return False
-    _split_joined(conv.in_proj, [channels, 2 * channels], group)
-    _split_joined(conv.conv, [], group)
-    conv.conv.groups //= group.size()
-    conv.out_proj = SummedLinear(conv.out_proj, group)
+    _split_joined(conv.in_proj, [channels, 2 * channels], ranks)
+    _split_joined(conv.conv, [], ranks)
+    conv.conv.groups //= ranks.size
+    conv.out_proj = SummedLinear(conv.out_proj, ranks)
     conv.args = copy.copy(conv.args)  # which says how wide a state is
-    conv.args.hidden_size = channels // group.size()
+    conv.args.hidden_size = channels // ranks.size
     return True
 
 
-def _shard_mlp(mlp: Any, group: Group) -> bool:
+def _shard_mlp(mlp: Any, ranks: Ranks) -> bool:
     """Cut by its inner width, if the ranks divide that."""
     gate, up, down = ("w1", "w3", "w2") if "w2" in mlp else ("gate_proj", "up_proj", "down_proj")
-    if not _cuts_inputs(mlp[down], group.size()):
+    if not _cuts_inputs(mlp[down], ranks.size):
         return False
     if "gate_up_proj" in mlp:
-        _split_joined(mlp.gate_up_proj, [_inputs(mlp[down])], group)
+        _split_joined(mlp.gate_up_proj, [_inputs(mlp[down])], ranks)
     else:
-        mlp[gate], mlp[up] = part_of(mlp[gate], group), part_of(mlp[up], group)
-    mlp[down] = SummedLinear(mlp[down], group)
+        mlp[gate], mlp[up] = part_of(mlp[gate], ranks), part_of(mlp[up], ranks)
+    mlp[down] = SummedLinear(mlp[down], ranks)
     return True
 
 
-def _shard_experts(mixture: Any, group: Group) -> bool:
+def _shard_experts(mixture: Any, ranks: Ranks) -> bool:
     """Cut each expert by its inner width, if the ranks divide that: all ranks choose the same ones."""
     experts, shared = mixture.switch_mlp, mixture.get("shared_expert", mixture.get("shared_experts"))
     downs = [experts.down_proj] + ([shared.down_proj] if shared else [])
-    if not all(_cuts_inputs(down, group.size()) for down in downs):
+    if not all(_cuts_inputs(down, ranks.size) for down in downs):
         return False
     for layer, axis in ((experts.gate_proj, 1), (experts.up_proj, 1), (experts.down_proj, 2)):
         for name, tensor in layer.items():
             if isinstance(tensor, mx.array):  # (E, out, in)
-                layer[name] = _split(tensor, group, axis)
+                layer[name] = _split(tensor, ranks, axis)
     if shared:
-        shared.gate_proj, shared.up_proj = part_of(shared.gate_proj, group), part_of(shared.up_proj, group)
-        shared.down_proj = columns_of(shared.down_proj, group)
+        shared.gate_proj, shared.up_proj = part_of(shared.gate_proj, ranks), part_of(shared.up_proj, ranks)
+        shared.down_proj = columns_of(shared.down_proj, ranks)
     return True
 
 
