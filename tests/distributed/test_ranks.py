@@ -60,31 +60,35 @@ def run_ranks(count: int, arguments: list[str], folder: Path) -> str:
 @pytest.mark.parametrize(
     ("count", "names"),
     [
-        (2, FAMILIES),
+        (2, ("qwen3_vl",)),
+        pytest.param(2, FAMILIES, marks=pytest.mark.slow, id="2"),
         *(pytest.param(2, OTHERS[start::3], marks=pytest.mark.slow, id=f"others{start}") for start in range(3)),
         pytest.param(3, (*FAMILIES, "gemma3", "qwen3_5_moe"), marks=pytest.mark.slow, id="3"),
-        pytest.param(4, ("llama", "gemma3"), marks=pytest.mark.slow, id="4"),
+        pytest.param(4, (*FAMILIES, "gemma3", "qwen3_moe"), marks=pytest.mark.slow, id="4"),
     ],
 )
 def test_ranks_answer_as_one(count: int, names: Sequence[str], tmp_path: Path) -> None:
     """Three ranks divide no heads of the tiny models, and the vocabulary of none is divided by any number."""
     folders = {name: write_checkpoint(name, "v5", tmp_path / name) for name in names}
-    arguments = [str(part) for pair in folders.items() for part in pair]
+    arguments = [
+        "few" if len(names) == 1 or count == 4 else "all",
+        *(str(part) for pair in folders.items() for part in pair),
+    ]
     assert run_ranks(count, arguments, tmp_path).split() == [*names]
 
 
 @pytest.mark.slow
-def test_generate_answers_as_one(tmp_path: Path) -> None:
-    """The command, with the built-in model, whose heads two ranks do not divide."""
+def test_generate_answers_as_one() -> None:
+    """The command, with the built-in model, whose heads neither two nor four ranks divide."""
     picture = media.DEMO / "pictures" / "shapes.png"
     command = [sys.executable, "-m", "mlx_vlgen.generate", "--model", "demo", "--image", str(picture)]
     environment = os.environ | {"PYTHONPATH": str(WORKER.parents[2])}
     runs = [
         subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=120, check=True)
-        for more in ([], ["--ranks", "2"])
+        for more in ([], ["--ranks", "2"], ["--ranks", "4"])
     ]
-    assert runs[0].stdout == runs[1].stdout
-    assert "attention of 3 heads" in runs[1].stderr
+    assert runs[0].stdout == runs[1].stdout == runs[2].stdout
+    assert "attention of 3 heads" in runs[1].stderr and "MLP" not in runs[1].stderr + runs[2].stderr
 
 
 def test_what_is_not_cut_is_refused() -> None:

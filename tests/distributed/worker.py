@@ -1,4 +1,5 @@
-"""One rank of `test_ranks.py`. Arguments: names of families, each with the folder of its checkpoint.
+"""One rank of `test_ranks.py`. Arguments: "all" rows or a "few", then names of families, each with the folder of its
+checkpoint.
 
 Rank 0 compares its answers with those of the whole model, which it loads too. MLX finds the group by MLX_RANK and
 MLX_HOSTFILE.
@@ -25,8 +26,10 @@ from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
 from mlx_vlgen.models.text import unwrapped
 
 
-def rows_of(family: Family) -> list[Row]:
+def rows_of(family: Family, few: bool) -> list[Row]:
     """Pictures and words that come and go; one is cancelled, one draws, one has a bound."""
+    if few:
+        return [Row(family.asks["words5"], leaves=3), Row(family.asks.get("img1", family.asks["words11"]), joins=2)]
     heard = [ask for ask in family.asks.values() if ask.audios][:1]
     asks = [ask for name, ask in family.asks.items() if name in ("img1", "img_video", "words5", "words11")] + heard
     rows = [Row(ask, joins=2 * place) for place, ask in enumerate(asks)]
@@ -76,9 +79,9 @@ def layer_bytes(model: Any) -> int:
     return sum(tensor.nbytes for layer in layers for _, tensor in tree_flatten(layer.parameters()))
 
 
-def compare(whole: Family, cut: Family, lookahead: bool) -> None:
+def compare(whole: Family, cut: Family, lookahead: bool, few: bool) -> None:
     batch.LOOKAHEAD = lookahead
-    rows, settings = rows_of(whole), {"prefill_step_size": 13, "max_batch_size": 4}
+    rows, settings = rows_of(whole, few), {"prefill_step_size": 13, "max_batch_size": 4}
     for row, ours, theirs in zip(rows, play(cut, rows, **settings), play(whole, rows, **settings), strict=True):
         assert ours.results[-1].error is None, ours.results[-1].error
         assert ours.tokens == theirs.tokens, row
@@ -94,6 +97,7 @@ def compare(whole: Family, cut: Family, lookahead: bool) -> None:
 def main(arguments: list[str]) -> None:
     """Every other family is run as on a GPU, each step before the last one is read."""
     group = mx.distributed.init(strict=True, backend="ring")
+    rows, *arguments = arguments
     for place, (name, folder) in enumerate(zip(arguments[::2], arguments[1::2], strict=True)):
         model, processor = ranks.load_part(folder, group)
         if group.rank():
@@ -102,7 +106,7 @@ def main(arguments: list[str]) -> None:
             whole = Family.load(name, Path(folder))
             share = layer_bytes(model) / layer_bytes(whole.model)
             assert share < 0.6 or group.size() == 3, share  # which divides no heads; norms are whole
-            compare(whole, Family(name, Path(folder), model, processor), place % 2 == 0)
+            compare(whole, Family(name, Path(folder), model, processor), place % 2 == 0, rows == "few")
             ranks.dismiss(model)
             print(name)
 
