@@ -120,7 +120,7 @@ def run_with_model(
 
 
 def on_ranks(args: argparse.Namespace) -> bool:
-    return bool(args.shard) or args.ranks is not None
+    return any(flag is not None for flag in (args.shard, args.ranks, args.hosts))
 
 
 def given_keywords(args: argparse.Namespace) -> dict[str, Any]:

@@ -158,9 +158,10 @@ def add_rank_flags(parser: Parser) -> None:
     group = parser.add_argument_group("several ranks")
     group.add_argument("--shard", choices=("tensor",),
                        help="this is one of mlx.launch's ranks: compute a part of each text layer")  # fmt: skip
-    group.add_argument(
-        "--ranks", type=rank_count, metavar="N", help="start N ranks on this machine, with --shard tensor"
-    )
+    where = group.add_mutually_exclusive_group()
+    where.add_argument("--hosts", metavar="HOSTS",
+                       help="addresses by commas, or mlx.launch's hostfile (.json): start a rank on each")  # fmt: skip
+    where.add_argument("--ranks", type=rank_count, metavar="N", help="start N ranks on this machine")
 
 
 def add_option_groups(parser: Parser, hides_thinking: bool = True) -> None:

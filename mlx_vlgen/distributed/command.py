@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from .launch import join_group, launch, launched
+from .launch import hand_over, join_group, launch, launched
 
 Loaded = tuple[Any, Any]
 
@@ -22,6 +22,8 @@ def run_ranks(
     model."""
     if args.ranks is not None and not launched():
         return launch(module, sys.argv[1:] if arguments is None else arguments, args.ranks)
+    if args.hosts is not None and args.shard is None:
+        hand_over(module, sys.argv[1:] if arguments is None else arguments, args.hosts)
     group = join_group()
 
     from .ranks import dismiss, follow, load_part

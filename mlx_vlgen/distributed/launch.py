@@ -7,6 +7,7 @@ returns 0 whatever happens, and a rank that waits for another in a sum would wai
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import UnsupportedError
 from ..notices import notice
@@ -118,6 +119,18 @@ def launch(module: str, arguments: Sequence[str], count: int, silence: float = S
         ranks = [stack.enter_context(_started(number, command, environment)) for number in range(count)]
         stack.enter_context(_forwarding(ranks[0]))
         return watch(ranks, silence)
+
+
+def hand_over(module: str, arguments: Sequence[str], hosts: str) -> NoReturn:
+    """Become mlx.launch, which starts `python -m module arguments` on hosts: addresses by commas, or its hostfile. Its
+    exit code is 0 whatever happens; each rank says which was lost."""
+    beside = str(Path(sys.executable).parent)
+    program = shutil.which("mlx.launch", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+    if program is None:
+        raise UnsupportedError("--hosts: mlx.launch is not there, which comes with MLX; install mlx anew")
+    flag = "--hostfile" if hosts.endswith(".json") else "--hosts"
+    rank = [sys.executable, "-m", module, "--shard", "tensor", *arguments]
+    os.execv(program, [program, flag, hosts, "--", *rank])
 
 
 def watch(ranks: Sequence[Rank], silence: float) -> int:

@@ -1,18 +1,21 @@
 """What rank 0 says to the others, by a socket to each: a rank that waits there costs nothing. Arrays go through MLX.
 
-Rank 0 says through the group where it listens, and a secret that those who connect have to show.
+Rank 0 says through the group where it listens, and a secret that those who connect have to show. Both ends beat, so
+that a rank which is gone or silent is named: MLX would wait for it forever.
 """
 
 import json
 import os
+import queue
 import secrets
+import select
 import signal
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,15 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx
-from .launch import launched
+from ..notices import notice
+from .launch import INTERVAL, SILENCE, launched
 from .shard import Group
 
 TIMEOUT = 30.0
-"""Seconds that a rank has to connect, and to take what it is sent."""
+"""Seconds that a rank has to connect."""
+
+WAIT = 2.0
+"""Seconds in which it is found out that the cause of an error is another rank, which is lost."""
 
 GREETING = 1024
 """Bytes that say where rank 0 listens."""
@@ -46,10 +53,18 @@ class Link:
         self.lock = threading.Lock()
         self._thread = 0
         self._last: mx.array | None = None
-        self._sockets = list(self._accept() if group.rank() == 0 else self._connect())
+        self._sending = threading.Lock()
+        self._messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._over = False
+        self._sockets = dict(self._accept() if group.rank() == 0 else self._connect())
+        for number, other in self._sockets.items():
+            other.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            other.settimeout(SILENCE)
+            threading.Thread(target=self._hear, args=(number, other), name="mlx_vlgen link", daemon=True).start()
+        threading.Thread(target=self._beat, name="mlx_vlgen beat", daemon=True).start()
 
-    def _accept(self) -> Iterator[socket.socket]:
-        """On rank 0: the other ranks."""
+    def _accept(self) -> Iterator[tuple[int, socket.socket]]:
+        """On rank 0: the other ranks, by number."""
         listener = _listener()
         secret = secrets.token_hex(16)
         host, port = listener.getsockname()[:2]
@@ -60,20 +75,19 @@ class Link:
                 listener.settimeout(TIMEOUT)
                 other, _ = listener.accept()
                 other.settimeout(TIMEOUT)
-                if secrets.compare_digest(_read(other, len(secret)), secret.encode()):
-                    other.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                shown = _read(other, len(secret) + 4)
+                if secrets.compare_digest(shown[4:], secret.encode()):
                     missing -= 1
-                    yield other
+                    yield int.from_bytes(shown[:4], "little"), other
                 else:
                     other.close()
 
-    def _connect(self) -> Iterator[socket.socket]:
+    def _connect(self) -> Iterator[tuple[int, socket.socket]]:
         """On the others: rank 0."""
         host, port, secret = json.loads(self._greet(b"").rstrip(b"\0"))
         first = socket.create_connection((host, port), TIMEOUT)
-        first.sendall(secret.encode())
-        first.settimeout(None)
-        yield first
+        first.sendall(self._group.rank().to_bytes(4, "little") + secret.encode())
+        yield 0, first
 
     def _greet(self, said: bytes) -> bytes:
         """What rank 0 says to all through the group."""
@@ -100,16 +114,57 @@ class Link:
     def send(self, **message: Any) -> None:
         """On rank 0: a message, after the notes."""
         notes = [self.notes.popleft() for _ in range(len(self.notes))]
-        data = json.dumps(message | {"notes": notes}).encode()
-        for other in self._sockets:
-            other.sendall(len(data).to_bytes(4, "little") + data)
+        self._over = "end" in message
+        self._send(message | {"notes": notes})
+
+    def _send(self, message: dict[str, Any] | None) -> None:
+        data = b"" if message is None else json.dumps(message).encode()
+        with self._sending:
+            for other in self._sockets.values():
+                other.sendall(len(data).to_bytes(4, "little") + data)
 
     def receive(self) -> dict[str, Any]:
         """On the others: the next message, once it comes."""
-        [first] = self._sockets
-        size = int.from_bytes(_read(first, 4), "little")
-        message: dict[str, Any] = json.loads(_read(first, size))
-        return message
+        return self._messages.get()
+
+    def _beat(self) -> None:
+        with suppress(OSError):  # who hears says that it is gone
+            while not self._over:
+                self._send(None)
+                time.sleep(INTERVAL)
+
+    def _hear(self, number: int, other: socket.socket) -> None:
+        """All that comes from a rank."""
+        quiet = 0  # intervals; one in which this process was stopped, as by Ctrl-Z, counts as one
+        try:
+            while not self._over:
+                if not select.select([other], [], [], INTERVAL)[0]:
+                    quiet += 1
+                    if quiet * INTERVAL >= SILENCE:
+                        self._end(f"rank {number} was silent for {SILENCE:g} seconds")
+                    continue
+                quiet = 0
+                if size := int.from_bytes(_read(other, 4), "little"):
+                    message = json.loads(_read(other, size))
+                    self._over = "end" in message
+                    if "lost" in message:
+                        self._end(message["lost"])
+                    self._messages.put(message)
+        except OSError:
+            self._end(f"rank {number} is gone")
+
+    def _end(self, why: str) -> None:
+        """End this process, and tell the others why. The one that watches local ranks says it before."""
+        if self._over:
+            return
+        if self._group.rank() == 0:
+            with suppress(OSError):
+                self._send({"lost": why})
+        if launched():
+            time.sleep(WAIT)
+        else:
+            notice(f"error: {why}; rank {self._group.rank()} ends")
+        os._exit(1)
 
     def share(self, array: mx.array) -> mx.array:
         """Rank 0's array, where the others give zeros. It is under way: the order of sums is that of these calls."""
@@ -119,10 +174,8 @@ class Link:
 
 
 def failure(message: str) -> RankError:
-    """What is to be raised. Where a local rank was lost, the process that watches them says which, and ends this one
-    while it waits here."""
-    if launched():
-        time.sleep(2.0)
+    """What is to be raised. Where the cause is a rank that is lost, this process is ended while it waits here."""
+    time.sleep(WAIT)
     return RankError(f"mlx_vlgen: error: {message}")
 
 
@@ -146,7 +199,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         if not (part := connection.recv(size - len(data))):
-            raise failure("the connection to another rank was lost")
+            raise ConnectionError("closed")
         data += part
     return bytes(data)
 

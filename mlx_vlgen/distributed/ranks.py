@@ -123,8 +123,11 @@ def follow(model: Model, group: Group) -> None:
         tokens = mx.zeros(arrays[0].shape[:2], mx.int32)
         inputs = _embedded(arrays, tokens, mx.array(delta) if isinstance(delta, list) else delta)
         cache = replica.caches[message["cache"]]
-        logits = model.forward(inputs, cache, None if at is None else mx.array(at))
-        link.launch(logits, [layer.state for layer in cache])
+        try:
+            logits = model.forward(inputs, cache, None if at is None else mx.array(at))
+            link.launch(logits, [layer.state for layer in cache])
+        except Exception as error:
+            raise failure(f"a forward failed on rank {group.rank()}: {error}") from error
 
 
 def _embedded(arrays: Sequence[Any], tokens: mx.array, delta: float | mx.array) -> Embedded:
