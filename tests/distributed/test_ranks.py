@@ -5,30 +5,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from parity import media
+from parity import expected, media
 from parity.layouts import write_checkpoint
+from parity.sharding import CUT, FIRST, OTHERS
 
+import mlx_vlgen
 from mlx_vlgen.distributed.launch import free_addresses
 from mlx_vlgen.distributed.shard import check
 from mlx_vlgen.errors import UnsupportedError
 from mlx_vlgen.models.text import TextModel
 
 WORKER = Path(__file__).with_name("worker.py")
-FAMILIES = ("llama", "qwen3_vl")
-OTHERS = (
-    "aya_vision", "cohere2_vision", "fast_vlm", "gemma3", "gemma3_text", "glm46v", "glm46v_moe", "glm4v", "glm4v_moe",
-    "glm_ocr", "granite4_vision", "idefics2", "idefics3", "internvl", "internvl_internlm2", "internvl_qwen3", "lfm2",
-    "lfm2_vl", "lighton_ocr", "llava", "llava_next", "llava_onevision", "minicpmv4_6", "minicpmv4_7", "ministral3",
-    "mistral3", "ovis2", "paddleocr_vl", "paligemma", "paligemma2", "pixtral", "qwen2", "qwen2_5_omni", "qwen2_5_vl",
-    "qwen2_audio", "qwen2_vl", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_moe", "qwen3_omni_moe",
-    "qwen3_vl_moe", "smolvlm", "voxtral",
-)  # fmt: skip
-"""Those whose decoder is cut in the same way."""
 
 
 def run_ranks(count: int, arguments: list[str], folder: Path) -> str:
@@ -61,10 +54,10 @@ def run_ranks(count: int, arguments: list[str], folder: Path) -> str:
     ("count", "names"),
     [
         (2, ("qwen3_vl",)),
-        pytest.param(2, FAMILIES, marks=pytest.mark.slow, id="2"),
+        pytest.param(2, FIRST, marks=pytest.mark.slow, id="2"),
         *(pytest.param(2, OTHERS[start::3], marks=pytest.mark.slow, id=f"others{start}") for start in range(3)),
-        pytest.param(3, (*FAMILIES, "gemma3", "qwen3_5_moe"), marks=pytest.mark.slow, id="3"),
-        pytest.param(4, (*FAMILIES, "gemma3", "qwen3_moe"), marks=pytest.mark.slow, id="4"),
+        pytest.param(3, (*FIRST, "gemma3", "qwen3_5_moe"), marks=pytest.mark.slow, id="3"),
+        pytest.param(4, (*FIRST, "gemma3", "qwen3_moe"), marks=pytest.mark.slow, id="4"),
     ],
 )
 def test_ranks_answer_as_one(count: int, names: Sequence[str], tmp_path: Path) -> None:
@@ -95,3 +88,14 @@ def test_what_is_not_cut_is_refused() -> None:
     other: Any = SimpleNamespace(config={"model_type": "olmo"}, forward=TextModel.forward)
     with pytest.raises(UnsupportedError, match=r"olmo .* runs on one rank only"):
         check(other)
+
+
+@pytest.mark.slow
+def test_all_that_is_not_refused_is_compared(tmp_path: Path) -> None:
+    cut = set()
+    for name in set(expected.families()) - {"demo"}:
+        model, _ = mlx_vlgen.load(write_checkpoint(name, "v5", tmp_path / name), lazy=True)
+        with suppress(UnsupportedError):
+            check(model)
+            cut.add(name)
+    assert cut == {*CUT}
