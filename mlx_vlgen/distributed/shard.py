@@ -23,8 +23,9 @@ from ..notices import notice
 Group = mx.distributed.Group
 
 DECODERS = (
-    "cohere2", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "glm4_moe", "granite", "lfm2", "llama",
-    "ministral3", "mistral", "qwen2", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
+    "cohere2", "deepseek", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "glm4_moe", "granite", "lfm2", "lfm3",
+    "llama", "llama4_text", "ministral3", "mistral", "molmo2_text", "qwen2", "qwen3", "qwen3_5", "qwen3_5_moe",
+    "qwen3_moe",
 )  # fmt: skip
 """Text decoders, by `model_type`, of which the tests compare cut ones with whole ones."""
 
@@ -220,27 +221,38 @@ def _shard_layer(layer: Any, ranks: Ranks) -> Iterator[str]:
         yield f"attention of {heads} heads on {pairs} of keys and values"
     name = "mlp" if "mlp" in layer else "feed_forward"
     mlp = layer[name]
-    if "switch_mlp" in mlp:
-        if _shard_experts(mlp, ranks):
+    if experts := mlp.get("switch_mlp", mlp.get("experts")):
+        width = _inputs(experts.down_proj)
+        if _shard_experts(mlp, experts, ranks):
             layer[name] = Summed(mlp, ranks)
         else:
-            yield f"MLP of experts of width {_inputs(mlp.switch_mlp.down_proj)}"
-    elif not _shard_mlp(mlp, ranks):
-        yield f"MLP of width {_inputs(mlp.w2 if 'w2' in mlp else mlp.down_proj)}"
+            yield f"MLP of experts of width {width}"
+    else:
+        gate, up, down = next(names for names in _MLPS if all(name in mlp for name in names))
+        if not _shard_mlp(mlp, gate, up, down, ranks):
+            yield f"MLP of width {_inputs(mlp[down])}"
 
 
-_HEADS = (("n_heads", "n_kv_heads"), ("heads", "kv_heads"), ("num_attention_heads", "num_key_value_heads"))
+_HEADS = (
+    ("n_heads", "n_kv_heads"),
+    ("heads", "kv_heads"),
+    ("heads", "groups"),
+    ("num_attention_heads", "num_key_value_heads"),
+    ("num_attention_heads", "num_kv_heads"),
+)
 """What attention modules call the numbers of their heads."""
 
 
 def _head_names(attention: Any) -> tuple[str, str]:
-    return next(names for names in _HEADS if hasattr(attention, names[0]))
+    return next(names for names in _HEADS if all(hasattr(attention, name) for name in names))
 
 
 def _shard_attention(attention: Any, ranks: Ranks) -> bool:
     """Cut by heads, if the ranks divide them; some ranks share those of keys and values where these are fewer."""
     names, size = _head_names(attention), ranks.size
     heads, pairs = (getattr(attention, name) for name in names)
+    if "att_proj" in attention:
+        return _shard_joined_attention(attention, heads, pairs, ranks)
     last = "o_proj" if "o_proj" in attention else "out_proj"
     if heads % size or (pairs % size and size % pairs) or not _cuts_inputs(attention[last], size):
         return False
@@ -251,9 +263,25 @@ def _shard_attention(attention: Any, ranks: Ranks) -> bool:
     attention.k_proj, attention.v_proj = (
         rows_of(layer, first * width, (first + count) * width, ranks) for layer in (attention.k_proj, attention.v_proj)
     )
+    if "gate_proj" in attention:  # LFM3's, of each head
+        attention.gate_proj = part_of(attention.gate_proj, ranks)
     attention[last] = SummedLinear(attention[last], ranks)
     for name, number in zip(names, (heads // size, count), strict=True):
         setattr(attention, name, number)
+    return True
+
+
+def _shard_joined_attention(attention: Any, heads: int, pairs: int, ranks: Ranks) -> bool:
+    """Cut Molmo 2's, if the ranks divide all heads and none is normalised with the others."""
+    size = ranks.size
+    if heads % size or pairs % size or not attention.per_head or not _cuts_inputs(attention.attn_out, size):
+        return False
+    width = _outputs(attention.att_proj) // (heads + 2 * pairs)
+    ends = heads * width, (heads + pairs) * width
+    _split_joined(attention.att_proj, ends, ranks)
+    attention.attn_out = SummedLinear(attention.attn_out, ranks)
+    attention.heads, attention.groups = heads // size, pairs // size
+    attention._ends = ends[0] // size, ends[1] // size
     return True
 
 
@@ -284,27 +312,35 @@ def _shard_conv(conv: Any, ranks: Ranks) -> bool:
     _split_joined(conv.conv, [], ranks)
     conv.conv.groups //= ranks.size
     conv.out_proj = SummedLinear(conv.out_proj, ranks)
-    conv.args = copy.copy(conv.args)  # which says how wide a state is
-    conv.args.hidden_size = channels // ranks.size
+    conv.args = copy.copy(conv.args)  # which says how wide a state is, and may be frozen
+    object.__setattr__(conv.args, "hidden_size", channels // ranks.size)
     return True
 
 
-def _shard_mlp(mlp: Any, ranks: Ranks) -> bool:
+_MLPS = (
+    ("gate_proj", "up_proj", "down_proj"),
+    ("w1", "w3", "w2"),
+    ("gate_up_proj", "gate_up_proj", "down_proj"),
+    ("ff_proj", "ff_proj", "ff_out"),
+)
+"""What MLPs call their layers, the first two of which may be one."""
+
+
+def _shard_mlp(mlp: Any, gate: str, up: str, down: str, ranks: Ranks) -> bool:
     """Cut by its inner width, if the ranks divide that."""
-    gate, up, down = ("w1", "w3", "w2") if "w2" in mlp else ("gate_proj", "up_proj", "down_proj")
     if not _cuts_inputs(mlp[down], ranks.size):
         return False
-    if "gate_up_proj" in mlp:
-        _split_joined(mlp.gate_up_proj, [_inputs(mlp[down])], ranks)
+    if gate == up:
+        _split_joined(mlp[gate], [_inputs(mlp[down])], ranks)
     else:
         mlp[gate], mlp[up] = part_of(mlp[gate], ranks), part_of(mlp[up], ranks)
     mlp[down] = SummedLinear(mlp[down], ranks)
     return True
 
 
-def _shard_experts(mixture: Any, ranks: Ranks) -> bool:
+def _shard_experts(mixture: Any, experts: Any, ranks: Ranks) -> bool:
     """Cut each expert by its inner width, if the ranks divide that: all ranks choose the same ones."""
-    experts, shared = mixture.switch_mlp, mixture.get("shared_expert", mixture.get("shared_experts"))
+    shared = mixture.get("shared_expert", mixture.get("shared_experts"))
     downs = [experts.down_proj] + ([shared.down_proj] if shared else [])
     if not all(_cuts_inputs(down, ranks.size) for down in downs):
         return False

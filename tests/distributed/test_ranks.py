@@ -24,7 +24,7 @@ from mlx_vlgen.models.text import TextModel
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def run_ranks(count: int, arguments: list[str], folder: Path) -> str:
+def run_ranks(count: int, arguments: list[str], folder: Path, program: Path = WORKER, seconds: float = 300) -> str:
     """What rank 0 prints; fails where a rank does."""
     hosts = folder / "hosts.json"
     hosts.write_text(json.dumps(free_addresses(count)), encoding="utf-8")
@@ -33,7 +33,7 @@ def run_ranks(count: int, arguments: list[str], folder: Path) -> str:
                                 "MLX_VLGEN_BLAS": "off"}  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), *arguments],
+            [sys.executable, str(program), *arguments],
             env=environment | {"MLX_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -42,7 +42,7 @@ def run_ranks(count: int, arguments: list[str], folder: Path) -> str:
         for rank in range(count)
     ]
     try:
-        printed = [process.communicate(timeout=300) for process in processes]
+        printed = [process.communicate(timeout=seconds) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -68,6 +68,15 @@ def test_ranks_answer_as_one(count: int, names: Sequence[str], tmp_path: Path) -
         *(str(part) for pair in folders.items() for part in pair),
     ]
     assert run_ranks(count, arguments, tmp_path).split() == [*names]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_mixes(tmp_path: Path) -> None:
+    """200 random ones: no row is unlike, and no rank waits for another that is through."""
+    folders = {name: write_checkpoint(name, "v5", tmp_path / name) for name in ("qwen3_vl", "qwen3")}
+    arguments = ["qwen3_vl", str(folders["qwen3_vl"]), "200", str(folders["qwen3"])]
+    assert run_ranks(2, arguments, tmp_path, WORKER.with_name("mixes.py"), seconds=1700) == "200\n"
 
 
 @pytest.mark.slow

@@ -105,7 +105,8 @@ def main(arguments: list[str]) -> None:
         else:
             whole = Family.load(name, Path(folder))
             share = layer_bytes(model) / layer_bytes(whole.model)
-            assert share < 0.6 or group.size() == 3, share  # which divides no heads; norms are whole
+            # Norms are whole. Three ranks divide no heads, and Molmo 2 O normalises all heads together.
+            assert share < 0.6 or group.size() == 3 or name == "molmo2_o", share
             compare(whole, Family(name, Path(folder), model, processor), place % 2 == 0, rows == "few")
             ranks.dismiss(model)
             print(name)
