@@ -69,6 +69,7 @@ class Leading(Model):
             "cache": log.number,
             "at": None if at is None else np.array(at).tolist(),
             "delta": inputs.delta if isinstance(inputs.delta, int | float) else np.array(inputs.delta).tolist(),
+            "types": None if inputs.token_types is None else inputs.token_types.tolist(),
             "arrays": [None if array is None else [array.shape, _name(array.dtype)] for array in arrays],
         }
         with link.lock, uninterrupted():
@@ -76,7 +77,9 @@ class Leading(Model):
                 link.begin()
                 link.send(**header)
                 shared = [None if array is None else link.share(array) for array in arrays]
-                logits = super().forward(_embedded(shared, inputs.tokens, inputs.delta), cache[:-1], at)
+                logits = super().forward(
+                    _embedded(shared, inputs.tokens, inputs.delta, header["types"]), cache[:-1], at
+                )
                 link.launch(logits)
             except BaseException as error:
                 link.broken = True
@@ -121,7 +124,8 @@ def follow(model: Model, group: Group) -> None:
         ]
         delta, at = message["delta"], message["at"]
         tokens = mx.zeros(arrays[0].shape[:2], mx.int32)
-        inputs = _embedded(arrays, tokens, mx.array(delta) if isinstance(delta, list) else delta)
+        delta = mx.array(delta) if isinstance(delta, list) else delta
+        inputs = _embedded(arrays, tokens, delta, message["types"])
         cache = replica.caches[message["cache"]]
         try:
             logits = model.forward(inputs, cache, None if at is None else mx.array(at))
@@ -130,11 +134,12 @@ def follow(model: Model, group: Group) -> None:
             raise failure(f"a forward failed on rank {group.rank()}: {error}") from error
 
 
-def _embedded(arrays: Sequence[Any], tokens: mx.array, delta: float | mx.array) -> Embedded:
+def _embedded(arrays: Sequence[Any], tokens: mx.array, delta: float | mx.array, types: Any) -> Embedded:
     """What the ranks compute with. arrays: embeds, positions, two_way and the deepstack layers. tokens: zeros but on
-    rank 0, for nobody reads them beside the embeddings."""
+    rank 0, for nobody reads them beside the embeddings. types: `Embedded.token_types` as lists."""
     embeds, positions, two_way, *deepstack = arrays
-    return Embedded(tokens, embeds, positions, delta, deepstack, two_way)
+    token_types = None if types is None else np.array(types, np.int32)
+    return Embedded(tokens, embeds, positions, delta, deepstack, two_way, token_types)
 
 
 def _name(dtype: mx.Dtype) -> str:

@@ -15,21 +15,22 @@ from typing import Any
 from .._runtime import mx, nn, tree_flatten, tree_unflatten
 from ..errors import UnsupportedError
 from ..models.base import Model
-from ..models.mrope import MRopeModel
-from ..models.text import TextModel, unwrapped
-from ..models.vision_language import VisionLanguageModel
+from ..models.text import unwrapped
 from ..notices import notice
 
 Group = mx.distributed.Group
 
 DECODERS = (
-    "cohere2", "deepseek", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "glm4_moe", "granite", "lfm2", "lfm3",
-    "llama", "llama4_text", "ministral3", "mistral", "molmo2_text", "qwen2", "qwen3", "qwen3_5", "qwen3_5_moe",
-    "qwen3_moe",
+    "cohere2", "deepseek", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "glm4_moe", "granite",
+    "hunyuan_vl_text", "lfm2", "lfm3", "llama", "llama4_text", "ministral3", "mistral", "molmo2_text", "qwen2",
+    "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
 )  # fmt: skip
 """Text decoders, by `model_type`, of which the tests compare cut ones with whole ones."""
 
-FORWARDS = (TextModel.forward, VisionLanguageModel.forward, MRopeModel.forward)
+FORWARDS = (
+    "TextModel.forward", "VisionLanguageModel.forward", "MRopeModel.forward", "HunyuanVL.forward",
+    "Ernie4_5VLMoe.forward",
+)  # fmt: skip
 """Those that take of a prompt what `ranks` sends, and nothing else."""
 
 
@@ -48,7 +49,7 @@ def check(model: Model) -> None:
     """UnsupportedError for a model that is not cut."""
     driver = getattr(model, "driver", None)
     decoder = driver.arguments["model_type"] if driver else model.config["model_type"]
-    if decoder not in DECODERS or getattr(type(model), "forward", None) not in FORWARDS:
+    if decoder not in DECODERS or type(model).forward.__qualname__ not in FORWARDS:
         raise UnsupportedError(
             f"shard: {model.config['model_type']} (its text decoder is {decoder}) runs on one rank only; leave shard "
             "and ranks out"
@@ -150,14 +151,12 @@ class SummedLinear(nn.Module):
 
 
 class Summed(nn.Module):
-    """A mixture of experts that are cut: the ranks' outputs (B, L, d) are added."""
+    """What a mixture of experts that are cut becomes beside its class: the ranks' outputs (B, L, d) are added."""
 
-    def __init__(self, mixture: Any, ranks: Ranks):
-        super().__init__()
-        self.mixture, self._group = mixture, ranks.group
+    _group: Group
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return mx.distributed.all_sum(self.mixture(x), group=self._group)
+    def __call__(self, *arguments: Any) -> mx.array:
+        return mx.distributed.all_sum(super().__call__(*arguments), group=self._group)
 
 
 class VocabularyPart(nn.Module):
@@ -221,12 +220,9 @@ def _shard_layer(layer: Any, ranks: Ranks) -> Iterator[str]:
         yield f"attention of {heads} heads on {pairs} of keys and values"
     name = "mlp" if "mlp" in layer else "feed_forward"
     mlp = layer[name]
-    if experts := mlp.get("switch_mlp", mlp.get("experts")):
-        width = _inputs(experts.down_proj)
-        if _shard_experts(mlp, experts, ranks):
-            layer[name] = Summed(mlp, ranks)
-        else:
-            yield f"MLP of experts of width {width}"
+    if experts := [mlp[part] for part in ("switch_mlp", "switch_mlp_1", "experts") if part in mlp]:
+        if not _shard_experts(mlp, experts, ranks):
+            yield f"MLP of experts of width {_inputs(experts[0].down_proj)}"
     else:
         gate, up, down = next(names for names in _MLPS if all(name in mlp for name in names))
         if not _shard_mlp(mlp, gate, up, down, ranks):
@@ -338,19 +334,24 @@ def _shard_mlp(mlp: Any, gate: str, up: str, down: str, ranks: Ranks) -> bool:
     return True
 
 
-def _shard_experts(mixture: Any, experts: Any, ranks: Ranks) -> bool:
-    """Cut each expert by its inner width, if the ranks divide that: all ranks choose the same ones."""
+def _shard_experts(mixture: Any, experts: Sequence[Any], ranks: Ranks) -> bool:
+    """Cut each expert by its inner width, if the ranks divide that: all ranks choose the same ones. experts: one or
+    several modules, each of all experts of a kind."""
     shared = mixture.get("shared_expert", mixture.get("shared_experts"))
-    downs = [experts.down_proj] + ([shared.down_proj] if shared else [])
+    downs = [part.down_proj for part in (*experts, shared) if part]
     if not all(_cuts_inputs(down, ranks.size) for down in downs):
         return False
-    for layer, axis in ((experts.gate_proj, 1), (experts.up_proj, 1), (experts.down_proj, 2)):
-        for name, tensor in layer.items():
-            if isinstance(tensor, mx.array):  # (E, out, in)
-                layer[name] = _split(tensor, ranks, axis)
+    for part in experts:
+        for layer, axis in ((part.gate_proj, 1), (part.up_proj, 1), (part.down_proj, 2)):
+            for name, tensor in layer.items():
+                if isinstance(tensor, mx.array):  # (E, out, in)
+                    layer[name] = _split(tensor, ranks, axis)
     if shared:
         shared.gate_proj, shared.up_proj = part_of(shared.gate_proj, ranks), part_of(shared.up_proj, ranks)
         shared.down_proj = columns_of(shared.down_proj, ranks)
+    kind = type(mixture)
+    mixture.__class__ = type(kind.__name__, (Summed, kind), {"__module__": kind.__module__})
+    mixture._group = ranks.group
     return True
 
 
