@@ -5,7 +5,7 @@ if __name__ == "__main__":  # before the imports below: --help is instant, Ctrl-
 
     run("main_chat")
 
-import gc
+import argparse
 import io
 import json
 import os
@@ -32,9 +32,9 @@ from .chat_lines import (
     setting,
     split_paths,
 )
-from .cli import TRACEBACK_VARIABLE, check_files, check_keywords, usage_error
+from .cli import TRACEBACK_VARIABLE, LoadModel, check_files, check_keywords, on_ranks, run_with_model, usage_error
 from .conversation import Conversation, say
-from .entry import interruptible, staying
+from .entry import staying
 from .errors import VlgenError, one_line, printable
 from .flags import Parser
 from .inputs.kinds import KINDS
@@ -62,13 +62,20 @@ def run_chat(parser: Parser, arguments: Sequence[str] | None) -> int:
     if args.json and not piped:
         parser.error("--json is for a pipe; here questions come from the terminal")
     check_files([*args.image, *args.video, *args.audio])
-    chat = Chat(args, None if piped else open_line(state_folder() / "history"))
+    if args.resume is not None:
+        if not args.resume and not kept_talks():
+            raise SessionError("--resume: there is no talk to go on with yet")
+        args.resume = Path(args.resume or kept_talks()[0])
+        args.model = read_talk(args.resume)[0].model if args.model is None else args.model
+    return run_with_model("chat", args, arguments, lambda load: converse(args, settings, load))
+
+
+def converse(args: argparse.Namespace, settings: dict[str, Any], load: LoadModel) -> int:
+    piped = not sys.stdin.isatty()
+    chat = Chat(args, None if piped else open_line(state_folder() / "history"), load)
     with rewriting_notices(partial(_once, set())), closing(chat):
         if args.resume is not None:
-            if not args.resume and not kept_talks():
-                raise SessionError("--resume: there is no talk to go on with yet")
-            chat.open(Path(args.resume or kept_talks()[0]))
-            args.model = chat.session.model if args.model is None else args.model
+            chat.open(args.resume)
         chat.load()
         if args.system is not None:
             chat.change({"event": "system", "value": args.system or None})
@@ -374,17 +381,9 @@ class Chat(Conversation):
         if not argument:
             say(self.args.model)
             return
-        before = self.args.model, self.args.adapter_path, self.args.revision
-        self.model = self.processor = None  # there may not be memory for two
-        gc.collect()
-        self.args.model, self.args.adapter_path, self.args.revision = argument, None, None
-        try:
-            with interruptible():
-                self.load()
-        except BaseException:
-            self.args.model, self.args.adapter_path, self.args.revision = before
-            self.load()
-            raise
+        if on_ranks(self.args):
+            raise LineError("/model: several ranks have one model; leave, and begin again with --model")
+        self.change_model(argument)
         say(f"{argument} goes on with the talk")
 
     def do_help(self, argument: str) -> None:

@@ -1,6 +1,7 @@
 """A conversation with a model: its session, that session's file and media, and how a question is answered."""
 
 import argparse
+import gc
 import os
 import time
 from contextlib import closing, nullcontext
@@ -10,7 +11,7 @@ from typing import Any
 
 from .chat_lines import DEFAULTS, REMEDIES, context_warning, media_name, split_paths, status_line
 from .chat_media import MediaStore
-from .cli import load_model
+from .cli import LoadModel, on_ranks
 from .entry import interruptible
 from .errors import PromptError, VlgenError, printable
 from .notices import on_terminal, print_stderr, print_wrapped
@@ -30,8 +31,8 @@ def say(text: str, faint: bool = False) -> None:
 class Conversation:
     """args: the command's; line: None in a pipe. A question without its answer is never part of the session."""
 
-    def __init__(self, args: argparse.Namespace, line: Line | None):
-        self.args, self.line = args, line
+    def __init__(self, args: argparse.Namespace, line: Line | None, load_model: LoadModel):
+        self.args, self.line, self._load_model = args, line, load_model
         self.session = Session()
         self.journal: Journal | None = None
         self.media = MediaStore()
@@ -114,7 +115,7 @@ class Conversation:
         screen = self._screen()
         screen.wait("loading the model")
         try:
-            self.model, self.processor = load_model(self.args)
+            self.model, self.processor = self._load_model(self.args)
         finally:
             screen.finish()
         if self.session.model != self.args.model:
@@ -122,6 +123,20 @@ class Conversation:
         parts = [part for turn in self.session.turns for part in turn.media] + [*self.session.pending]
         if kinds := {part["type"] for part in parts} - set(self.processor.placeholders):
             say(f"{self.processor.unsupported(min(kinds))}: /clear begins anew, /model NAME takes another model")
+
+    def change_model(self, name: str) -> None:
+        """Load another model in the place of this one, which stays where that fails."""
+        before = self.args.model, self.args.adapter_path, self.args.revision
+        self.model = self.processor = None  # there may not be memory for two
+        gc.collect()
+        self.args.model, self.args.adapter_path, self.args.revision = name, None, None
+        try:
+            with interruptible():
+                self.load()
+        except BaseException:
+            self.args.model, self.args.adapter_path, self.args.revision = before
+            self.load()
+            raise
 
     def _draft_model(self) -> dict[str, Any]:
         """The model that guesses, loaded once."""
@@ -194,7 +209,8 @@ class Conversation:
             screen.wait(f"reading the prompt, {done:,} of {total:,} tokens")
 
         if self._prefixes is None and not self.args.no_reuse:  # on disk for --resume, but not of questions from a pipe
-            self._prefixes = cache_on_disk(default_folder() if on_line or self.args.resume is not None else None)
+            on_disk = (on_line or self.args.resume is not None) and not on_ranks(self.args)
+            self._prefixes = cache_on_disk(default_folder() if on_disk else None)
         keywords = {**DEFAULTS, **self.session.settings, "prompt_progress_callback": progress}
         keywords |= {"prompt_cache": self._prefixes}
         try:

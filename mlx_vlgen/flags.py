@@ -96,6 +96,7 @@ def generate_parser(program: str) -> Parser:
                       help="draw the boxes and points that the answer names on the first picture, into a new "
                       ".png, .jpg or .webp")  # fmt: skip
     add_model_flags(parser)
+    add_rank_flags(parser)
     add_option_groups(parser)
     parser.add_argument("--verbose", action="store_true", help="print the prompt and statistics on stderr")
     return parser
@@ -127,6 +128,7 @@ def chat_parser(program: str) -> Parser:
     inputs.add_argument("--no-reuse", action="store_true", help="compute the whole talk again at each question")
     inputs.add_argument("--json", action="store_true", help="with stdin not a terminal: each answer as a JSON object")
     add_model_flags(parser)
+    add_rank_flags(parser)
     add_option_groups(parser)
     return parser
 
@@ -151,6 +153,22 @@ def add_model_flags(parser: Parser, many: bool = False) -> None:
     model.add_argument("--quantize", type=int, metavar="BITS", help="quantize a float checkpoint as it loads")
     model.add_argument("--no-fallback", action="store_true",
                        help="fail where the default model cannot be loaded; do not use the built-in one")  # fmt: skip
+
+
+def rank_count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, at least 2")
+    return int(text)
+
+
+def add_rank_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("several ranks")
+    group.add_argument("--shard", choices=("tensor",),
+                       help="this is one of mlx.launch's ranks: compute a part of each text layer")  # fmt: skip
+    where = group.add_mutually_exclusive_group()
+    where.add_argument("--hosts", metavar="HOSTS",
+                       help="addresses by commas, or mlx.launch's hostfile (.json): start a rank on each")  # fmt: skip
+    where.add_argument("--ranks", type=rank_count, metavar="N", help="start N ranks on this machine")
 
 
 def add_option_groups(parser: Parser, hides_thinking: bool = True) -> None:
@@ -222,6 +240,7 @@ def batch_parser(program: str) -> Parser:
                        help="ask rows again whose request or file has changed since")  # fmt: skip
     again.add_argument("--allow-errors", action="store_true", help="exit with 0 though rows failed")
     add_model_flags(parser)
+    add_rank_flags(parser)
     add_option_groups(parser, hides_thinking=False)
     batch = parser.add_argument_group("the batch")
     batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",
@@ -256,6 +275,7 @@ def serve_parser(program: str) -> Parser:
                        help="another name that this server is reached by; may be repeated")  # fmt: skip
     where.add_argument("--media-path", metavar="DIR", help="messages may name files below this folder")
     add_model_flags(parser, many=True)
+    add_rank_flags(parser)
     bounds = parser.add_argument_group("bounds")
     bounds.add_argument("--max-batch-size", type=int, default=32, metavar="N",
                         help="answers that run together (default: 32)")  # fmt: skip

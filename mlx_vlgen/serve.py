@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .cli import on_ranks
 from .engine.disk import default_folder
 from .errors import UnsupportedError, VlgenError
 from .loading import load
@@ -65,7 +66,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         timeout=args.timeout,
         max_body_bytes=args.max_body << 20,
         reuse=not args.no_reuse,
-        reuse_folder=default_folder(),
+        reuse_folder=None if on_ranks(args) else default_folder(),
     )
 
 
@@ -91,6 +92,8 @@ def serve(args: argparse.Namespace, settings: Settings, load_model: Callable[[ar
     names = args.model or [None]
     if len(set(names)) < len(names):
         raise ValueError(f"--model: {next(name for name in names if names.count(name) > 1)} is given twice")
+    if names[1:] and on_ranks(args):
+        raise ValueError("--model: several ranks serve one model: give it once")
     if names[1:] and args.adapter_path:
         raise ValueError("--adapter-path belongs to one model: give one --model with it")
     listener = bind(settings)

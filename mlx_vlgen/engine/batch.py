@@ -101,7 +101,7 @@ class SampledBatch:
         for place in {*range(len(self.rows))} - {*going}:
             self.rows[place].store(self.cache, place, len(self.rows[place].tokens))
         following = self.select(going)
-        states = [list(layer.cache) if isinstance(layer, StateCache) else None for layer in self.cache]
+        states = [layer.snapshot() if isinstance(layer, StateCache) else None for layer in self.cache]
         lengths = [len(row.tokens) for row in following.rows]
         logits = following.forward(model)
         waits = any(row.needs_token for row in self.rows)

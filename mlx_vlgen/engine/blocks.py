@@ -5,6 +5,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from .._runtime import mx
 from ..models.base import Features
@@ -18,6 +19,7 @@ class Block:
 
     runs: each layer's keys and values; a sliding layer has only what the last tokens of the stored row attended to.
     states: of each recurrent layer (1, …) after the last position, where they are known.
+    elsewhere: what stands for other ranks' parts of it.
     """
 
     key: bytes
@@ -25,6 +27,7 @@ class Block:
     units: Units
     runs: list[list[Run]]
     states: dict[int, list[mx.array]]
+    elsewhere: Any = None
 
     @property
     def arrays(self) -> list[mx.array]:

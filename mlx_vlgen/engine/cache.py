@@ -13,6 +13,7 @@ from ..errors import UnsupportedError
 from ..models.base import (
     CrossAttention,
     Embedded,
+    Followed,
     Full,
     LayerKind,
     Model,
@@ -60,6 +61,8 @@ def make_cache(
                 return StateCache(size, padded and [length - begun for length in padded])
             case CrossAttention():
                 return CrossCache(1 if padded is None else len(padded))
+            case Followed(make):
+                return make(settings, padded, expected, begun, prompts)
             case Opaque(make):
                 if padded is not None:
                     raise ValueError("rows of this model cannot be prefilled together")
@@ -71,7 +74,7 @@ def make_cache(
 def unquantized(layout: Sequence[LayerKind], settings: KVSettings) -> list[LayerKind]:
     """The layers, in order, whose caches are left whole although `kv_bits` is given: all but those that attend to
     all positions. Empty without `kv_bits`."""
-    return [kind for kind in layout if settings.bits is not None and not isinstance(kind, Full)]
+    return [kind for kind in layout if settings.bits is not None and not isinstance(kind, Full | Followed)]
 
 
 def check(model: Model, settings: KVSettings) -> None:
@@ -145,7 +148,7 @@ def alone(cache: Cache, row: int) -> Cache:
 def can_roll_back(layout: Sequence[LayerKind], settings: KVSettings) -> bool:
     """Whether positions can be taken back from such caches: not from states, nor from a bound, which has pushed out
     what would come back."""
-    kinds = Full | Sliding | PromptWindow | CrossAttention | Whole
+    kinds = Full | Sliding | PromptWindow | CrossAttention | Whole | Followed
     return settings.max_size is None and all(isinstance(kind, kinds) for kind in layout)
 
 

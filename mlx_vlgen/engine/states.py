@@ -40,6 +40,10 @@ class StateCache(ArraysCache):
         """Of what the largest row holds."""
         return sum(array.nbytes // len(array) for array in self.cache if array is not None)
 
+    def snapshot(self) -> list[mx.array]:
+        """The states of all rows, which no later step writes."""
+        return list(self.cache)
+
     def stored(self, row: int, earlier: Sequence[mx.array] | None = None) -> list[mx.array]:
         """Copies of a row's states, each (1, …). earlier: take these for those of all rows."""
         return [array[mx.array([row])] for array in (self.cache if earlier is None else earlier)]
@@ -125,3 +129,18 @@ class CrossCache(StateCache):
 
     def rollback(self, drop: Sequence[int]) -> None:
         pass
+
+
+class FollowedCache(StateCache):
+    """Of no layer, but after those of all: what is done to them is done to it too, for other ranks to repeat."""
+
+    def store(
+        self, row: int, span: tuple[int, int], known: Any, layers: Sequence[int], ends: Sequence[int], earlier: bool
+    ) -> Any:
+        """What stands for the ranks' parts of a block of a row's positions. known: what stood for it before. layers:
+        those whose keys and values are added; ends: those whose states are. earlier: as in the last `snapshot`."""
+        raise NotImplementedError
+
+    def begin(self, blocks: Sequence[Any], length: int) -> None:
+        """Begin all rows with the first `length` positions of blocks, each given as `store` did."""
+        raise NotImplementedError

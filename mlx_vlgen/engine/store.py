@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from .._runtime import memory_available, mx
+from ..errors import UnsupportedError
 from ..inputs.expansions import Expansions
 from ..inputs.prompt import Media, Prompt
-from ..models.base import Features, Full, LayerKind, Model, Opaque, Whole
+from ..models.base import Features, Followed, Full, LayerKind, Model, Opaque, Whole
 from ..notices import notice
 from . import cache as kv
 from .blocks import Block, FeatureCache
@@ -24,7 +25,7 @@ from .disk import Disk, identity
 from .kv_settings import KVSettings
 from .prefix import BLOCK, LEAST, Units, agreement, block_keys, covers, cut_back
 from .scheduling import is_out_of_memory
-from .states import StateCache
+from .states import FollowedCache, StateCache
 
 MEMORY_SHARE = 0.25
 """Of the memory that is free without it, what a cache takes where nothing says how much."""
@@ -50,7 +51,9 @@ class Prefix:
     def begin(self, cache: kv.Cache) -> kv.Cache:
         """`cache`, which is empty, with these positions in each of its rows."""
         for index, layer in enumerate(cache):
-            if isinstance(layer, StateCache):
+            if isinstance(layer, FollowedCache):
+                layer.begin([block.elsewhere for block in self.blocks], self.length)
+            elif isinstance(layer, StateCache):
                 layer.restore(self.blocks[-1].states[index])
             else:
                 layer.restore([run for block in self.blocks for run in block.runs[index]], self.length)
@@ -147,6 +150,8 @@ class PrefixCache:
         layout = model.cache_layout()
         if any(isinstance(kind, Opaque) for kind in layout):
             return None
+        if self._disk and any(isinstance(kind, Followed) for kind in layout):
+            raise UnsupportedError("disk: of a model on several ranks no process has all; use a PrefixCache without it")
         with self._lock:
             self._models = [(known, root) for known, root in self._models if known() is not None]
             root = next((root for known, root in self._models if known() is model), None)
@@ -252,7 +257,7 @@ class Prefixes:
 
     def at_any_length(self, settings: KVSettings) -> bool:
         """Whether any beginning of what is stored can be used: every layer has all positions."""
-        return settings.max_size is None and all(isinstance(kind, Full | Whole) for kind in self.layout)
+        return settings.max_size is None and all(isinstance(kind, Full | Whole | Followed) for kind in self.layout)
 
     def find(self, prompt: Prompt, units: Units, settings: KVSettings) -> Prefix | None:
         """The longest beginning of a prompt that is known, in memory."""
@@ -272,7 +277,7 @@ class Prefixes:
         self, prompt: Prompt, units: Units, settings: KVSettings, disk: bool
     ) -> Iterator[tuple[int, list[Block]]]:
         """How many positions a prompt can begin with, and their blocks; the longest first."""
-        empty = kv.make_cache(self.layout, settings)
+        empty = kv.make_cache([kind for kind in self.layout if not isinstance(kind, Followed)], settings)
         for count, blocks in self.cache.candidates(self._root(settings), units, disk):
             length = cut_back(count, prompt)
             blocks = blocks[: -(-length // BLOCK)]
@@ -309,8 +314,12 @@ class Prefixes:
             stop, known = start + len(part), self.cache.get(key)
             had = known or Block(key, parent, part, [[] for _ in cache], {})
             more, at_end = dict[int, list[Run]](), dict[int, list[mx.array]]()
+            elsewhere = had.elsewhere
             for index, layer in enumerate(cache):
-                if not isinstance(layer, StateCache):
+                if isinstance(layer, FollowedCache):
+                    if more or at_end or elsewhere is None:
+                        elsewhere = layer.store(row, (start, stop), elsewhere, [*more], [*at_end], states is not None)
+                elif not isinstance(layer, StateCache):
                     lacks = _count(had.runs[index]) < len(part)
                     if lacks and _count(runs := layer.stored(row, start, stop)) > _count(had.runs[index]):
                         more[index] = runs
@@ -318,7 +327,7 @@ class Prefixes:
                     at_end[index] = layer.stored(row, states[index] if states else None)
             runs_now = [more.get(index, runs) for index, runs in enumerate(had.runs)]
             changed = had is not known or more or at_end
-            yield Block(key, parent, part, runs_now, had.states | at_end) if changed else had
+            yield Block(key, parent, part, runs_now, had.states | at_end, elsewhere) if changed else had
             parent = key
 
 

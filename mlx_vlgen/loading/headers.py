@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,38 @@ _BYTES = {
 }
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies. offset: of its first byte in the file; dtype: as the format calls it."""
+
+    path: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
 def read_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
     """The shapes of all tensors in `files`. LoadError for a file with a damaged or false header."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    return {name: place.shape for name, place in read_places(files).items()}
+
+
+def read_places(files: Sequence[Path]) -> dict[str, Place]:
+    """All tensors in `files`, by name. LoadError for a file with a damaged or false header."""
+    places: dict[str, Place] = {}
     for path in files:
         with reading(path, "is damaged or cut short; download it again"):
-            shapes |= _shapes(path)
-    return shapes
+            places |= _places(path)
+    return places
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _places(path: Path) -> dict[str, Place]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
             raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
         header = json.loads(file.read(length))
-    shapes = {}
+    places = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -54,8 +70,8 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"{name} lies at {begin:,} to {end:,} of {size - 8 - length:,} bytes")
         if (itemsize := _BYTES.get(entry["dtype"])) and math.prod(shape) * itemsize != end - begin:
             raise ValueError(f"{name} of shape {shape!r:.80} and type {entry['dtype']} has {end - begin:,} bytes")
-        shapes[name] = tuple(shape)
-    return shapes
+        places[name] = Place(path, 8 + length + begin, entry["dtype"], tuple(shape))
+    return places
 
 
 # Keys of a config.json whose value is a number of layers, and keys whose value becomes a side of an array.

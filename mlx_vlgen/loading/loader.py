@@ -1,7 +1,8 @@
 """A path or Hub id -> the model and its processor."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,48 @@ def load(
     Raises LoadError for a checkpoint that is missing, gated, damaged, unknown or refused (pickled weights, remote
     code, bitsandbytes, encoder-decoders), and UnsupportedError for an option it cannot honour.
     """
+    loaded = assemble(
+        path_or_hf_repo,
+        adapter_path=adapter_path,
+        revision=revision,
+        dtype=dtype,
+        any_thread=lazy,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+    )
+    model, files = loaded.model, loaded.files
+    del loaded  # which holds what was replaced, as by quantized layers
+    _warn_if_too_large(model)
+    if not lazy:
+        with reading(files[0], "or a file beside it cannot be read"):
+            # One at a time: together they would all be read before the first is narrowed or quantized.
+            for tensor in _parameters(model).values():
+                mx.eval(tensor)
+        # What layers compute when they are made, as rotary frequencies: no thread but this one could, later.
+        mx.eval([value for module in model.modules() for value in module.values() if isinstance(value, mx.array)])
+    return model, model.processor
+
+
+@dataclass
+class Assembled:
+    """A network over a checkpoint's tensors, none of which is read yet. stored: these by their names in `files`."""
+
+    model: Model
+    files: Sequence[Path]
+    stored: Mapping[str, mx.array]
+
+
+def assemble(
+    path_or_hf_repo: str | Path,
+    *,
+    adapter_path: str | Path | None = None,
+    revision: str | None = None,
+    dtype: str | mx.Dtype | None = None,
+    any_thread: bool = False,
+    quantization: int | Mapping[str, Any] | None = None,
+    trust_remote_code: bool | None = None,
+) -> Assembled:
+    """All of `load` but reading the weights. any_thread: whether another than this one may."""
     refuse_remote_code(trust_remote_code)
     recipe = None if quantization is None else Quantization.parse(quantization)
     as_type = float_dtype(dtype)
@@ -78,13 +121,13 @@ def load(
         notice(hint)
     config, generation = read_config(folder), read_generation_config(folder)
     check_tokenizer(folder)
-    with _streams_for_any_thread() if lazy else nullcontext():
+    with _streams_for_any_thread() if any_thread else nullcontext():
         model = build(folder, config)
         model.generation_config.update(generation)
         model.processor = read_processor(folder, config)
         with reading(folder / "tokenizer.json", "and the files beside it give no tokens"):
             check_tokens(folder, model)
-        fill(model, folder, as_type)
+        stored = fill(model, folder, as_type)
         if recipe is not None:
             refuse_quantized(model, folder)
             quantize_layers(model, recipe)
@@ -93,15 +136,7 @@ def load(
         with reading(folder / "config.json", "and the files beside it do not describe a model that runs"):
             check_forward(model)
     model.eval()
-    _warn_if_too_large(model)
-    if not lazy:
-        with reading(weight_files(folder)[0], "or a file beside it cannot be read"):
-            # One at a time: together they would all be read before the first is narrowed or quantized.
-            for tensor in _parameters(model).values():
-                mx.eval(tensor)
-        # What layers compute when they are made, as rotary frequencies: no thread but this one could, later.
-        mx.eval([value for module in model.modules() for value in module.values() if isinstance(value, mx.array)])
-    return model, model.processor
+    return Assembled(model, weight_files(folder), stored)
 
 
 @contextmanager
@@ -146,8 +181,9 @@ def build(folder: Path, config: dict[str, Any]) -> Model:
     return model
 
 
-def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = False) -> None:
-    """Load the checkpoint's weights into `model`, floats as `dtype`. dequantize: quantized ones become floats."""
+def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = False) -> dict[str, mx.array]:
+    """Load the checkpoint's weights into `model`, floats as `dtype`, and give them by their names in the files.
+    dequantize: quantized ones become floats."""
     files = weight_files(folder)
     stored = read_weights(files)
     with reading(files[0], f"and what lies beside it are not the tensors of a {model.config['model_type']}"):
@@ -161,6 +197,7 @@ def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = 
         quantize_as_stored(model, weights)
         _check_complete(model, weights, folder, stored)
         model.load_weights(list(weights.items()))
+    return stored
 
 
 def refuse_quantized(model: Model, folder: Path) -> None:

@@ -201,7 +201,9 @@ def cast(weights: Mapping[str, mx.array], dtype: mx.Dtype, model: Model) -> dict
     may_narrow = getattr(model.text_decoder(), "cast_predicate", None) or (lambda name: True)
     return {
         name: tensor.astype(dtype)
-        if mx.issubdtype(tensor.dtype, mx.floating) and (dtype == mx.float32 or may_narrow(name))
+        if mx.issubdtype(tensor.dtype, mx.floating)
+        and tensor.dtype != dtype
+        and (dtype == mx.float32 or may_narrow(name))
         else tensor
         for name, tensor in weights.items()
     }

@@ -66,7 +66,15 @@ class Opaque:
     make: Callable[[], Any]
 
 
-LayerKind = Full | Sliding | PromptWindow | Recurrent | CrossAttention | Whole | Opaque
+@dataclass(frozen=True)
+class Followed:
+    """No layer, but what stands after all of them where other ranks repeat each operation on the caches: `make` gives
+    what takes part in these in a cache's place, of the arguments of `engine.cache.make_cache` but the first."""
+
+    make: Callable[..., Any]
+
+
+LayerKind = Full | Sliding | PromptWindow | Recurrent | CrossAttention | Whole | Opaque | Followed
 
 
 @dataclass

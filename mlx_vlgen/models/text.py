@@ -77,10 +77,10 @@ class TextModel(Model):
     def __init__(self, config: dict[str, Any]):
         super().__init__(config)
         text = self.decoder_config(config)
-        self._driver = Driver(text) if text["model_type"] in DRIVEN else None
+        self.driver = Driver(text) if text["model_type"] in DRIVEN else None
         # Not a child for MLX, which would prefix all names with its name: its children become this module's.
         object.__setattr__(
-            self, "_decoder", self._driver.decoder() if self._driver else mlx_lm_decoder(text_arguments(text))
+            self, "_decoder", self.driver.decoder() if self.driver else mlx_lm_decoder(text_arguments(text))
         )
         self._sync_from_decoder()
 
@@ -141,10 +141,10 @@ class TextModel(Model):
         return Embedded(mx.array(prompt.tokens)[None])
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        if self._driver is None:
+        if self.driver is None:
             return gather_last(self._decoder(inputs.tokens, cache=cache), at)  # its head may scale or cap the logits
         text = unwrapped(self._decoder)
-        return self._driver.logits(text, self._driver.hidden_states(text, inputs, cache), at)
+        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache), at)
 
     def last_norm(self, h: mx.array) -> mx.array:
-        return last_norm(unwrapped(self._decoder).model, h) if self._driver else super().last_norm(h)
+        return last_norm(unwrapped(self._decoder).model, h) if self.driver else super().last_norm(h)

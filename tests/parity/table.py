@@ -26,6 +26,7 @@ from mlx_vlgen.models import TEXT, find
 
 from . import expected, ours
 from .layouts import LAYOUTS, REFERENCE, read_json, write_checkpoint
+from .sharding import CUT
 from .weights import projection
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -117,7 +118,7 @@ def row(reference: str, measured: dict[str, Any]) -> str:
         yes(any(case.get("audios") for case in cases)),
         yes(record["batches"]),
         yes(measured["quantized_kv"]),
-        "",  # sharding over machines is to come
+        yes(reference in CUT),
         f"{measured['float32']:.0e}",
         "" if measured["bfloat16"] is None else f"{measured['bfloat16']:.0e}",
         str(lines_of(reference) or ""),

@@ -1,0 +1,110 @@
+"""One model over several local processes answers as one: alone, in batches, late, cancelled, with pictures."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from parity import expected, media
+from parity.layouts import write_checkpoint
+from parity.sharding import CUT, FIRST, OTHERS
+
+import mlx_vlgen
+from mlx_vlgen.distributed.launch import free_addresses
+from mlx_vlgen.distributed.shard import check
+from mlx_vlgen.errors import UnsupportedError
+from mlx_vlgen.models.text import TextModel
+
+WORKER = Path(__file__).with_name("worker.py")
+
+
+def run_ranks(count: int, arguments: list[str], folder: Path, program: Path = WORKER, seconds: float = 300) -> str:
+    """What rank 0 prints; fails where a rank does."""
+    hosts = folder / "hosts.json"
+    hosts.write_text(json.dumps(free_addresses(count)), encoding="utf-8")
+    paths = os.pathsep.join([str(WORKER.parents[1]), str(WORKER.parents[2])])
+    environment = os.environ | {"MLX_HOSTFILE": str(hosts), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths,
+                                "MLX_VLGEN_BLAS": "off"}  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(program), *arguments],
+            env=environment | {"MLX_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        printed = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(map("".join, printed))
+    return printed[0][0]
+
+
+@pytest.mark.parametrize(
+    ("count", "names"),
+    [
+        (2, ("qwen3_vl",)),
+        pytest.param(2, FIRST, marks=pytest.mark.slow, id="2"),
+        *(pytest.param(2, OTHERS[start::3], marks=pytest.mark.slow, id=f"others{start}") for start in range(3)),
+        pytest.param(3, (*FIRST, "gemma3", "qwen3_5_moe"), marks=pytest.mark.slow, id="3"),
+        pytest.param(4, (*FIRST, "gemma3", "qwen3_moe"), marks=pytest.mark.slow, id="4"),
+    ],
+)
+def test_ranks_answer_as_one(count: int, names: Sequence[str], tmp_path: Path) -> None:
+    """Three ranks divide no heads of the tiny models, and the vocabulary of none is divided by any number."""
+    folders = {name: write_checkpoint(name, "v5", tmp_path / name) for name in names}
+    arguments = [
+        "few" if len(names) == 1 or count == 4 else "all",
+        *(str(part) for pair in folders.items() for part in pair),
+    ]
+    assert run_ranks(count, arguments, tmp_path).split() == [*names]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_mixes(tmp_path: Path) -> None:
+    """200 random ones: no row is unlike, and no rank waits for another that is through."""
+    folders = {name: write_checkpoint(name, "v5", tmp_path / name) for name in ("qwen3_vl", "qwen3")}
+    arguments = ["qwen3_vl", str(folders["qwen3_vl"]), "200", str(folders["qwen3"])]
+    assert run_ranks(2, arguments, tmp_path, WORKER.with_name("mixes.py"), seconds=1700) == "200\n"
+
+
+@pytest.mark.slow
+def test_generate_answers_as_one() -> None:
+    """The command, with the built-in model, whose heads neither two nor four ranks divide."""
+    picture = media.DEMO / "pictures" / "shapes.png"
+    command = [sys.executable, "-m", "mlx_vlgen.generate", "--model", "demo", "--image", str(picture)]
+    environment = os.environ | {"PYTHONPATH": str(WORKER.parents[2])}
+    runs = [
+        subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=120, check=True)
+        for more in ([], ["--ranks", "2"], ["--ranks", "4"])
+    ]
+    assert runs[0].stdout == runs[1].stdout == runs[2].stdout
+    assert "attention of 3 heads" in runs[1].stderr and "MLP" not in runs[1].stderr + runs[2].stderr
+
+
+def test_what_is_not_cut_is_refused() -> None:
+    other: Any = SimpleNamespace(config={"model_type": "olmo"}, forward=TextModel.forward)
+    with pytest.raises(UnsupportedError, match=r"olmo .* runs on one rank only"):
+        check(other)
+
+
+@pytest.mark.slow
+def test_all_that_is_not_refused_is_compared(tmp_path: Path) -> None:
+    cut = set()
+    for name in set(expected.families()) - {"demo"}:
+        model, _ = mlx_vlgen.load(write_checkpoint(name, "v5", tmp_path / name), lazy=True)
+        with suppress(UnsupportedError):
+            check(model)
+            cut.add(name)
+    assert cut == {*CUT}
