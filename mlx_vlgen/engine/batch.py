@@ -124,7 +124,7 @@ class SampledBatch:
             trace = row.request.trace
             if row.over and trace and trace.keep_cache:
                 length = row.length + len(row.tokens) - 1
-                trace.past = Past(kv.alone(self.cache, place), length, row.delta, row.request.kv)
+                trace.past = Past(kv.alone(self.cache, place), length, row.delta, row.request.kv, row.variant)
 
     def store_ended(self, tokens: Sequence[int], states: Any = None) -> None:
         """Store what rows that are over may share with others: prompts and so many tokens of each, which the cache
@@ -135,7 +135,8 @@ class SampledBatch:
 
     def forward(self, model: Model) -> mx.array:
         """Logits (B, V) after the tokens that these rows have drawn."""
-        inputs = Embedded(self.tokens[:, None], delta=self.delta, capture=self.rows[0].capture())
+        first = self.rows[0]
+        inputs = Embedded(self.tokens[:, None], delta=self.delta, variant=first.variant, capture=first.capture())
         return model(inputs, self.cache)[:, 0]
 
     def draw(self, logits: mx.array, unread: bool) -> Self:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from ..errors import PromptError, UnsupportedError
@@ -47,6 +48,7 @@ class Intake:
             row.prompt = self._processor.prepare(request.prompt, request.media, **cached, **template)
         self._check_tokens(row)
         self._check_length(row)
+        self._read_variant(row)
         request.kv.check_spans(row.prompt.two_way)
         row.unquantized_layers = len(kv.unquantized(self._layout, request.kv))
         row.past = request.past
@@ -86,6 +88,21 @@ class Intake:
                 "begin with what it holds, and go on"
             )
 
+    def _read_variant(self, row: Row) -> None:
+        """How the row is computed, and where it ends for that reason."""
+        request, row.variant = row.request, self._model.variant(row.prompt)
+        if request.past and not row.prompt.media:
+            row.variant = request.past.variant
+        reach = self._model.reach(row.variant)
+        if request.past and (request.past.variant != row.variant or (reach is not None and row.length > reach)):
+            raise PromptError(
+                "past: this model computes what it holds in another way than this prompt, which is longer or has media "
+                "of another kind: leave the past out and give the whole prompt"
+            )
+        if reach is not None and row.length + row.sampling.max_tokens > reach + 1:
+            room = reach + 1 - row.length  # the last token is never read
+            row.request = replace(request, sampling=replace(row.sampling, max_tokens=room))
+
     def _check_rollback(self, settings: KVSettings) -> None:
         if not kv.can_roll_back(self._layout, settings):
             why = "a bounded cache (max_kv_size)" if settings.max_size else "this model's recurrent layers"
@@ -97,7 +114,7 @@ class Intake:
         """The row of its negative prompt."""
         sampling = SamplingParams(max_tokens=row.sampling.max_tokens)
         request = Request(guidance.negative, sampling=sampling, kv=row.request.kv)
-        negative = Row(row.id, request, row.text, row.seed, prompt=guidance.negative, positive=row)
+        negative = Row(row.id, request, row.text, row.seed, prompt=guidance.negative, positive=row, variant=row.variant)
         self._check_length(negative)
         return negative
 

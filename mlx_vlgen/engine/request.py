@@ -84,6 +84,7 @@ class Row:
     past: Past | Prefix | None = None  # what it begins with
     searched: int = -1  # version of what it was searched for in
     delta: float = 0  # what its rotary positions are ahead of its cache once the prompt is over
+    variant: int = 0  # how the model computes it
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
     thinking: Thinking | None = None  # None for a model that does not think
@@ -158,7 +159,7 @@ class Row:
         """Of a prompt that was read, what it is found by; its pictures are hashed."""
         request = self.request
         if self.prefixes and not (request.past or request.guidance or self.runs_alone):
-            self.units = units_of(self.prompt)
+            self.units = units_of(self.prompt, self.variant)
             self.prefixes.read_ahead(self.prompt, self.units, request.kv)
 
     def search(self) -> None:
@@ -180,7 +181,7 @@ class Row:
         """Store what a cache holds of it at `place`: its prompt, and so many tokens; nothing where only what rows
         inside share is stored. states: see `Prefixes.store`."""
         if self.units is not None and self.prefixes is not None and self.prefixes.all_rows:
-            units = np.concatenate([self.units, token_units(self.tokens[:tokens])])
+            units = np.concatenate([self.units, token_units(self.tokens[:tokens], self.variant)])
             self.prefixes.store(units, self.request.kv, cache, place, states)
 
     @property
@@ -242,9 +243,11 @@ class Row:
 
     @property
     def batch_key(self) -> Hashable:
-        """Rows that are equal in this run together: their caches are alike, and they step in the same way."""
+        """Rows that are equal in this run together: their caches are alike, they step in the same way, and the model
+        computes them alike."""
         alone = self.id if self.runs_alone else None
-        return self.request.kv, self.request.beams is not None, self.request.drafter is not None, alone
+        request = self.request
+        return request.kv, request.beams is not None, request.drafter is not None, self.variant, alone
 
     def capture(self) -> Capture | None:
         """What the next forward of this row shows, where its request wants to see it: it then runs alone."""

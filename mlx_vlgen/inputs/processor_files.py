@@ -108,7 +108,7 @@ def read_settings(folder: Path) -> ProcessorSettings:
         processor,
         processor.get("image_processor") or image,
         processor.get("video_processor") or video or image,
-        processor.get("feature_extractor") or image,
+        processor.get("feature_extractor") or processor.get("audio_processor") or image,
     )
 
 
