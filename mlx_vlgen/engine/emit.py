@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from .._runtime import mx
 from ..errors import without_traceback
+from ..notices import notice
 from ..results import FinishReason
 from .request import Row
 from .row_result import RowResult, make_result
@@ -33,6 +34,11 @@ def _reason(row: Row, is_end: bool, scores: Scores | None) -> FinishReason | Non
     if is_end or row.text.stopped or (row.constraint and row.constraint.over):
         return "stop"
     if len(row.tokens) >= row.sampling.max_tokens or row.timed_out:
+        if row.reach is not None and not row.timed_out:
+            notice(
+                f"an answer ends at {row.reach:,} positions: this model reads longer texts in another way from their "
+                "beginning. To go on, ask again with the answer so far after the prompt"
+            )
         return "length"
     return "stop" if scores and criteria_met(row, row.tokens, scores) else None
 

@@ -101,6 +101,7 @@ class Intake:
             )
         if reach is not None and row.length + row.sampling.max_tokens > reach + 1:
             room = reach + 1 - row.length  # the last token is never read
+            row.reach = reach
             row.request = replace(request, sampling=replace(row.sampling, max_tokens=room))
 
     def _check_rollback(self, settings: KVSettings) -> None:

@@ -85,6 +85,7 @@ class Row:
     searched: int = -1  # version of what it was searched for in
     delta: float = 0  # what its rotary positions are ahead of its cache once the prompt is over
     variant: int = 0  # how the model computes it
+    reach: int | None = None  # how many positions it may have for that reason, where it asked for more
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
     thinking: Thinking | None = None  # None for a model that does not think

@@ -58,7 +58,7 @@ def phi4_config(config: Config) -> Arguments:
     audio["nemo_conv_channels"] = audio["nemo_conv_settings"]["conv_channels"]
     audio["bias_max_distance"] = audio["relative_attention_bias_args"]["t5_bias_max_distance"]
     audio["downsample_rate"] = layers["audio_embd_layer"].get("downsample_rate", 1)
-    vision = {"crop_size": layers["image_embd_layer"].get("crop_size", 448)}
+    vision = {"crop_size": layers["image_embd_layer"].get("crop_size", 448)} | full["vision_config"]
     return full | {"vision_config": vision, "audio_config": audio}
 
 
