@@ -90,11 +90,11 @@ class LongRope(nn.Module):
             self._frequencies = short, long
             self._growth = growth(config, rope)
 
-    def __call__(self, x: mx.array, long: bool, offset: Any = 0) -> mx.array:
+    def __call__(self, x: mx.array, long: bool = False, offset: Any = 0) -> mx.array:
         """x (B, H, L, D), of which the first part turns."""
         if self._growth != 1:
-            turned, passed = x[..., : self._size] * self._growth, x[..., self._size :]
-            x = mx.concatenate([turned, passed], axis=-1)
+            turned = x[..., : self._size].astype(mx.float32) * self._growth  # in bfloat16 it is 0.2 % another number
+            x = mx.concatenate([turned.astype(x.dtype), x[..., self._size :]], axis=-1)
         return mx.fast.rope(
             x, self._size, traditional=False, base=None, scale=1.0, offset=offset, freqs=self._frequencies[long]
         )
