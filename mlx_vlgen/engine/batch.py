@@ -74,7 +74,7 @@ class SampledBatch:
         self._hand_out(emit)
         self.store_past()
         self.store_ended(lengths)
-        left = [place for place, row in enumerate(self.rows) if not row.over]
+        left = [place for place, row in enumerate(self.rows) if row.goes_on]
         return replace(self, unread=False).select(left) if left else None
 
     def _hand_out(self, emit: Emit) -> None:
@@ -111,7 +111,7 @@ class SampledBatch:
             following = following.draw(logits, unread=True)
         self._hand_out(emit)
         following.store_ended(lengths, states)
-        left = [place for place, row in enumerate(following.rows) if not row.over]
+        left = [place for place, row in enumerate(following.rows) if row.goes_on]
         if not left:
             return None
         places = kv.compacted(left)
@@ -153,7 +153,7 @@ class SampledBatch:
 
     def lengths(self) -> list[int]:
         """Positions of each row in the cache, where the last token that was handed out is not."""
-        return [row.length + len(row.tokens) - (not self.unread) for row in self.rows]
+        return [row.positions - (not self.unread) for row in self.rows]
 
     def join(self, other: Self) -> Self:
         rows, sampler = self.rows + other.rows, BatchSampler(self.rows + other.rows)

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ..errors import PromptError, UnsupportedError
 from ..inputs.prompt import Prompt
 from ..models.base import Model
@@ -74,6 +76,13 @@ class Intake:
             row.drafter = request.drafter()
             row.drafter.read(row.prompt)
 
+    def begin_again(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows that outgrew the way in which they were computed, and go on."""
+        rows = [row for row in rows if not row.over]
+        for row in rows:
+            row.begin_again(self._model.variant(replace(row.prompt, tokens=np.zeros(row.positions, np.int32))))
+        return rows
+
     def _check_tokens(self, row: Row) -> None:
         """Every id of the request reaches MLX through here."""
         request, size = row.request, self._vocab_size
@@ -100,9 +109,9 @@ class Intake:
                 "of another kind: leave the past out and give the whole prompt"
             )
         if reach is not None and row.length + row.sampling.max_tokens > reach + 1:
-            room = reach + 1 - row.length  # the last token is never read
-            row.reach = reach
-            row.request = replace(request, sampling=replace(row.sampling, max_tokens=room))
+            row.reach, room = reach, reach + 1 - row.length  # the last token is never read
+            if not row.can_begin_again:
+                row.request = replace(request, sampling=replace(row.sampling, max_tokens=room))
 
     def _check_rollback(self, settings: KVSettings) -> None:
         if not kv.can_roll_back(self._layout, settings):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import mlx_vlgen
 from mlx_vlgen import MediaInputs, PrefixCache, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.convert import convert
-from mlx_vlgen.engine import disk, prefix, scheduler, store
+from mlx_vlgen.engine import batch, disk, prefix, scheduler, store
 from mlx_vlgen.engine.cache import make_cache
 from mlx_vlgen.engine.drafters import DraftModel, PromptLookup
 from mlx_vlgen.engine.modes import Beams
@@ -189,17 +190,73 @@ def run(family: Family, requests: list[Request], **named: Any) -> list[Any]:
     return [last[row] for row in ids]
 
 
-def test_a_short_row_ends_where_its_frequencies_do(family: Family, capsys: pytest.CaptureFixture[str]) -> None:
-    """And is until then that of a row which asks for less; one token more of a prompt makes it a long one."""
+def recomputed(family: Family, prompt: Prompt, count: int) -> list[int]:
+    """Greedy tokens, each by a forward of all before it: short frequencies as long as they reach, then long ones."""
+    features = [family.model.encode([medium])[0] for medium in prompt.media]
+    for _ in range(count):
+        logits = family.model(family.model.embed(prompt, features), make_cache(family.model.cache_layout()))
+        prompt = replace(prompt, tokens=np.append(prompt.tokens, np.int32(mx.argmax(logits[0, -1]).item())))
+    tokens: list[int] = prompt.tokens[-count:].tolist()
+    return tokens
+
+
+def outgrowing(family: Family) -> list[Prompt]:
+    """Prompts whose answers outgrow the short frequencies at unlike times, and one whose does not."""
+    seen = family.processor.prepare(f"{AUDIO}{IMAGE}What?", ASKS["vision"][1].with_sources(
+        {"image": [media.picture("plain")], "audio": [media.sound("short_sound")]}
+    ))  # fmt: skip
+    seen = replace(seen, tokens=np.concatenate([seen.tokens, words(SHORT - 3 - len(seen.tokens)).tokens]))
+    return [words(SHORT - 4), words(SHORT), seen, words(SHORT + 9), words(20), words(SHORT - 6)]
+
+
+@pytest.fixture(scope="module")
+def truth(family: Family) -> list[list[int]]:
+    return [recomputed(family, prompt, 8) for prompt in outgrowing(family)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"prefill_step_size": 16}, {"max_batch_size": 2}], ids=str)
+def test_an_answer_goes_on_with_the_long_frequencies(
+    family: Family, truth: list[list[int]], settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of the row is computed again with them."""
+    count, prompts = 8, outgrowing(family)
     endless = {"end_tokens": frozenset[int]()}
-    asked = [Request(words(SHORT - 4), sampling=SamplingParams(max_tokens=n), **endless) for n in (3, 20)]
-    asked += [Request(words(SHORT - 4), sampling=SamplingParams(max_tokens=20), drafter=None, **endless)]
-    few, many, _ = run(family, asked)
-    said = " ".join(capsys.readouterr().err.split())
-    assert few.generation_tokens == 3 and many.generation_tokens == 5 and many.finish_reason == "length"
-    assert said.count(f"ends at {SHORT} positions") == 2 and "ask again with the answer so far" in said
-    [long] = run(family, [Request(words(SHORT + 1), sampling=SamplingParams(max_tokens=20), **endless)])
-    assert long.generation_tokens == 20 and not capsys.readouterr().err
+    asked = [Request(prompt, sampling=SamplingParams(max_tokens=count), **endless) for prompt in prompts]
+    answers = run(family, asked, **settings)
+    assert [answer.tokens for answer in answers] == truth
+    assert [(answer.prompt_tokens, answer.generation_tokens) for answer in answers] == [
+        (len(prompt.tokens), count) for prompt in prompts
+    ]
+    assert not capsys.readouterr().err
+
+
+def test_draws_go_on_with_the_long_frequencies(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds, penalties and a user's code see one row, with lookahead too; each as alone."""
+    seen: list[int] = []
+
+    def watch(so_far: mx.array, logits: mx.array) -> mx.array:
+        seen.append(so_far.size)
+        return logits
+
+    settings = [
+        SamplingParams(max_tokens=10, temperature=1.0, seed=n, repetition_penalty=1.3, repetition_context_size=size)
+        for n, size in enumerate((3, 20, 70, 5, 4, 2))
+    ]
+    settings[0] = replace(settings[0], logits_processors=[watch])
+    asked = [Request(p, sampling=s) for p, s in zip(outgrowing(family), settings, strict=True)]
+    alone = [run(family, [request])[0].tokens for request in asked]
+    assert seen == [*range(SHORT - 4, SHORT - 4 + len(alone[0]))]
+    for ahead in (False, True):
+        monkeypatch.setattr(batch, "LOOKAHEAD", ahead)
+        assert [result.tokens for result in run(family, asked)] == alone
+        assert [result.tokens for result in run(family, asked, reuse=PrefixCache())] == alone
+
+
+def test_where_a_row_cannot_begin_again_it_ends(family: Family, capsys: pytest.CaptureFixture[str]) -> None:
+    sampling, endless = SamplingParams(max_tokens=20), frozenset[int]()
+    [cut] = run(family, [Request(words(SHORT - 4), sampling=sampling, end_tokens=endless, drafter=PromptLookup)])
+    assert cut.generation_tokens == 5 and cut.finish_reason == "length"
+    assert f"ends at {SHORT} positions" in " ".join(capsys.readouterr().err.split())
     assert [family.model.variant(words(count)) for count in (SHORT, SHORT + 1)] == [0, 1]
 
 
