@@ -146,7 +146,22 @@ class Subsampling(nn.Module):
             self.conv += [depthwise, nn.Conv2d(width, width, 1), nn.ReLU()]
         self.out = nn.Linear(width * config.bands, config.hidden_size)
 
+        self._factor = 2**halvings
+
     def __call__(self, x: mx.array) -> mx.array:
+        """Some windows at a time, with what their ends see on both sides: the states of 40 seconds take 0.3 GB."""
+        factor, length = self._factor, x.shape[1]
+        parts = list[mx.array]()
+        for start in range(0, length, WINDOW * factor):
+            end, first = min(start + WINDOW * factor, length), max(0, start - 2 * factor)
+            states = self._shortened(x[:, first : end + 2 * factor])
+            begin = (start - first) // factor
+            parts.append(states[:, begin : begin + math.ceil((end - start) / factor)])
+            if end < length:
+                mx.eval(parts[-1])
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+    def _shortened(self, x: mx.array) -> mx.array:
         x = x[..., None]
         for layer in self.conv:
             x = layer(x)

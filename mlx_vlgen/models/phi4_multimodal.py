@@ -98,9 +98,7 @@ class ImageEmbedding(nn.Module):
         shown = [(side, side)]
         for row, column in np.ndindex(rows, columns):
             shown.append((min(used[0] - row * side, side), min(used[1] - column * side, side)))
-        flat, shown = squares.flatten(0, 1), shown * batch
-        parts = [slice(start, start + TILES_AT_ONCE) for start in range(0, len(flat), TILES_AT_ONCE)]
-        x = mx.concatenate([self.img_processor(flat[part], shown[part]) for part in parts])
+        x = self._states(squares.flatten(0, 1), shown * batch)
         half, hidden = side // 2, x.shape[-1]
         x = x.reshape(batch, -1, half, 2, half, 2, hidden).mean(axis=(3, 5))
         whole = x[:, 0]
@@ -110,6 +108,18 @@ class ImageEmbedding(nn.Module):
         between = mx.broadcast_to(self.global_img_feature_extensor, (batch, 1, hidden))
         x = mx.concatenate([self._marked(joined), between, self._marked(whole)], axis=1)
         return self.img_projection_down(nn.gelu(self.img_projection_up(x)))
+
+    def _states(self, tiles: mx.array, shown: Sequence[tuple[int, int]]) -> mx.array:
+        """(B, side, side, 3) -> (B, N, d). Tiles that are full need no mask, with which no kernel may be fused."""
+        whole = [place for place, used in enumerate(shown) if used == (self._side, self._side)]
+        others = [place for place, used in enumerate(shown) if used != (self._side, self._side)]
+        parts = [
+            some[start : start + TILES_AT_ONCE]
+            for some in (whole, others)
+            for start in range(0, len(some), TILES_AT_ONCE)
+        ]
+        states = [self.img_processor(tiles[mx.array(part)], [shown[place] for place in part]) for part in parts]
+        return mx.concatenate(states)[mx.array(np.argsort(whole + others))]
 
     def _marked(self, x: mx.array) -> mx.array:
         """(B, rows, columns, d) -> (B, rows * (columns + 1), d)."""
