@@ -74,7 +74,7 @@ class SampledBatch:
         self._hand_out(emit)
         self.store_past()
         self.store_ended(lengths)
-        left = [place for place, row in enumerate(self.rows) if not row.over]
+        left = [place for place, row in enumerate(self.rows) if row.goes_on]
         return replace(self, unread=False).select(left) if left else None
 
     def _hand_out(self, emit: Emit) -> None:
@@ -111,7 +111,7 @@ class SampledBatch:
             following = following.draw(logits, unread=True)
         self._hand_out(emit)
         following.store_ended(lengths, states)
-        left = [place for place, row in enumerate(following.rows) if not row.over]
+        left = [place for place, row in enumerate(following.rows) if row.goes_on]
         if not left:
             return None
         places = kv.compacted(left)
@@ -124,7 +124,7 @@ class SampledBatch:
             trace = row.request.trace
             if row.over and trace and trace.keep_cache:
                 length = row.length + len(row.tokens) - 1
-                trace.past = Past(kv.alone(self.cache, place), length, row.delta, row.request.kv)
+                trace.past = Past(kv.alone(self.cache, place), length, row.delta, row.request.kv, row.variant)
 
     def store_ended(self, tokens: Sequence[int], states: Any = None) -> None:
         """Store what rows that are over may share with others: prompts and so many tokens of each, which the cache
@@ -135,7 +135,8 @@ class SampledBatch:
 
     def forward(self, model: Model) -> mx.array:
         """Logits (B, V) after the tokens that these rows have drawn."""
-        inputs = Embedded(self.tokens[:, None], delta=self.delta, capture=self.rows[0].capture())
+        first = self.rows[0]
+        inputs = Embedded(self.tokens[:, None], delta=self.delta, variant=first.variant, capture=first.capture())
         return model(inputs, self.cache)[:, 0]
 
     def draw(self, logits: mx.array, unread: bool) -> Self:
@@ -152,7 +153,7 @@ class SampledBatch:
 
     def lengths(self) -> list[int]:
         """Positions of each row in the cache, where the last token that was handed out is not."""
-        return [row.length + len(row.tokens) - (not self.unread) for row in self.rows]
+        return [row.positions - (not self.unread) for row in self.rows]
 
     def join(self, other: Self) -> Self:
         rows, sampler = self.rows + other.rows, BatchSampler(self.rows + other.rows)

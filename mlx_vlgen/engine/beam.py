@@ -181,7 +181,8 @@ class Search:
 
     def _forward(self, model: Model) -> Self:
         delta = mx.array([search.row.delta for search in self.searches for _ in search.running])
-        inputs = Embedded(self.tokens[:, None], delta=delta, capture=self.rows[0].capture())
+        first = self.rows[0]
+        inputs = Embedded(self.tokens[:, None], delta=delta, variant=first.variant, capture=first.capture())
         logits = model(inputs, self.cache)[:, 0]
         return self._advance(self.searches, self.cache, logits, range(len(logits)))
 

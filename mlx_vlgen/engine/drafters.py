@@ -1,7 +1,7 @@
 """What guesses a row's next tokens: text that was there before, or a smaller model."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ def propose(rows: Sequence[Row], vocab_size: int) -> list[list[int]]:
     """Guesses of each row's next tokens, at most as many as it may still hand out before its last token, which needs no
     forward. Rows with one draft model are guessed for together. An error of a drafter ends its row."""
     guesses: list[list[int]] = [[] for _ in rows]
-    drafting: dict[int, dict[DraftModel, int]] = {}  # places of rows, by what they draft with
+    drafting: dict[Hashable, dict[DraftModel, int]] = {}  # places of rows, by what they draft with
     limits = [row.sampling.max_tokens - len(row.tokens) - 1 for row in rows]
     for place, row in enumerate(rows):
         if row.drafter and limits[place] > 0:
@@ -121,12 +121,13 @@ class DraftModel:
         self._waiting: Embedded | None = None  # the prompt, until the first guess
         self.slots: Slots | None = None
         self.delta: float = 0
+        self.variant = 0
         self.computed = 0  # generated tokens that the cache holds
 
     @property
-    def group(self) -> int:
+    def group(self) -> Hashable:
         """The same for drafters that guess together: recurrent layers cannot take rows of unlike length."""
-        return id(self.model if self.rolls_back else self)
+        return id(self.model if self.rolls_back else self), self.variant
 
     def read(self, prompt: Prompt) -> None:
         if not self._reads_media:
@@ -134,7 +135,7 @@ class DraftModel:
         check_prompt("the draft model's prompt", prompt, self.model.vocab_size, self.model.embedding_rows)
         features = [self.model.encode([media])[0] for media in prompt.media]
         self._waiting = self.model.embed(prompt, features)
-        self.delta = self._waiting.row_delta
+        self.delta, self.variant = self._waiting.row_delta, self._waiting.variant
         mx.eval(self._waiting.embeds if self._waiting.embeds is not None else self._waiting.tokens)
 
     def prefill(self) -> None:
@@ -215,8 +216,8 @@ class Slots:
     def _forward(self, tokens: mx.array, cache: kv.Cache, at: mx.array) -> mx.array:
         """Logits (B, V) at positions `at` (B,) of tokens (B, L)."""
         deltas = [drafter.delta for drafter in self.drafters]
-        inputs = Embedded(tokens, delta=deltas[0] if len(deltas) == 1 else mx.array(deltas))
-        return self.drafters[0].model(inputs, cache, at=at)
+        first, delta = self.drafters[0], deltas[0] if len(deltas) == 1 else mx.array(deltas)
+        return first.model(Embedded(tokens, delta=delta, variant=first.variant), cache, at=at)
 
 
 def propose_together(wanted: Mapping[DraftModel, tuple[Sequence[int], int]]) -> dict[DraftModel, list[int]]:

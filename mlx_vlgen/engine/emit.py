@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from .._runtime import mx
 from ..errors import without_traceback
+from ..notices import notice
 from ..results import FinishReason
 from .request import Row
 from .row_result import RowResult, make_result
@@ -33,6 +34,11 @@ def _reason(row: Row, is_end: bool, scores: Scores | None) -> FinishReason | Non
     if is_end or row.text.stopped or (row.constraint and row.constraint.over):
         return "stop"
     if len(row.tokens) >= row.sampling.max_tokens or row.timed_out:
+        if row.outgrown and not row.can_begin_again:
+            notice(
+                f"an answer ends at {row.reach:,} positions: this model computes longer texts in another way, from "
+                "their beginning, which does not go with beams, drafts, guidance, a past, or records of each step"
+            )
         return "length"
     return "stop" if scores and criteria_met(row, row.tokens, scores) else None
 
@@ -41,7 +47,7 @@ def criteria_met(row: Row, tokens: Sequence[int], scores: Scores | None) -> bool
     """Whether one of the user's criteria ends the row after these tokens. scores: see `record_token`."""
     if not row.sampling.stopping_criteria:
         return False
-    so_far, logits = mx.array([*row.prompt.tokens.tolist(), *tokens]), scores.row[None] if scores else None
+    so_far, logits = mx.array([*row.prompt_tokens, *tokens]), scores.row[None] if scores else None
     return any(bool(criterion(so_far, logits)) for criterion in row.sampling.stopping_criteria)
 
 

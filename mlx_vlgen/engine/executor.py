@@ -103,7 +103,9 @@ class Executor:
                 row.error = error
                 continue
             for part, delta in zip(parts, deltas, strict=True):
-                part.delta, part.prompt = delta, part.prompt.without_pixels()
+                part.delta = delta
+                if part.reach is None:
+                    part.prompt = part.prompt.without_pixels()
             row.embedded = True
             self.prefill.prompts[row.id] = prompts
         self.forget(rows)

@@ -3,7 +3,10 @@
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from ..errors import PromptError, UnsupportedError
 from ..inputs.prompt import Prompt
@@ -47,6 +50,7 @@ class Intake:
             row.prompt = self._processor.prepare(request.prompt, request.media, **cached, **template)
         self._check_tokens(row)
         self._check_length(row)
+        self._read_variant(row)
         if not any(isinstance(kind, CrossAttention) for kind in self._layout):  # whose spans only wait for pictures
             request.kv.check_spans(row.prompt.two_way)
         row.unquantized_layers = len(kv.unquantized(self._layout, request.kv))
@@ -73,6 +77,13 @@ class Intake:
             row.drafter = request.drafter()
             row.drafter.read(row.prompt)
 
+    def begin_again(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows that outgrew the way in which they were computed, and go on."""
+        rows = [row for row in rows if not row.over]
+        for row in rows:
+            row.begin_again(self._model.variant(replace(row.prompt, tokens=np.zeros(row.positions, np.int32))))
+        return rows
+
     def _check_tokens(self, row: Row) -> None:
         """Every id of the request reaches MLX through here."""
         request, size = row.request, self._vocab_size
@@ -87,6 +98,22 @@ class Intake:
                 "begin with what it holds, and go on"
             )
 
+    def _read_variant(self, row: Row) -> None:
+        """How the row is computed, and where it ends for that reason."""
+        request, row.variant = row.request, self._model.variant(row.prompt)
+        if request.past and not row.prompt.media:
+            row.variant = request.past.variant
+        reach = self._model.reach(row.variant)
+        if request.past and (request.past.variant != row.variant or (reach is not None and row.length > reach)):
+            raise PromptError(
+                "past: this model computes what it holds in another way than this prompt, which is longer or has media "
+                "of another kind: leave the past out and give the whole prompt"
+            )
+        if reach is not None and row.length + row.sampling.max_tokens > reach + 1:
+            row.reach, room = reach, reach + 1 - row.length  # the last token is never read
+            if not row.can_begin_again:
+                row.request = replace(request, sampling=replace(row.sampling, max_tokens=room))
+
     def _check_rollback(self, settings: KVSettings) -> None:
         if not kv.can_roll_back(self._layout, settings):
             why = "a bounded cache (max_kv_size)" if settings.max_size else "this model's recurrent layers"
@@ -98,7 +125,7 @@ class Intake:
         """The row of its negative prompt."""
         sampling = SamplingParams(max_tokens=row.sampling.max_tokens)
         request = Request(guidance.negative, sampling=sampling, kv=row.request.kv)
-        negative = Row(row.id, request, row.text, row.seed, prompt=guidance.negative, positive=row)
+        negative = Row(row.id, request, row.text, row.seed, prompt=guidance.negative, positive=row, variant=row.variant)
         self._check_length(negative)
         return negative
 

@@ -99,6 +99,7 @@ class TokenIterator:
         self._changed = threading.Condition()  # locked for what several threads write
         self._queue = Waiting(self._changed, self._intake.read, max_queue)
         self._coming: list[Row] = []  # admitted, and their prompt is not through
+        self._outgrown: list[Row] = []  # they begin again
         self._plan: Plan | None = None  # of the step that is half done
         self._rows: dict[int, Row] = {}  # every row whose last result was not handed out
         self._out: deque[tuple[int, RowResult]] = deque()
@@ -223,6 +224,7 @@ class TokenIterator:
         if self._closed:
             self._end_all("cancelled")
             return
+        self._coming, self._outgrown = self._intake.begin_again(self._outgrown) + self._coming, []
         if self._plan is None:
             if self._coming or self._queue or self._cancelled:
                 self._plan = self._next_plan()
@@ -384,6 +386,7 @@ class TokenIterator:
             self._end(row, "error" if row.error else "cancelled", row.error)
         elif not row.over:
             self._hand_out(row, record_token(row, token, scores))
+            self._outgrown += [row] * (row.outgrown and not row.over)
 
     def _end(self, row: Row, reason: FinishReason, error: Exception | None = None) -> None:
         """End a row, once. A negative prompt ends with its row."""

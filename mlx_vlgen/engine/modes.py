@@ -48,12 +48,13 @@ class Drafter(Protocol):
 @dataclass
 class Past:
     """Keys and values of a row's first `length` positions, one cache a layer, of the kind `kv`. delta: how far its
-    rotary positions are ahead of them."""
+    rotary positions are ahead of them. variant: which of the model's it is."""
 
     cache: list[Any]
     length: int
     delta: float
     kv: KVSettings
+    variant: int = 0
 
     def begin(self, cache: Cache) -> Cache:
         """A row's cache, where `cache` is an empty one."""

@@ -73,7 +73,7 @@ class Penalties:
         place = length - size
         if place >= 0:
             return row.tokens[place]
-        text = row.prompt.text_tokens
+        text = row.text_tokens
         return text[place] if place >= -len(text) else None
 
     def __call__(self, logits: mx.array) -> mx.array:

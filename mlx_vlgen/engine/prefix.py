@@ -14,13 +14,14 @@ LEAST = 32
 """Fewer positions are computed again: what begins alike by a template's first tokens runs better in one forward."""
 
 Units = np.ndarray
-"""(L, 4) uint64: a position's token with its place in a medium, the medium's key, and its place in a two-way span. Rows
-that are equal from the first one to here have equal keys and values there, with the same weights and caches."""
+"""(L, 4) uint64: a position's token with its place in a medium, the medium's key, and its place in a two-way span with
+the row's variant. Rows that are equal from the first one to here have equal keys and values there, with the same
+weights and caches."""
 
 
-def units_of(prompt: Prompt) -> Units:
+def units_of(prompt: Prompt, variant: int = 0) -> Units:
     """Of all positions of a prompt. Its pixels are read, where nobody asked for their key before."""
-    units = token_units(prompt.tokens.tolist())
+    units = token_units(prompt.tokens.tolist(), variant)
     for medium in prompt.media:
         key, place = np.frombuffer(bytes.fromhex(medium.key)[:16], np.uint64), 1
         for start, end in medium.spans:
@@ -28,14 +29,16 @@ def units_of(prompt: Prompt) -> Units:
             units[start:end, 1:3] = key
             place += end - start
     for start, end in prompt.two_way:
-        units[start:end, 3] = (np.arange(1, end - start + 1, dtype=np.uint64) << np.uint64(32)) + np.uint64(end - start)
+        units[start:end, 3] += (np.arange(1, end - start + 1, dtype=np.uint64) << np.uint64(32)) + np.uint64(
+            end - start
+        )
     return units
 
 
-def token_units(tokens: Sequence[int]) -> Units:
+def token_units(tokens: Sequence[int], variant: int = 0) -> Units:
     """Of tokens that stand for themselves."""
     units = np.zeros((len(tokens), 4), np.uint64)
-    units[:, 0] = tokens
+    units[:, 0], units[:, 3] = tokens, variant << 60
     return units
 
 

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,9 @@ class Row:
     past: Past | Prefix | None = None  # what it begins with
     searched: int = -1  # version of what it was searched for in
     delta: float = 0  # what its rotary positions are ahead of its cache once the prompt is over
+    variant: int = 0  # how the model computes it
+    reach: int | None = None  # how many positions it may have for that reason, where it asked for more
+    carried: int = 0  # of its own tokens, those that stand in its prompt since it outgrew that
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
     thinking: Thinking | None = None  # None for a model that does not think
@@ -113,6 +116,43 @@ class Row:
         """Tokens of the prompt."""
         return len(self.prompt.tokens)
 
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """Those of the prompt as it was asked."""
+        tokens: list[int] = self.prompt.tokens[: self.length - self.carried].tolist()
+        return tokens
+
+    @property
+    def text_tokens(self) -> list[int]:
+        """Of these, those that stand for no medium's feature."""
+        tokens = self.prompt.text_tokens
+        return tokens[: len(tokens) - self.carried]
+
+    @property
+    def positions(self) -> int:
+        """Of its prompt and its tokens."""
+        return self.length + len(self.tokens) - self.carried
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether its next token has to be computed in another way than those before."""
+        return self.reach is not None and self.positions > self.reach
+
+    @property
+    def can_begin_again(self) -> bool:
+        """Whether it can then be computed from the beginning. Others end."""
+        request = self.request
+        return not (request.beams or request.drafter or request.guidance or request.trace or request.past)
+
+    def begin_again(self, variant: int) -> None:
+        """Have it computed in another way, from the beginning, with its tokens after the prompt."""
+        tokens = np.array(self.tokens[self.carried :], np.int32)
+        self.prompt = replace(self.prompt, tokens=np.concatenate([self.prompt.tokens, tokens]))
+        self.carried, self.variant, self.reach = len(self.tokens), variant, None
+        self.past, self.searched, self.filled, self.embedded = None, -1, 0, False
+        self.prefill_started = self.prefilled = 0.0
+        self.units = None if self.units is None else units_of(self.prompt, variant)
+
     def sequences(self, likely: bool = False) -> list[int]:
         """Cache positions that it may come to need, for each of its sequences: one a beam, and its negative prompt.
         likely: of an answer that may be very long `ROOM` tokens, or twice what it has."""
@@ -120,6 +160,7 @@ class Row:
         if likely:
             max_tokens = min(max_tokens, max(ROOM, 2 * len(self.tokens)))
         beams = self.request.beams.count if self.request.beams else 1
+        max_tokens -= self.carried
         return [self.length + max_tokens] * beams + ([self.negative.length + max_tokens] if self.negative else [])
 
     @property
@@ -158,7 +199,7 @@ class Row:
         """Of a prompt that was read, what it is found by; its pictures are hashed."""
         request = self.request
         if self.prefixes and not (request.past or request.guidance or self.runs_alone):
-            self.units = units_of(self.prompt)
+            self.units = units_of(self.prompt, self.variant)
             self.prefixes.read_ahead(self.prompt, self.units, request.kv)
 
     def search(self) -> None:
@@ -180,7 +221,7 @@ class Row:
         """Store what a cache holds of it at `place`: its prompt, and so many tokens; nothing where only what rows
         inside share is stored. states: see `Prefixes.store`."""
         if self.units is not None and self.prefixes is not None and self.prefixes.all_rows:
-            units = np.concatenate([self.units, token_units(self.tokens[:tokens])])
+            units = np.concatenate([self.units, token_units(self.tokens[self.carried : tokens], self.variant)])
             self.prefixes.store(units, self.request.kv, cache, place, states)
 
     @property
@@ -211,6 +252,11 @@ class Row:
     def over(self) -> bool:
         return (self.positive or self).finish_reason is not None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it decodes on, in its batch."""
+        return not (self.over or self.outgrown)
+
     def record(self, token: int) -> None:
         """A token that was drawn for this row and read."""
         self.tokens.append(token)
@@ -222,9 +268,9 @@ class Row:
     def recent(self, size: int | None) -> list[int]:
         """The last `size` tokens of prompt and text (None: all). Placeholders of media are no tokens that appeared."""
         if size is None:
-            return [*self.prompt.text_tokens, *self.tokens]
+            return [*self.text_tokens, *self.tokens]
         lacking = max(0, size - len(self.tokens))
-        text = self.prompt.text_tokens[-lacking:] if lacking else []
+        text = self.text_tokens[-lacking:] if lacking else []
         return [*text, *self.tokens[len(self.tokens) - (size - lacking) :]]
 
     @property
@@ -242,9 +288,11 @@ class Row:
 
     @property
     def batch_key(self) -> Hashable:
-        """Rows that are equal in this run together: their caches are alike, and they step in the same way."""
+        """Rows that are equal in this run together: their caches are alike, they step in the same way, and the model
+        computes them alike."""
         alone = self.id if self.runs_alone else None
-        return self.request.kv, self.request.beams is not None, self.request.drafter is not None, alone
+        request = self.request
+        return request.kv, request.beams is not None, request.drafter is not None, self.variant, alone
 
     def capture(self) -> Capture | None:
         """What the next forward of this row shows, where its request wants to see it: it then runs alone."""
@@ -252,10 +300,11 @@ class Row:
 
     @property
     def last_token_due(self) -> bool:
-        """Whether the token now being computed is the last one, known in advance."""
+        """Whether the token now being computed is the last one, of the row or in its batch, known in advance."""
         if self.positive:
             return self.positive.last_token_due
-        return self.cancelled or len(self.tokens) + 1 >= self.sampling.max_tokens
+        outgrown = self.reach is not None and self.positions + 1 > self.reach
+        return self.cancelled or outgrown or len(self.tokens) + 1 >= self.sampling.max_tokens
 
 
 @dataclass(eq=False)

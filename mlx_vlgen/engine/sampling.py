@@ -150,7 +150,7 @@ def apply_processors(rows: Sequence[Row], logits: mx.array) -> mx.array:
 
 def _apply_processors(row: Row, logits: mx.array) -> mx.array:
     """Logits (1, V) through one row's processors. TypeError for what is none: it would end other rows too."""
-    so_far, scores = mx.array([*row.prompt.tokens.tolist(), *row.tokens]), logits
+    so_far, scores = mx.array([*row.prompt_tokens, *row.tokens]), logits
     for processor in row.sampling.logits_processors:
         scores = processor(so_far, scores)
         if not isinstance(scores, mx.array) or scores.shape != logits.shape:

@@ -39,7 +39,8 @@ class Speculative(SampledBatch):
         for place, (row, guessed) in enumerate(zip(self.rows, guesses, strict=True)):
             block[place, : 1 + len(guessed)] = [row.tokens[-1], *guessed]
         kv.reserve(self.cache, longest)
-        logits = model(Embedded(mx.array(block), delta=self.delta), self.cache)  # (B, 1 + longest, V)
+        inputs = Embedded(mx.array(block), delta=self.delta, variant=self.rows[0].variant)
+        logits = model(inputs, self.cache)  # (B, 1 + longest, V)
         tokens, scores = [0] * len(self.rows), list(self.scores)
         right = [0] * len(self.rows)
         alive = list(range(len(self.rows)))

@@ -48,9 +48,20 @@ def load_tokenizer(folder: Path, **keywords: Any) -> Any:
             tokenizer = _read_tekken(folder)
         else:
             tokenizer = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False, **keywords
+                str(folder), local_files_only=True, trust_remote_code=False, **_known_config(folder), **keywords
             )
     return import_module("mlx_vlgen.hf.encoding").taking_arrays(tokenizer)  # imported late: MLX is unknown in this room
+
+
+def _known_config(folder: Path) -> dict[str, Any]:
+    """What transformers is to read in the place of a config.json that it does not know and that has rotary settings: it
+    fails on those, and takes nothing from it for a tokenizer."""
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    config = _read_json(folder / "config.json")
+    known = config.get("model_type") in CONFIG_MAPPING_NAMES or not config.get("rope_scaling")
+    return {} if known else {"config": PreTrainedConfig()}
 
 
 def _read_tekken(folder: Path) -> Any:
@@ -108,7 +119,7 @@ def read_settings(folder: Path) -> ProcessorSettings:
         processor,
         processor.get("image_processor") or image,
         processor.get("video_processor") or video or image,
-        processor.get("feature_extractor") or image,
+        processor.get("feature_extractor") or processor.get("audio_processor") or image,
     )
 
 

@@ -85,6 +85,7 @@ class Media:
     seconds: how long one step of a video's grid in time takes, which some families' positions tell; 0 for a picture,
     and in other families.
     normalization: of its levels.
+    variant: which of several features it has, in a family where media beside it decide that.
     extent: of a video that is heard, all tokens whose positions depend on each other: its features, those of its sound,
     and the two on either side. None: those of its spans.
     """
@@ -96,6 +97,7 @@ class Media:
     size: tuple[int, int]
     seconds: float = 0.0
     normalization: Normalization | None = None
+    variant: int = 0
     extent: Span | None = None
 
     @property
@@ -106,7 +108,7 @@ class Media:
     @property
     def form(self) -> tuple[Any, ...]:
         """What media have in common that are encoded as one batch; forms can be sorted."""
-        return self.kind, self.grid, self.pixels.shape, self.pixels.dtype.str, repr(self.normalization)
+        return self.kind, self.grid, self.pixels.shape, self.pixels.dtype.str, repr(self.normalization), self.variant
 
     @cached_property
     def key(self) -> str:

@@ -51,6 +51,9 @@ _UNLIMITED_OCR = Family(
     "mlx_vlgen.models.unlimited_ocr:UnlimitedOcr", "mlx_vlgen.inputs.deepseek_ocr:UnlimitedOcrProcessor"
 )
 _QWEN3_OMNI = Family("mlx_vlgen.models.qwen3_omni_moe:Qwen3OmniMoe", "mlx_vlgen.inputs.omni:Qwen3OmniProcessor")
+_PHI4 = Family(
+    "mlx_vlgen.models.phi4_multimodal:Phi4Multimodal", "mlx_vlgen.inputs.phi4_multimodal:Phi4MultimodalProcessor"
+)
 _LFM2_VL = Family("mlx_vlgen.models.lfm2_vl:Lfm2VL", "mlx_vlgen.inputs.lfm2_vl:Lfm2VLProcessor")
 
 FAMILIES: dict[str, Family] = {
@@ -130,6 +133,8 @@ FAMILIES: dict[str, Family] = {
         "mlx_vlgen.models.muse_glimmer:MuseGlimmer", "mlx_vlgen.inputs.muse_glimmer:MuseGlimmerProcessor"
     ),
     "voxtral": Family("mlx_vlgen.models.voxtral:Voxtral", "mlx_vlgen.inputs.voxtral:VoxtralProcessor"),
+    "phi4_multimodal": _PHI4,
+    "phi4mm": _PHI4,  # name of the first release, with remote code
     "lfm3_vl": Family("mlx_vlgen.models.lfm3_vl:Lfm3VL", "mlx_vlgen.inputs.qwen_vl:Qwen3VLProcessor"),
 }
 
@@ -172,7 +177,7 @@ _MLX_LM_BLIND = {
     "prism_hadamard_qwen35",
 }
 # Keys of a vision or audio model's configuration, whatever its type.
-_PARTS = ("vision_config", "vit_config", "audio_config", "thinker_config")
+_PARTS = ("vision_config", "vit_config", "audio_config", "thinker_config", "embd_layer")
 _TOWERS = (*_PARTS, "vision_tower", "mm_vision_tower", "vision_encoder", "audio_encoder")
 
 

@@ -133,6 +133,7 @@ class Embedded:
     token_types: (B, L) int32, on the host, where they decide the shapes of a forward: other than 0 for tokens of a
     prompt that go to the experts for media; or None, where all are text.
     cross: what cross-attention layers attend to; it goes with the first positions, and caches hold it from there on.
+    variant: which of the family's ways of computing a row all of these take, `Model.variant` of their prompts.
     capture: what the forward records, or None; slicing and stacking leave it out.
     """
 
@@ -144,6 +145,7 @@ class Embedded:
     two_way: mx.array | None = None
     token_types: np.ndarray | None = None
     cross: CrossStates | None = None
+    variant: int = 0
     capture: Capture | None = None
 
     def __len__(self) -> int:
@@ -170,11 +172,13 @@ class Embedded:
             two_way=cut(self.two_way),
             token_types=None if self.token_types is None else self.token_types[:, span],
             cross=None if span.start else self.cross,
+            variant=self.variant,
         )
 
     @staticmethod
     def stack(rows: Sequence["Embedded"]) -> "Embedded":
-        """Several single rows as one batch, padded on the right with zeros. All have embeds or none has."""
+        """Several single rows of one variant as one batch, padded on the right with zeros. All have embeds or none
+        has."""
         length = max(map(len, rows))
 
         def pad(parts: Sequence[mx.array], axis: int = 1) -> mx.array:
@@ -210,6 +214,7 @@ class Embedded:
             two_way=two_way,
             token_types=token_types,
             cross=CrossStates.stack([row.cross for row in rows]),
+            variant=rows[0].variant,
         )
 
 
@@ -335,6 +340,15 @@ class Model(nn.Module):
     def position_delta(self, prompt: Prompt) -> float:
         """How far the rotary position after a prompt is ahead of its number of tokens."""
         return 0
+
+    def variant(self, prompt: Prompt) -> int:
+        """How a row with this prompt is computed, of a family that computes rows in several ways: a number below 16.
+        Rows of one run together, and begin with what others of it have computed; 0 is that of a plain short text."""
+        return 0
+
+    def reach(self, variant: int) -> int | None:
+        """How many positions a row of a variant may come to have, where that is less than `max_positions`."""
+        return None
 
     def last_norm(self, h: mx.array) -> mx.array:
         """h (B, L, d) of the last layer -> the same after the last norm, for what `Capture` records.

@@ -25,10 +25,10 @@ class CapturingRope(nn.Module):
         super().__init__()
         self.rope = rope
 
-    def __call__(self, x: mx.array, offset: Any = 0) -> mx.array:
+    def __call__(self, x: mx.array, *settings: Any, offset: Any = 0) -> mx.array:
         if not isinstance(offset, CapturedOffset):
-            return self.rope(x, offset=offset)
-        offset.rotated.append(self.rope(x, offset=offset.offset))
+            return self.rope(x, *settings, offset=offset)
+        offset.rotated.append(self.rope(x, *settings, offset=offset.offset))
         return offset.rotated[-1]
 
 

@@ -44,6 +44,24 @@ def text_config(config: Config) -> Config:
     return config if nested is None else nested
 
 
+def phi4_config(config: Config) -> Arguments:
+    """Phi-4 multimodal's as transformers writes it, where it may be that of the first release, with remote code."""
+    full = {"vision_config": {}, "audio_config": {}} | dict(config) | {"model_type": "phi4_multimodal"}
+    if "embd_layer" not in config:
+        return full
+    layers, audio = config["embd_layer"], dict(config["audio_processor"]["config"])
+    new_names = {
+        "attention_dim": "hidden_size", "attention_heads": "num_attention_heads", "linear_units": "intermediate_size",
+        "depthwise_seperable_out_channel": "depthwise_separable_out_channel",
+    }  # fmt: skip
+    audio = {new_names.get(name, name): value for name, value in audio.items()}
+    audio["nemo_conv_channels"] = audio["nemo_conv_settings"]["conv_channels"]
+    audio["bias_max_distance"] = audio["relative_attention_bias_args"]["t5_bias_max_distance"]
+    audio["downsample_rate"] = layers["audio_embd_layer"].get("downsample_rate", 1)
+    vision = {"crop_size": layers["image_embd_layer"].get("crop_size", 448)} | full["vision_config"]
+    return full | {"vision_config": vision, "audio_config": audio}
+
+
 def max_positions(config: Config) -> int | None:
     """How many positions the model of a config.json was made for; None where it does not say. YaRN stretches them."""
     text = text_config(config)

@@ -17,6 +17,7 @@ from .glm5_next_text import Glm5NextText, Glm5NextTextConfig
 from .lfm3 import Lfm3
 from .llama4_text import Llama4Text, Llama4TextConfig
 from .molmo2_text import Molmo2Text
+from .phi4_text import Phi4Text, Phi4TextConfig
 from .qwen4_exp_text import Qwen4ExpText, Qwen4ExpTextConfig
 from .text_attention import text_attention
 
@@ -317,9 +318,13 @@ DECODERS: dict[str, Decoder] = {
         scale_tokens=_of_one_length,
         scale_logits=_muse_logits,
     ),
+    "phi4_multimodal": Decoder(refusals.phi4, Phi4TextConfig.complete({}), network=Phi4Text),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
 
-_RUN_BY_FAMILIES = ("gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm5_next_text", "qwen4_exp_text")
+_RUN_BY_FAMILIES = (
+    "gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm5_next_text", "phi4_multimodal", "qwen4_exp_text",
+)  # fmt: skip
 DRIVEN = tuple(name for name in DECODERS if name not in _RUN_BY_FAMILIES)
-"""Those whose layers `backbone.decode` runs; those of Gemma 3n and 4 share keys, others have several streams."""
+"""Those whose layers `backbone.decode` runs; those of Gemma 3n and 4 share keys, Phi-4's take adapters, others have
+several streams."""

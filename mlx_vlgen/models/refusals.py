@@ -162,6 +162,16 @@ def muse_glimmer(args: Arguments) -> list[str | None]:
     ]
 
 
+def phi4(args: Arguments) -> list[str | None]:
+    window, scaling = args.get("sliding_window"), args.get("rope_scaling") or {}
+    stretched = rope_type(scaling) not in ("default", "longrope", "su")
+    return [
+        *llama(args),
+        "scaled rotary positions of another kind than LongRoPE" if stretched else None,
+        "a sliding window" if window is not None and window < args["max_position_embeddings"] else None,
+    ]
+
+
 def lfm2(args: Arguments) -> list[str | None]:
     tied = args.get("tie_word_embeddings", args.get("tie_embedding", True))
     return [None if tied else "an output layer of its own", _stretched(args)]

@@ -62,8 +62,9 @@ class EncoderLayer(nn.Module):
         self.self_attn = VisionAttention(hidden, config.num_attention_heads, names)
         self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
+        """mask: see `VisionAttention`."""
+        x = x + self.self_attn(self.layer_norm1(x), mask=mask)
         return x + self.mlp(self.layer_norm2(x))
 
 

@@ -165,9 +165,11 @@ class Family:
     def _one_forward(self, ask: Ask, said: Sequence[int]) -> np.ndarray:
         """(n, V): what the plain loop finds token by token, of the prompt and all that was said at once."""
         prompt = self.processor.prepare(ask.text, ask.media)
+        variant = self.model.variant(prompt)
         cache = make_cache(self.model.cache_layout(), prompts=[len(prompt.tokens)])
         prompt = replace(prompt, tokens=np.append(prompt.tokens, np.array(said[:-1], prompt.tokens.dtype)))
         inputs = self.model.embed(prompt, [self._encoded(medium) for medium in prompt.media])
+        inputs.variant = variant
         logits = self.model(inputs, cache)[0, -len(said) :]
         return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
@@ -185,5 +187,6 @@ class Family:
             tokens.append(int(scores[-1].argmax()) if forced is None else forced[len(tokens)])
             if len(tokens) == count or (forced is None and tokens[-1] in self.ends):
                 break
-            logits = self.model(Embedded(mx.array([tokens[-1:]]), delta=inputs.delta), cache)[0, -1]
+            last = Embedded(mx.array([tokens[-1:]]), delta=inputs.delta, variant=inputs.variant)
+            logits = self.model(last, cache)[0, -1]
         return Answer(tokens, np.stack(scores))

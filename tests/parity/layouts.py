@@ -168,7 +168,8 @@ def _write_processor(kit: Path, layout: Layout, folder: Path) -> None:
         write_json(folder / "processor_config.json", nested)
         return
     named = {"processor_class": nested["processor_class"]}
-    if first := nested.get("feature_extractor", {}) | nested.get("image_processor", {}):
+    sound = nested.get("feature_extractor", {}) | nested.get("audio_processor", {})
+    if first := sound | nested.get("image_processor", {}):
         write_json(folder / "preprocessor_config.json", first | named)
     if "video_processor" in nested:
         write_json(folder / "video_preprocessor_config.json", nested["video_processor"] | named)

@@ -219,7 +219,13 @@ def run_case(
         steps, tokens = _greedy(model, inputs, new_tokens)
         if margins.smallest < ROUTING_MARGIN:
             raise Unsuitable(f"routing margin {margins.smallest:.1e}")
-        for key in ("pixel_values", "pixel_values_videos", "input_features"):
+        for key in (
+            "pixel_values",
+            "pixel_values_videos",
+            "input_features",
+            "image_pixel_values",
+            "audio_input_features",
+        ):
             if key in inputs:
                 other = model(**(inputs | {key: -inputs[key].flip(0)})).logits[0, -1].double().numpy()
                 if np.abs(other - logits[-1]).max() < 0.1 * logits.std():

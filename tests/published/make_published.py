@@ -27,7 +27,7 @@ NEVER_SAVED = ("hunyuan_vl", "kimi_k25", "molmo2", "ernie4_5_vl_moe", "lfm3_vl")
 """Came with a release of transformers that saves what is on the Hub."""
 DEFAULTS = (
     "llava_onevision", "fast_vlm", "molmo2", "cohere2_vision", "lighton_ocr", "paddleocr_vl", "ernie4_5_vl_moe",
-    "idefics2", "qwen2_audio", "lfm3_vl", "minicpmv4_7", "glm46v", "internvl",
+    "idefics2", "qwen2_audio", "lfm3_vl", "minicpmv4_7", "glm46v", "internvl", "phi4_multimodal",
 )  # fmt: skip
 """Families of whose checkpoints no configuration is at hand: the sizes that transformers' classes assume."""
 OF_PROGRAMS = ("architectures", "dtype", "transformers_version", "id2label", "label2id", "_name_or_path", "use_cache")
