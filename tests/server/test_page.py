@@ -312,6 +312,7 @@ def test_a_sound_is_shown_and_heard(
     assert not page.locator("#photograph").is_visible() and "image" not in page.locator("#files").get_attribute(
         "accept"
     )
+    api.expect(page.get_by_role("heading", name="Let it hear something.")).to_be_visible()
     let_go(page, SHAPES)
     api.expect(page.locator("#trouble")).to_have_text(re.compile("shapes.png is no sound, and this model does not see"))
     drop(page, sound)

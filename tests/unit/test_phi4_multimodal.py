@@ -178,7 +178,7 @@ def test_adapters_without_their_settings_are_refused(tmp_path: Path) -> None:
 # Variants
 
 
-def words(count: int) -> Prompt:
+def counted(count: int) -> Prompt:
     return Prompt(np.arange(300, 300 + count, dtype=np.int32) % 443)
 
 
@@ -205,8 +205,8 @@ def outgrowing(family: Family) -> list[Prompt]:
     seen = family.processor.prepare(f"{AUDIO}{IMAGE}What?", ASKS["vision"][1].with_sources(
         {"image": [media.picture("plain")], "audio": [media.sound("short_sound")]}
     ))  # fmt: skip
-    seen = replace(seen, tokens=np.concatenate([seen.tokens, words(SHORT - 3 - len(seen.tokens)).tokens]))
-    return [words(SHORT - 4), words(SHORT), seen, words(SHORT + 9), words(20), words(SHORT - 6)]
+    seen = replace(seen, tokens=np.concatenate([seen.tokens, counted(SHORT - 3 - len(seen.tokens)).tokens]))
+    return [counted(SHORT - 4), counted(SHORT), seen, counted(SHORT + 9), counted(20), counted(SHORT - 6)]
 
 
 @pytest.fixture(scope="module")
@@ -253,10 +253,10 @@ def test_draws_go_on_with_the_long_frequencies(family: Family, monkeypatch: pyte
 
 def test_where_a_row_cannot_begin_again_it_ends(family: Family, capsys: pytest.CaptureFixture[str]) -> None:
     sampling, endless = SamplingParams(max_tokens=20), frozenset[int]()
-    [cut] = run(family, [Request(words(SHORT - 4), sampling=sampling, end_tokens=endless, drafter=PromptLookup)])
+    [cut] = run(family, [Request(counted(SHORT - 4), sampling=sampling, end_tokens=endless, drafter=PromptLookup)])
     assert cut.generation_tokens == 5 and cut.finish_reason == "length"
     assert f"ends at {SHORT} positions" in " ".join(capsys.readouterr().err.split())
-    assert [family.model.variant(words(count)) for count in (SHORT, SHORT + 1)] == [0, 1]
+    assert [family.model.variant(counted(count)) for count in (SHORT, SHORT + 1)] == [0, 1]
 
 
 def test_rows_of_one_variant_begin_with_what_others_computed(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_rows_of_one_variant_begin_with_what_others_computed(family: Family, mon
     heard = Request(f"{AUDIO}What?", MediaInputs(audios=[clip]), SamplingParams(max_tokens=4))
     again = Request(f"{AUDIO}What else?", MediaInputs(audios=[clip]), SamplingParams(max_tokens=4))
     both = Request(f"{AUDIO}What?{IMAGE}", MediaInputs(images=[picture], audios=[clip]), SamplingParams(max_tokens=4))
-    texts = [Request(words(count), sampling=SamplingParams(max_tokens=1)) for count in (40, 50, 70, 80)]
+    texts = [Request(counted(count), sampling=SamplingParams(max_tokens=1)) for count in (40, 50, 70, 80)]
     cache, cached = PrefixCache(), []
     for request in (heard, again, both, *texts):
         [alone], [reused] = run(family, [request], reuse=False), run(family, [request], reuse=cache)
@@ -280,14 +280,14 @@ def test_rows_of_one_variant_begin_with_what_others_computed(family: Family, mon
     assert cached[4] == 40 and cached[6] == 70
 
 
-@pytest.mark.parametrize("way", [{"drafter": "model"}, {"beams": Beams(1)}], ids=str)
-def test_every_way_of_decoding_knows_the_variant(family: Family, way: dict[str, Any]) -> None:
-    if "drafter" in way:
-        way = {"drafter": lambda: DraftModel(family.model, 3)}
+@pytest.mark.parametrize("mode", [{"drafter": "model"}, {"beams": Beams(1)}], ids=str)
+def test_every_mode_of_decoding_knows_the_variant(family: Family, mode: dict[str, Any]) -> None:
+    if "drafter" in mode:
+        mode = {"drafter": lambda: DraftModel(family.model, 3)}
     sampling = SamplingParams(max_tokens=8)
-    prompts = [words(count) for count in (30, 70, 90)]
+    prompts = [counted(count) for count in (30, 70, 90)]
     plain = run(family, [Request(prompt, sampling=sampling) for prompt in prompts])
-    other = run(family, [Request(prompt, sampling=sampling, **way) for prompt in prompts])
+    other = run(family, [Request(prompt, sampling=sampling, **mode) for prompt in prompts])
     assert [result.tokens for result in other] == [result.tokens for result in plain]
 
 
@@ -344,7 +344,7 @@ def test_a_long_clip_is_shortened_in_parts(family: Family) -> None:
 
 def test_the_first_templates_join_strings(first: Any) -> None:
     processor = first[1]
-    processor.chat_template, kept = (
+    processor.chat_template, template = (
         (
             "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
             "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -354,7 +354,7 @@ def test_the_first_templates_join_strings(first: Any) -> None:
     processor.__post_init__()
     ask = [{"role": "user", "content": [{"type": "audio"}, {"type": "image"}, {"type": "text", "text": "What?"}]}]
     said = mlx_vlgen.apply_chat_template(processor, first[0].config, ask)
-    processor.chat_template = kept
+    processor.chat_template = template
     assert said == f"<|user|>{AUDIO}{IMAGE}What?<|end|><|assistant|>"
 
 

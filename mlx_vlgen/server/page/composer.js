@@ -6,9 +6,9 @@ import { photograph, readFile, refusal } from "./pictures.js";
 // By what the model takes beside text: how the page names it, and ideas of what to ask.
 const TAKEN = {
   image: { add: "Add pictures", drop: "Drop pictures here", ask: "Ask about a picture", show: "Drop, paste or photograph a picture, and ask about it." },
-  audio: { add: "Add sounds", drop: "Drop sounds here", ask: "Ask about a sound", show: "Drop a sound, and ask about it." },
+  audio: { title: "Let it hear something.", add: "Add sounds", drop: "Drop sounds here", ask: "Ask about a sound", show: "Drop a sound, and ask about it." },
   both: { add: "Add pictures or sounds", drop: "Drop pictures or sounds here", ask: "Ask about a picture or a sound", show: "Drop, paste or photograph a picture, or drop a sound, and ask about it." },
-  text: { ask: "Ask something", show: "This model takes text only." },
+  text: { title: "Ask it something.", ask: "Ask something", show: "This model takes text only." },
 }; // prettier-ignore
 
 let files = []; // pictures and sounds
@@ -90,6 +90,7 @@ export function showKinds(given) {
   $("photograph").hidden = !takes("image");
   $("drop").firstElementChild.textContent = taken.drop ?? taken.show;
   $("question").placeholder = taken.ask;
+  $("show-title").textContent = taken.title ?? "Show it something.";
   $("show").textContent = taken.show;
 }
 
