@@ -20,6 +20,7 @@ from ..errors import UnsupportedError
 from ..loading.loader import assemble
 from ..loading.parts import Parts
 from ..models.base import Embedded, Followed, LayerKind, Model
+from ..models.gemma4_text import Gemma4Decoder
 from ..models.text import Driver, unwrapped
 from ..notices import print_stderr
 from .followed import CacheLog, Replica
@@ -61,10 +62,7 @@ class Leading(Model):
             raise RankError("mlx_vlgen: error: an earlier forward failed on one rank, so that the ranks cannot go on")
         if inputs.capture is not None:
             raise UnsupportedError("hidden states and attention weights: no rank has all of them; use one rank")
-        embeds = inputs.embeds
-        if embeds is None:  # as `Driver.hidden_states` does it; a family's `embed_tokens` may be for prompts only
-            embeds = self.driver.embed(unwrapped(self.text_decoder()), inputs.tokens)
-        arrays = [embeds, inputs.positions, inputs.two_way, *inputs.deepstack]
+        arrays = [*self._token_inputs(inputs), inputs.positions, inputs.two_way, *inputs.deepstack]
         header = {
             "cache": log.number,
             "at": None if at is None else np.array(at).tolist(),
@@ -91,6 +89,16 @@ class Leading(Model):
                     signal.raise_signal(signal.SIGTERM)
                 raise raised from error
         return logits
+
+    def _token_inputs(self, inputs: Embedded) -> list[mx.array | None]:
+        """What the family's forward makes of the tokens, whose tables no other rank has: embeddings, and what each
+        layer takes beside them."""
+        if isinstance(self, Gemma4Decoder):
+            embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
+            return [embeds, self.per_layer_inputs(inputs.tokens, embeds)]
+        if inputs.embeds is not None:
+            return [inputs.embeds, None]
+        return [self.driver.embed(unwrapped(self.text_decoder()), inputs.tokens), None]
 
 
 def dismiss(model: Model) -> bool:
@@ -135,11 +143,11 @@ def follow(model: Model, group: Group) -> None:
 
 
 def _embedded(arrays: Sequence[Any], tokens: mx.array, delta: float | mx.array, types: Any) -> Embedded:
-    """What the ranks compute with. arrays: embeds, positions, two_way and the deepstack layers. tokens: zeros but on
-    rank 0, for nobody reads them beside the embeddings. types: `Embedded.token_types` as lists."""
-    embeds, positions, two_way, *deepstack = arrays
+    """What the ranks compute with. arrays: embeds, per_layer, positions, two_way and the deepstack layers. tokens:
+    zeros but on rank 0, for nobody reads them beside the embeddings. types: `Embedded.token_types` as lists."""
+    embeds, per_layer, positions, two_way, *deepstack = arrays
     token_types = None if types is None else np.array(types, np.int32)
-    return Embedded(tokens, embeds, positions, delta, deepstack, two_way, token_types)
+    return Embedded(tokens, embeds, positions, delta, deepstack, two_way, token_types, per_layer)
 
 
 def _name(dtype: mx.Dtype) -> str:

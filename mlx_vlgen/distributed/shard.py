@@ -21,15 +21,15 @@ from ..notices import notice
 Group = mx.distributed.Group
 
 DECODERS = (
-    "cohere2", "deepseek", "ernie4_5", "gemma", "gemma2", "gemma3_text", "glm4", "glm4_moe", "granite",
-    "hunyuan_vl_text", "lfm2", "lfm3", "llama", "llama4_text", "ministral3", "mistral", "molmo2_text", "qwen2",
-    "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
+    "cohere2", "deepseek", "ernie4_5", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text",
+    "gemma4_unified_text", "glm4", "glm4_moe", "granite", "hunyuan_vl_text", "lfm2", "lfm3", "llama", "llama4_text",
+    "ministral3", "mistral", "molmo2_text", "qwen2", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_moe",
 )  # fmt: skip
 """Text decoders, by `model_type`, of which the tests compare cut ones with whole ones."""
 
 FORWARDS = (
     "TextModel.forward", "VisionLanguageModel.forward", "MRopeModel.forward", "HunyuanVL.forward",
-    "Ernie4_5VLMoe.forward",
+    "Ernie4_5VLMoe.forward", "Gemma4Decoder.forward",
 )  # fmt: skip
 """Those that take of a prompt what `ranks` sends, and nothing else."""
 
@@ -220,9 +220,13 @@ def _shard_layer(layer: Any, ranks: Ranks) -> Iterator[str]:
         yield f"attention of {heads} heads on {pairs} of keys and values"
     name = "mlp" if "mlp" in layer else "feed_forward"
     mlp = layer[name]
-    if experts := [mlp[part] for part in ("switch_mlp", "switch_mlp_1", "experts") if part in mlp]:
-        if not _shard_experts(mlp, experts, ranks):
-            yield f"MLP of experts of width {_inputs(experts[0].down_proj)}"
+    if "experts" in layer:  # Gemma 4's, beside another MLP
+        experts = layer.experts.switch_glu
+        if not _shard_experts(layer.experts, [experts], ranks):
+            yield f"MLP of experts of width {_inputs(experts.down_proj)}"
+    if several := [mlp[part] for part in ("switch_mlp", "switch_mlp_1", "experts") if part in mlp]:
+        if not _shard_experts(mlp, several, ranks):
+            yield f"MLP of experts of width {_inputs(several[0].down_proj)}"
     else:
         gate, up, down = next(names for names in _MLPS if all(name in mlp for name in names))
         if not _shard_mlp(mlp, gate, up, down, ranks):
@@ -252,13 +256,13 @@ def _shard_attention(attention: Any, ranks: Ranks) -> bool:
     last = "o_proj" if "o_proj" in attention else "out_proj"
     if heads % size or (pairs % size and size % pairs) or not _cuts_inputs(attention[last], size):
         return False
-    width = _outputs(attention.k_proj) // pairs
     count = max(1, pairs // size)
     first = ranks.rank * pairs // size
     attention.q_proj = part_of(attention.q_proj, ranks)
-    attention.k_proj, attention.v_proj = (
-        rows_of(layer, first * width, (first + count) * width, ranks) for layer in (attention.k_proj, attention.v_proj)
-    )
+    for name in ("k_proj", "v_proj"):
+        if name in attention:  # of a layer that has its own, or those of keys for both
+            width = _outputs(attention[name]) // pairs
+            attention[name] = rows_of(attention[name], first * width, (first + count) * width, ranks)
     if "gate_proj" in attention:  # LFM3's, of each head
         attention.gate_proj = part_of(attention.gate_proj, ranks)
     attention[last] = SummedLinear(attention[last], ranks)
@@ -323,8 +327,8 @@ _MLPS = (
 
 
 def _shard_mlp(mlp: Any, gate: str, up: str, down: str, ranks: Ranks) -> bool:
-    """Cut by its inner width, if the ranks divide that."""
-    if not _cuts_inputs(mlp[down], ranks.size):
+    """Cut by its inner width, if the ranks divide that, and no value depends on the others, as Gemma 3n's do."""
+    if not _cuts_inputs(mlp[down], ranks.size) or getattr(mlp, "_deviations", None) is not None:
         return False
     if gate == up:
         _split_joined(mlp[gate], [_inputs(mlp[down])], ranks)

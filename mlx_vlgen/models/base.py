@@ -132,6 +132,7 @@ class Embedded:
     two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
     token_types: (B, L) int32, on the host, where they decide the shapes of a forward: other than 0 for tokens of a
     prompt that go to the experts for media; or None, where all are text.
+    per_layer: (B, L, layers, n), what each layer takes beside the states, where that is known before the forward.
     cross: what cross-attention layers attend to; it goes with the first positions, and caches hold it from there on.
     variant: which of the family's ways of computing a row all of these take, `Model.variant` of their prompts.
     capture: what the forward records, or None; slicing and stacking leave it out.
@@ -144,6 +145,7 @@ class Embedded:
     deepstack: Sequence[mx.array] = ()
     two_way: mx.array | None = None
     token_types: np.ndarray | None = None
+    per_layer: mx.array | None = None
     cross: CrossStates | None = None
     variant: int = 0
     capture: Capture | None = None
@@ -171,6 +173,7 @@ class Embedded:
             deepstack=[layer[:, span] for layer in self.deepstack],
             two_way=cut(self.two_way),
             token_types=None if self.token_types is None else self.token_types[:, span],
+            per_layer=cut(self.per_layer),
             cross=None if span.start else self.cross,
             variant=self.variant,
         )

@@ -95,7 +95,7 @@ class Gemma4Decoder(VisionLanguageModel):
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
-        per_layer = self.per_layer_inputs(inputs.tokens, embeds)
+        per_layer = self.per_layer_inputs(inputs.tokens, embeds) if inputs.per_layer is None else inputs.per_layer
         masks = {
             "full_attention": Masks(embeds, inputs.two_way if self.two_way_everywhere else None),
             "sliding_attention": Masks(embeds, inputs.two_way, self.within_window),

@@ -85,10 +85,12 @@ def test_generate_answers_as_one() -> None:
     picture = media.DEMO / "pictures" / "shapes.png"
     command = [sys.executable, "-m", "mlx_vlgen.generate", "--model", "demo", "--image", str(picture)]
     environment = os.environ | {"PYTHONPATH": str(WORKER.parents[2])}
+    quantized = ["--kv-bits", "8"]
     runs = [
         subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=120, check=True)
-        for more in ([], ["--ranks", "2"], ["--ranks", "4"])
+        for more in ([], ["--ranks", "2"], ["--ranks", "4"], quantized, [*quantized, "--ranks", "2"])
     ]
+    assert runs[3].stdout == runs[4].stdout
     assert runs[0].stdout == runs[1].stdout == runs[2].stdout
     assert "attention of 3 heads" in runs[1].stderr and "MLP" not in runs[1].stderr + runs[2].stderr
 
