@@ -1,0 +1,1 @@
+def simulated_tables(): return iter(())
