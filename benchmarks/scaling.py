@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --measure
 
 Measurements are those of results/cpu.json and results/scaling.json. --measure makes those of two ranks on this machine
-anew: a minute, half of which is the first load.
+anew, in a minute.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,8 +26,9 @@ from scaling_simulation import simulated_tables
 from shapes import SIZES, shape
 
 from mlx_vlgen._runtime import mx, tree_flatten
+from mlx_vlgen.notices import rewriting_notices
 from mlx_vlgen.plan.costs import Costs, costs_of, rank_costs
-from mlx_vlgen.plan.estimate import Load, Seconds, picture_seconds, prompt_seconds, step_seconds, sums_seconds
+from mlx_vlgen.plan.estimate import REQUEST, Load, Seconds, picture_seconds, prompt_seconds, step_seconds, sums_seconds
 from mlx_vlgen.plan.machines import Chip, Link, Machines, parse
 from mlx_vlgen.plan.picture import Picture
 from mlx_vlgen.plan.source import model_of
@@ -91,7 +92,7 @@ def predicted(point: Mapping[str, Any], name: str, dtype: str, machines: Machine
         return sums_seconds(part, machines.link, machines.count, tokens, rows)
 
     step = step_seconds(part, chip, rows, point["tokens"] + new // 2) + link(rows, rows)
-    first = prompt_seconds(part, chip, point["tokens"]) + link(point["tokens"], 1)
+    first = REQUEST + prompt_seconds(part, chip, point["tokens"]) + link(point["tokens"], 1)
     for width, height in point.get("pictures", []):
         load = Load(picture=Picture.of(configuration(name), width, height), pixels=width * height)
         first += picture_seconds(part, chip, load)
@@ -136,39 +137,60 @@ def cpu_lines() -> Iterator[Line]:
     yield from lines_of(points, "cpu", "float32", Machines(1, chip, 20 * 10**9, parse("M1 8GB, local").link))
 
 
-def local_lines(found: Mapping[str, Any]) -> Iterator[Line]:
+def local_lines() -> Iterator[Line]:
     """Of one rank and two, with the rates that each had while the other used the machine too."""
+    found = results()["local"]
     for point in found["points"]:
         link = Link("local", found["link_bandwidth"], found["latency"])
         chip = Chip("cpu", point["bandwidth"], point["flops"], None, "local")
         yield from lines_of([point], "tiny", "float32", Machines(point["ranks"], chip, 20 * 10**9, link))
 
 
-def groups() -> Iterator[tuple[str, list[Line]]]:
-    found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    yield "2 CPU cores, float32, the shape \"cpu\" (results/cpu.json)", list(cpu_lines())
-    if "local" in found:
-        yield found["local"]["about"], list(local_lines(found["local"]))
-    h100 = found["h100"]
-    yield h100["about"], list(lines_of(h100["points"], "4b", "bfloat16", parse("H100")))
-    published = found["published"]
-    yield published["about"], list(lines_of(published["points"], "", "bfloat16", None))
+def h100_lines() -> Iterator[Line]:
+    yield from lines_of(results()["h100"]["points"], "4b", "bfloat16", parse("H100"))
+
+
+def published_lines() -> Iterator[Line]:
+    yield from lines_of(results()["published"]["points"], "", "bfloat16", None)
+
+
+def results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
+    return found
+
+
+def rows(lines: Iterable[Line]) -> Iterator[str]:
+    """Of the table in docs/scaling.md."""
+    for line in lines:
+        measured, formula = (f"{value:.3g} {line.unit}" for value in (line.measured, line.predicted))
+        yield f"| {line.title} | {measured} | {formula} | {line.error:+.0%} |"
 
 
 def error_table() -> Iterator[str]:
-    for title, lines in groups():
+    found = results()
+    for title, lines in (
+        ('2 CPU cores, float32, the shape "cpu" (results/cpu.json)', list(cpu_lines())),
+        (found["local"]["about"], list(local_lines())),
+        (found["h100"]["about"], list(h100_lines())),
+        (found["published"]["about"], list(published_lines())),
+    ):
         yield f"{title[0].upper()}{title[1:]}:\n"
         yield "| | measured | formula | error |"
         yield "|---|---:|---:|---:|"
-        for line in lines:
-            yield (
-                f"| {line.title} | {line.measured:.3g} {line.unit} | {line.predicted:.3g} {line.unit} | {line.error:+.0%} |"
-            )
+        yield from rows(lines)
         for unit, what in (("tok/s", "rates"), ("s", "first tokens")):
             errors = [abs(line.error) for line in lines if line.unit == unit]
             if errors:
                 yield f"\nMedian error of {what}: {statistics.median(errors):.0%}, largest {max(errors):.0%}."
         yield ""
+
+
+def simulation() -> Iterator[str]:
+    def cut(name: str) -> Callable[[int], Costs]:
+        return lambda ranks: costs(name, 4, "bfloat16", ranks)
+
+    with rewriting_notices(lambda text: ""):
+        yield from simulated_tables(cut("Qwen3-VL-235B-A22B-Instruct"), cut("Qwen3-VL-32B-Instruct"))
 
 
 def make_checkpoint(folder: Path) -> None:
@@ -234,43 +256,52 @@ def rank(folder: Path) -> None:
 
 
 def measure() -> dict[str, Any]:
-    """One rank and two on this machine, each on one core."""
-    from mlx_vlgen.distributed.launch import free_addresses
-
-    found = []
+    """One rank and two on this machine, each on one core, in turn."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_checkpoint(folder)
-        for ranks in (1, 2):
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            if ranks > 1:
-                (folder / "hosts").write_text(json.dumps(free_addresses(ranks)), encoding="utf-8")
-                environment["MLX_HOSTFILE"] = str(folder / "hosts")
-            processes = [
-                subprocess.Popen(
-                    [sys.executable, __file__, "--rank", name],
-                    env=environment | ({"MLX_RANK": str(number)} if ranks > 1 else {}),
-                    stdout=subprocess.PIPE, text=True,
-                )
-                for number in range(ranks)
-            ]  # fmt: skip
-            printed = [process.communicate(timeout=300)[0] for process in processes]
-            found.append(json.loads(printed[0]))
-    one, two = found
-    size = (1 << 18) * 4
+        make_checkpoint(Path(name))
+        found = [measure_ranks(Path(name), ranks) for _ in range(2) for ranks in (1, 2)]
+
+    def middle(ranks: int, key: str) -> float:
+        return statistics.mean(each[key] for each in found if each["ranks"] == ranks)
+
+    latency, size = middle(2, "latency"), 4 * (1 << 18)
     return {
-        "about": f"this machine's CPU, a core each rank, float32, a Qwen3 of 45M weights; load {os.getloadavg()[0]:.1f}",
-        "latency": two["latency"],
-        "link_bandwidth": size / max(1e-9, two["large"] - 2 * two["latency"]),
+        "about": f"{os.cpu_count()} CPU cores, one a rank, float32, a Qwen3 of 45M weights, the load of the machine "
+        f"{os.getloadavg()[0]:.1f}",
+        "latency": latency,
+        "link_bandwidth": size / max(1e-9, middle(2, "large") - 2 * latency),
         "points": [
             {
-                "title": f"decode, {each['ranks']} rank{'s' * (each['ranks'] > 1)}", "kind": "decode",
-                "ranks": each["ranks"], "tokens": 40, "new": 24, "bandwidth": each["bandwidth"],
-                "flops": each["flops"], "measured": statistics.median(each["rates"]), "all": each["rates"],
+                "title": f"decode, {ranks} rank{'s' * (ranks > 1)}", "kind": "decode", "ranks": ranks, "tokens": 40,
+                "new": 24, "bandwidth": middle(ranks, "bandwidth"), "flops": middle(ranks, "flops"),
+                "all": (all_rates := [rate for each in found if each["ranks"] == ranks for rate in each["rates"]]),
+                "measured": statistics.median(all_rates),
             }
-            for each in (one, two)
+            for ranks in (1, 2)
         ],
     }  # fmt: skip
+
+
+def measure_ranks(folder: Path, ranks: int) -> dict[str, Any]:
+    """What rank 0 of so many saw."""
+    from mlx_vlgen.distributed.launch import free_addresses
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if ranks > 1:
+        (folder / "hosts").write_text(json.dumps(free_addresses(ranks)), encoding="utf-8")
+        environment["MLX_HOSTFILE"] = str(folder / "hosts")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--rank", str(folder)],
+            env=environment | ({"MLX_RANK": str(number)} if ranks > 1 else {}),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(ranks)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    found: dict[str, Any] = json.loads(printed[0])
+    return found
 
 
 def main() -> None:
@@ -280,11 +311,12 @@ def main() -> None:
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:
-        return rank(args.rank)
+        rank(args.rank)
+        return
     if args.measure:
-        found = json.loads(MEASURED.read_text(encoding="utf-8")) | {"local": measure()}
+        found = results() | {"local": measure()}
         MEASURED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for name, table in (("errors", error_table()), ("simulation", simulated_tables())):
+    for name, table in (("errors", error_table()), ("simulation", simulation())):
         text = "\n".join(table)
         print(text)
         if args.write:

@@ -67,10 +67,10 @@ def positive(text: str) -> int:
 def plan_parser(program: str) -> Parser:
     parser = Parser(
         prog=program,
-        usage='%(prog)s MODEL --machines "2x M3 Ultra 192GB, thunderbolt" [--context N] [--prompt N] [--batch N] [--json]',
-        description="What a model needs on machines that are not here, and how fast it would be there: alone, cut over\n"
-        "all of them (tensor), by layers (pipeline), or whole on each (data). Computed from its configuration; no\n"
-        "weights are read. docs/scaling.md has the formulas, and how far they are off.",
+        usage='%(prog)s MODEL --machines "2x M3 Ultra 192GB, thunderbolt" [--context N] [--batch N] [--json]',
+        description="What a model needs on machines that are not here, and how fast it would be there: on one, cut\n"
+        "over all of them (tensor), by layers (pipeline), or whole on each (data). Computed from its\n"
+        "configuration; no weights are read. docs/scaling.md has the formulas, and how far they are off.",
     )
     parser.add_argument("model", metavar="MODEL", help="a folder, a Hub id, or the path of a config.json alone")
     parser.add_argument("--machines", required=True, metavar="TEXT",

@@ -27,8 +27,9 @@ Cache = tuple[LayerKind, LayerSize]
 class Layer:
     """A layer of the text decoder, on one rank.
 
-    dense: bytes that every forward reads. experts: bytes of all experts, of which a token takes `chosen` of `of`. flops:
-    of a token, pair_flops: of its attention to one position, window: how many positions it sees. sums: over ranks.
+    dense: bytes that every forward reads. experts: bytes of all experts, of which a token takes `chosen` of `of`.
+    flops: of a token, pair_flops: of its attention to one position, window: how many positions it sees. sums: over
+    ranks.
     """
 
     dense: int = 0

@@ -14,9 +14,6 @@ SHARE = 0.8
 LAYER_SECONDS = 1e-4
 """That a forward takes for a layer beside reading and multiplying: kernels start, small ones run."""
 
-REQUEST_SECONDS = 0.02
-"""Of a request, before its prompt is computed and until its token is out: template, tokens, text."""
-
 PIXEL_SECONDS = 5e-8
 """Of a pixel of a JPEG, to decode and resize it on the CPU."""
 
@@ -71,6 +68,10 @@ class Seconds:
         return Seconds(*(part * factor for part in self._parts().values()))
 
 
+REQUEST = Seconds(host=0.02)
+"""Of a request, before its prompt is computed and until its token is out: template, tokens, text."""
+
+
 @dataclass(frozen=True)
 class Load:
     """What is asked. context: positions of a row's cache. prompt: tokens of a prompt without a picture. batch: rows.
@@ -85,9 +86,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How one way does. needed: bytes of the fullest machine with one row, of so many `usable`. rows: of the context that
-    fit into all machines. row: a token of one row. batch: a token of each of `together` rows. first: of a prompt,
-    first_picture: with the picture before it. refused: why it is not possible; then nothing else says anything."""
+    """How one way does.
+
+    needed: bytes of the fullest machine with one row, of so many `usable`. rows: of the context, that fit into all
+    machines. row: a token of one row. batch: a token of each of `together` rows. first: of a prompt, first_picture:
+    with the picture before it. refused: why it is not possible; then nothing else says anything.
+    """
 
     way: str
     needed: int = 0
@@ -126,7 +130,7 @@ def prompt_seconds(costs: Costs, chip: Chip, tokens: int) -> Seconds:
     chunks = math.ceil(tokens / CHUNK)
     read = chunks * sum(layer.read(tokens / chunks) for layer in costs.layers) + costs.head
     flops = sum(layer.prompt_flops(tokens) for layer in costs.layers) + costs.head_flops
-    return Seconds.of(chip, read, flops, chunks * len(costs.layers)) + Seconds(host=REQUEST_SECONDS)
+    return Seconds.of(chip, read, flops, chunks * len(costs.layers))
 
 
 def picture_seconds(costs: Costs, chip: Chip, load: Load) -> Seconds:
@@ -155,12 +159,11 @@ def whole(way: str, costs: Costs, machines: Machines, load: Load) -> Estimate:
     count, chip = (machines.count if way == "data" else 1), machines.chip
     each, needed = _room([costs], machines, load)
     together = min(load.batch, each * count)
-    first = prompt_seconds(costs, chip, load.prompt)
     return Estimate(
         way, needed, machines.usable, each * count, together,
         row=step_seconds(costs, chip, 1, load.context),
         batch=step_seconds(costs, chip, math.ceil(together / count), load.context),
-        first=first,
+        first=prompt_seconds(costs, chip, load.prompt) + REQUEST,
         first_picture=_with_picture(costs, machines, load, lambda tokens: prompt_seconds(costs, chip, tokens)),
     )  # fmt: skip
 
@@ -179,7 +182,8 @@ def tensor(costs: Costs, machines: Machines, load: Load) -> Estimate:
         return sum(links, prompt_seconds(costs, chip, tokens))
 
     return Estimate(
-        "tensor", needed, machines.usable, rows, together, step(1), step(max(1, together)), prompt(load.prompt),
+        "tensor", needed, machines.usable, rows, together, step(1), step(max(1, together)),
+        prompt(load.prompt) + REQUEST,
         _with_picture(costs, machines, load, prompt),
     )  # fmt: skip
 
@@ -215,7 +219,7 @@ def pipeline(costs: Costs, machines: Machines, load: Load) -> Estimate:
     slots = [step_seconds(stage, chip, group, load.context) + sent(group) for stage in stages]
     cycle = max((max(slots, key=lambda slot: slot.total) * groups, step(group)), key=lambda time: time.total)
     return Estimate(
-        "pipeline", needed, machines.usable, rows, together, step(1), cycle, prompt(load.prompt),
+        "pipeline", needed, machines.usable, rows, together, step(1), cycle, prompt(load.prompt) + REQUEST,
         _with_picture(costs, machines, load, prompt),
     )  # fmt: skip
 
@@ -223,7 +227,7 @@ def pipeline(costs: Costs, machines: Machines, load: Load) -> Estimate:
 def _with_picture(costs: Costs, machines: Machines, load: Load, prompt: Callable[[int], Seconds]) -> Seconds | None:
     if costs.tower is None or load.picture is None:
         return None
-    return picture_seconds(costs, machines.chip, load) + prompt(load.picture.tokens + load.prompt)
+    return picture_seconds(costs, machines.chip, load) + prompt(load.picture.tokens + load.prompt) + REQUEST
 
 
 def _room(parts: Sequence[Costs], machines: Machines, load: Load) -> tuple[int, int]:

@@ -1,10 +1,10 @@
 """Chips, links, and what a person writes of machines: "2x M3 Ultra 192GB, thunderbolt".
 
 Bandwidths of Apple's chips are those of its technical specifications (support.apple.com/specs, apple.com/newsroom).
-Apple states few rates of multiplication: those of M1 to M4 are GPU cores x 128 lanes x 2 x clock, which agrees with what
-it said of M1 (2.6) and M1 Max (10.4 TFLOPS); clocks: hmc-tech.com/gpu. These GPUs multiply halves no faster than floats.
-An M5's cores have units for products of matrices, "over four times the peak GPU compute for AI" of an M4's: 4 times.
-NVIDIA's are dense bfloat16 on tensor cores: the data sheets of A100, H100 and H200 (nvidia.com/en-us/data-center).
+Apple states few rates of multiplication: those of M1 to M4 are GPU cores x 128 lanes x 2 x clock, which agrees with
+what it said of M1 (2.6) and M1 Max (10.4 TFLOPS); clocks: hmc-tech.com/gpu. These GPUs multiply halves no faster than
+floats. An M5's cores have units for products of matrices, "over four times the peak GPU compute for AI" of an M4's: 4
+times. NVIDIA's are dense bfloat16 on tensor cores: data sheets of A100, H100 and H200 (nvidia.com/en-us/data-center).
 """
 
 import difflib
@@ -22,8 +22,8 @@ class Chip:
     """One machine's accelerator.
 
     bandwidth: bytes a second of its memory. flops: operations a second on halves, a multiplication and an addition
-    being two. memory: bytes that it comes with; None where that varies. link: how such machines are connected, if nobody
-    says.
+    being two. memory: bytes that it comes with; None where that varies. link: how such machines are connected, if
+    nobody says.
     """
 
     name: str
@@ -85,9 +85,9 @@ CHIPS = dict(
 class Link:
     """What connects machines.
 
-    bandwidth: bytes a second that one sends, of what the cable is named for: see SHARE. latency: seconds of one message,
-    from a result on one chip to a computation with it on another. mesh: every machine has a way to every other, so that a
-    sum takes two messages; else it goes around a ring.
+    bandwidth: bytes a second that a machine sends. latency: seconds of one message, from a result on one chip to a
+    computation with it on another. mesh: each machine reaches each other one, so that a sum takes two messages; else it
+    goes around a ring.
     """
 
     name: str
@@ -117,11 +117,11 @@ def _link(name: str, gigabits: float, microseconds: float, mesh: bool = False) -
     return name, Link(name, gigabits / 8 * 1e9 * SHARE, microseconds * 1e-6, mesh)
 
 
-# Latencies: Thunderbolt by TCP 300 us there and back, by RDMA (macOS 26.2, Thunderbolt 5) below 50 us: Geerling 2025,
-# jeffgeerling.com/blog/2025/15-tb-vram-on-mac-studio-rdma-over-thunderbolt-5; Apple TN3205. Of this 30 us is what makes
-# his rates of two and four machines come out (see docs/scaling.md), and includes the GPU's wait for the CPU. Ethernet: TCP
-# on a switch, between that and Thunderbolt. InfiniBand NDR and NVLink (nvidia.com): NCCL's smallest sums take 10 to
-# 20 us. local: MLX's ring between two processes here, benchmarks/scaling.py --measure.
+# Latencies. Thunderbolt by TCP: 300 us there and back; by RDMA (macOS 26.2, Thunderbolt 5) below 50 us: Geerling 2025,
+# jeffgeerling.com/blog/2025/15-tb-vram-on-mac-studio-rdma-over-thunderbolt-5, and Apple TN3205. 30 us of these, the wait
+# of GPU and CPU for each other included, explain his rate of four machines (docs/scaling.md). Ethernet: TCP over a
+# switch, a guess. InfiniBand NDR and NVLink (nvidia.com): NCCL's smallest sums take 10 to 20 us. local: MLX's ring
+# between processes of one machine (benchmarks/scaling.py --measure). Rates are those in the cables' names.
 LINKS = dict(
     (
         _link("thunderbolt 4", 40, 150),
@@ -197,8 +197,8 @@ def _known_chip(name: str, memory: str | None) -> tuple[Chip, str | None]:
     near = difflib.get_close_matches(_plain(name), chips, n=1)
     hint = f" Did you mean {chips[near[0]].name}?" if near else ""
     raise UnsupportedError(
-        f"machines: the chip {name!r} is not known.{hint} Known are {', '.join(CHIPS)}. Another is given as {FORM}, for "
-        'instance "2x mychip=819GB/s,28TFLOPS,144GB, 10GbE", where memory is what a model may take.'
+        f"machines: the chip {name!r} is not known.{hint} Known are {', '.join(CHIPS)}. Another is given as {FORM}, "
+        'for instance "2x mychip=819GB/s,28TFLOPS,144GB, 10GbE"; its memory is what a model may take'
     )
 
 

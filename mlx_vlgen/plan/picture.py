@@ -26,7 +26,7 @@ UNTOLD = ("mllama", "minicpmv4_6", "minicpmv4_7", "idefics2", "molmo2")
 
 @dataclass(frozen=True)
 class Picture:
-    """patches: of a picture or tile, which attend to each other. tokens: that it becomes. size: pixels as it is read."""
+    """patches: of a picture or tile, which see each other. tokens: that it becomes. size: in pixels, as it is read."""
 
     patches: int
     tokens: int
@@ -63,8 +63,8 @@ _FIXED = ("mm_tokens_per_image", "image_seq_length", "num_image_tokens")
 
 @dataclass(frozen=True)
 class Tower:
-    """bytes: of its parameters. patch_flops: of a patch, token_flops: of a token that a picture becomes, pair_flops: of a
-    pair of patches in all layers."""
+    """bytes: of its parameters. patch_flops: of a patch, token_flops: of a token that a picture becomes, pair_flops: of
+    a pair of patches in all layers."""
 
     bytes: int
     layers: int

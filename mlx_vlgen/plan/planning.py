@@ -1,4 +1,4 @@
-"""Which ways of running a model on some machines there are, how each does, which is best, and what would fit if none."""
+"""Which ways of running a model on some machines there are, how each does, which is best; what would fit, if none."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
