@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ from scaling_simulation import simulated_tables
 from shapes import SIZES, shape
 
 from mlx_vlgen._runtime import mx, tree_flatten
+from mlx_vlgen.models.base import Model
 from mlx_vlgen.notices import rewriting_notices
+from mlx_vlgen.plan.command import as_table
 from mlx_vlgen.plan.costs import Costs, costs_of, rank_costs
 from mlx_vlgen.plan.estimate import REQUEST, Load, Seconds, picture_seconds, prompt_seconds, step_seconds, sums_seconds
 from mlx_vlgen.plan.machines import Chip, Link, Machines, parse
 from mlx_vlgen.plan.picture import Picture
+from mlx_vlgen.plan.planning import make_plan
 from mlx_vlgen.plan.source import model_of
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +147,9 @@ def local_lines() -> Iterator[Line]:
     for point in found["points"]:
         link = Link("local", found["link_bandwidth"], found["latency"])
         chip = Chip("cpu", point["bandwidth"], point["flops"], None, "local")
-        yield from lines_of([point], "tiny", "float32", Machines(point["ranks"], chip, 20 * 10**9, link))
+        tries = f", of {len(point['all'])} tries {min(point['all']):.0f} to {max(point['all']):.0f}"
+        told = point | {"title": point["title"] + tries}
+        yield from lines_of([told], "tiny", "float32", Machines(point["ranks"], chip, 20 * 10**9, link))
 
 
 def h100_lines() -> Iterator[Line]:
@@ -183,6 +189,18 @@ def error_table() -> Iterator[str]:
             if errors:
                 yield f"\nMedian error of {what}: {statistics.median(errors):.0%}, largest {max(errors):.0%}."
         yield ""
+
+
+def example() -> Iterator[str]:
+    """What the command prints, of lines that fit a page."""
+
+    def build(bits: int | None) -> Model:
+        return model_of(configuration("Qwen3-VL-235B-A22B-Instruct"), bits)
+
+    plan = make_plan(build, parse("4x M3 Ultra 192GB, rdma"), Load(), 8, (1024, 1024))
+    for line in as_table("Qwen3-VL-235B-A22B-Instruct", plan, ()):
+        parts = textwrap.wrap(line, 116) if len(line) > 116 else [line]
+        yield from (f"    {part}".rstrip() for part in parts)
 
 
 def simulation() -> Iterator[str]:
@@ -316,7 +334,7 @@ def main() -> None:
     if args.measure:
         found = results() | {"local": measure()}
         MEASURED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for name, table in (("errors", error_table()), ("simulation", simulation())):
+    for name, table in (("example", example()), ("errors", error_table()), ("simulation", simulation())):
         text = "\n".join(table)
         print(text)
         if args.write:

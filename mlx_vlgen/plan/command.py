@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UnsupportedError
 from ..flags import Parser
 from ..inputs.files import reading
-from .estimate import RUNS, Estimate, Load, Seconds
+from .estimate import RUNS, Estimate, Load, Seconds, forward_bytes
 from .machines import parse
 from .planning import Plan, make_plan, what_would_fit
 from .source import find_source, read_model
@@ -46,7 +46,8 @@ def as_table(name: str, plan: Plan, instead: Sequence[str]) -> Iterator[str]:
     costs, load = plan.costs, plan.load
     yield (
         f"{name} on {plan.machines}: {_gigabytes(costs.stored)} of weights, "
-        f"{_gigabytes(costs.cache(load.context))} of cache for a row of {load.context:,} tokens"
+        f"{_gigabytes(costs.cache(load.context))} of cache for a row of {load.context:,} tokens, "
+        f"{_gigabytes(forward_bytes(costs, load))} for forwards"
     )
     asked = f"First token: after {load.prompt:,} tokens of text"
     if costs.tower is not None and load.picture is not None:
@@ -120,6 +121,7 @@ def as_json(name: str, plan: Plan, instead: Sequence[str]) -> dict[str, Any]:
         },
         "weights": plan.costs.stored,
         "cache": plan.costs.cache(load.context),
+        "forwards": forward_bytes(plan.costs, load),
         "asked": {
             "context": load.context, "prompt": load.prompt, "batch": load.batch,
             "picture_tokens": load.picture.tokens if load.picture and plan.costs.tower else None,

@@ -24,7 +24,7 @@ HEADER = 1024
 """Bytes that rank 0 sends before each forward."""
 
 MARGIN = 1 << 30
-"""Bytes for what a forward needs beside weights and caches, as in `loading.footprint`."""
+"""Bytes for what a forward of text needs beside weights and caches, as in `loading.footprint`."""
 
 WAYS = ("alone", "tensor", "pipeline", "data")
 RUNS = ("alone", "tensor", "data")
@@ -230,12 +230,19 @@ def _with_picture(costs: Costs, machines: Machines, load: Load, prompt: Callable
     return picture_seconds(costs, machines.chip, load) + prompt(load.picture.tokens + load.prompt) + REQUEST
 
 
+def forward_bytes(costs: Costs, load: Load) -> int:
+    """What a forward needs beside weights and caches: of a chunk of tokens, or of a picture in the tower."""
+    if costs.tower is None or load.picture is None:
+        return MARGIN
+    return max(MARGIN, costs.tower.activations(load.picture, costs.itemsize))
+
+
 def _room(parts: Sequence[Costs], machines: Machines, load: Load) -> tuple[int, int]:
     """How many rows of the context fit where each machine has one of these parts, and the bytes of the fullest with one
     row."""
     rows, needed = [], []
     for part in parts:
-        cache = max(1, part.cache(load.context))
-        rows.append(max(0, machines.usable - part.stored - MARGIN) // cache)
-        needed.append(part.stored + cache + MARGIN)
+        cache, beside = max(1, part.cache(load.context)), part.stored + forward_bytes(part, load)
+        rows.append(max(0, machines.usable - beside) // cache)
+        needed.append(beside + cache)
     return min(rows), max(needed)

@@ -118,8 +118,8 @@ def _link(name: str, gigabits: float, microseconds: float, mesh: bool = False) -
 
 
 # Latencies. Thunderbolt by TCP: 300 us there and back; by RDMA (macOS 26.2, Thunderbolt 5) below 50 us: Geerling 2025,
-# jeffgeerling.com/blog/2025/15-tb-vram-on-mac-studio-rdma-over-thunderbolt-5, and Apple TN3205. 30 us of these, the wait
-# of GPU and CPU for each other included, explain his rate of four machines (docs/scaling.md). Ethernet: TCP over a
+# jeffgeerling.com/blog/2025/15-tb-vram-on-mac-studio-rdma-over-thunderbolt-5, and Apple TN3205. 30 us of these, the
+# wait of GPU and CPU for each other included, explain his rate of four machines (docs/scaling.md). Ethernet: TCP over a
 # switch, a guess. InfiniBand NDR and NVLink (nvidia.com): NCCL's smallest sums take 10 to 20 us. local: MLX's ring
 # between processes of one machine (benchmarks/scaling.py --measure). Rates are those in the cables' names.
 LINKS = dict(

@@ -63,11 +63,12 @@ _FIXED = ("mm_tokens_per_image", "image_seq_length", "num_image_tokens")
 
 @dataclass(frozen=True)
 class Tower:
-    """bytes: of its parameters. patch_flops: of a patch, token_flops: of a token that a picture becomes, pair_flops: of
-    a pair of patches in all layers."""
+    """bytes: of its parameters. hidden: its width. patch_flops: of a patch, token_flops: of a token that a picture
+    becomes, pair_flops: of a pair of patches in all layers."""
 
     bytes: int
     layers: int
+    hidden: int
     patch_flops: float
     token_flops: float
     pair_flops: float
@@ -92,10 +93,16 @@ class Tower:
         return cls(
             bytes=sum(tensor.nbytes for tensor in parameters.values()),
             layers=len(blocks),
+            hidden=max(blocks.values(), default=0),
             patch_flops=2 * (sum(tensor.size for tensor in matrices.values()) - once),
             token_flops=2 * once,
             pair_flops=4 * sum(blocks.values()),
         )
+
+    def activations(self, picture: Picture, itemsize: int) -> int:
+        """Bytes that are alive at once while it reads a picture, as benchmarks/memory.py counts them: in a layer 10
+        times a patch's width, and 12 times in its inner one."""
+        return picture.patches * 22 * self.hidden * itemsize
 
     def flops(self, picture: Picture) -> float:
         patches = picture.patches

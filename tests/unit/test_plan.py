@@ -120,7 +120,7 @@ def test_a_token_takes_bytes_over_bandwidth_and_sums_over_the_link() -> None:
     alone = step_seconds(costs, machines.chip, 2, 100)
     read = costs.stored - 256 * 64 * 2 - 64 * 2 + 2 * costs.cache(100)  # no embeddings, no last norm
     assert alone.memory == pytest.approx(read / (1e9 * SHARE), rel=0.01)
-    assert (alone.matmul, alone.link, alone.bound) == (0, 0, "layers")
+    assert (alone.matmul, alone.link, alone.bound) == (0, 0, "memory")
     part = rank_costs(model_of(TINY), costs, 0, 2)
     cut, stages, both = (
         tensor(part, machines, load),
@@ -210,7 +210,7 @@ def test_the_page_has_the_errors(scaling: ModuleType) -> None:
 @pytest.mark.slow
 def test_the_page_has_all_tables(scaling: ModuleType) -> None:
     page = scaling.PAGE.read_text(encoding="utf-8")
-    for table in (scaling.error_table(), scaling.simulation()):
+    for table in (scaling.example(), scaling.error_table(), scaling.simulation()):
         assert "\n".join(table) in page, REMEDY
 
 
@@ -233,5 +233,5 @@ def test_every_published_configuration_is_planned(name: str) -> None:
         return model_of(CONFIGS[name], 4)
 
     plan = make_plan(build, parse("4x M3 Ultra 512GB, rdma"), Load(), 4, (1024, 1024))
-    assert all(way.fits or way.refused for way in plan.ways)
+    assert any(way.fits for way in plan.ways)
     assert all(0.5 < way.row_rate < 2000 for way in plan.ways if way.fits)
