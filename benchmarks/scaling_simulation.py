@@ -15,7 +15,7 @@ from mlx_vlgen.plan.estimate import step_seconds, sums_seconds
 from mlx_vlgen.plan.machines import CHIPS, LINKS, Chip, Link
 
 COUNTS = (2, 4, 8, 12)
-TOKENS = 20
+TOKENS = 40
 """Tokens that are simulated in each case."""
 
 
@@ -23,7 +23,7 @@ TOKENS = 20
 class World:
     """How real machines differ from the formulas' equal ones.
 
-    jitter: deviation of the logarithm of each message's latency, and of each computation. slow: how much longer the
+    jitter: deviation of the logarithm of each message's latency, and of each computation; their mean stays. slow: how much longer the
     last rank computes than others. stall: the share of computations that something else on the machine interrupts, by
     `stalled` seconds.
     """
@@ -40,7 +40,7 @@ def simulate(compute: float, sums: int, size: float, link: Link, ranks: int, wor
     draw = random.Random(seed)
 
     def varied(seconds: float) -> float:
-        return seconds * draw.lognormvariate(0, world.jitter) if world.jitter else seconds
+        return seconds * draw.lognormvariate(-(world.jitter**2) / 2, world.jitter) if world.jitter else seconds
 
     clocks = [0.0] * ranks
     part = compute / max(1, sums)
@@ -74,6 +74,19 @@ def _mesh(clocks: list[float], size: float, link: Link, varied: Callable[[float]
             for rank in range(count)
         ]
     return clocks
+
+
+def simulate_pipeline(times: Sequence[float], groups: int, rounds: int = 50) -> float:
+    """Seconds between two tokens of a group, where so many groups of rows go in turn through stages of these times."""
+    free, ready = [0.0] * len(times), [0.0] * groups
+    begun = 0.0
+    for turn in range(rounds):
+        for group in range(groups):
+            for stage, time in enumerate(times):
+                free[stage] = ready[group] = max(free[stage], ready[group]) + time
+        if turn == rounds // 2:
+            begun = ready[0]
+    return (ready[0] - begun) / (rounds - 1 - rounds // 2)
 
 
 WORLDS = {

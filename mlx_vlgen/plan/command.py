@@ -55,7 +55,7 @@ def as_table(name: str, plan: Plan, instead: Sequence[str]) -> Iterator[str]:
         asked += f"; with a picture, read at {read}, before them, which is {load.picture.tokens:,} tokens"
     yield asked + ". Rows of one batch: tokens/s of all together."
     yield ""
-    rows = [tuple(title.format(batch=load.batch) for title in TITLES), *(_row(way) for way in plan.ways)]
+    rows = [tuple(title.format(batch=load.batch) for title in TITLES), *(_row(way, load.batch) for way in plan.ways)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
@@ -65,16 +65,17 @@ def as_table(name: str, plan: Plan, instead: Sequence[str]) -> Iterator[str]:
     yield from _verdict(plan, instead)
 
 
-def _row(way: Estimate) -> tuple[str, ...]:
+def _row(way: Estimate, batch: int) -> tuple[str, ...]:
     title = way.way + "*" * (way.way not in RUNS)
     if way.refused is not None:
         return (title, way.refused, *[""] * (len(TITLES) - 2))
     memory = f"{_gigabytes(way.needed)} of {_gigabytes(way.usable)}"
     if not way.fits:
         return (title, f"{memory}: too much", *[""] * (len(TITLES) - 2))
+    few = f", {way.together} at once" if way.together < batch else ""
     picture = "" if way.first_picture is None else _seconds(way.first_picture)
     return (
-        title, memory, f"{way.rows:,}", f"{_rate(way.row_rate)} tok/s", f"{_rate(way.batch_rate)} tok/s",
+        title, memory, f"{way.rows:,}", f"{_rate(way.row_rate)} tok/s", f"{_rate(way.batch_rate)} tok/s{few}",
         _seconds(way.first), picture, way.row.bound,
     )  # fmt: skip
 

@@ -145,7 +145,7 @@ def sums_seconds(costs: Costs, link: Link, ranks: int, tokens: int, rows: int) -
     """What ranks say to each other in a forward of so many tokens in all: the header, the embeddings, a sum after each
     cut part of a layer, and each row's logits."""
     hidden = tokens * costs.width * costs.itemsize
-    seconds = link.sum_seconds(HEADER, ranks) + (1 + costs.sums) * link.sum_seconds(hidden, ranks)
+    seconds = link.send_seconds(HEADER) + (1 + costs.sums) * link.sum_seconds(hidden, ranks)
     return Seconds(link=seconds + link.gather_seconds(rows * costs.vocabulary * costs.itemsize, ranks))
 
 

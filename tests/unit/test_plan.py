@@ -128,7 +128,7 @@ def test_a_token_takes_bytes_over_bandwidth_and_sums_over_the_link() -> None:
         whole("data", costs, machines, load),
     )
     link = LINKS["local"]
-    sums = 9 * link.sum_seconds(64 * 2, 2) + link.sum_seconds(1024, 2) + link.gather_seconds(256 * 2, 2)
+    sums = 9 * link.sum_seconds(64 * 2, 2) + link.send_seconds(1024) + link.gather_seconds(256 * 2, 2)
     assert cut.row.link == pytest.approx(sums)
     assert cut.needed == part.stored + part.cache(100) + MARGIN < both.needed
     assert both.batch_rate == pytest.approx(4 / step_seconds(costs, machines.chip, 2, 100).total)
@@ -224,6 +224,14 @@ def test_twelve_equal_processes_take_what_the_formula_says(scaling: ModuleType, 
     assert simulate(0.01, 0, 8192, link, 12, World()) == pytest.approx(0.01)
     for world in (World(jitter=0.3), World(slow=0.25), World(stall=0.05, stalled=0.002)):
         assert simulate(0.01, 40, 8192, link, 12, world) > expected
+
+
+def test_groups_follow_each_other_through_stages_as_the_formula_says(scaling: ModuleType) -> None:
+    from scaling_simulation import simulate_pipeline
+
+    for times in ([1.0] * 4, [1.0, 3.0, 1.0, 1.0], [0.5, 0.5, 2.0]):
+        for groups in range(1, len(times) + 1):
+            assert simulate_pipeline(times, groups) == pytest.approx(max(groups * max(times), sum(times)))
 
 
 @pytest.mark.slow
