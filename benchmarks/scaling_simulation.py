@@ -23,9 +23,9 @@ TOKENS = 40
 class World:
     """How real machines differ from the formulas' equal ones.
 
-    jitter: deviation of the logarithm of each message's latency, and of each computation; their mean stays. slow: how much longer the
-    last rank computes than others. stall: the share of computations that something else on the machine interrupts, by
-    `stalled` seconds.
+    jitter: deviation of the logarithm of each message's latency, and of each computation; their mean stays. slow: how
+    much longer the last rank computes than others. stall: the share of computations that something else on the machine
+    interrupts, by `stalled` seconds.
     """
 
     jitter: float = 0

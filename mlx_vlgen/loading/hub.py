@@ -82,7 +82,9 @@ def locate(path_or_hf_repo: str | Path, revision: str | None = None, local_files
 
 
 def locate_config(repo: str) -> Path:
-    """config.json of a checkpoint on the Hub, without the rest. LoadError when it cannot be had."""
+    """config.json of a checkpoint in the cache or on the Hub, without the rest. LoadError when it cannot be had."""
+    if isinstance(cached := try_to_load_from_cache(repo, "config.json"), str):
+        return Path(cached)
     try:
         HfApi().model_info(repo)  # it says what is wrong, at once
         return Path(hf_hub_download(repo, "config.json"))

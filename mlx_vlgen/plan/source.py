@@ -23,6 +23,7 @@ def find_source(name: str) -> Path:
     if path.suffix == ".json" and path.is_file():
         return path
     if path.is_dir() and not _has_weights(path):
+        read_config(path)  # which says what is wrong with it
         return path / "config.json"
     try:
         return locate(name, local_files_only=True)

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from test_hub import cache, write_cached  # noqa: F401
 
 from mlx_vlgen import cli
 from mlx_vlgen.demo import MODEL as DEMO
@@ -150,16 +151,18 @@ def test_what_a_picture_becomes(name: str, tokens: int | None) -> None:
 
 
 def test_what_would_fit_is_said() -> None:
+    wide = {"hidden_size": 4096, "intermediate_size": 65536, "num_attention_heads": 64, "num_key_value_heads": 8}
+
     def build(bits: int | None) -> Any:
-        return model_of(CONFIGS["Qwen3-VL-4B-Instruct"], bits)
+        return model_of(TINY | wide, bits)
 
     size = 1024, 1024
     plan = make_plan(build, parse("M1 8GB"), Load(), None, size)
     assert [way.way for way in plan.ways] == ["alone"] and not plan.possible and plan.best_row is None
     assert list(what_would_fit(build, plan, None, size)) == [
-        "4x M1 8GB, thunderbolt 4", "1x M1 16GB", "1x M1 8GB with its text layers at 5 bits (--quantize 5)",
+        "2x M1 8GB, thunderbolt 4", "1x M1 16GB", "1x M1 8GB with its text layers at 8 bits (--quantize 8)",
     ]  # fmt: skip
-    fitting = make_plan(build, parse("4x M1 8GB"), Load(), None, size)
+    fitting = make_plan(build, parse("2x M1 8GB"), Load(), None, size)
     assert fitting.best_row is not None and fitting.best_row.way == "tensor"
 
 
@@ -183,6 +186,19 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert code == 0 and "does not fit" in out and "on no number of these machines" in out
 
 
+def test_a_cached_configuration_is_enough(capsys: pytest.CaptureFixture[str], cache: Path) -> None:  # noqa: F811
+    folder = write_cached(cache, "owner/model")
+    whole = run(capsys, "owner/model", "--machines", "M1 8GB", "--quantize", "4")
+    for path in folder.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    alone = run(capsys, "owner/model", "--machines", "M1 8GB", "--quantize", "4")
+    for code, out, err in (whole, alone):
+        assert (code, err) == (0, "") and out.startswith("owner/model on 1x M1 8GB: ")
+    code, _, err = run(capsys, "owner/other", "--machines", "M1 8GB")
+    assert code == 1 and "owner/other has no whole copy in the cache" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -191,6 +207,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
         (["demo", "--machines", "M1 8GB", "--batch", "0"], 2, "above 0"),
         (["demo"], 2, "--machines"),
         (["no/such/folder", "--machines", "M1 8GB"], 1, "does not exist"),
+        ([str(ROOT / "docs"), "--machines", "M1 8GB"], 1, "holds no config.json"),
     ],
 )
 def test_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str) -> None:
