@@ -3,7 +3,7 @@
     python benchmarks/scaling.py [--write]
     python benchmarks/scaling.py --measure
 
-Measurements are those of results/cpu.json and results/scaling.json. --measure makes those of two ranks on this machine
+Measurements are those of results/cpu.json and scaling.json. --measure makes those of two ranks on this machine
 anew, in a minute.
 """
 
@@ -39,7 +39,7 @@ from mlx_vlgen.plan.source import model_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/scaling.md"
-MEASURED = ROOT / "benchmarks/results/scaling.json"
+MEASURED = ROOT / "benchmarks/scaling.json"
 
 QWEN3_14B = {
     "model_type": "qwen3", "hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40,
@@ -325,7 +325,7 @@ def measure_ranks(folder: Path, ranks: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="into docs/scaling.md, between the marks")
-    parser.add_argument("--measure", action="store_true", help="one rank and two of this machine, into results/")
+    parser.add_argument("--measure", action="store_true", help="one rank and two of this machine, into scaling.json")
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -153,10 +154,11 @@ def rank_costs(model: Model, whole: Costs, rank: int, ranks: int) -> Costs:
     cut = [
         replace(_layer(layer, chosen), window=uncut.window) for layer, uncut in zip(layers, whole.layers, strict=True)
     ]
-    caches = []
-    for layer, count, (kind, size) in zip(layers, before, whole.caches, strict=True):
-        part = _heads(layer) / count
-        caches.append((kind, LayerSize(int(size.width * part), size.itemsize, int(size.state * part))))
+    parts = [_heads(layer) / count for layer, count in zip(layers, before, strict=True)]
+    caches = [
+        (kind, LayerSize(int(size.width * part), size.itemsize, int(size.state * part)))
+        for (kind, size), part in zip(whole.caches, chain(parts, repeat(1)), strict=False)  # an indexer's are whole
+    ]
     return replace(
         whole,
         layers=cut,
@@ -210,14 +212,15 @@ def _pair_flops(layer: Any) -> float:
 
 
 def _heads(layer: Any) -> int:
-    """What of a layer's cache a cut divides: heads of keys and values, or channels of a state."""
+    """What of a layer's cache a cut divides: heads of keys and values, or channels of a state; 1 where all ranks have
+    the whole, as of latent keys."""
     if "linear_attn" in layer:
         return int(layer.linear_attn.num_v_heads)
     if "conv" in layer:
         return int(layer.conv.args.hidden_size)
     attention = layer.self_attn
     names = ("n_kv_heads", "kv_heads", "num_key_value_heads")
-    return int(next(getattr(attention, name) for name in names if hasattr(attention, name)))
+    return int(next((getattr(attention, name) for name in names if hasattr(attention, name)), 1))
 
 
 def _embeddings(body: Any) -> Any:
