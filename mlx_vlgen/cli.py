@@ -27,7 +27,7 @@ from .flags import (
     keywords_to_flags,
     serve_parser,
 )
-from .model_flags import cache_parser, models_parser, pull_parser, rm_parser, verify_parser
+from .model_flags import cache_parser, models_parser, plan_parser, pull_parser, rm_parser, verify_parser
 from .notices import notice, print_stderr, rewriting_notices
 from .options import OPTIONS, group_keywords
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     commands = {"generate": main_generate, "chat": main_chat, "batch": main_batch, "serve": main_serve,
                 "convert": main_convert, "models": main_models, "pull": main_pull, "rm": main_rm,
-                "verify": main_verify, "cache": main_cache}  # fmt: skip
+                "verify": main_verify, "plan": main_plan, "cache": main_cache}  # fmt: skip
     if arguments and arguments[0] in commands:
         return commands[arguments[0]](arguments[1:], program=f"mlx-vlgen {arguments[0]}")
     return exit_code_of(lambda: list_commands(arguments))
@@ -82,6 +82,7 @@ main_models = _command("mlx-vlgen models", models_parser, "library:run_models")
 main_pull = _command("mlx-vlgen pull", pull_parser, "library:run_pull")
 main_rm = _command("mlx-vlgen rm", rm_parser, "library:run_rm")
 main_verify = _command("python -m mlx_vlgen.verify", verify_parser, "verify:run_verify")
+main_plan = _command("python -m mlx_vlgen.plan", plan_parser, "plan.command:run_plan")
 main_cache = _command("mlx-vlgen cache", cache_parser, "cli:run_cache")
 
 
@@ -209,7 +210,6 @@ def load_model(args: argparse.Namespace, loader: Callable[..., tuple[Any, Any]] 
     from .demo import NOTICE
 
     load = loader or load_whole
-
     options = {"adapter_path": args.adapter_path, "revision": args.revision, "dtype": args.dtype,
                "quantization": args.quantize}  # fmt: skip
     name = args.model if args.model is not None else os.environ.get(MODEL_VARIABLE) or None

@@ -123,3 +123,7 @@ def chat() -> None:
 
 def serve() -> None:
     run("main_serve")
+
+
+def plan() -> None:
+    run("main_plan")

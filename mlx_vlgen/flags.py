@@ -25,6 +25,7 @@ COMMANDS = {
     "pull": "download a model",
     "rm": "delete a downloaded model",
     "verify": "compare a checkpoint's answers with transformers', and with each other",
+    "plan": "say what of a model fits where, and how fast, on machines that are not here",
     "cache": "list or delete what chats computed and go on from",
 }
 

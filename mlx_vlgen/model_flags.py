@@ -1,5 +1,7 @@
 """Flags of the commands that are about models and what lies on the disk, and answer nothing."""
 
+import argparse
+
 from .flags import Parser
 
 
@@ -48,6 +50,33 @@ def rm_parser(program: str) -> Parser:
     )
     parser.add_argument("model", nargs="+", metavar="MODEL", help="as `mlx-vlgen models` lists it")
     parser.add_argument("--yes", "-y", action="store_true", help="do not ask")
+    return parser
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
+    return int(text)
+
+
+def plan_parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        usage='%(prog)s MODEL --machines "2x M3 Ultra 192GB, thunderbolt" [--context N] [--batch N] [--json]',
+        description="What a model needs on machines that are not here, and how fast it would be there: on one, cut\n"
+        "over all of them (tensor), by layers (pipeline), or whole on each (data). Computed from its\n"
+        "configuration; no weights are read. docs/scaling.md has the formulas, and how far they are off.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a folder, a Hub id, or the path of a config.json alone")
+    parser.add_argument("--machines", required=True, metavar="TEXT",
+                        help="COUNTx CHIP MEMORY[, LINK], as \"4x M4 Max 128GB, 10GbE\" or \"2x H100\"; a chip that is "
+                        "not known as name=bandwidthGB/s,TFLOPS,memoryGB")  # fmt: skip
+    parser.add_argument("--context", type=positive, default=4096, metavar="N", help="tokens of a row (default 4096)")
+    parser.add_argument("--prompt", type=positive, default=512, metavar="N", help="of them text asked (default 512)")
+    parser.add_argument("--picture", default="1024x1024", metavar="WxH", help="pixels of one (default 1024x1024)")
+    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="rows at once (default 8)")
+    parser.add_argument("--quantize", type=int, metavar="BITS", help="as if its text layers had so many bits")
+    parser.add_argument("--json", action="store_true", help="one object: bytes, seconds, tokens a second")
     return parser
 
 

@@ -81,6 +81,17 @@ def locate(path_or_hf_repo: str | Path, revision: str | None = None, local_files
     return _locate(path_or_hf_repo, revision, _CHECKPOINT, local_files_only)
 
 
+def locate_config(repo: str) -> Path:
+    """config.json of a checkpoint in the cache or on the Hub, without the rest. LoadError when it cannot be had."""
+    if isinstance(cached := try_to_load_from_cache(repo, "config.json"), str):
+        return Path(cached)
+    try:
+        HfApi().model_info(repo)  # it says what is wrong, at once
+        return Path(hf_hub_download(repo, "config.json"))
+    except Exception as error:  # as in `_download`
+        raise _explain(error, repo, None, "") from None
+
+
 def locate_adapter(path_or_hf_repo: str | Path) -> Path:
     """The folder of an adapter, downloaded first if need be."""
     return _locate(path_or_hf_repo, None, _ADAPTER)

@@ -46,6 +46,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "convert": cli.main_convert,
     "serve": cli.main_serve,
     "verify": cli.main_verify,
+    "plan": cli.main_plan,
 }
 
 QUICK = ("--max-tokens", "8", "--max-pixels", "2100")

@@ -1,0 +1,5 @@
+"""`python -m mlx_vlgen.plan`."""
+
+from ..entry import plan
+
+plan()
