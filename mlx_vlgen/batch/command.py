@@ -1,13 +1,12 @@
 """`batch`: from parsed flags to a job, its output and its exit code."""
 
 import argparse
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..distributed.pool import AHEAD
 from ..errors import VlgenError, printable
 from ..flags import DEFAULT_MODEL, MODEL_VARIABLE
 from ..notices import notice
@@ -26,6 +25,7 @@ _SAME_ANSWER = frozenset(option.name for option in DRAFTS + ENGINE)
 
 def run(args: argparse.Namespace, keywords: dict[str, Any], load: Load) -> int:
     """Run a job to its end. load: gives the model and processor, when they are needed."""
+    _check_machines(args)
     sources.check(args.input)
     out = Path(args.output)
     sinks.check_out(out)
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, keywords: dict[str, Any], load: Load) -> int:
             lambda: _open_engine(args, out, settings, keywords, load),
             keywords=keywords,
             seed=settings["seed"],
-            capacity=args.max_batch_size,
+            capacity=args.max_batch_size if args.ray is None else AHEAD * args.max_batch_size * args.actors,
             wants=sidecars.wants if sidecars else lambda row: True,
             retry=Retry(args.retry_failed, args.retry_changed),
             progress=Progress(sources.count(args.input)),
@@ -63,6 +63,15 @@ def run(args: argparse.Namespace, keywords: dict[str, Any], load: Load) -> int:
             sinks.FILES[out.suffix.lower()](out, job.entries())
     _report(job, out)
     return 1 if job.failed and not args.allow_errors else 0
+
+
+def _check_machines(args: argparse.Namespace) -> None:
+    """VlgenError for flags that exclude each other."""
+    if args.ray is None and args.actors is not None:
+        raise VlgenError("--actors are Ray's: give --ray too")
+    if args.ray is not None and (args.shard or args.ranks is not None):
+        raise VlgenError("--ray has the whole model on each actor: leave --shard and --ranks out")
+    args.actors = args.actors or 1
 
 
 def _sidecars(args: argparse.Namespace, out: Path) -> sinks.Sidecars | None:
@@ -96,11 +105,22 @@ def _model_name(args: argparse.Namespace) -> str:
 def _open_engine(
     args: argparse.Namespace, out: Path, settings: dict[str, Any], keywords: dict[str, Any], load: Load
 ) -> Engine:
-    from .engine import ModelEngine
+    if args.ray is not None:
+        from ..distributed.ray import open_pool
 
-    model, processor = load()
-    config = hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        engine: Engine
+        engine, loaded = open_pool(args, keywords)
+        config, args.model = loaded.config, loaded.model
+    else:
+        from .engine import ModelEngine, config_digest
+
+        model, processor = load()
+        engine, config = (
+            ModelEngine(model, processor, keywords, args.max_batch_size, not args.no_reuse),
+            config_digest(model),
+        )
     if settings.get("config", config) != config:
+        engine.close()
         raise VlgenError(
             f"{settings['settings']['model']}: this is not the model that this job began with: its config.json is "
             "another one, or the built-in model answers in its place. Take another OUT, or answer all rows again with "
@@ -109,7 +129,7 @@ def _open_engine(
     if "config" not in settings:
         settings |= {"config": config, "answered_by": _model_name(args)}
         save_settings(out, settings)
-    return ModelEngine(model, processor, keywords, args.max_batch_size, not args.no_reuse)
+    return engine
 
 
 def _check_prompts(asked: Asked, inputs: Sequence[str]) -> None:

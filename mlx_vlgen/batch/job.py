@@ -98,7 +98,7 @@ def _show(value: Any) -> str:
 
 class Engine(Protocol):
     """What a job asks. `add` takes a row and its keywords, and returns an id or raises what is wrong with them;
-    iterating yields results, one for each token."""
+    iterating yields results, the last of each row with its finish_reason."""
 
     def add(self, row: Row, keywords: dict[str, Any]) -> int: ...
 
@@ -110,12 +110,13 @@ class Engine(Protocol):
 @dataclass
 class Running:
     """A row that is asked. place: its index in the order of the input. facts: of its request and files, before they
-    were read."""
+    were read. tokens: of its answer so far."""
 
     row: Row
     key: str
     place: int
     facts: dict[str, Any]
+    tokens: int = 0
 
 
 class Job:
@@ -238,11 +239,13 @@ class Job:
         """The next result of any row."""
         assert self._engine is not None
         id, result = next(iter(self._engine))
-        self.progress.tokens += result.token is not None
+        running = self._running[id]
+        self.progress.tokens += result.generation_tokens - running.tokens
+        running.tokens = result.generation_tokens
         self.progress.show()
         if result.finish_reason is None:
             return
-        running = self._running.pop(id)
+        del self._running[id]
         if result.finish_reason == "cancelled":  # by Ctrl-C; nobody else cancels
             raise KeyboardInterrupt
         if result.error is not None:
@@ -263,26 +266,29 @@ class Job:
 
     def _write(self, running: Running, error: str | None, result: GenerationResult | None) -> None:
         row = running.row
-        result = result or GenerationResult(answer="")
-        written = {
-            "custom_id": row.custom_id,
-            "image": row.name or None,
-            "prompt": row.prompt,
-            "text": result.answer,
-            "finish_reason": "error" if error is not None else result.finish_reason,
-            "error": error,
-            "usage": {
-                "prompt_tokens": result.prompt_tokens,
-                "completion_tokens": result.generation_tokens,
-                "total_tokens": result.total_tokens,
-            },
-        }
-        if result.thinking is not None:
-            written["thinking"] = result.thinking
-        line = {"key": running.key, "row": written, "stem": row.stem, **running.facts}
+        line = {"key": running.key, "row": written(row, error, result), "stem": row.stem, **running.facts}
         if row.openai:
             line["openai"] = True
         self.order[running.place] = self._journal.append(line)
+
+
+def written(row: Row, error: str | None, result: GenerationResult | None) -> dict[str, Any]:
+    """A finished row as outputs have it. result: None for one that was not asked."""
+    result = result or GenerationResult(answer="")
+    values = {
+        "custom_id": row.custom_id,
+        "image": row.name or None,
+        "prompt": row.prompt,
+        "text": result.answer,
+        "finish_reason": "error" if error is not None else result.finish_reason,
+        "error": error,
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": result.generation_tokens,
+            "total_tokens": result.total_tokens,
+        },
+    }
+    return values if result.thinking is None else values | {"thinking": result.thinking}
 
 
 def _hash(value: Any) -> bytes:
