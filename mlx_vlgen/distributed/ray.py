@@ -5,21 +5,32 @@
 
 import argparse
 import copy
+import io
 import logging
 import math
 import os
 import platform
 import re
+import socket
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import UnsupportedError, VlgenError, one_line
 from ..flags import MODEL_VARIABLE
 from ..notices import notice, rewriting_notices
 from ..results import GenerationResult
 from .pool import AHEAD, Died, Ended, Loaded, Pool, Task
+
+if TYPE_CHECKING:
+    from ..batch.rows import Row
+
+CONNECT = 5.0
+"""Seconds in which the machine at ADDRESS has to answer."""
 
 SECONDS = 0.25
 """How long a call goes on, unless half a batch has ended before."""
@@ -41,6 +52,19 @@ def ray_package() -> Any:
     except ImportError:
         raise UnsupportedError('ray: this needs an extra: pip install "mlx-vlgen[ray]"') from None
     return ray
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens: Ray itself may try for a quarter of an hour."""
+    if "://" in address:
+        raise ValueError("expected HOST:PORT, on a machine of the cluster: Ray Client is not used")
+    host, _, port = address.rpartition(":")
+    if host:
+        if not port.isdecimal():
+            raise ValueError("expected HOST:PORT")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT).close()
+    elif address not in ("auto", "local"):
+        raise ValueError("expected HOST:PORT, auto or local")
 
 
 class RayCluster:
@@ -66,8 +90,9 @@ class RayCluster:
         address = given or os.environ.get("RAY_ADDRESS") or "local"
         options = {"include_dashboard": False} if address == "local" else {}
         try:
+            _knock(address)
             self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise VlgenError(
                 f"ray: no cluster can be joined at {address} ({one_line(error)}): start one there with `ray start "
                 "--head`, or give no ADDRESS, which starts Ray on this machine"
@@ -166,3 +191,108 @@ class Worker:
 def _ended(task: Task, result: GenerationResult) -> Ended:
     files = task.row.files if result.error is not None else ()
     return Ended(task.id, result, next((path for path in files if not os.path.exists(path)), None))  # noqa: PTH110
+
+
+class Captioner:
+    """Answers rows of `ray.data`, an engine an actor:
+
+        dataset.map_batches(Captioner, fn_constructor_kwargs={"model": "demo"}, batch_size=128, concurrency=2)
+
+    The columns of a batch are the fields of the batch command's tables: image (path, URL, bytes, dict of these, or
+    array), images, video, audio, prompt, messages, custom_id, and keywords of single rows; others are not read. What
+    comes back has the columns of the command's tables, a row for each prompt. The rows of a batch run together,
+    `max_batch_size` at a time, so that batches of several times that many are fastest.
+
+    model, adapter_path, revision, dtype, quantize: as for `load` (quantization there).
+    prompt: a template, or several; default "Describe this image.". system: a first message. image_column: its name.
+    seed: of rows without one, whose draws follow from it and from what is asked; rows that are alike draw alike.
+    keywords: those of `generate`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        prompt: str | Sequence[str] = (),
+        system: str | None = None,
+        image_column: str = "image",
+        max_batch_size: int = 32,
+        reuse: bool = True,
+        adapter_path: str | None = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        quantize: int | None = None,
+        seed: int = 0,
+        **keywords: Any,
+    ):
+        from ..batch.engine import ModelEngine
+        from ..batch.rows import Asked
+        from ..loading import load
+
+        loaded, processor = load(
+            model, adapter_path=adapter_path, revision=revision, dtype=dtype, quantization=quantize
+        )
+        self._engine = ModelEngine(loaded, processor, keywords, max_batch_size, reuse)
+        self._asked = Asked([prompt] if isinstance(prompt, str) else prompt, system)
+        self._keywords, self._seed, self._image_column = keywords, seed, image_column
+        self._lock = threading.Lock()
+
+    def __call__(self, batch: Any) -> Any:
+        """batch: a dict of columns, a pandas DataFrame or a pyarrow Table. Returns a pyarrow Table."""
+        from ..batch.rows import rows_of
+        from ..batch.sinks import as_table
+        from ..batch.sources import Item
+
+        items = [Item(fields, f"row {number}", table=True) for number, fields in enumerate(self._fields(batch), 1)]
+        rows = [row for item in items for row in rows_of(item, self._asked)]
+        with self._lock:
+            return as_table(self._answer(rows))
+
+    def _fields(self, batch: Any) -> Iterator[dict[str, Any]]:
+        if hasattr(batch, "column_names"):  # pyarrow's
+            columns = {name: batch[name].to_pylist() for name in batch.column_names}
+        else:
+            columns = {str(name): list(batch[name]) for name in batch}
+        if self._image_column in columns:
+            columns["image"] = columns.pop(self._image_column)
+        for values in zip(*columns.values(), strict=True):
+            read = {name: _value(value) for name, value in zip(columns, values, strict=True)}
+            yield {name: value for name, value in read.items() if value is not None}
+
+    def _answer(self, rows: Sequence["Row"]) -> list[dict[str, Any]]:
+        from ..batch.job import written
+
+        done: list[dict[str, Any]] = [{}] * len(rows)
+        places: dict[int, int] = {}
+        for place, row in enumerate(rows):
+            seed = int(row.digest[:15], 16) ^ self._seed
+            try:
+                if row.error is not None:
+                    raise VlgenError(row.error)
+                places[self._engine.add(row, {"seed": seed, **self._keywords, **row.keywords})] = place
+            except Exception as error:  # a fault of one row's request ends that row only
+                done[place] = written(row, one_line(error), None)
+        while places:
+            id, result = next(iter(self._engine))
+            if result.finish_reason is not None:
+                place = places.pop(id)
+                done[place] = written(rows[place], one_line(result.error) if result.error else None, result)
+        return done
+
+
+def _value(value: Any) -> Any:
+    """A field of a row, of what frames have in its place."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype == object or value.ndim < 2 else _as_png(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _as_png(pixels: np.ndarray) -> bytes:
+    """pixels: (height, width, channels) or (height, width), uint8."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png", compress_level=1)
+    return file.getvalue()
