@@ -239,6 +239,9 @@ def batch_parser(program: str) -> Parser:
                           help="answer by actors of the Ray cluster there; without ADDRESS of $RAY_ADDRESS, or of Ray "
                           "started here")  # fmt: skip
     machines.add_argument("--actors", type=partial(at_least, 1), metavar="N", help="how many (default 1)")
+    machines.add_argument("--data-parallel", action="store_true",
+                          help="this is one of mlx.launch's ranks: answer a part of the rows; OUT and INPUT lie in a "
+                          "folder that all machines share")  # fmt: skip
     batch = parser.add_argument_group("the batch")
     batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",
                        help="rows that run together (default 32)")  # fmt: skip

@@ -63,6 +63,15 @@ def open_settings(out: Path, settings: Mapping[str, Any], journal: Journal, rest
     return job
 
 
+def is_settings(out: Path, job: Mapping[str, Any]) -> bool:
+    """Whether this is what OUT.job.json says of the job's seed and begin: whether it is the same file."""
+    try:
+        there = json.loads(beside(out, ".job.json").read_bytes())
+        return all(there[name] == job[name] for name in ("seed", "created"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def save_settings(out: Path, job: Mapping[str, Any]) -> None:
     with whole_or_not(beside(out, ".job.json")) as file:
         file.write(json.dumps(job, indent=2).encode() + b"\n")
@@ -124,6 +133,7 @@ class Job:
 
     open_engine: called when the first row needs it. keywords: of the job. seed: of rows without one. capacity: rows
     that run together. wants: whether a row need be answered; VlgenError for one that cannot be written.
+    part: where finished rows are written, in the place of the journal. mine: whether a row of this key is asked here.
 
     order: for each row of the input the offset of its line in the journal.
     """
@@ -139,9 +149,12 @@ class Job:
         wants: Callable[[Row], bool] = lambda row: True,
         retry: Retry = Retry(),
         progress: Progress | None = None,
+        part: Journal | None = None,
+        mine: Callable[[str], bool] = lambda key: True,
     ):
         self._journal, self._open_engine, self._keywords, self._seed = journal, open_engine, keywords, seed
         self._capacity, self._wants, self._retry = capacity, wants, retry
+        self._part, self._mine = part or journal, mine
         self.progress = progress or Progress(None)
         self._engine: Engine | None = None
         self._running: dict[int, Running] = {}
@@ -167,7 +180,7 @@ class Job:
             if self._engine is not None:
                 self._engine.close()
             self.progress.close()
-            self._journal.sync()
+            self._part.sync()
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """The finished rows in the order of the input."""
@@ -187,6 +200,8 @@ class Job:
         offset = self._done.pop(bytes.fromhex(key), None)
         running = Running(row, key, len(self.order), {})
         self.order.append(NONE if offset is None else offset)
+        if not self._mine(key):
+            return
         if offset is not None and not self._ask_again(row, offset):
             self.progress.before += 1
         elif not wanted:
@@ -269,7 +284,7 @@ class Job:
         line = {"key": running.key, "row": written(row, error, result), "stem": row.stem, **running.facts}
         if row.openai:
             line["openai"] = True
-        self.order[running.place] = self._journal.append(line)
+        self.order[running.place] = self._part.append(line)
 
 
 def written(row: Row, error: str | None, result: GenerationResult | None) -> dict[str, Any]:
