@@ -157,7 +157,12 @@ class Worker:
 
     def load(self) -> Loaded:
         machine, said = platform.node(), list[str]()
-        with rewriting_notices(lambda text: said.append(text) or ""):
+
+        def keep(text: str) -> str:
+            said.append(text)
+            return ""
+
+        with rewriting_notices(keep):
             try:
                 if Path(self._folder).is_dir():  # else there may be URLs only
                     os.chdir(self._folder)
