@@ -89,6 +89,7 @@ class RayCluster:
             return False
         address = given or os.environ.get("RAY_ADDRESS") or "local"
         options = {"include_dashboard": False} if address == "local" else {}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # of Ray that is started here: else actors run at 15
         try:
             _knock(address)
             self._ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
