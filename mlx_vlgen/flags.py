@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from . import __version__
@@ -156,9 +157,9 @@ def add_model_flags(parser: Parser, many: bool = False) -> None:
                        help="fail where the default model cannot be loaded; do not use the built-in one")  # fmt: skip
 
 
-def rank_count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number, at least 2")
+def at_least(least: int, text: str) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number, at least {least}")
     return int(text)
 
 
@@ -169,7 +170,7 @@ def add_rank_flags(parser: Parser) -> None:
     where = group.add_mutually_exclusive_group()
     where.add_argument("--hosts", metavar="HOSTS",
                        help="addresses by commas, or mlx.launch's hostfile (.json): start a rank on each")  # fmt: skip
-    where.add_argument("--ranks", type=rank_count, metavar="N", help="start N ranks on this machine")
+    where.add_argument("--ranks", type=partial(at_least, 2), metavar="N", help="start N ranks on this machine")
 
 
 def add_option_groups(parser: Parser, hides_thinking: bool = True) -> None:
@@ -243,6 +244,14 @@ def batch_parser(program: str) -> Parser:
     add_model_flags(parser)
     add_rank_flags(parser)
     add_option_groups(parser, hides_thinking=False)
+    machines = parser.add_argument_group("many machines, each with the model")
+    machines.add_argument("--ray", nargs="?", const="", metavar="ADDRESS",
+                          help="answer by actors of the Ray cluster there; without ADDRESS of $RAY_ADDRESS, or of Ray "
+                          "started here")  # fmt: skip
+    machines.add_argument("--actors", type=partial(at_least, 1), metavar="N", help="how many (default 1)")
+    machines.add_argument("--data-parallel", action="store_true",
+                          help="this is one of mlx.launch's ranks: answer a part of the rows; OUT and INPUT lie in a "
+                          "folder that all machines share")  # fmt: skip
     batch = parser.add_argument_group("the batch")
     batch.add_argument("--max-batch-size", type=int, default=32, metavar="N",
                        help="rows that run together (default 32)")  # fmt: skip

@@ -1,5 +1,7 @@
 """Rows of a job through the token iterator."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -37,3 +39,8 @@ class ModelEngine:
 
     def close(self) -> None:
         self._iterator.close()
+
+
+def config_digest(model: Model) -> str:
+    """What tells a model from another, 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(model.config, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -63,6 +63,15 @@ def open_settings(out: Path, settings: Mapping[str, Any], journal: Journal, rest
     return job
 
 
+def is_settings(out: Path, job: Mapping[str, Any]) -> bool:
+    """Whether this is what OUT.job.json says of the job's seed and begin: whether it is the same file."""
+    try:
+        there = json.loads(beside(out, ".job.json").read_bytes())
+        return all(there[name] == job[name] for name in ("seed", "created"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def save_settings(out: Path, job: Mapping[str, Any]) -> None:
     with whole_or_not(beside(out, ".job.json")) as file:
         file.write(json.dumps(job, indent=2).encode() + b"\n")
@@ -98,7 +107,7 @@ def _show(value: Any) -> str:
 
 class Engine(Protocol):
     """What a job asks. `add` takes a row and its keywords, and returns an id or raises what is wrong with them;
-    iterating yields results, one for each token."""
+    iterating yields results, the last of each row with its finish_reason."""
 
     def add(self, row: Row, keywords: dict[str, Any]) -> int: ...
 
@@ -110,12 +119,13 @@ class Engine(Protocol):
 @dataclass
 class Running:
     """A row that is asked. place: its index in the order of the input. facts: of its request and files, before they
-    were read."""
+    were read. tokens: of its answer so far."""
 
     row: Row
     key: str
     place: int
     facts: dict[str, Any]
+    tokens: int = 0
 
 
 class Job:
@@ -123,6 +133,7 @@ class Job:
 
     open_engine: called when the first row needs it. keywords: of the job. seed: of rows without one. capacity: rows
     that run together. wants: whether a row need be answered; VlgenError for one that cannot be written.
+    part: where finished rows are written, in the place of the journal. mine: whether a row of this key is asked here.
 
     order: for each row of the input the offset of its line in the journal.
     """
@@ -138,9 +149,12 @@ class Job:
         wants: Callable[[Row], bool] = lambda row: True,
         retry: Retry = Retry(),
         progress: Progress | None = None,
+        part: Journal | None = None,
+        mine: Callable[[str], bool] = lambda key: True,
     ):
         self._journal, self._open_engine, self._keywords, self._seed = journal, open_engine, keywords, seed
         self._capacity, self._wants, self._retry = capacity, wants, retry
+        self._part, self._mine = part or journal, mine
         self.progress = progress or Progress(None)
         self._engine: Engine | None = None
         self._running: dict[int, Running] = {}
@@ -166,7 +180,7 @@ class Job:
             if self._engine is not None:
                 self._engine.close()
             self.progress.close()
-            self._journal.sync()
+            self._part.sync()
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """The finished rows in the order of the input."""
@@ -186,6 +200,8 @@ class Job:
         offset = self._done.pop(bytes.fromhex(key), None)
         running = Running(row, key, len(self.order), {})
         self.order.append(NONE if offset is None else offset)
+        if not self._mine(key):
+            return
         if offset is not None and not self._ask_again(row, offset):
             self.progress.before += 1
         elif not wanted:
@@ -238,11 +254,13 @@ class Job:
         """The next result of any row."""
         assert self._engine is not None
         id, result = next(iter(self._engine))
-        self.progress.tokens += result.token is not None
+        running = self._running[id]
+        self.progress.tokens += result.generation_tokens - running.tokens
+        running.tokens = result.generation_tokens
         self.progress.show()
         if result.finish_reason is None:
             return
-        running = self._running.pop(id)
+        del self._running[id]
         if result.finish_reason == "cancelled":  # by Ctrl-C; nobody else cancels
             raise KeyboardInterrupt
         if result.error is not None:
@@ -263,26 +281,29 @@ class Job:
 
     def _write(self, running: Running, error: str | None, result: GenerationResult | None) -> None:
         row = running.row
-        result = result or GenerationResult(answer="")
-        written = {
-            "custom_id": row.custom_id,
-            "image": row.name or None,
-            "prompt": row.prompt,
-            "text": result.answer,
-            "finish_reason": "error" if error is not None else result.finish_reason,
-            "error": error,
-            "usage": {
-                "prompt_tokens": result.prompt_tokens,
-                "completion_tokens": result.generation_tokens,
-                "total_tokens": result.total_tokens,
-            },
-        }
-        if result.thinking is not None:
-            written["thinking"] = result.thinking
-        line = {"key": running.key, "row": written, "stem": row.stem, **running.facts}
+        line = {"key": running.key, "row": written(row, error, result), "stem": row.stem, **running.facts}
         if row.openai:
             line["openai"] = True
-        self.order[running.place] = self._journal.append(line)
+        self.order[running.place] = self._part.append(line)
+
+
+def written(row: Row, error: str | None, result: GenerationResult | None) -> dict[str, Any]:
+    """A finished row as outputs have it. result: None for one that was not asked."""
+    result = result or GenerationResult(answer="")
+    values = {
+        "custom_id": row.custom_id,
+        "image": row.name or None,
+        "prompt": row.prompt,
+        "text": result.answer,
+        "finish_reason": "error" if error is not None else result.finish_reason,
+        "error": error,
+        "usage": {
+            "prompt_tokens": result.prompt_tokens,
+            "completion_tokens": result.generation_tokens,
+            "total_tokens": result.total_tokens,
+        },
+    }
+    return values if result.thinking is None else values | {"thinking": result.thinking}
 
 
 def _hash(value: Any) -> bytes:

@@ -1,6 +1,7 @@
 """The journal of a job: finished rows as lines of JSON, appended and synced, so that a job goes on after any end."""
 
 import fcntl
+import glob
 import json
 import os
 import threading
@@ -19,13 +20,15 @@ class Journal:
     Each line is with the system when `append` returns, and on the disk at most a second later. A last line that is torn
     is cut off when the file is opened. VlgenError where another process has it, or where a line before the last ones is
     damaged.
+
+    shared: read a journal that another process shares (`share`).
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, shared: bool = False):
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             os.close(self._file)
             raise VlgenError(f"{path}: another process runs this job; wait for it, or take another OUT") from None
@@ -78,6 +81,28 @@ class Journal:
             line = line[written:]
         self._unsynced.set()
         return offset
+
+    def share(self) -> None:
+        """Let others read it, until `claim`; nobody writes meanwhile."""
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def claim(self) -> None:
+        """Wait until no other process has it."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def part(self, number: int) -> Path:
+        """Where a rank writes its lines while this is shared."""
+        return self.path.with_name(f"{self.path.name}.part{number}")
+
+    def take_parts(self) -> None:
+        """Append the lines of all parts, and delete these. A kill in between makes a line twice, of which the last
+        counts. VlgenError where a process still writes one."""
+        for path in sorted(self.path.parent.glob(glob.escape(self.path.name) + ".part[0-9]*")):
+            with Journal(path) as part:
+                for _, line in part.read():
+                    self.append(line)
+            self.sync()
+            path.unlink()
 
     def clear(self) -> None:
         self._truncate(0)

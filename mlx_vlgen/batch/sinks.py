@@ -77,13 +77,18 @@ class _TextWriter:
 
 
 def write_parquet(path: Path, entries: Iterable[Entry]) -> None:
+    empty = as_table([])
+    with whole_or_not(path) as file, parquet_package().parquet.ParquetWriter(file, empty.schema) as writer:
+        rows = (entry["row"] for entry in entries)
+        while chunk := list(itertools.islice(rows, 1024)):
+            writer.write_table(as_table(chunk))
+
+
+def as_table(rows: Iterable[Mapping[str, Any]]) -> Any:
+    """Finished rows as a pyarrow Table."""
     arrow = parquet_package()
     columns = [(name, arrow.string()) for name in COLUMNS] + [(name, arrow.int64()) for name in USAGE]
-    schema = arrow.schema(columns)
-    with whole_or_not(path) as file, arrow.parquet.ParquetWriter(file, schema) as writer:
-        rows = (_flat(entry["row"]) for entry in entries)
-        while chunk := list(itertools.islice(rows, 1024)):
-            writer.write_table(arrow.Table.from_pylist(chunk, schema))
+    return arrow.Table.from_pylist(list(map(_flat, rows)), arrow.schema(columns))
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
