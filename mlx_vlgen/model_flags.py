@@ -1,8 +1,8 @@
 """Flags of the commands that are about models and what lies on the disk, and answer nothing."""
 
-import argparse
+from functools import partial
 
-from .flags import Parser
+from .flags import Parser, at_least
 
 
 def cache_parser(program: str) -> Parser:
@@ -53,12 +53,6 @@ def rm_parser(program: str) -> Parser:
     return parser
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return int(text)
-
-
 def plan_parser(program: str) -> Parser:
     parser = Parser(
         prog=program,
@@ -71,10 +65,14 @@ def plan_parser(program: str) -> Parser:
     parser.add_argument("--machines", required=True, metavar="TEXT",
                         help="COUNTx CHIP MEMORY[, LINK], as \"4x M4 Max 128GB, 10GbE\" or \"2x H100\"; a chip that is "
                         "not known as name=bandwidthGB/s,TFLOPS,memoryGB")  # fmt: skip
-    parser.add_argument("--context", type=positive, default=4096, metavar="N", help="tokens of a row (default 4096)")
-    parser.add_argument("--prompt", type=positive, default=512, metavar="N", help="of them text asked (default 512)")
+    parser.add_argument(
+        "--context", type=partial(at_least, 1), default=4096, metavar="N", help="tokens of a row (default 4096)"
+    )
+    parser.add_argument(
+        "--prompt", type=partial(at_least, 1), default=512, metavar="N", help="of them text asked (default 512)"
+    )
     parser.add_argument("--picture", default="1024x1024", metavar="WxH", help="pixels of one (default 1024x1024)")
-    parser.add_argument("--batch", type=positive, default=8, metavar="N", help="rows at once (default 8)")
+    parser.add_argument("--batch", type=partial(at_least, 1), default=8, metavar="N", help="rows at once (default 8)")
     parser.add_argument("--quantize", type=int, metavar="BITS", help="as if its text layers had so many bits")
     parser.add_argument("--json", action="store_true", help="one object: bytes, seconds, tokens a second")
     return parser
