@@ -37,6 +37,7 @@ ANOTHER_PROCESSOR = {
         ("gemma4", "gemma4_moe", "gemma4_unified", "kimi_k25", "minicpmv4_7"),
         "other sizes of pictures, which published checkpoints have, too",
     ),
+    **dict.fromkeys(("glm5_next", "hunyuan_vl"), "other sizes and tokens of pictures"),
     **dict.fromkeys(("internvl", "internvl_qwen3"), "no chat template where it is in a separate file"),
 }
 
