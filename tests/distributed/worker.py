@@ -5,7 +5,9 @@ Rank 0 compares its answers with those of the whole model, which it loads too. M
 MLX_HOSTFILE.
 """
 
+import math
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from mlx_vlgen import PrefixCache, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.distributed import ranks
 from mlx_vlgen.engine import batch
-from mlx_vlgen.engine.cache import can_roll_back
+from mlx_vlgen.engine.cache import can_roll_back, check
 from mlx_vlgen.engine.drafters import PromptLookup
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.engine.modes import Beams
+from mlx_vlgen.errors import UnsupportedError
 from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
 from mlx_vlgen.models.text import unwrapped
 
@@ -35,7 +38,11 @@ def rows_of(family: Family, few: bool) -> list[Row]:
     rows = [Row(ask, joins=2 * place) for place, ask in enumerate(asks)]
     rows[0] = replace(rows[0], leaves=3)
     drawn = SamplingParams(max_tokens=STEPS, temperature=1.0, top_p=0.9, seed=5)
-    return [*rows, replace(rows[-1], sampling=drawn), replace(rows[-1], kv=KVSettings(max_size=24))]
+    rows.append(replace(rows[-1], sampling=drawn))
+    with suppress(UnsupportedError):
+        check(family.model, bound := KVSettings(max_size=24))
+        rows.append(replace(rows[-2], kv=bound))
+    return rows
 
 
 def search_and_guess(family: Family) -> list[list[int]]:
@@ -60,11 +67,14 @@ def talk(family: Family, prefixes: PrefixCache | None) -> list[list[int]]:
     With prefixes the second at least is not computed whole."""
     first = family.processor.prepare(family.asks["words11"].text, MediaInputs()).text_tokens
     question = (first * 60)[:60]
+    # A placeholder that a row draws is read as any token, and in a prompt it may stand for media.
+    added = family.processor.tokenizer.get_added_vocab().values()
+    bias = dict.fromkeys((token for token in added if token < family.model.vocab_size), -math.inf)
     answers: list[list[int]] = []
     with TokenIterator(family.model, family.processor, reuse=prefixes or False) as iterator:
         for build in (lambda: question, lambda: question + answers[0] + first, lambda: question[:45] + first[:3]):
             prompt = Prompt(np.array(build(), dtype=np.int32))
-            iterator.add(Request(prompt, sampling=SamplingParams(max_tokens=STEPS)))
+            iterator.add(Request(prompt, sampling=SamplingParams(max_tokens=STEPS, logit_bias=bias)))
             results = [result for _, result in iterator]
             assert results[-1].error is None, results[-1].error
             answers.append([result.token for result in results if result.token is not None])
