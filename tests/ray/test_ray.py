@@ -161,7 +161,7 @@ def test_captioner_answers_as_the_local_command(ray: Any, folder: Path) -> None:
     from mlx_vlgen.distributed.ray import Captioner
 
     local = [json.loads(line) for line in lines(folder / "few.jsonl")]
-    expected = {row["image"]: {**row, **row.pop("usage")} for row in local}
+    expected = {row["image"]: {**row.pop("usage"), **row} for row in local}
     rows = [{"image": name, "other": number} for number, name in enumerate(expected)]
     settings: Callable[[int], dict[str, Any]] = lambda size: {  # noqa: E731
         "fn_constructor_kwargs": {"model": "demo", "max_tokens": 4, "max_pixels": 2100},
