@@ -248,6 +248,7 @@ def test_the_settings_are_all_keywords() -> None:
 def test_flags_in_docs_are_flags(invoke: Callable[..., Outcome]) -> None:
     known = {"--peer", "--transformers", "--count"}  # of benchmarks
     known |= {"--system-prompt", "--tools", "--config"}  # of clients
+    known |= {"--head", "--address", "--hostfile", "--limit", "--workflow", "--name"}  # of ray, mlx.launch and gh
     for command in (*COMMANDS.values(), cli.main_cache, cli.main_models, cli.main_pull, cli.main_rm):
         known |= set(re.findall(r"--[a-z][a-z-]*", invoke("--help", command=command)[1]))
     for page in PAGES[1:]:

@@ -204,7 +204,7 @@ def test_a_cached_configuration_is_enough(capsys: pytest.CaptureFixture[str], ca
     [
         (["demo", "--machines", "2x M9"], 2, "Known are M1,"),
         (["demo", "--machines", "M1 8GB", "--picture", "big"], 2, "1024x768"),
-        (["demo", "--machines", "M1 8GB", "--batch", "0"], 2, "above 0"),
+        (["demo", "--machines", "M1 8GB", "--batch", "0"], 2, "at least 1"),
         (["demo"], 2, "--machines"),
         (["no/such/folder", "--machines", "M1 8GB"], 1, "does not exist"),
         ([str(ROOT / "docs"), "--machines", "M1 8GB"], 1, "holds no config.json"),
