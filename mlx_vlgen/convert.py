@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from . import __version__
 from ._mlx_lm import MIXED_RECIPES, get_total_parameters
 from ._runtime import mx, tree_flatten
+from .demo import NAMES
 from .errors import UnsupportedError, VlgenError
 from .loading.checkpoint import INDEX, read_config, weight_files
 from .loading.hub import locate
@@ -132,7 +133,7 @@ def convert(
     if source.resolve() in (target, *target.parents):
         raise VlgenError(f"{target} is in the checkpoint's own folder. Nothing is written there: choose another.")
     size_before = sum(file.stat().st_size for file in weight_files(source))
-    base_model = None if Path(hf_path).expanduser().is_dir() or hf_path == "demo" else str(hf_path)
+    base_model = None if Path(hf_path).expanduser().is_dir() or hf_path in NAMES else str(hf_path)
     with new_folder(target) as folder:
         tensors, count, recipe, has_vision = _weights(source, plan)
         bits = sum(tensor.nbytes for tensor in tensors.values()) * 8 / count

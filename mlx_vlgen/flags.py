@@ -147,7 +147,7 @@ def add_model_flags(parser: Parser, many: bool = False) -> None:
     names: dict[str, Any] = {"action": "append"} if many else {}
     repeated = "; may be repeated" if many else ""
     model.add_argument("--model", "-m", metavar="MODEL", **names,
-                       help=f'folder, Hugging Face id, or "demo", which is built in{repeated}')  # fmt: skip
+                       help=f'folder, Hugging Face id, or a built-in "demo" or "demo-audio"{repeated}')  # fmt: skip
     model.add_argument("--adapter-path", metavar="ADAPTER", help="folder or id of a LoRA adapter, mlx-lm's or PEFT's")
     model.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub")
     model.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",

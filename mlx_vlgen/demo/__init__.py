@@ -11,6 +11,8 @@ do; `evaluate.py` measures the result. `sound/` is the same of a model that hear
 from pathlib import Path
 
 MODEL = Path(__file__).parent / "model"
+AUDIO_MODEL = Path(__file__).parent / "sound" / "model"
+NAMES = ("demo", "demo-audio")  # as `load` takes them
 
 NOTICE = (
     "Using the built-in demo model: it knows simple shapes (circle, square, triangle), their colours and places, "

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 
+from ..demo import AUDIO_MODEL, NAMES
 from ..demo import MODEL as DEMO
 from ..errors import LoadError, UnreachableError, UnsupportedError
 from ..inputs.processor_files import check_tokenizer
@@ -71,13 +72,13 @@ _NEEDED: dict[str, Any] = {
 def locate(path_or_hf_repo: str | Path, revision: str | None = None, local_files_only: bool = False) -> Path:
     """The folder of a checkpoint, downloaded first if need be, unless `local_files_only` forbids it.
 
-    In this order: the name "demo"; a folder; a whole copy in the Hugging Face cache; the Hub. LoadError, with what to
-    do, when it is in none of them.
+    In this order: the name of a built-in model; a folder; a whole copy in the Hugging Face cache; the Hub. LoadError,
+    with what to do, when it is in none of them.
     """
-    if path_or_hf_repo == "demo":
-        if not Path("demo/config.json").is_file():
-            return _locate(DEMO, revision, _CHECKPOINT)
-        notice('loading the folder ./demo, not the built-in model "demo".')
+    if path_or_hf_repo in NAMES:
+        if not Path(path_or_hf_repo, "config.json").is_file():
+            return _locate(DEMO if path_or_hf_repo == "demo" else AUDIO_MODEL, revision, _CHECKPOINT)
+        notice(f'loading the folder ./{path_or_hf_repo}, not the built-in model "{path_or_hf_repo}".')
     return _locate(path_or_hf_repo, revision, _CHECKPOINT, local_files_only)
 
 

@@ -58,7 +58,7 @@ def load(
     """Load a checkpoint: its network, ready to run, and the processor that makes its inputs.
 
     path_or_hf_repo: a folder; or an id on the Hugging Face Hub, of which a whole copy in the cache is used without
-        a network; or "demo", the built-in model.
+        a network; or "demo" or "demo-audio", the built-in models that see and hear.
     adapter_path: folder or Hub id of a LoRA or DoRA adapter in mlx-lm's or PEFT's layout. Default None.
     revision: branch, tag or commit on the Hub. Default None, the main branch.
     dtype: "float32", "bfloat16", "float16" or an mx.Dtype for the floating-point weights. Default None or "auto":

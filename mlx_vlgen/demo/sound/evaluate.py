@@ -1,5 +1,5 @@
 """How often the built-in ear is right on clips outside its training, by voices that it never heard:
-`python -m mlx_vlgen.demo.sound.evaluate --model DIR [--count 300]`.
+`python -m mlx_vlgen.demo.sound.evaluate [--count 300]`.
 
 Needs espeak-ng. Everything goes through this package's `load` and `batch_generate`. Prints a Markdown table.
 """
@@ -39,7 +39,7 @@ def answer_all(name: str, examples: list[Example], batch_size: int) -> list[str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a checkpoint that `train.py` wrote")
+    parser.add_argument("--model", default="demo-audio", help="name or folder")
     parser.add_argument("--count", type=int, default=300, help="examples of each task")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     parser.add_argument("--batch-size", type=int, default=25)
