@@ -107,7 +107,8 @@ def command_of(parts: list[str]) -> tuple[Callable[..., int], list[str]] | None:
 def draw_files(folder: Path) -> None:
     """What the pages' blocks name."""
     pictures = DEMO.parent / "pictures"
-    shutil.copytree(pictures, folder / "mlx_vlgen" / "demo" / "pictures")
+    for part in ("pictures", "sound/recordings"):
+        shutil.copytree(DEMO.parent / part, folder / "mlx_vlgen/demo" / part)
     shutil.copytree(pictures, folder, dirs_exist_ok=True)
     (folder / "photos").mkdir()
     (folder / "scans").mkdir()
