@@ -6,6 +6,7 @@ and the question. So "uau1: Hi" is an answer to the second question of a talk wi
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -267,7 +268,8 @@ def test_resizing_while_it_answers(start: Start, columns: int) -> None:
 def test_no_color(start: Start, photo: Path) -> None:
     terminal = start(NO_COLOR="1")
     terminal.ask(f"'{photo}' think", "u1: think")
-    assert "▀" not in terminal.show and b"\033[2m" not in terminal.written and b"\033[3" not in terminal.written
+    colours = re.findall(rb"\033\[(?:[\d;]*;)?(?:2|[349]\d)m", terminal.written)
+    assert "▀" not in terminal.show and not colours
 
 
 @pytest.mark.parametrize("term", ["dumb", "xterm-256color"])

@@ -119,7 +119,8 @@ class Family:
         for count in (2, 5, 11, 16):
             chosen = [f" {word}" for word in words.split()[:count]]
             asks[f"words{count}"] = Ask(f"words{count}", "".join(chosen))
-            asks[f"turned{count}"] = Ask(f"turned{count}", "".join(reversed(chosen)))
+            if count in (5, 11):
+                asks[f"turned{count}"] = Ask(f"turned{count}", "".join(reversed(chosen)))
         return asks | {"word": Ask("word", "The")}
 
     def _takes(self, content: Sequence[str]) -> bool:
