@@ -1,9 +1,10 @@
-"""mlx-lm's text decoders, one record each: what a configuration means to transformers, what mlx-lm's decoder would
+"""Text decoders, one record each: what a configuration means to transformers, what mlx-lm's decoder would
 leave out of it, and what happens to embeddings and logits outside of the layers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from .._mlx_lm import initialize_rope, text_decoder, use_attention
@@ -12,13 +13,6 @@ from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
-from .gemma3n_text import Gemma3nText, Gemma3nTextConfig
-from .glm5_next_text import Glm5NextText, Glm5NextTextConfig
-from .lfm3 import Lfm3
-from .llama4_text import Llama4Text, Llama4TextConfig
-from .molmo2_text import Molmo2Text
-from .phi4_text import Phi4Text, Phi4TextConfig
-from .qwen4_exp_text import Qwen4ExpText, Qwen4ExpTextConfig
 from .text_attention import text_attention
 
 Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
@@ -115,7 +109,7 @@ def text_arguments(config: Mapping[str, Any]) -> Arguments:
     LoadError where the configuration asks for what the decoder here would silently leave out.
     """
     model_type = config["model_type"]
-    record = DECODERS.get(model_type)
+    record = record_of(model_type)
     args = dict(record.defaults if record else {}) | dict(config)
     flat_rope(args)
     if "num_local_experts" in args:
@@ -136,7 +130,7 @@ def text_arguments(config: Mapping[str, Any]) -> Arguments:
 # How embeddings and logits are scaled.
 
 
-def _root_of_width(x: mx.array, args: Arguments) -> mx.array:
+def root_of_width(x: mx.array, args: Arguments) -> mx.array:
     return scale_embeddings(x)
 
 
@@ -152,7 +146,7 @@ def _scaled_logits(x: mx.array, args: Arguments) -> mx.array:
     return x * args["logit_scale"]
 
 
-def _softcapped(x: mx.array, args: Arguments) -> mx.array:
+def softcapped(x: mx.array, args: Arguments) -> mx.array:
     return softcap(x, args["final_logit_softcapping"])
 
 
@@ -199,7 +193,6 @@ _COHERE2 = {
 _HUNYUAN = _LLAMA | {
     "vocab_size": 290943, "intermediate_size": 11008, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
 }  # fmt: skip
-_MOLMO2 = {"rope_theta": 1e4, "num_hidden_layers": 36, "hidden_size": 4096, "max_position_embeddings": 36864}
 _LFM2 = {
     "vocab_size": 65536, "max_position_embeddings": 128000, "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3,
     "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
@@ -222,7 +215,6 @@ _MUSE_GLIMMER = {
     "rms_norm_eps": 1e-5, "post_norm_eps": 1e-8, "sliding_window": 2048, "rope_theta": 1e4, "qk_scale_factor": 3.87,
     "output_multiplier": 0.19611613513818404, "final_logit_softcapping": 20.0, "tie_word_embeddings": False,
 }  # fmt: skip
-_LFM3 = {"hidden_size": 2048, "max_position_embeddings": 128_000}
 _GEMMA2 = {
     "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
@@ -254,9 +246,6 @@ DECODERS: dict[str, Decoder] = {
     "qwen3_moe": Decoder(refusals.qwen, _QWEN3_MOE, configuration.read_qwen3_moe, _qwen3_moe_decoder),
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
-    "qwen4_exp_text": Decoder(
-        refusals.qwen4_exp, Qwen4ExpTextConfig.complete({}), configuration.read_indexed, network=Qwen4ExpText
-    ),
     "ministral3": Decoder(
         refusals.ministral3,
         {"head_dim": 128, "max_position_embeddings": 262144, "tie_word_embeddings": False},
@@ -267,49 +256,33 @@ DECODERS: dict[str, Decoder] = {
     ),
     "cohere2": Decoder(refusals.cohere2, _COHERE2, configuration.read_cohere2, scale_logits=_scaled_logits),
     "lfm2": Decoder(refusals.lfm2, _LFM2, configuration.read_lfm2),
-    "lfm3": Decoder(refusals.lfm3, _LFM3, network=Lfm3),
-    "gemma": Decoder(refusals.gemma, _GEMMA, network=Gemma, scale_tokens=_root_of_width),
+    "gemma": Decoder(refusals.gemma, _GEMMA, network=Gemma, scale_tokens=root_of_width),
     "gemma2": Decoder(
         refusals.gemma,
         _GEMMA2 | {"final_logit_softcapping": 30.0},
         network=Gemma,
-        scale_tokens=_root_of_width,
-        scale_logits=_softcapped,
+        scale_tokens=root_of_width,
+        scale_logits=softcapped,
     ),
     "gemma3_text": Decoder(
-        refusals.gemma3, _GEMMA2 | {"vocab_size": 262208}, configuration.read_gemma3, scale_tokens=_root_of_width
-    ),
-    "gemma3n_text": Decoder(
-        refusals.gemma3n,
-        Gemma3nTextConfig.complete({}),
-        configuration.read_gemma3,
-        Gemma3nText,
-        scale_tokens=_root_of_width,
-        scale_logits=_softcapped,
+        refusals.gemma3, _GEMMA2 | {"vocab_size": 262208}, configuration.read_gemma3, scale_tokens=root_of_width
     ),
     "gemma4_text": Decoder(
-        refusals.gemma4, _GEMMA4, configuration.read_gemma4, scale_tokens=_root_of_width, scale_logits=_softcapped
+        refusals.gemma4, _GEMMA4, configuration.read_gemma4, scale_tokens=root_of_width, scale_logits=softcapped
     ),
     "gemma4_unified_text": Decoder(
         refusals.gemma4,
         _GEMMA4_UNIFIED,
         configuration.read_gemma4,
         _gemma4_unified_decoder,
-        scale_tokens=_root_of_width,
-        scale_logits=_softcapped,
+        scale_tokens=root_of_width,
+        scale_logits=softcapped,
     ),
     "ernie4_5": Decoder(refusals.ernie4_5, _ERNIE4_5),
     "deepseek": Decoder(refusals.deepseek, _DEEPSEEK, configuration.read_deepseek),
-    "llama4_text": Decoder(
-        refusals.llama4, Llama4TextConfig.complete({}), configuration.read_granite, network=Llama4Text
-    ),
     "hunyuan_vl_text": Decoder(refusals.hunyuan, _HUNYUAN, configuration.read_granite, network=_hunyuan_vl_decoder),
     "kimi_k2": Decoder(refusals.kimi_k2, _KIMI_K2, configuration.read_deepseek, _kimi_k2_decoder, mask_arrays=True),
-    "molmo2_text": Decoder(refusals.molmo2, _MOLMO2, network=Molmo2Text),
     "glm4": Decoder(refusals.glm4, {}),
-    "glm5_next_text": Decoder(
-        refusals.glm5_next, Glm5NextTextConfig.complete({}), configuration.read_indexed, network=Glm5NextText
-    ),
     "muse_glimmer_text": Decoder(
         refusals.muse_glimmer,
         _MUSE_GLIMMER,
@@ -318,13 +291,27 @@ DECODERS: dict[str, Decoder] = {
         scale_tokens=_of_one_length,
         scale_logits=_muse_logits,
     ),
-    "phi4_multimodal": Decoder(refusals.phi4, Phi4TextConfig.complete({}), network=Phi4Text),
     "glm4_moe": Decoder(refusals.glm4_moe, {}),
 }
+
+_OURS = {
+    "gemma3n_text": "gemma3n_text", "glm5_next_text": "glm5_next_text", "lfm3": "lfm3", "llama4_text": "llama4_text",
+    "molmo2_text": "molmo2_text", "phi4_multimodal": "phi4_text", "qwen4_exp_text": "qwen4_exp_text",
+}  # fmt: skip
+"""Modules of networks that mlx-lm has not, each with its record as DECODER: imported for a checkpoint that asks."""
+
+
+def record_of(model_type: str) -> Decoder | None:
+    """None for a decoder of mlx-lm without one."""
+    if module := _OURS.get(model_type):
+        record: Decoder = import_module(f".{module}", __package__).DECODER
+        return record
+    return DECODERS.get(model_type)
+
 
 _RUN_BY_FAMILIES = (
     "gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm5_next_text", "phi4_multimodal", "qwen4_exp_text",
 )  # fmt: skip
-DRIVEN = tuple(name for name in DECODERS if name not in _RUN_BY_FAMILIES)
+DRIVEN = tuple(name for name in (*DECODERS, *_OURS) if name not in _RUN_BY_FAMILIES)
 """Those whose layers `backbone.decode` runs; those of Gemma 3n and 4 share keys, Phi-4's take adapters, others have
 several streams."""

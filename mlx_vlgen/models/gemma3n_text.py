@@ -14,9 +14,11 @@ from typing import Any
 
 from .._mlx_lm import KVCache, RotatingKVCache
 from .._runtime import mx, nn
+from . import configuration, refusals
 from .attention import GATED, MLP, linear_without_bias, merge_heads, split_heads
 from .backbone import TextDecoder
 from .configuration import BaseConfig
+from .decoders import Decoder, root_of_width, softcapped
 from .layers import ACTIVATIONS
 from .text_attention import text_attention
 
@@ -239,3 +241,13 @@ class Gemma3nText(TextDecoder):
         """Of the layers that have keys."""
         kinds = self.args.kinds[: self.args.num_hidden_layers - self.args.num_kv_shared_layers]
         return [KVCache() if kind == FULL else RotatingKVCache(self.args.sliding_window) for kind in kinds]
+
+
+DECODER = Decoder(
+    refusals.gemma3n,
+    Gemma3nTextConfig.complete({}),
+    configuration.read_gemma3,
+    Gemma3nText,
+    scale_tokens=root_of_width,
+    scale_logits=softcapped,
+)

@@ -12,10 +12,12 @@ from typing import Any
 
 from .._mlx_lm import MultiLinear, SwitchGLU, gated_delta_update, normalize_qk
 from .._runtime import mx, nn
+from . import configuration, refusals
 from .attention import clipped, in_blocks, merge_heads, split_heads
 from .backbone import Masks, TextDecoder, last_of
 from .base import Embedded, LayerKind, Recurrent, Whole
 from .configuration import BaseConfig
+from .decoders import Decoder
 from .indexer import chosen_keys, narrowed
 from .router import Router
 
@@ -361,3 +363,6 @@ def join(weights: dict[str, mx.array], prefix: str) -> None:
             names = [f"{prefix}{part}.{kind}" for part in parts]
             if all(name in weights for name in names):
                 weights[f"{prefix}{whole}.{kind}"] = mx.concatenate([weights.pop(name) for name in names])
+
+
+DECODER = Decoder(refusals.glm5_next, Glm5NextTextConfig.complete({}), configuration.read_indexed, network=Glm5NextText)

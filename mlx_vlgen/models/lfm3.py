@@ -10,9 +10,11 @@ from typing import Any
 
 from .._mlx_lm import ArraysCache, KVCache, RotatingKVCache, ShortConv, initialize_rope
 from .._runtime import mx, nn
+from . import refusals
 from .attention import MLP, linear_without_bias, merge_heads, split_heads
 from .backbone import TextDecoder
 from .configuration import BaseConfig
+from .decoders import Decoder
 from .text_attention import text_attention
 
 GATED = ("w1", "w3", "w2")
@@ -140,3 +142,6 @@ class Lfm3(TextDecoder):
             turned = name.endswith("conv.conv.weight") and tensor.shape[1] == 1
             out[name] = tensor.swapaxes(1, 2) if turned else tensor
         return out
+
+
+DECODER = Decoder(refusals.lfm3, {"hidden_size": 2048, "max_position_embeddings": 128_000}, network=Lfm3)

@@ -13,9 +13,11 @@ from typing import Any
 
 from .._mlx_lm import ChunkedKVCache, KVCache, SwitchGLU, initialize_rope
 from .._runtime import mx, nn
+from . import configuration, refusals
 from .attention import GATED, MLP, linear_without_bias, merge_heads, split_heads
 from .backbone import TextDecoder
 from .configuration import BaseConfig
+from .decoders import Decoder
 from .text_attention import text_attention
 
 CHUNKED = "chunked_attention"
@@ -188,3 +190,6 @@ class Llama4Text(TextDecoder):
                 named = dict(zip(("gate_proj", "up_proj"), mx.split(tensor, 2, axis=1), strict=True))
             out |= {f"{stem}.experts.{key}.weight": value for key, value in named.items()}
         return out
+
+
+DECODER = Decoder(refusals.llama4, Llama4TextConfig.complete({}), configuration.read_granite, network=Llama4Text)

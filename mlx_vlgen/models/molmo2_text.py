@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 
 from .._mlx_lm import KVCache
 from .._runtime import mx, nn
+from . import refusals
 from .attention import merge_heads, split_heads
 from .backbone import TextDecoder
 from .configuration import BaseConfig
+from .decoders import Decoder
 from .layers import ACTIVATIONS
 from .text_attention import text_attention
 
@@ -134,3 +136,10 @@ class Molmo2Text(TextDecoder):
 
     def make_cache(self) -> list[Any]:
         return [KVCache() for _ in self.model.blocks]
+
+
+DECODER = Decoder(
+    refusals.molmo2,
+    {"rope_theta": 1e4, "num_hidden_layers": 36, "hidden_size": 4096, "max_position_embeddings": 36864},
+    network=Molmo2Text,
+)

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 from .._mlx_lm import KVCache
 from .._runtime import mx, nn
+from . import refusals
 from .attention import linear_without_bias, merge_heads, split_heads
 from .configuration import BaseConfig, rope_type
+from .decoders import Decoder
 from .layers import ACTIVATIONS
 from .text_attention import text_attention
 
@@ -216,3 +218,6 @@ class Phi4Text(nn.Module):
 
     def make_cache(self) -> list[Any]:
         return [KVCache() for _ in self.model.layers]
+
+
+DECODER = Decoder(refusals.phi4, Phi4TextConfig.complete({}), network=Phi4Text)

@@ -12,9 +12,11 @@ from typing import Any
 
 from .._mlx_lm import GatedAttention, GatedDeltaNet, SharedExpertMoE, use_attention
 from .._runtime import mx, nn
+from . import configuration, refusals
 from .backbone import Masks, RotaryOffsetCache, TextDecoder, last_of
 from .base import Embedded, Full, LayerKind, Recurrent, Whole
 from .configuration import BaseConfig
+from .decoders import Decoder
 from .indexer import chosen_keys, narrowed
 from .text_attention import text_attention
 
@@ -365,3 +367,6 @@ class Qwen4ExpText(TextDecoder):
             turned = name.endswith("conv1d.weight") and tensor.shape[1] == 1
             out[name] = tensor.swapaxes(1, 2) if turned else tensor
         return out | {name: mx.concatenate([rows[i] for i in sorted(rows)]) for name, rows in parts.items()}
+
+
+DECODER = Decoder(refusals.qwen4_exp, Qwen4ExpTextConfig.complete({}), configuration.read_indexed, network=Qwen4ExpText)

@@ -9,7 +9,7 @@ from ..errors import PromptError, UnsupportedError
 from ..inputs.prompt import Media, Prompt
 from .backbone import decode, gather_last, layer_kinds, output_layer
 from .base import Embedded, Features, LayerKind, Model
-from .decoders import DECODERS, DRIVEN, mlx_lm_decoder, text_arguments
+from .decoders import DRIVEN, mlx_lm_decoder, record_of, text_arguments
 
 
 class Driver:
@@ -20,7 +20,9 @@ class Driver:
     """
 
     def __init__(self, config: Mapping[str, Any], scales_logits: bool = True):
-        self.arguments, self._record = text_arguments(config), DECODERS[config["model_type"]]
+        record = record_of(config["model_type"])
+        assert record is not None
+        self.arguments, self._record = text_arguments(config), record
         self._scales_logits = scales_logits
 
     def decoder(self) -> nn.Module:

@@ -29,7 +29,7 @@ class VisionLanguageModel(Model):
     within_window: ClassVar[bool] = True
     """See `backbone.Masks`."""
     text_types: ClassVar[Sequence[str]] = DRIVEN
-    """The `model_type`s that its text decoder may have; see `decoders.DECODERS`."""
+    """The `model_type`s that its text decoder may have; see `decoders.DRIVEN`."""
     scales_logits: ClassVar[bool] = False
     """Whether logits are scaled or capped as in a text-only model. Few of transformers' classes do so: the others have
     an output layer apart from their decoder. It changes no greedy answer."""
