@@ -4,7 +4,7 @@
     python benchmarks/compare.py --write benchmarks/results/*.json      the tables of the pages, and the chart
 
 A checkpoint of a real shape with random weights is made, without torch; nothing is downloaded. Each engine has a
-process of its own, in its own Python, which stays loaded; a workload goes to ours, mlx-vlm, transformers, ours ...
+process of its own, in its Python, which stays loaded; a workload goes to ours, mlx-vlm, transformers, ours ...
 `--repeat` times after one round to warm up, in which memory is measured. Ratios are ours over theirs, times and rates
 alike. The floor is bytes over bandwidth or operations over the matmul rate, both measured in the run. MLX's wheel for
 Linux has a slow BLAS: both engines on MLX get the library that `mlx_vlgen._runtime` finds.

@@ -34,7 +34,7 @@ LOADING_SECONDS = 300
 
 
 def questions(workload: str, count: int, new: int, model: str, seed: int) -> list[bytes]:
-    """Bodies of requests, each with a picture of its own."""
+    """Bodies of requests, each with a picture."""
     rng = random.Random(seed)
     bodies = []
     for number in range(count):
@@ -98,7 +98,7 @@ async def round_of(port: int, bodies: list[bytes], clients: int) -> dict[str, fl
 
 @contextmanager
 def serving(python: str, module: str, checkpoint: str) -> Iterator[int]:
-    """The port of a server of its own process; it has answered once."""
+    """The port of a server in another process; it has answered once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -89,9 +89,9 @@ def blas_hint() -> str | None:
     if sys.platform != "linux" or _blas is not None or off or mx.default_device().type != mx.DeviceType.cpu:
         return None
     if _mlx_came_first:
-        return "MLX was imported before mlx_vlgen and keeps its own slow BLAS: import from mlx_vlgen first."
+        return "MLX was imported before mlx_vlgen and keeps its slow BLAS: import from mlx_vlgen first."
     return (
-        "MLX runs on the CPU with its own slow BLAS; OpenBLAS makes reading prompts about twenty times faster: "
+        "MLX runs on the CPU with its slow BLAS; OpenBLAS makes reading prompts about twenty times faster: "
         f"apt-get install libopenblas0-pthread, or set {_SETTING} to the path of one."
     )
 

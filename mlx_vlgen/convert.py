@@ -131,7 +131,7 @@ def convert(
     check_target(target)
     source = locate(hf_path, revision)
     if source.resolve() in (target, *target.parents):
-        raise VlgenError(f"{target} is in the checkpoint's own folder. Nothing is written there: choose another.")
+        raise VlgenError(f"{target} is in the checkpoint's folder. Nothing is written there: choose another.")
     size_before = sum(file.stat().st_size for file in weight_files(source))
     base_model = None if Path(hf_path).expanduser().is_dir() or hf_path in NAMES else str(hf_path)
     with new_folder(target) as folder:

@@ -109,7 +109,7 @@ def _sixel(picture: Image.Image) -> str:
 def graphics_of(environment: Mapping[str, str], reply: str | None = None) -> Graphics | None:
     """What a terminal shows by its environment and, where it was asked, its reply to `\\033[c`; None for no pictures.
 
-    None where NO_COLOR is set and the terminal has no graphics of its own, since half-blocks are made of colours.
+    None where NO_COLOR is set and the terminal has no graphics, since half-blocks are made of colours.
     """
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if term in ("", "dumb"):

@@ -57,8 +57,7 @@ def apply_chat_template(
     for name, (kind, count) in zip(("num_images", "video", "num_audios"), counts.items(), strict=True):
         if count and parts.count(kind) != count:
             raise PromptError(
-                f"{name}: {count} given, and the messages have {parts.count(kind)} {kind} parts of their own; "
-                "leave it out"
+                f"{name}: {count} given, and the messages have {parts.count(kind)} {kind} parts; leave it out"
             )
     segments = processor.format(
         messages, enable_thinking=enable_thinking, add_generation_prompt=add_generation_prompt, **template_kwargs

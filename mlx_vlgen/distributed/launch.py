@@ -1,6 +1,6 @@
 """`--ranks N`: a command as several processes of this machine, watched by the one that was called.
 
-Each rank beats on a pipe. The first that dies, or is silent for too long, is named, and all end: MLX's own launcher
+Each rank beats on a pipe. The first that dies, or is silent for too long, is named, and all end: MLX's launcher
 returns 0 whatever happens, and a rank that waits for another in a sum would wait forever.
 """
 

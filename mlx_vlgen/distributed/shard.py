@@ -137,7 +137,7 @@ def _split_joined(layer: Any, starts: Sequence[int], ranks: Ranks) -> None:
 
 
 class SummedLinear(nn.Module):
-    """A linear layer whose inputs are cut: each rank multiplies its own, and the products are added."""
+    """A linear layer whose inputs are cut: each rank multiplies its part, and the products are added."""
 
     def __init__(self, linear: Any, ranks: Ranks):
         super().__init__()

@@ -87,7 +87,7 @@ def check(model: Model, settings: KVSettings) -> None:
     if settings.bits is not None and not any(isinstance(kind, Full) for kind in layout):
         raise UnsupportedError(f"{named}: no layer of this model has a cache that can be quantized; leave it out")
     if settings.max_size is not None and any(isinstance(kind, Opaque | PromptWindow | Whole) for kind in layout):
-        raise UnsupportedError(f"{named}: this model has a kind of cache of its own, which has no bound; leave it out")
+        raise UnsupportedError(f"{named}: this model has a special kind of cache, which has no bound; leave it out")
     smallest = settings if settings.bits else KVSettings(max_size=SINKS + 1)
     cache = make_cache(layout, smallest)
     try:

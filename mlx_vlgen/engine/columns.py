@@ -167,7 +167,7 @@ class Columns:
             self.arrays[place] = new
 
     def taken(self, rows: Sequence[int]) -> "Columns":
-        """These rows, some perhaps more than once, as others with their own arrays."""
+        """These rows, some perhaps more than once, as others with copied arrays."""
         taken = Columns(self.first, self.last, self.head, self.ring)
         index = mx.array(list(rows))
         taken.arrays = [array[index] for array in self.arrays]

@@ -86,7 +86,7 @@ class Row:
     delta: float = 0  # what its rotary positions are ahead of its cache once the prompt is over
     variant: int = 0  # how the model computes it
     reach: int | None = None  # how many positions it may have for that reason, where it asked for more
-    carried: int = 0  # of its own tokens, those that stand in its prompt since it outgrew that
+    carried: int = 0  # of its tokens, those that stand in its prompt since it outgrew that
     end_tokens: frozenset[int] = frozenset()
     tokens: list[int] = field(default_factory=list)
     thinking: Thinking | None = None  # None for a model that does not think
@@ -192,7 +192,7 @@ class Row:
 
     @property
     def stops_to_share(self) -> bool:
-        """Whether what it computes can be used by others only as it is when they go their own way."""
+        """Whether what it computes can be used by others only as it is when they part."""
         return self.prefixes is not None and not self.prefixes.at_any_length(self.request.kv)
 
     def read_units(self) -> None:

@@ -36,7 +36,7 @@ class Scores(NamedTuple):
 class Signature(NamedTuple):
     """What rows must have in common to draw in one call. greedy: take the best token. on: the settings that are used.
 
-    candidates: how many of its best tokens a row with top_k draws from, which hang on its own top_k only: they hold at
+    candidates: how many of its best tokens a row with top_k draws from, which hang on its top_k only: they hold at
     least half as many more for what ties with the last, and what ties beyond them is dropped. 0 is all.
     """
 

@@ -185,7 +185,7 @@ class AttentionCache:
         self.lengths, self._padded = list(self._padded or self.lengths), None
 
     def extend(self, other: Self) -> None:
-        """Add the rows of `other`, whose arrays stay its own: only they are written, where slots are free."""
+        """Add the rows of `other`, whose arrays stay as they are: only they are written, where slots are free."""
         count, longest = len(self.lengths), max(self._longest, other._longest)
         self._expected = max(self._expected, other._expected)
         for columns, source in zip(self.columns, other.columns, strict=True):
@@ -222,7 +222,7 @@ class AttentionCache:
         return taken
 
     def extract(self, row: int) -> Self:
-        """One row alone, in a cache of its own; this one stays as it is."""
+        """One row alone, in another cache; this one stays as it is."""
         alone = self.take([row])
         alone.select([0])
         mx.eval(alone.state)

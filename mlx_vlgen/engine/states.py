@@ -49,7 +49,7 @@ class StateCache(ArraysCache):
         return [array[mx.array([row])] for array in (self.cache if earlier is None else earlier)]
 
     def extract(self, row: int) -> Self:
-        """One row alone, in a cache of its own; this one stays as it is."""
+        """One row alone, in another cache; this one stays as it is."""
         return self.take([row])
 
 

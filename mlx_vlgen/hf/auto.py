@@ -31,7 +31,7 @@ _UNSUPPORTED: Unsupported = {
 _UNSUPPORTED_OF_MODELS: Unsupported = {
     **_UNSUPPORTED,
     "use_safetensors": ((True,), "pickled weights are not read; choose a checkpoint with safetensors"),
-    "config": ((), "the checkpoint's own config.json is read; change a copy of it"),
+    "config": ((), "the checkpoint's config.json is read; change a copy of it"),
     "max_memory": ((), "the memory is the machine's own; leave it out"),
     "offload_folder": ((), 'weights stay in memory; quantization_config={"bits": 4} makes them small'),
     "tp_plan": ((), "this package does not divide a model; leave it out"),

@@ -213,7 +213,7 @@ def _read(keywords: Mapping[str, Any]) -> tuple[MediaInputs, _Padding]:
 def _encode(processor: Processor, prompts: Sequence[Prompt], how: _Padding) -> Encoding:
     max_length = how.max_length or processor.tokenizer.model_max_length
     if how.padding == "max_length" and max_length > 1e9:  # what transformers has where a tokenizer does not say
-        raise PromptError('padding="max_length" needs max_length: this tokenizer has none of its own')
+        raise PromptError('padding="max_length" needs max_length: this tokenizer has none')
     as_lists = how.return_tensors is None
     ragged = as_lists and how.padding in (False, "do_not_pad")  # padded here and cut again
     tensors = pack(

@@ -23,7 +23,7 @@ UNSUPPORTED: Unsupported = {
     "diversity_penalty": ((0,), _MOVED.format("group beam search")),
     "constraints": (([],), _MOVED.format("constrained beam search")),
     "force_words_ids": (([],), _MOVED.format("constrained beam search")),
-    "use_mtp": ((False,), "a model's own extra heads are not loaded; give assistant_model or prompt_lookup_num_tokens"),
+    "use_mtp": ((False,), "a model's extra heads are not loaded; give assistant_model or prompt_lookup_num_tokens"),
     "assistant_early_exit": ((), "no layer but the last is read; give assistant_model or prompt_lookup_num_tokens"),
     "assistant_lookbehind": ((10,), _OTHER_TOKENIZER),
     "target_lookbehind": ((10,), _OTHER_TOKENIZER),

@@ -60,7 +60,7 @@ class Expansions:
 
     def get(self, key: Hashable, make: Callable[[], Expansion]) -> Expansion:
         """What is stored as `key`, else what `make` returns. Threads that want the same at once wait for the first of
-        them; where it fails, the next one tries, and has an error of its own."""
+        them; where it fails, the next one tries, and has its error."""
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
         with making:  # a Condition is Python code, in which Ctrl-C would leave it locked

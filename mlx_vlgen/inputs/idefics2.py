@@ -1,4 +1,4 @@
-"""The processor of Idefics2: an image of nearly its own size, and before it perhaps its four quarters."""
+"""The processor of Idefics2: an image of nearly its size, and before it perhaps its four quarters."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -76,7 +76,7 @@ def refuse_pixel_bounds(media: MediaInputs) -> None:
     """UnsupportedError for a family that resizes all images to its sizes."""
     for name in ("min_pixels", "max_pixels"):
         if getattr(media, name) is not None:
-            raise UnsupportedError(f"{name}: this model resizes every picture to a size of its own; leave it out")
+            raise UnsupportedError(f"{name}: this model resizes every picture to one size; leave it out")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class MiniCPMVImageSettings(ImageSettings):
 
     def slices(self, height: int, width: int) -> Size:
         """Rows and columns of slices: of grids with nearly as many slices as the picture has areas the one with the
-        aspect nearest to its own. (0, 0) for a picture that is not cut."""
+        aspect nearest to it. (0, 0) for a picture that is not cut."""
         count = min(math.ceil(height * width / self.side**2), self.max_slices)
         if count <= 1:
             return 0, 0

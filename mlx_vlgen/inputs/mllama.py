@@ -1,5 +1,5 @@
 """Llama 3.2 Vision's processor: an image, padded, as rows and columns of square tiles. One token stands for it: its
-features go to layers of their own."""
+features go to other layers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -65,7 +65,7 @@ def _known_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_tekken(folder: Path) -> Any:
-    """transformers' tokenizer of Mistral's own file."""
+    """transformers' tokenizer of Mistral's file."""
     path = folder / "tekken.json"
     with reading(path, "gives no tokenizer"):
         from transformers import PreTrainedTokenizerFast

@@ -28,7 +28,7 @@ TEMPLATE = (
     "{% if message['role'] == 'user' %}{{ '[/INST]' }}{% elif message['role'] == 'system' %}{{ '[/SYSTEM_PROMPT]' }}"
     "{% else %}{{ '</s>' }}{% endif %}{% endfor %}"
 )
-"""Of Mistral's seventh format, for checkpoints that have none. A transcript is asked for by a prompt of its own; see
+"""Of Mistral's seventh format, for checkpoints that have none. A transcript is asked for by a special prompt; see
 `transcription_prompt`."""
 
 

@@ -31,7 +31,7 @@ class Parts:
         self._stored = stored  # which keeps these ids theirs
 
     def take(self, tensor: mx.array, axis: int, start: int, stop: int) -> mx.array:
-        """tensor[start:stop] along an axis, in memory of its own."""
+        """tensor[start:stop] along an axis, in new memory."""
         axis %= tensor.ndim
         place = self._places.get(id(tensor))
         if place is None or place.dtype not in _TYPES or place.shape != tuple(tensor.shape):

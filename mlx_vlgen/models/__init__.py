@@ -204,7 +204,7 @@ def find(config: Mapping[str, Any]) -> Family:
         if not seen:
             raise LoadError(
                 f"This {model_type} checkpoint's config.json has no vision_config: it only reads text, or is "
-                "in its authors' own layout. Take the one that was saved for transformers, or converted for MLX."
+                "in its authors' layout. Take the one that was saved for transformers, or converted for MLX."
             )
         return _HEARING.get(model_type, family) if config.get("audio_config") is not None else family
     if model_type in _MLX_LM_BLIND or any(config.get(key) for key in _TOWERS):

@@ -27,7 +27,7 @@ class Full:
 class Sliding:
     """A layer that attends to the last `window` positions.
 
-    chunked: to those in its own chunk of `window` positions instead, which are counted from the first one.
+    chunked: to those in its chunk of `window` positions instead, which are counted from the first one.
     """
 
     window: int
@@ -155,7 +155,7 @@ class Embedded:
 
     @property
     def row_delta(self) -> float:
-        """Of a single row; an int wherever it is whole, for which positions are rotated by MLX's own kernel."""
+        """Of a single row; an int wherever it is whole, for which positions are rotated by MLX's kernel."""
         delta = float(self.delta)
         return int(delta) if delta.is_integer() else delta
 

@@ -1,4 +1,4 @@
-"""ERNIE 4.5 VL: text and pictures share attention and have experts of their own.
+"""ERNIE 4.5 VL: text and pictures share attention, and each have experts.
 
 Source: the ERNIE 4.5 technical report, Baidu 2025; transformers' Ernie4_5_VLMoeForConditionalGeneration. Parameter
 names are those of checkpoints converted for MLX.

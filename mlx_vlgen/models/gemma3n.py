@@ -1,5 +1,5 @@
-"""Gemma 3n: MobileNetV5, the audio tower of the Universal Speech Model, and a text decoder of its own. The ends of
-pictures and clips are tokens of the towers' vocabularies.
+"""Gemma 3n: MobileNetV5, the audio tower of the Universal Speech Model, and a text decoder of several streams. The ends
+of pictures and clips are tokens of the towers' vocabularies.
 
 Source: transformers' Gemma3nForConditionalGeneration.
 """
@@ -233,7 +233,7 @@ class Gemma3n(Gemma4Decoder):
         return mx.where(tokens < self.language_model.args.vocab_size_per_layer_input, tokens, 0)
 
     def embed_tokens(self, tokens: mx.array) -> mx.array:
-        """Tokens of the towers' vocabularies by their own embeddings."""
+        """Tokens of the towers' vocabularies by other embeddings."""
         embeds = self.driver.embed(self.language_model, tokens)
         is_seen, is_heard = (tokens >= self._seen) & (tokens < self._heard), tokens >= self._heard
         embeds = mx.where(is_seen[..., None], self.embed_vision.tokens(tokens).astype(embeds.dtype), embeds)

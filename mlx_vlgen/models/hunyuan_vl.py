@@ -112,7 +112,7 @@ class VisionTower(nn.Module):
 
 @dataclass
 class Turns:
-    """cos and sin (B, 1, L, D) for tokens whose four positions differ: both values of a pair have their own."""
+    """cos and sin (B, 1, L, D) for tokens whose four positions differ: both values of a pair have different ones."""
 
     cos: mx.array
     sin: mx.array

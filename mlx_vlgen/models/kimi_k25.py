@@ -167,7 +167,7 @@ class KimiK25(VisionLanguageModel):
 
     @classmethod
     def rename(cls, key: str) -> str | None:
-        """A block's attention in a module of its own, as conversions for MLX have it."""
+        """A block's attention in a module, as conversions for MLX have it."""
         name = key.replace("vision_tower.encoder.", "vision_tower.")
         if ".attn." not in name:
             name = name.replace(".wqkv.", ".attn.wqkv.").replace(".wo.", ".attn.wo.")

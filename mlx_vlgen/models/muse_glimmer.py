@@ -74,7 +74,7 @@ class PatchEmbedder(nn.Module):
         self.position_embedding_table = PositionTable(self._side**2, config.hidden_size)
 
     def __call__(self, patches: mx.array, rows: int, columns: int, normalization: Normalization | None) -> mx.array:
-        """The positions of a grid turned over are added in their own reading order, as the model was trained."""
+        """The positions of a grid turned over are added in their reading order, as the model was trained."""
         table = self.position_embedding_table.weight.reshape(self._side, self._side, -1)
         return self.patch_embedding(patches, normalization) + resample_faded(table, columns, rows).flatten(0, 1)
 

@@ -175,7 +175,7 @@ class Phi4Multimodal(VisionLanguageModel):
 
     @classmethod
     def rename(cls, key: str) -> str | None:
-        """The first release has names of its own."""
+        """The first release has other names."""
         name = super().rename(key)
         if name is None or name.startswith("image_embed.img_processor.head."):
             return None

@@ -94,7 +94,7 @@ class Pixtral(VisionLanguageModel):
 
     @staticmethod
     def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-        """Whether the output layer is the embeddings its own part says, or else the model's."""
+        """Whether the output layer is the embeddings its part says, or else the model's."""
         return {"tie_word_embeddings": config.get("tie_word_embeddings", False)} | config["text_config"]
 
     def encode(self, media: Sequence[Media]) -> list[Features]:

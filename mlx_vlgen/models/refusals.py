@@ -113,7 +113,7 @@ def gemma3n(args: Arguments) -> list[str | None]:
         _stretched(args),
         "biases in its attention" if args.get("attention_bias") else None,
         "layers that attend to keys which no layer has" if irregular else None,
-        None if args.get("tie_word_embeddings", True) else "an output layer of its own",
+        None if args.get("tie_word_embeddings", True) else "an untied output layer",
     ]
 
 
@@ -128,7 +128,7 @@ def gemma4(args: Arguments) -> list[str | None]:
         _other_activation(args.get("hidden_activation", "gelu_pytorch_tanh"), "gelu_pytorch_tanh"),
         "biases in its attention" if args.get("attention_bias") else None,
         "two-way attention of all tokens" if args.get("use_bidirectional_attention") == "all" else None,
-        None if regular else "layers of sizes of their own",
+        None if regular else "layers of unlike sizes",
         None if ropes <= {"default", "proportional"} else "scaled rotary positions",
     ]
 
@@ -174,7 +174,7 @@ def phi4(args: Arguments) -> list[str | None]:
 
 def lfm2(args: Arguments) -> list[str | None]:
     tied = args.get("tie_word_embeddings", args.get("tie_embedding", True))
-    return [None if tied else "an output layer of its own", _stretched(args)]
+    return [None if tied else "an untied output layer", _stretched(args)]
 
 
 def ernie4_5(args: Arguments) -> list[str | None]:
@@ -213,7 +213,7 @@ def glm5_next(args: Arguments) -> list[str | None]:
         "rotary positions" if args["qk_rope_head_dim"] else None,
         "heads that share keys" if few else None,
         "experts in groups" if args["n_group"] > 1 else None,
-        None if args["index_kpool_always_select_tail"] else "an indexer that leaves a token's own block out",
+        None if args["index_kpool_always_select_tail"] else "an indexer that leaves a token's block out",
         "a budget of its indexer that is no whole number of blocks"
         if args["index_topk"] % args["index_kpool"]
         else None,
@@ -228,7 +228,7 @@ def _other_activation(name: str, *known: str) -> str | None:
 def granite(args: Arguments) -> list[str | None]:
     head = args.get("head_dim") or args["hidden_size"] // args["num_attention_heads"]
     regular = head * args["num_attention_heads"] == args["hidden_size"]
-    return [*llama(args), None if regular else "heads of a size of their own"]
+    return [*llama(args), None if regular else "heads of another size"]
 
 
 def cohere2(args: Arguments) -> list[str | None]:
@@ -240,7 +240,7 @@ def cohere2(args: Arguments) -> list[str | None]:
         "no full-attention layer" if layers < pattern else None,
         "no sliding window" if args.get("sliding_window") is None else None,
         _stretched(args),
-        None if args.get("tie_word_embeddings", True) else "an output layer of its own",
+        None if args.get("tie_word_embeddings", True) else "an untied output layer",
     ]
 
 

@@ -75,7 +75,7 @@ class Attention(nn.Module):
         self._scale, self._key_scale = size**-0.5 / math.log(2), key_scale
 
     def __call__(self, x: mx.array) -> mx.array:
-        """x (B, N, d) -> (B, N, d), in blocks of `reach` queries, which see their own block and the one before it."""
+        """x (B, N, d) -> (B, N, d), in blocks of `reach` queries, which see their block and the one before it."""
         (batch, length, hidden), heads, block = x.shape, self._heads, self._reach
         count = -(-length // block)
         x = mx.pad(x, [(0, 0), (0, count * block - length), (0, 0)])

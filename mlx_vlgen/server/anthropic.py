@@ -144,7 +144,7 @@ def _tools(call: dict[str, Any], lenient: Log | None) -> dict[str, Any]:
 
 
 def _message(message: Any, place: str, rules: MediaRules, bounds: Bounds, lenient: Log | None) -> list[dict[str, Any]]:
-    """A message as ours: what tools returned are messages of their own, before the others."""
+    """A message as ours: what tools returned are separate messages, before the others."""
     roles = ("user", "assistant", "system")
     if not isinstance(message, dict) or message.get("role") not in roles:
         raise ApiError(400, f"{place}: expected an object with a role, one of {', '.join(roles)}", param=place)

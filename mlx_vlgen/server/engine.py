@@ -1,4 +1,4 @@
-"""One model behind one token iterator, in a thread of its own. What it says goes to the event loop."""
+"""One model behind one token iterator, in a thread. What it says goes to the event loop."""
 
 import asyncio
 import threading

@@ -202,7 +202,7 @@ def _input(value: Any, rules: MediaRules, lenient: Log | None) -> list[dict[str,
         message = _item(item, f"input[{i}]", rules, bounds, lenient)
         last = messages[-1] if messages else None
         if message["role"] == "assistant" and last and last["role"] == "assistant":
-            # Thoughts, text and calls of one answer are items of their own.
+            # Thoughts, text and calls of one answer are separate items.
             merged = {**last, **{key: item for key, item in message.items() if item}}
             merged["tool_calls"] = [*last.get("tool_calls", []), *message.get("tool_calls", [])]
             messages[-1] = {key: item for key, item in merged.items() if item or key == "content"}

@@ -45,7 +45,7 @@ class Guard:
 def check_access(settings: Settings, path: str, headers: Mapping[str, str]) -> None:
     """ApiError for a request that may not go further.
 
-    A page of another site reaches a server on this machine under a name of its own (DNS rebinding), so names that are
+    A page of another site reaches a server on this machine under another name (DNS rebinding), so names that are
     not ours are refused; addresses cannot be rebound.
     """
     host = headers.get("host", "")

@@ -16,7 +16,7 @@ FILES = {"/": "index.html"} | {
 
 # Nothing from elsewhere is loaded or asked, no other page may frame this one, and the browser itself refuses text as
 # HTML (Trusted Types), whatever a model answers. Pictures and sounds are blobs
-# of the browser's own store.
+# of the browser's store.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "

@@ -1,4 +1,4 @@
-"""A tiny checkpoint on disk, and the command line as a person runs it: a process of its own."""
+"""A tiny checkpoint on disk, and the command line as a person runs it: a separate process."""
 
 import os
 import signal

@@ -153,7 +153,7 @@ def shell(
         return demo.model, demo.processor
 
     monkeypatch.setattr(mlx_vlgen, "load", load, raising=False)
-    monkeypatch.setattr(verify, "STEPS", 4)  # 16 are its own tests'
+    monkeypatch.setattr(verify, "STEPS", 4)  # its tests have 16
     for name, value in {
         "MLX_VLGEN_MODEL": "demo", "HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -24,7 +24,7 @@ from mlx_vlgen.engine.modes import Beams
 
 @dataclass
 class Mixed:
-    """joins: after so many results of all; leaves: after so many tokens of its own."""
+    """joins: after so many results of all; leaves: after so many of its tokens."""
 
     request: Request
     joins: int

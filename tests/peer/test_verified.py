@@ -1,7 +1,7 @@
 """`python -m mlx_vlgen.verify` beside transformers: what is right passes, and one changed weight is told.
 
 Needs torch beside mlx in one environment: MLX_VLGEN_ORACLE_PYTHON, a Python that could run parity/make_reference.py,
-which finds this one's packages after its own; run with -m peer.
+which finds this one's packages after its packages; run with -m peer.
 """
 
 import os

@@ -90,8 +90,8 @@ def test_tied_weights_and_an_output_layer(name: str) -> None:
     assert (head in parameters(model)) == (name == "InternVL3-1B")
     model = build(name)
     table = next(shape for key, shape in shapes.items() if key.endswith("embed_tokens.weight"))
-    own = head if any(key.startswith("language_model.") for key in shapes) else "lm_head.weight"
-    assert place(model, shapes | {own: table}) == parameters(model)
+    untied = head if any(key.startswith("language_model.") for key in shapes) else "lm_head.weight"
+    assert place(model, shapes | {untied: table}) == parameters(model)
 
 
 def test_a_model_type_is_not_enough() -> None:

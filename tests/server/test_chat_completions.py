@@ -1,4 +1,4 @@
-"""OpenAI's own package as the client: each parameter has its effect, streamed = unstreamed = what `generate` says."""
+"""OpenAI's package as the client: each parameter has its effect, streamed = unstreamed = what `generate` says."""
 
 import json
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 `pytest -m load -n 0 -s tests/server/test_load.py`; LOAD_REQUESTS a round (60), LOAD_CLIENTS (16), LOAD_SEED (0).
 
-Measured on 2 cores, 200 requests a round: the process's own memory after round three against round two is +0.3 MB
+Measured on 2 cores, 200 requests a round: the process's memory after round three against round two is +0.3 MB
 without reuse and -3.3 MB with it, and MLX's active memory the same to the byte without reuse, +0.1 MB with it: answers
 that were cut at another token leave another block.
 """
@@ -144,7 +144,7 @@ def metrics(port: int) -> dict[str, float]:
 
 
 def resident(pid: int) -> int:
-    """Of the process's own memory: pages of files, which are resident too, come and go with the machine's load."""
+    """Of the process's memory: pages of files, which are resident too, come and go with the machine's load."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) << 10
 

@@ -1,4 +1,4 @@
-"""Anthropic's own package as the client, and OpenAI's for text completions."""
+"""Anthropic's package as the client, and OpenAI's for text completions."""
 
 import json
 from typing import Any

@@ -153,7 +153,7 @@ def test_a_name_that_is_taken(tmp_path, originals):
 def test_nothing_is_written_into_the_checkpoints_folder(tmp_path):
     source = write(tmp_path / "source", LLAMA, draw(LLAMA))
     before = sorted(source.rglob("*"))
-    assert "the checkpoint's own folder" in message(source, source / "mlx" / "out", error=VlgenError)
+    assert "the checkpoint's folder" in message(source, source / "mlx" / "out", error=VlgenError)
     assert "not empty" in message(source, source, error=VlgenError)
     assert sorted(source.rglob("*")) == before
 

@@ -21,7 +21,7 @@ def row(seed: int, settings: dict[str, Any]) -> Row:
 
 
 def drawn_from_all(logits: mx.array, seed: int, step: int, s: SamplingParams) -> int:
-    """One row's token from logits (V,), with every transform on the whole vocabulary, and MLX's own draw."""
+    """One row's token from logits (V,), with every transform on the whole vocabulary, and MLX's draw."""
     if s.greedy:
         return int(mx.argmax(logits).item())
     scores = logits[None].astype(mx.float32) / mx.array([[s.temperature]])

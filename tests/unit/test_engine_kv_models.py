@@ -236,7 +236,7 @@ def test_models_that_take_none() -> None:
     kv.check(Stub([Opaque(object)]), KVSettings())
     with pytest.raises(UnsupportedError, match=r"kv_bits=8: no layer .* leave it out"):
         kv.check(Stub([Sliding(4), Recurrent(1), Opaque(object)]), KVSettings(8))
-    with pytest.raises(UnsupportedError, match=r"max_kv_size=9: .* of its own"):
+    with pytest.raises(UnsupportedError, match=r"max_kv_size=9: .* special kind"):
         kv.check(Stub([Full(), Opaque(object)]), KVSettings(max_size=9))
 
 

@@ -62,9 +62,9 @@ def test_a_silent_text_configuration_has_the_defaults_of_transformers() -> None:
         ({"hidden_activation": "gelu"}, "'gelu'"),
         ({"attention_bias": True}, "biases"),
         ({"use_bidirectional_attention": "all"}, "all tokens"),
-        ({"per_layer_config": {"5": {"head_dim": 64}, "11": {"head_dim": 32}}}, "sizes of their own"),
-        ({"per_layer_config": {"5": {"head_dim": 64}}}, "sizes of their own"),
-        ({"per_layer_config": {key: {"num_key_value_heads": 1} for key in ("5", "11")}}, "sizes of their own"),
+        ({"per_layer_config": {"5": {"head_dim": 64}, "11": {"head_dim": 32}}}, "unlike sizes"),
+        ({"per_layer_config": {"5": {"head_dim": 64}}}, "unlike sizes"),
+        ({"per_layer_config": {key: {"num_key_value_heads": 1} for key in ("5", "11")}}, "unlike sizes"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e6}}}, "rotary"),
     ],
 )

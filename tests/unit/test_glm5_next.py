@@ -38,7 +38,7 @@ def arguments(**text: Any) -> dict[str, Any]:
         ({"qk_rope_head_dim": 64}, "rotary positions"),
         ({"num_key_value_heads": 8}, "heads that share keys"),
         ({"n_group": 2}, "experts in groups"),
-        ({"index_kpool_always_select_tail": False}, "own block"),
+        ({"index_kpool_always_select_tail": False}, "token's block"),
         ({"index_topk": 2047}, "no whole number"),
         ({"layer_types": ["sliding_attention"]}, "sliding_attention layers"),
         ({"index_topk_pattern": "S" * 45}, "none directly before"),

@@ -26,7 +26,7 @@ CONFIG: dict[str, Any] = {
 
 
 def test_a_published_configuration_makes_a_network_of_its_size() -> None:
-    """Its count of parameters is transformers' own."""
+    """Its count of parameters is that of transformers."""
     model = find(CONFIG).model_class()(CONFIG)
     assert sum(value.size for _, value in tree_flatten(model.parameters())) == 996_208_112
     assert (model.max_positions, len(model.cache_layout())) == (32768, 24)

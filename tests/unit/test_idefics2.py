@@ -29,7 +29,7 @@ def test_sizes_are_transformers(size: tuple[int, int], quarters: list[tuple[int,
 
 
 def test_a_published_configuration_makes_a_network_of_its_size() -> None:
-    """Its count of parameters is transformers' own."""
+    """Its count of parameters is that of transformers."""
     config = {
         "model_type": "idefics2",
         "perceiver_config": {"model_type": "idefics2"},

@@ -286,7 +286,7 @@ def test_too_many_and_too_few_are_counted(qwen: Any) -> None:
         ids(qwen, [user(filled, text("Hi"))], images=[PICTURE])
     with pytest.raises(PromptError, match="the messages have more video parts than videos were given"):
         ids(qwen, [user({"type": "video"}, text("Hi"))], images=[PICTURE])
-    with pytest.raises(PromptError, match="num_images: 2 given, and the messages have 1 image parts of their own"):
+    with pytest.raises(PromptError, match="num_images: 2 given, and the messages have 1 image parts"):
         apply_chat_template(qwen, {}, [user(bare, text("Hi"))], num_images=2)
     with pytest.raises(PromptError, match="no message of role 'user' that could hold them"):
         apply_chat_template(qwen, {}, [{"role": "system", "content": "Hi"}], num_images=1)

@@ -64,7 +64,7 @@ def test_resizing_lies_between_the_four_nearest() -> None:
 
 
 def test_a_published_configuration_makes_a_network_of_its_size() -> None:
-    """Its count of parameters is transformers' own; layers that no weights exist for are not built."""
+    """Its count of parameters is that of transformers; layers that no weights exist for are not built."""
     model = find(CONFIG).model_class()(CONFIG)
     assert sum(value.size for _, value in tree_flatten(model.parameters())) == 8_661_703_120
     assert (model.vocab_size, model.embedding_rows) == (151936, 152064)

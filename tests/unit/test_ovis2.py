@@ -40,7 +40,7 @@ def test_grids_are_transformers(size: tuple[int, int], covering: tuple[int, int]
 
 
 def test_a_published_configuration_makes_a_network_of_its_size() -> None:
-    """Its count of parameters is transformers' own."""
+    """Its count of parameters is that of transformers."""
     model = find(CONFIG).model_class()(CONFIG)
     assert sum(value.size for _, value in tree_flatten(model.parameters())) == 1_131_283_318
 

@@ -49,7 +49,7 @@ def test_short_clips_have_the_frames_of_the_whole_window(
 
 
 def test_features_do_not_depend_on_the_silence_that_is_left_out(family: Family) -> None:
-    """The whole window, and its own part, give the tower's own positions alike."""
+    """The whole window, and its own part, give the tower's positions alike."""
     clip = prompt(family.processor, media.sound("short_sound")).media[0]
     whole = clip.replace(pixels=np.pad(clip.pixels, ((0, 200 - len(clip.pixels)), (0, 0)), mode="edge"))
     short, long = (np.array(family.model.encode([medium])[0].embeds) for medium in (clip, whole))

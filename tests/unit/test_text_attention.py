@@ -1,4 +1,4 @@
-"""Attention of text decoders in blocks: what MLX's own function gives, and only in our layers."""
+"""Attention of text decoders in blocks: what MLX's function gives, and only in our layers."""
 
 import numpy as np
 import pytest

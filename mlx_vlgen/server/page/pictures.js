@@ -45,7 +45,7 @@ export function dataUrl(blob) {
   });
 }
 
-/** A photograph as a file, or null. A phone opens its own camera app, and so does what gives pages no camera. */
+/** A photograph as a file, or null. A phone opens its camera app, and so does what gives pages no camera. */
 export async function photograph() {
   if (matchMedia("(pointer: coarse)").matches || !navigator.mediaDevices) {
     $("shot").click(); // its change event brings the picture

@@ -82,7 +82,7 @@ def _config(ids: Ids, vocabulary: int) -> Any:
 
 
 def _processor(tokenizer: Any) -> Any:
-    """Its own six tiles win over what is said here, as they do where that is saved."""
+    """The class's six tiles win over what is said here, as they do where that is saved."""
     import transformers
 
     image = transformers.DeepseekOcr2ImageProcessorPil(size={"height": 128, "width": 128}, tile_size=96, max_patches=3)
@@ -187,7 +187,7 @@ def _first_names(model_type: str) -> Callable[[Config], None]:
 
 
 def as_published(config: Config) -> None:
-    """The authors' own configuration, which conversions for MLX keep."""
+    """The authors' configuration, which conversions for MLX keep."""
     vision, language = config["vision_config"], config.pop("text_config")
     sam, encoder = vision["sam_config"], vision["encoder_config"]
     width = {"width": sam["hidden_size"], "layers": sam["num_hidden_layers"], "heads": sam["num_attention_heads"]}

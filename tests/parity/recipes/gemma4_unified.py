@@ -58,7 +58,7 @@ def processor(tokenizer: Any) -> Any:
     images._SUPPORTED_SOFT_TOKENS = videos._SUPPORTED_SOFT_TOKENS = (PICTURE, FRAME)
 
     class Gemma4UnifiedImageProcessorPil(images.Gemma4ImageProcessorPil):  # type: ignore[misc]
-        """The family's own resizes with torchvision; a token's square is one patch of Gemma 4's."""
+        """The family's resizes with torchvision; a token's square is one patch of Gemma 4's."""
 
         def _preprocess(self, *arguments: Any, patch_size: int, pooling_kernel_size: int, **keywords: Any) -> Any:
             side = patch_size * pooling_kernel_size

@@ -104,7 +104,7 @@ def processor(tokenizer: Any) -> Any:
     images.tvF = SimpleNamespace(resize=resized, pad=pad)
 
     class Phi4MultimodalImageProcessor(images.Phi4MultimodalImageProcessor):  # type: ignore[misc]
-        """Its own counts tokens of 448 pixels, whatever the size; and a mask of floats would be nudged."""
+        """transformers' counts tokens of 448 pixels, whatever the size; and a mask of floats would be nudged."""
 
         def _preprocess(self, *arguments: Any, **keywords: Any) -> Any:
             made = super()._preprocess(*arguments, **keywords)
