@@ -261,9 +261,9 @@ class Captioner:
             columns = {str(name): list(batch[name]) for name in batch}
         if self._image_column in columns:
             columns["image"] = columns.pop(self._image_column)
-        for values in zip(*columns.values(), strict=True):
-            read = {name: _value(value) for name, value in zip(columns, values, strict=True)}
-            yield {name: value for name, value in read.items() if value is not None}
+        read = [_column(values) for values in columns.values()]
+        for values in zip(*read, strict=True):
+            yield {name: value for name, value in zip(columns, values, strict=True) if value is not None}
 
     def _answer(self, rows: Sequence["Row"]) -> list[dict[str, Any]]:
         from ..batch.job import written
@@ -284,6 +284,15 @@ class Captioner:
                 place = places.pop(id)
                 done[place] = written(rows[place], one_line(result.error) if result.error else None, result)
         return done
+
+
+def _column(values: Sequence[Any]) -> list[Any]:
+    """A column's fields. Whole numbers of one with holes come as floats, which NumPy and pandas make of them."""
+    read = [_value(value) for value in values]
+    given = [value for value in read if value is not None]
+    if len(given) < len(read) and all(isinstance(value, float) and value.is_integer() for value in given):
+        return [None if value is None else int(value) for value in read]
+    return read
 
 
 def _value(value: Any) -> Any:

@@ -167,6 +167,7 @@ def test_captioner_answers_as_the_local_command(ray: Any, folder: Path) -> None:
         "fn_constructor_kwargs": {"model": "demo", "max_tokens": 4, "max_pixels": 2100},
         "batch_size": size,
         "compute": ActorPoolStrategy(size=2),
+        "num_cpus": 0.5,  # so that two CPUs have room for what reads
     }
     os.chdir("/")  # the actors stand where Ray was started
     for size, form in ((7, "numpy"), (50, "pandas"), (1000, "pyarrow")):
@@ -180,5 +181,5 @@ def test_captioner_answers_as_the_local_command(ray: Any, folder: Path) -> None:
     found = from_items(odd).map_batches(Captioner, **settings(2)).take_all()
     assert sorted((row["error"] or "")[:24] for row in found) == [
         "photos/none.png: no such",
-        "top_k=-9: expected a who",
+        "top_k=-9: expected a num",
     ]

@@ -1,13 +1,16 @@
 """The pool's bookkeeping, with actors that answer at once and die when they are told to."""
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlx_vlgen.batch.rows import Row
 from mlx_vlgen.distributed.pool import AHEAD, CALLS, GIVEN_UP, STARTS, Died, Ended, Loaded, Pool, Task
+from mlx_vlgen.distributed.ray import _column
 from mlx_vlgen.errors import MediaError, VlgenError
 from mlx_vlgen.results import GenerationResult
 
@@ -133,3 +136,10 @@ def test_a_file_that_only_this_machine_has_ends_the_job(tmp_path: Any) -> None:
 
     with pytest.raises(VlgenError, match=r"m has no file .*a\.png, which is on this machine"):
         answers(Pool(Elsewhere(), 1, 8), 2)
+
+
+def test_whole_numbers_of_a_column_with_holes_stay_whole() -> None:
+    """NumPy and pandas make floats of them; a column of floats stays one."""
+    assert [repr(value) for value in _column([math.nan, np.float64(3.0)])] == ["None", "3"]
+    assert [repr(value) for value in _column([None, 1.5, 2.0])] == ["None", "1.5", "2.0"]
+    assert [repr(value) for value in _column([1.0, 2.0])] == ["1.0", "2.0"]
