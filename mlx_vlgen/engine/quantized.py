@@ -12,7 +12,7 @@ from .slots import AttentionCache
 PACKED_QUERIES = 16
 """Up to so many tokens a row, attention reads the packed arrays: at one token and 4,096 positions three to six times
 faster than unpacking them first (CPU). From about 64 on it is slower, and holds all scores, which a fused kernel does
-not."""
+not. CUDA's kernels take no part of a larger array: there it is unpacked (MLX 0.32's `supports_qmv`)."""
 
 
 class QuantizedCache(AttentionCache):
@@ -20,7 +20,7 @@ class QuantizedCache(AttentionCache):
 
     Every query sees quantized keys and values at `start` and beyond, those of its chunk too: an answer
     depends on no chunk. With start = 0 a decoding step hands mlx-lm's quantized attention the packed arrays; longer
-    chunks, and any step with start > 0, unpack this layer's keys and values for the time of its attention.
+    chunks, any step with start > 0, and CUDA unpack this layer's keys and values for the time of its attention.
     bits: set while what was fetched last is packed, by which mlx-lm's attention knows.
 
     UnsupportedError on the first update where `group_size` does not divide a head size.
@@ -50,7 +50,7 @@ class QuantizedCache(AttentionCache):
         self.lengths = [length + N for length in before]
         head = [part[:rows, :, : whole.count(longest)] for part in whole.arrays]
         rest = [part[:rows, :, : packed.count(longest)] for part in packed.arrays]
-        if self._start == 0 and N <= PACKED_QUERIES:
+        if self._start == 0 and N <= PACKED_QUERIES and not mx.cuda.is_available():
             self.bits = self._bits
             return tuple(rest[:3]), tuple(rest[3:])
         if hasattr(self, "bits"):

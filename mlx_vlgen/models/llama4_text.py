@@ -18,6 +18,7 @@ from .attention import GATED, MLP, linear_without_bias, merge_heads, split_heads
 from .backbone import TextDecoder
 from .configuration import BaseConfig
 from .decoders import Decoder
+from .layers import packed_halves
 from .text_attention import text_attention
 
 CHUNKED = "chunked_attention"
@@ -187,7 +188,7 @@ class Llama4Text(TextDecoder):
             tensor = out.pop(name).swapaxes(1, 2)
             named = {part: tensor}
             if part == "gate_up_proj":
-                named = dict(zip(("gate_proj", "up_proj"), mx.split(tensor, 2, axis=1), strict=True))
+                named = dict(zip(("gate_proj", "up_proj"), packed_halves(tensor), strict=True))
             out |= {f"{stem}.experts.{key}.weight": value for key, value in named.items()}
         return out
 

@@ -15,7 +15,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
 from .attention import MLP, VisionAttention
 from .configuration import with_rope
-from .layers import PatchEmbedding, PositionTable, merge_order, pace, resample_aligned, rotary_2d
+from .layers import PatchEmbedding, PositionTable, merge_order, pace, packed_halves, resample_aligned, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -117,7 +117,7 @@ def split_experts(weights: Mapping[str, mx.array], hidden: int, inner: int) -> d
         hub = down.shape[1:] == (inner, hidden) if inner != hidden else joined.shape[1:] == (hidden, 2 * inner)
         if hub:
             joined, down = joined.swapaxes(1, 2), down.swapaxes(1, 2)
-        gate, up = mx.split(joined, 2, axis=1)
+        gate, up = packed_halves(joined)
         stem = prefix.removesuffix("experts") + "switch_mlp"
         out |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up, f"{stem}.down_proj.weight": down}
     return out

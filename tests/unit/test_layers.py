@@ -124,3 +124,11 @@ def test_a_12_megapixel_picture_fits_in_memory() -> None:
     mx.eval(features)
     assert features.shape == (1, rows * columns // 4, 64)
     assert mx.get_peak_memory() < 2e9
+
+
+def test_experts_lie_without_gaps() -> None:
+    """However they were stored: CUDA's kernels count on it."""
+    joined = mx.arange(2 * 6 * 4, dtype=mx.float32).reshape(2, 6, 4)
+    for halves, width in ((layers.packed_halves(joined), 4), (layers.packed_halves(joined.swapaxes(1, 2)), 6)):
+        assert all(memoryview(half).strides == (half.shape[1] * width * 4, width * 4, 4) for half in halves)
+    np.testing.assert_array_equal(np.concatenate(layers.packed_halves(joined), axis=1), np.array(joined))
