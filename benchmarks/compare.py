@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -338,9 +339,11 @@ class Job:
     ) -> dict[str, Any]:
         """One checkpoint. absent: engines that are not asked, and why. deadline: of `time.monotonic`."""
         ours = workers[0]
-        for worker in list(workers):
+        with ThreadPoolExecutor() as together:
+            loads = [(worker, together.submit(worker.load)) for worker in workers]
+        for worker, load in loads:
             try:
-                worker.load()
+                load.result()
                 say(f"{worker.engine}: loaded in {worker.loaded['load_seconds']:.1f} s")
             except Failed as failure:
                 if worker is ours:

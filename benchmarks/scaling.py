@@ -98,7 +98,8 @@ def predicted(point: Mapping[str, Any], name: str, dtype: str, machines: Machine
     step = step_seconds(part, chip, rows, point["tokens"] + new // 2) + link(rows, rows)
     first = REQUEST + prompt_seconds(part, chip, point["tokens"]) + link(point["tokens"], 1)
     for width, height in point.get("pictures", []):
-        load = Load(picture=Picture.of(configuration(name), width, height), pixels=width * height)
+        pixels = width * height if point.get("jpeg") else 0
+        load = Load(picture=Picture.of(configuration(name), width, height), pixels=pixels)
         first += picture_seconds(part, chip, load)
     if point["kind"] == "first":
         return first.total
@@ -136,6 +137,7 @@ def cpu_lines() -> Iterator[Line]:
         points.append({
             "title": workload["title"], "kind": workload["kind"], "rows": rows, "new": new,
             "tokens": int(workload["cache"] / position / rows) - new, "pictures": PICTURES.get(workload["name"], []),
+            "jpeg": workload["name"] == "jpeg",
             "measured": statistics.median(figures),
         })  # fmt: skip
     yield from lines_of(points, "cpu", "float32", Machines(1, chip, 20 * 10**9, parse("M1 8GB, local").link))

@@ -14,7 +14,7 @@ SHARE = 0.8
 LAYER_SECONDS = 1e-4
 """That a forward takes for a layer beside reading and multiplying: kernels start, small ones run."""
 
-PIXEL_SECONDS = 5e-8
+PIXEL_SECONDS = 2.5e-8
 """Of a pixel of a JPEG, to decode and resize it on the CPU."""
 
 CHUNK = 2048
@@ -68,7 +68,7 @@ class Seconds:
         return Seconds(*(part * factor for part in self._parts().values()))
 
 
-REQUEST = Seconds(host=0.02)
+REQUEST = Seconds(host=0.008)
 """Of a request, before its prompt is computed and until its token is out: template, tokens, text."""
 
 
