@@ -118,17 +118,21 @@ def dequantized(weights: Weights, originals: Weights) -> Weights:
 
 def put_back(recipe: Recipe, originals: Tensors, floats: Mapping[str, mx.array]) -> Tensors:
     """`originals`, by the names that transformers 5 saves, with `floats`, by those of conversions for MLX, in their
-    places: `recipe.mlx` of an array of places says from which original a number comes."""
+    places: `recipe.mlx` of an array of places says from which original a number comes. Integers stay what they
+    are: those by which n-grams are hashed have more digits than a float."""
     ends = np.cumsum([tensor.size for tensor in originals.values()])
     places = {
         name: np.arange(end - tensor.size, end).reshape(tensor.shape)
         for (name, tensor), end in zip(originals.items(), ends, strict=True)
     }
-    numbers = np.concatenate([tensor.ravel() for tensor in originals.values()])
+    numbers, changed = np.zeros(ends[-1], np.float32), np.zeros(ends[-1], bool)
     for name, place in recipe.mlx(places).items():
         if name in floats:
-            numbers[place] = np.array(floats[name])
-    return {name: np.asarray(numbers[place]) for name, place in places.items()}  # an array where the shape is ()
+            numbers[place], changed[place] = np.array(floats[name]), True
+    out = {name: np.array(tensor) for name, tensor in originals.items()}
+    for name, place in places.items():
+        out[name][changed[place]] = numbers[place][changed[place]]
+    return out
 
 
 def transformers_logits(family: str, folders: Mapping[str, Path], file: Path) -> dict[str, np.ndarray]:
