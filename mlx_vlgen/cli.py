@@ -200,7 +200,9 @@ def check_files(sources: Sequence[str]) -> None:
 
     for source in sources:
         if source != "-" and is_local(source) and not os.path.exists(local_path(source)):  # noqa: PTH110  Path's raises for long names
-            raise MediaError(f"{describe_source(source)}: no such file")
+            words = " " in source and not os.path.splitext(source)[1].strip(". ")  # noqa: PTH122  of what need be no path
+            hint = "; if this is the prompt, write --prompt before it" if words else ""
+            raise MediaError(f"{describe_source(source)}: no such file{hint}")
 
 
 def load_model(args: argparse.Namespace, loader: Callable[..., tuple[Any, Any]] | None = None) -> tuple[Any, Any]:

@@ -211,6 +211,8 @@ def test_a_missing_file_is_told_before_a_model_is_loaded(
     invoke: Callable[..., Outcome], calls: dict[str, Any], flag: str
 ) -> None:
     assert invoke(flag, "no such.png") == (1, "", "mlx_vlgen: error: no such.png: no such file\n")
+    hint = "no such file; if this is the prompt, write --prompt before it"
+    assert invoke(flag, "What is it?") == (1, "", f"mlx_vlgen: error: What is it?: {hint}\n")
     assert invoke(flag, "file:///no/such.png") == (1, "", "mlx_vlgen: error: file:///no/such.png: no such file\n")
     assert calls == {}
 
