@@ -165,6 +165,16 @@ def test_a_prompt_in_chunks_finds_its_room_made(settings: KVSettings) -> None:
     assert max(shape[2] for shape in allocated) < 1000 + STEP
 
 
+@pytest.mark.parametrize(("cuda", "columns"), [(False, [112, 1008]), (True, [112, 4 * STEP])])
+def test_long_rows_on_cuda_have_the_columns_that_cudnn_takes(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, columns: list[int]
+) -> None:
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: cuda)
+    x = mx.zeros((1, 2, 50, 32))
+    caches = [kv.make_cache([Full()], KVSettings(), expected=expected) for expected in (100, 1000)]
+    assert [cache[0].update_and_fetch(x, x) and cache[0].state[0].shape[2] for cache in caches] == columns
+
+
 def test_columns_that_no_row_needs_are_given_back() -> None:
     cache = kv.make_cache([Full()], padded=[20 * STEP, 3, 4, 5])
     x = mx.zeros((4, 2, 20 * STEP, SIZE))
