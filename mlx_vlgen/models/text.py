@@ -23,6 +23,7 @@ class Driver:
         record = record_of(config["model_type"])
         assert record is not None
         self.arguments, self._record = text_arguments(config), record
+        self.switch = record.switch(self.arguments)
         self._scales_logits = scales_logits
 
     def decoder(self) -> nn.Module:
@@ -46,7 +47,7 @@ class Driver:
         embeds = self._record.scale_inputs(embeds, self.arguments)
         extra: Sequence[Any] = ()
         if self._record.extra_inputs is not None:
-            extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset)
+            extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset, inputs.variant)
         inputs, masks = replace(inputs, embeds=embeds), self._record.mask_arrays
         return decode(text.model, inputs, cache, offset, within_window, extra, deepstack_layers, masks)
 
@@ -129,6 +130,10 @@ class TextModel(Model):
     def cache_layout(self) -> list[LayerKind]:
         return layer_kinds(self._decoder)
 
+    @property
+    def switch(self) -> int | None:
+        return self.driver.switch if self.driver else None
+
     def encode(self, media: Sequence[Media]) -> list[Features]:
         raise UnsupportedError(
             f"This is a text-only model ({self.config['model_type']}): it takes no pictures or videos."
@@ -140,7 +145,7 @@ class TextModel(Model):
                 f"This is a text-only model ({self.config['model_type']}): leave the picture or video out, "
                 "or load a vision-language model."
             )
-        return Embedded(mx.array(prompt.tokens)[None])
+        return Embedded(mx.array(prompt.tokens)[None], variant=self.variant(prompt))
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         if self.driver is None:

@@ -51,6 +51,10 @@ class VisionLanguageModel(Model):
         return self.language_model.model
 
     @property
+    def switch(self) -> int | None:
+        return self.driver.switch
+
+    @property
     def deepstack_layers(self) -> Sequence[int] | None:
         """See `backbone.decode`."""
         return None
@@ -68,7 +72,13 @@ class VisionLanguageModel(Model):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
         embeds = scatter_features(self.embed_tokens(tokens), prompt, [medium.embeds for medium in features])
-        return Embedded(tokens, embeds, deepstack=scatter_deepstack(embeds, prompt, features), two_way=two_way(prompt))
+        return Embedded(
+            tokens,
+            embeds,
+            deepstack=scatter_deepstack(embeds, prompt, features),
+            two_way=two_way(prompt),
+            variant=self.variant(prompt),
+        )
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text = self.language_model
