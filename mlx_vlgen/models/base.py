@@ -242,6 +242,9 @@ class Model(nn.Module):
     duplicated_layers: ClassVar[Mapping[str, str]] = {}
     """Layers that quantized conversions for MLX hold once more, which mlx-vlm needs: the copy's name -> the layer's."""
 
+    switch: int | None = None
+    """Up to how many positions its text decoder computes a row in one way, and beyond them in another; None for one."""
+
     processor: "Processor"
     """What makes this model's inputs, once it is loaded; it holds nothing about any request either."""
 
@@ -343,12 +346,6 @@ class Model(nn.Module):
     def position_delta(self, prompt: Prompt) -> float:
         """How far the rotary position after a prompt is ahead of its number of tokens."""
         return 0
-
-    @property
-    def switch(self) -> int | None:
-        """Up to how many positions its text decoder computes a row in one way and beyond them in another, from its
-        first one on; None where in one only."""
-        return None
 
     def variant(self, prompt: Prompt) -> int:
         """How a row with this prompt is computed, of a family that computes rows in several ways: a number below 16,

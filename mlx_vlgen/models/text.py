@@ -81,6 +81,7 @@ class TextModel(Model):
         super().__init__(config)
         text = self.decoder_config(config)
         self.driver = Driver(text) if text["model_type"] in DRIVEN else None
+        self.switch = self.driver.switch if self.driver else None
         # Not a child for MLX, which would prefix all names with its name: its children become this module's.
         object.__setattr__(
             self, "_decoder", self.driver.decoder() if self.driver else mlx_lm_decoder(text_arguments(text))
@@ -129,10 +130,6 @@ class TextModel(Model):
 
     def cache_layout(self) -> list[LayerKind]:
         return layer_kinds(self._decoder)
-
-    @property
-    def switch(self) -> int | None:
-        return self.driver.switch if self.driver else None
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         raise UnsupportedError(

@@ -42,6 +42,7 @@ class VisionLanguageModel(Model):
             expected = ", ".join(self.text_types)
             raise LoadError(f"This {config['model_type']} checkpoint's text decoder is {named!r}; expected {expected}.")
         self.driver = Driver(text, self.scales_logits)
+        self.switch = self.driver.switch
         self.language_model = unwrapped(self.driver.decoder())
         self.hidden_size: int = self.driver.arguments["hidden_size"]
 
@@ -49,10 +50,6 @@ class VisionLanguageModel(Model):
     def body(self) -> nn.Module:
         """The decoder's embeddings, layers and last norm."""
         return self.language_model.model
-
-    @property
-    def switch(self) -> int | None:
-        return self.driver.switch
 
     @property
     def deepstack_layers(self) -> Sequence[int] | None:
