@@ -165,7 +165,7 @@ _TEXT_ALONE = {
 }
 """Text decoders of families that are published alone too, under the family's model_type or their own."""
 
-PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2")
+PROVED_TEXT = ("llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text", "lfm2", "phi3")
 """The text decoders that this package's tests compare with transformers; others load with a notice."""
 
 # Vision-language types that mlx-lm loads without the tower: answering without the picture is worse than refusing.

@@ -242,6 +242,9 @@ class Model(nn.Module):
     duplicated_layers: ClassVar[Mapping[str, str]] = {}
     """Layers that quantized conversions for MLX hold once more, which mlx-vlm needs: the copy's name -> the layer's."""
 
+    switch: int | None = None
+    """Up to how many positions its text decoder computes a row in one way, and beyond them in another; None for one."""
+
     processor: "Processor"
     """What makes this model's inputs, once it is loaded; it holds nothing about any request either."""
 
@@ -334,9 +337,9 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def move(self, inputs: Embedded, prompt: Prompt, length: int, delta: float) -> None:
-        """Give what `embed` made of `prompt.after(length)` the rotary positions that it has in the whole prompt; those
-        after the first `length` tokens are `delta` ahead of plain ones."""
-        inputs.delta = inputs.delta + delta
+        """Give what `embed` made of `prompt.after(length)` the variant and rotary positions that it has in the whole
+        prompt; those after the first `length` tokens are `delta` ahead of plain ones."""
+        inputs.delta, inputs.variant = inputs.delta + delta, self.variant(prompt)
         if inputs.positions is not None:
             inputs.positions = inputs.positions + (length + delta)
 
@@ -345,13 +348,14 @@ class Model(nn.Module):
         return 0
 
     def variant(self, prompt: Prompt) -> int:
-        """How a row with this prompt is computed, of a family that computes rows in several ways: a number below 16.
-        Rows of one run together, and begin with what others of it have computed; 0 is that of a plain short text."""
-        return 0
+        """How a row with this prompt is computed, of a family that computes rows in several ways: a number below 16,
+        odd beyond the `switch`. Rows of one run together, and begin with what others of it have computed; 0 is that of
+        a plain short text."""
+        return int(self.switch is not None and len(prompt.tokens) > self.switch)
 
     def reach(self, variant: int) -> int | None:
         """How many positions a row of a variant may come to have, where that is less than `max_positions`."""
-        return None
+        return None if variant & 1 else self.switch
 
     def last_norm(self, h: mx.array) -> mx.array:
         """h (B, L, d) of the last layer -> the same after the last norm, for what `Capture` records.

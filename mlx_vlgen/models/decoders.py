@@ -77,6 +77,10 @@ def _unscaled(x: mx.array, args: Arguments) -> mx.array:
     return x
 
 
+def _nowhere(args: Arguments) -> int | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Decoder:
     """One text decoder. Its functions take its arguments as `text_arguments` gives them.
@@ -88,8 +92,10 @@ class Decoder:
     scale_tokens: embeddings (..., d) of tokens as they go beside features of media, which are not scaled.
     scale_inputs: tokens' embeddings and features (..., d) alike, as they go into the first layer.
     scale_logits: logits (..., V) as the output layer gives them.
-    extra_inputs: what layers take between the states (B, L, d) and the mask; offset: an int or (B,), where these begin.
+    extra_inputs: what layers take between the states (B, L, d) and the mask; offset: an int or (B,), where these begin;
+    variant: that of all rows.
     mask_arrays: whether they take no name of a mask.
+    switch: up to how many positions it computes a row in one way and beyond them in another; None where in one only.
     """
 
     refusals: Refusals
@@ -99,8 +105,9 @@ class Decoder:
     scale_tokens: Scale = _unscaled
     scale_inputs: Scale = _unscaled
     scale_logits: Scale = _unscaled
-    extra_inputs: Callable[[Arguments, mx.array, Any], tuple[Any, ...]] | None = None
+    extra_inputs: Callable[[Arguments, mx.array, Any, int], tuple[Any, ...]] | None = None
     mask_arrays: bool = False
+    switch: Callable[[Arguments], int | None] = _nowhere
 
 
 def text_arguments(config: Mapping[str, Any]) -> Arguments:
@@ -158,7 +165,7 @@ def _muse_logits(x: mx.array, args: Arguments) -> mx.array:
     return softcap(x * args["output_multiplier"], args["final_logit_softcapping"])
 
 
-def _query_scale(args: Arguments, h: mx.array, offset: Any) -> tuple[mx.array]:
+def _query_scale(args: Arguments, h: mx.array, offset: Any, variant: int) -> tuple[mx.array]:
     """What Ministral 3 multiplies queries by, so that attention stays sharp far from the start: (B or 1, 1, L, 1)."""
     rope = args["rope_parameters"]
     position = mx.array(offset).reshape(-1, 1) + mx.arange(h.shape[1])
@@ -296,7 +303,8 @@ DECODERS: dict[str, Decoder] = {
 
 _OURS = {
     "gemma3n_text": "gemma3n_text", "glm5_next_text": "glm5_next_text", "lfm3": "lfm3", "llama4_text": "llama4_text",
-    "molmo2_text": "molmo2_text", "phi4_multimodal": "phi4_text", "qwen4_exp_text": "qwen4_exp_text",
+    "molmo2_text": "molmo2_text", "phi3": "phi3_text", "phi4_multimodal": "phi4_text",
+    "qwen4_exp_text": "qwen4_exp_text",
 }  # fmt: skip
 """Modules of networks that mlx-lm has not, each with its record as DECODER: imported for a checkpoint that asks."""
 

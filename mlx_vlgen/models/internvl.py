@@ -1,4 +1,5 @@
-"""InternVL 2, 3 and 3.5: InternViT on tiles, 2 x 2 patches folded into one feature, and Qwen, Llama or InternLM2.
+"""InternVL 2, 3 and 3.5: InternViT on tiles, 2 x 2 patches folded into one feature, and Qwen, Llama, InternLM2 or
+Phi-3.
 
 Source: Chen et al. 2023 (arXiv 2312.14238) and Zhu et al. 2025 (arXiv 2504.10479); transformers'
 InternVLForConditionalGeneration. Parameters have the names of the first releases (`internvl_chat`); conversions for MLX
@@ -119,7 +120,7 @@ class InternViT(nn.Module):
 
 
 class InternVL(VisionLanguageModel):
-    text_types = ("qwen2", "qwen3", "qwen3_moe", "llama")
+    text_types = ("qwen2", "qwen3", "qwen3_moe", "llama", "phi3")
     renames = (
         ("model.vision_tower.", "vision_model."),
         ("vision_tower.", "vision_model."),

@@ -13,12 +13,12 @@ import numpy as np
 from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media, Prompt
-from .backbone import decode
-from .base import Embedded, Features
+from .base import Features
 from .configuration import phi4_config
 from .layers import hidden_states, resample_bicubic
+from .phi3_text import Variant
 from .phi4_audio import Phi4AudioConfig, Phi4AudioEncoder
-from .phi4_text import Phi4TextConfig, Variant
+from .phi4_text import Phi4TextConfig
 from .vision_language import TILES_AT_ONCE, VisionLanguageModel, join_pixels, tower_input
 from .vit import Encoder, SiglipEmbeddings, SiglipVisionConfig, position_buckets
 from .whisper import join_clips
@@ -190,30 +190,13 @@ class Phi4Multimodal(VisionLanguageModel):
             adapter = 2
         elif kinds == {"audio"} and self._text.speech_lora:
             adapter = 1
-        switch = self._text.switch
-        return Variant(switch is not None and len(prompt.tokens) > switch, adapter).code
-
-    def reach(self, variant: int) -> int | None:
-        return None if Variant.read(variant).long else self._text.switch
+        return Variant(bool(super().variant(prompt)), adapter).code
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
         if media[0].kind == "audio":
             return [Features(clip) for clip in self.audio_embed(join_clips(media), media[0].variant == 1)]
         tiles = tower_input(join_pixels(media), media[0].normalization)
         return [Features(x) for x in self.image_embed(tiles.reshape(len(media), -1, *tiles.shape[1:]), media[0].grid)]
-
-    def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
-        inputs = super().embed(prompt, features)
-        inputs.variant = self.variant(prompt)
-        return inputs
-
-    def move(self, inputs: Embedded, prompt: Prompt, length: int, delta: float) -> None:
-        inputs.variant = self.variant(prompt)
-
-    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        variant = Variant.read(inputs.variant)
-        h = decode(self.body, inputs, cache, extra_inputs=(variant,))
-        return self.driver.logits(self.language_model, h, at)
 
 
 FIRST_NAMES = (

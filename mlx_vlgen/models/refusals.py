@@ -162,14 +162,15 @@ def muse_glimmer(args: Arguments) -> list[str | None]:
     ]
 
 
+def phi3(args: Arguments) -> list[str | None]:
+    stretched = rope_type(args.get("rope_scaling") or {}) not in ("default", "longrope", "su")
+    return [*llama(args), "scaled rotary positions of another kind than LongRoPE" if stretched else None]
+
+
 def phi4(args: Arguments) -> list[str | None]:
-    window, scaling = args.get("sliding_window"), args.get("rope_scaling") or {}
-    stretched = rope_type(scaling) not in ("default", "longrope", "su")
-    return [
-        *llama(args),
-        "scaled rotary positions of another kind than LongRoPE" if stretched else None,
-        "a sliding window" if window is not None and window < args["max_position_embeddings"] else None,
-    ]
+    window = args.get("sliding_window")
+    slides = window is not None and window < args["max_position_embeddings"]
+    return [*phi3(args), "a sliding window" if slides else None]
 
 
 def lfm2(args: Arguments) -> list[str | None]:

@@ -23,6 +23,7 @@ class Driver:
         record = record_of(config["model_type"])
         assert record is not None
         self.arguments, self._record = text_arguments(config), record
+        self.switch = record.switch(self.arguments)
         self._scales_logits = scales_logits
 
     def decoder(self) -> nn.Module:
@@ -46,7 +47,7 @@ class Driver:
         embeds = self._record.scale_inputs(embeds, self.arguments)
         extra: Sequence[Any] = ()
         if self._record.extra_inputs is not None:
-            extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset)
+            extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset, inputs.variant)
         inputs, masks = replace(inputs, embeds=embeds), self._record.mask_arrays
         return decode(text.model, inputs, cache, offset, within_window, extra, deepstack_layers, masks)
 
@@ -80,6 +81,7 @@ class TextModel(Model):
         super().__init__(config)
         text = self.decoder_config(config)
         self.driver = Driver(text) if text["model_type"] in DRIVEN else None
+        self.switch = self.driver.switch if self.driver else None
         # Not a child for MLX, which would prefix all names with its name: its children become this module's.
         object.__setattr__(
             self, "_decoder", self.driver.decoder() if self.driver else mlx_lm_decoder(text_arguments(text))
@@ -140,7 +142,7 @@ class TextModel(Model):
                 f"This is a text-only model ({self.config['model_type']}): leave the picture or video out, "
                 "or load a vision-language model."
             )
-        return Embedded(mx.array(prompt.tokens)[None])
+        return Embedded(mx.array(prompt.tokens)[None], variant=self.variant(prompt))
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         if self.driver is None:

@@ -42,6 +42,7 @@ class VisionLanguageModel(Model):
             expected = ", ".join(self.text_types)
             raise LoadError(f"This {config['model_type']} checkpoint's text decoder is {named!r}; expected {expected}.")
         self.driver = Driver(text, self.scales_logits)
+        self.switch = self.driver.switch
         self.language_model = unwrapped(self.driver.decoder())
         self.hidden_size: int = self.driver.arguments["hidden_size"]
 
@@ -68,7 +69,13 @@ class VisionLanguageModel(Model):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
         embeds = scatter_features(self.embed_tokens(tokens), prompt, [medium.embeds for medium in features])
-        return Embedded(tokens, embeds, deepstack=scatter_deepstack(embeds, prompt, features), two_way=two_way(prompt))
+        return Embedded(
+            tokens,
+            embeds,
+            deepstack=scatter_deepstack(embeds, prompt, features),
+            two_way=two_way(prompt),
+            variant=self.variant(prompt),
+        )
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text = self.language_model

@@ -21,8 +21,8 @@ from mlx_vlgen.inputs.prompt import Media, MediaInputs
 from mlx_vlgen.models.base import Embedded, Features
 
 VARIANTS = frozenset(
-    "cohere2_vision deepseek_ocr gemma4_moe glm46v glm46v_moe idefics2_whole internvl_internlm2 internvl_qwen3 "
-    "llama4_maverick llava_siglip minicpmv4_6 molmo2_o paligemma qwen3_5_moe".split()
+    "cohere2_vision deepseek_ocr gemma4_moe glm46v glm46v_moe idefics2_whole internvl_internlm2 internvl_phi3 "
+    "internvl_qwen3 llama4_maverick llava_siglip minicpmv4_6 molmo2_o paligemma qwen3_5_moe".split()
 )
 """Of which another family has the model's class, the kinds of layers and the processor: parity goes through them, and
 batches and talks with `-m slow`."""

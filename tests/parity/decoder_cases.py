@@ -9,6 +9,7 @@ import numpy as np
 from .layouts import REFERENCE
 from .recipe import EXPERTS, GEMMA_RULES, HEADS, Config, rope
 from .recipes.llava import CLIP, RULES
+from .recipes.text import longrope
 from .weights import bell
 
 FILE = REFERENCE / "decoders.npz"
@@ -54,6 +55,7 @@ GEMMA3 = _text(
     layer_types=["sliding_attention", "full_attention"] * 2,
     rope_parameters={"full_attention": rope(1e6), "sliding_attention": rope(1e4)},
 )  # fmt: skip
+PHI3 = _text("phi3", tie_word_embeddings=False, pad_token_id=0, eos_token_id=1)
 COHERE2 = _text("cohere2", sliding_window=8, logit_scale=0.3, layer_norm_eps=1e-5)
 SIGLIP = {key: value for key, value in CLIP.items() if key != "projection_dim"} | {
     "model_type": "siglip_vision_model", "vision_use_head": False,
@@ -124,12 +126,14 @@ CASES: dict[str, DecoderCase] = {
     "llava_gemma2": _llava(GEMMA2),
     "llava_gemma3": _llava(GEMMA3),
     "llava_cohere2": _llava(COHERE2),
+    "llava_phi3": _llava(PHI3 | longrope(20)),  # beyond which the prompt goes
     "granite_vision": _granite_vision(),
     "idefics3_granite": _idefics3(GRANITE),
     "pixtral_cohere2": _pixtral(COHERE2),
     "granite": DecoderCase(GRANITE, None),
     "gemma": DecoderCase(GEMMA, None),
     "cohere2": DecoderCase(COHERE2, None),
+    "phi3_window": DecoderCase(PHI3 | {"sliding_window": 8}, None),
     "llama_yarn": _yarn("llama"),
     "qwen2_yarn": _yarn("qwen2"),
     "qwen3_yarn": _yarn("qwen3", attention_factor=1.3),

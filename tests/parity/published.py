@@ -13,7 +13,7 @@ from .recipe import Config, as_they_are
 from .recipes import recipes
 from .weights import Tensors, draw
 
-FIRST_RELEASE: dict[str, Layout] = {"internvl": "mlx", "internvl_qwen3": "mlx"}
+FIRST_RELEASE: dict[str, Layout] = {"internvl": "mlx", "internvl_phi3": "mlx", "internvl_qwen3": "mlx"}
 """Published by their authors as `internvl_chat`, whose names and configuration conversions for MLX keep."""
 
 GEMMA = {72: 128, 451: 512, 455: 512}

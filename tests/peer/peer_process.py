@@ -30,6 +30,7 @@ NOT_THERE = {
     "cohere2_vision": "its processor wants torchvision there",
     "granite4_vision": "mlx-vlm knows other names",
     "internvl_internlm2": "mlx-vlm has no such rotary embedding",
+    "internvl_phi3": "mlx-vlm has no such text decoder",
     "muse_glimmer": "mlx-vlm fails to write its configuration",
     "qwen3_5_text": "mlx-vlm has its layers in another order",
     **dict.fromkeys(("fast_vlm", "lfm3_vl", "qwen2_audio", "voxtral"), "mlx-vlm has no such model"),

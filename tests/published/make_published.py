@@ -54,10 +54,13 @@ def trimmed(part: Config) -> Config:
 
 
 def internvl(config: Config) -> Config:
-    """In transformers' form; InternLM2 as the Llama that it is."""
+    """In transformers' form; InternLM2 as the Llama that it is, and LongRoPE under its present name."""
     text, vision = config["llm_config"], config["vision_config"]
     if text["model_type"] == "internlm2":
         text = text | {"model_type": "llama"}
+    if text["model_type"] == "phi3":
+        original = "original_max_position_embeddings"
+        text = text | {"rope_scaling": text["rope_scaling"] | {"type": "longrope", original: text[original]}}
     vision |= {"model_type": "internvl_vision", "attention_bias": vision["qkv_bias"]}
     tied = config.get("tie_word_embeddings", False)
     return {"model_type": "internvl", "text_config": text, "vision_config": vision} | {"tie_word_embeddings": tied}

@@ -36,6 +36,7 @@ SIGLIP_HEAD = 15_238_352
 # these; of Qwen 3.5, Gemma 4, LFM2.5, JoyCaption, DeepSeek-OCR-2 and Unlimited-OCR, as first counted here.
 PUBLISHED = {
     "SmolVLM-256M-Instruct": (256_484_928, 8192),
+    "InternVL2-4B": (4_146_855_936, 131072),
     "InternVL3-1B": (938_193_024, 32768),
     "Qwen2-VL-7B-Instruct": (8_291_375_616, 32768),
     "Qwen2.5-VL-7B-Instruct": (8_292_166_656, 128000),

@@ -187,7 +187,7 @@ def test_a_template_of_words_may_begin_with_any_character(processor: InternVLPro
         ({"ps_version": "v1"}, "ps_version = 'v1'"),
         ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy = 'full'"),
         ({"vision_config": {"use_mean_pooling": False}}, "use_mean_pooling = False"),
-        ({"llm_config": {"model_type": "phi3"}}, "text decoder is 'phi3'; expected qwen2"),
+        ({"llm_config": {"model_type": "phimoe"}}, "text decoder is 'phimoe'; expected qwen2"),
     ],
 )
 def test_what_no_published_checkpoint_has_is_refused(wrong: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""InternVL with Qwen2 and with Qwen3."""
+"""InternVL with Qwen2, with Qwen3, and as version 2 with InternLM2 and with Phi-3."""
 
 import re
 from collections.abc import Callable
@@ -27,6 +27,7 @@ from ..recipe import (
 )
 from ..weights import Rule, Tensors
 from .llava import text_config
+from .text import legacy_longrope, longrope
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['content'] is string %}{{ m['content'] }}"
@@ -165,6 +166,17 @@ def mlx(tensors: Tensors) -> Tensors:
     return join_qkv(out, ".attn.")
 
 
+def legacy_phi3(config: Config) -> None:
+    legacy(config)
+    legacy_longrope(config["text_config"])
+
+
+def phi3_release(config: Config) -> None:
+    """InternVL 2's, where LongRoPE has the name of its first release, which transformers 5 cannot read."""
+    first_release(config)
+    config["llm_config"]["rope_scaling"]["type"] = "su"
+
+
 def internlm2_release(config: Config) -> None:
     """InternVL 2's, whose text decoder is InternLM2, which transformers has not."""
     first_release(config)
@@ -214,6 +226,12 @@ RECIPES = {
         _config("llama", PLAIN, rope_parameters=DYNAMIC), TOKENIZER, FEW, {"batch": ["img1", "text"]},
         ProcessorKit("internvl", _processor(2, 6), image_pixels, video_pixels), RULES,
         hub=hub, mlx=internlm2, legacy=legacy, mlx_config=internlm2_release,
+    ),
+    # A text has the first of Phi-3's frequencies, a prompt with a picture the second.
+    "internvl_phi3": Recipe(
+        _config("phi3", PLAIN, **longrope(40)), TOKENIZER, FEW, {"batch": ["img1", "text"]},
+        ProcessorKit("internvl", _processor(2, 6), image_pixels, video_pixels), RULES,
+        hub=hub, mlx=mlx, legacy=legacy_phi3, mlx_config=phi3_release,
     ),
     "internvl_qwen3": Recipe(
         _config("qwen3", LARGE, rope_parameters=rope(1e6), head_dim=32), TOKENIZER, CASES, BATCHES,

@@ -82,6 +82,22 @@ def _legacy_gemma3(config: Config) -> None:
     config.pop("_sliding_window_pattern", None)
 
 
+def longrope(switch: int) -> Config:
+    """Phi-3's fields for rotary positions that change where a row has more than `switch`."""
+    return {
+        "original_max_position_embeddings": switch,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6],
+            "long_factor": [1.0, 1.2, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0],
+        },
+    }  # fmt: skip
+
+
+def legacy_longrope(text: Config) -> None:
+    rope = text["rope_scaling"]
+    text["rope_scaling"] = {"type": "longrope"} | {key: rope[key] for key in ("short_factor", "long_factor")}
+
+
 def _legacy_lfm2(config: Config) -> None:
     width = config["hidden_size"]
     attention = [i for i, kind in enumerate(config.pop("layer_types")) if kind == "full_attention"]
@@ -161,6 +177,18 @@ RECIPES: dict[str, Recipe] = {
         ),
         GEMMA_RULES,
         _legacy_gemma3,
+    ),
+    # The second frequencies begin while "short" is answered; "plain" has the first ones, "long" the second.
+    "phi3": _family(
+        LLAMA,
+        _decoder(
+            "Phi3Config",
+            ends("<s>", "</s>", "<pad>"),
+            tie_word_embeddings=False,
+            sliding_window=262144,
+            **longrope(27),
+        ),
+        legacy=legacy_longrope,
     ),
     "lfm2": _family(
         LFM2,
