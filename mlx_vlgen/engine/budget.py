@@ -26,10 +26,12 @@ class LayerSize:
 
     @classmethod
     def of(cls, cache: object) -> "LayerSize":
-        """Read off the shapes of a cache that was used."""
+        """Read off the shapes of a cache that was used, here or on another rank only."""
         if isinstance(cache, StateCache):
             return cls(state=cache.row_bytes)
-        keys, values = cache.state[:2]  # type: ignore[attr-defined]
+        if not (arrays := cache.state[:2]):  # type: ignore[attr-defined]
+            return cls()
+        keys, values = arrays
         return cls(sum(part.shape[1] * part.shape[3] for part in (keys, values)), keys.dtype.size)
 
 
