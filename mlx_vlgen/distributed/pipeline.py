@@ -1,0 +1,182 @@
+"""A text decoder divided by layers: each rank has some that follow each other, whole, and hands on what they give.
+
+Rank 0 has the embeddings, what encodes media, the last norm and the output layer besides. Every rank runs the family's
+whole forward, in which layers of others stand for their caches only. Each state that is handed on is under way as soon
+as it is asked for, so that sends and receives come in one order on all ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .._runtime import mx, nn, tree_flatten
+from ..engine.cache import make_cache
+from ..errors import UnsupportedError
+from ..inputs.prompt import Prompt
+from ..models.base import Capture, CrossAttention, LayerKind, Model, Opaque, Recurrent
+from ..models.text import unwrapped
+from .shard import Group
+
+FORWARDS = (
+    "TextModel.forward", "VisionLanguageModel.forward", "MRopeModel.forward", "HunyuanVL.forward",
+    "Ernie4_5VLMoe.forward", "Phi4Multimodal.forward",
+)  # fmt: skip
+"""Those in which a layer takes of earlier ones their states (B, L, d) only, and of a prompt what `ranks` sends."""
+
+
+def check(model: Model, ranks: int) -> None:
+    """UnsupportedError for a model that is not divided, or not by so many."""
+    named = f"shard: {model.config['model_type']}"
+    special = any(isinstance(kind, Opaque | CrossAttention) for kind in model.cache_layout())
+    if special or type(model).forward.__qualname__ not in FORWARDS:
+        raise UnsupportedError(
+            f"{named} is not divided by layers, which take more than the states before them; give --shard tensor "
+            "where that has it, or leave shard and ranks out"
+        )
+    if ranks > (layers := len(_layers(model))):
+        raise UnsupportedError(f"{named} has {layers} text layers for {ranks} ranks; expected {layers} ranks at most")
+
+
+def divided(sizes: Sequence[int], beside: int, ranks: int) -> list[int]:
+    """How many layers of these bytes each rank has, one at least, so that all have about equally many bytes. beside:
+    those that the first has besides."""
+    counts, first = list[int](), 0
+    for left in range(ranks, 0, -1):
+        share = (beside + sum(sizes[first:])) / left
+        end, filled = first + 1, beside + sizes[first]
+        while end < len(sizes) - (left - 1) and filled + sizes[end] / 2 <= share:
+            filled += sizes[end]
+            end += 1
+        counts.append(end - first)
+        first, beside = end, 0
+    return counts
+
+
+class Stage(Model):
+    """What a model does beside its family, of which this rank has some layers. _end: those before it have been
+    computed once rank 0 is through."""
+
+    _layout: Sequence[LayerKind]
+    _end: int
+
+    def cache_layout(self) -> list[LayerKind]:
+        return [*self._layout]
+
+    def needs(self, deepstack: int) -> list[bool]:
+        """Whether later ranks add each of so many `Embedded.deepstack`; they add what follows rank 0's last layer."""
+        layers = getattr(self, "deepstack_layers", None) or range(deepstack)
+        return [layer >= self._end - 1 for layer in layers[:deepstack]]
+
+
+def divide(model: Model, group: Group) -> None:
+    """Keep of the model's text decoder the layers of this rank."""
+    rank, ranks = group.rank(), group.size()
+    check(model, ranks)
+    _ = model.vocab_size, model.embedding_rows  # remembered before the tables are gone
+    layers, layout, dtypes = _layers(model), model.cache_layout(), _dtypes(model)
+    sizes = [_bytes(layer) for layer in layers]
+    counts = divided(sizes, _bytes(model) - sum(sizes), ranks)
+    first = sum(counts[:rank])
+    last = first + counts[rank] - 1
+    for index in range(len(layers)):
+        if not first <= index <= last:
+            layers[index] = Elsewhere()
+            layout[index] = Recurrent(0) if isinstance(layout[index], Recurrent) else layout[index]
+    if rank:
+        layers[first - 1] = Received(Post(group, rank - 1, dtypes[first - 1]))
+    if rank < ranks - 1:
+        layers[last] = Sent(layers[last], Post(group, rank + 1, dtypes[last]))
+    _divide_end(unwrapped(model.text_decoder()), dtypes[-1], group)
+    kind: Any = type(model)
+    model.__class__ = type(kind.__name__, (Stage, kind), {"__module__": kind.__module__})
+    model._layout, model._end = layout, counts[0]
+
+
+def _divide_end(decoder: Any, dtype: mx.Dtype, group: Group) -> None:
+    """What follows the layers is rank 0's. Only those positions travel there whose logits are wanted."""
+    rank, last, body = group.rank(), group.size() - 1, decoder.model
+    norm = "embedding_norm" if "embedding_norm" in body else "norm"
+    if rank == 0:
+        body[norm] = Last(body[norm], Post(group, last, dtype))
+        return
+    body[norm] = Sent(nn.Identity(), Post(group, 0, dtype)) if rank == last else nn.Identity()
+    decoder.lm_head = nn.Identity()
+
+
+class Elsewhere(nn.Module):
+    """A layer that another rank has: the states go past it, and its cache goes on."""
+
+    def __call__(self, h: mx.array, *arguments: Any) -> mx.array:
+        *_, cache = arguments
+        cache.advance(h.shape[1])
+        return h
+
+
+class Received(Elsewhere):
+    """One whose output the rank before sends."""
+
+    def __init__(self, post: "Post"):
+        super().__init__()
+        self._post = post
+
+    def __call__(self, h: mx.array, *arguments: Any) -> mx.array:
+        return self._post.receive(super().__call__(h, *arguments))
+
+
+class Sent(nn.Module):
+    """A layer, whose output the next rank gets."""
+
+    def __init__(self, layer: nn.Module, post: "Post"):
+        super().__init__()
+        self.layer, self._post = layer, post
+
+    def __call__(self, h: mx.array, *arguments: Any) -> mx.array:
+        return self._post.send(self.layer(h, *arguments))
+
+
+class Last(nn.Module):
+    """The last norm, of what the last rank sends."""
+
+    def __init__(self, norm: nn.Module, post: "Post"):
+        super().__init__()
+        self.norm, self._post = norm, post
+
+    def __call__(self, h: mx.array) -> mx.array:
+        return self.norm(self._post.receive(h))
+
+
+@dataclass(frozen=True)
+class Post:
+    """Where states go to, or come from: another rank. dtype: theirs, which both know."""
+
+    group: Group
+    other: int
+    dtype: mx.Dtype
+
+    def send(self, h: mx.array) -> mx.array:
+        mx.async_eval(mx.distributed.send(h.astype(self.dtype), self.other, group=self.group))
+        return h
+
+    def receive(self, like: mx.array) -> mx.array:
+        """States of this shape."""
+        h = mx.distributed.recv(like.shape, self.dtype, self.other, group=self.group)
+        mx.async_eval(h)
+        return h
+
+
+def _layers(model: Model) -> list[Any]:
+    layers: list[Any] = unwrapped(model.text_decoder()).model.layers
+    return layers
+
+
+def _dtypes(model: Model) -> list[mx.Dtype]:
+    """Of what each layer gives, by a forward that is built and never computed."""
+    inputs = replace(model.embed(Prompt(np.zeros(1, np.int32)), ()), capture=(capture := Capture()))
+    model(inputs, make_cache(model.cache_layout()))
+    return [h.dtype for h in capture.hidden_states[1:]]
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for _, tensor in tree_flatten(module.parameters()))
