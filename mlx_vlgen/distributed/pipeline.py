@@ -97,11 +97,12 @@ def divide(model: Model, group: Group) -> None:
 def _divide_end(decoder: Any, dtype: mx.Dtype, group: Group) -> None:
     """What follows the layers is rank 0's. Only those positions travel there whose logits are wanted."""
     rank, last, body = group.rank(), group.size() - 1, decoder.model
-    norm = "embedding_norm" if "embedding_norm" in body else "norm"
+    norm = body.embedding_norm if "embedding_norm" in body else body.norm
+    name = next(name for name, child in body.items() if child is norm)
     if rank == 0:
-        body[norm] = Last(body[norm], Post(group, last, dtype))
+        body[name] = Last(norm, Post(group, last, dtype))
         return
-    body[norm] = Sent(nn.Identity(), Post(group, 0, dtype)) if rank == last else nn.Identity()
+    body[name] = Sent(nn.Identity(), Post(group, 0, dtype)) if rank == last else nn.Identity()
     decoder.lm_head = nn.Identity()
 
 
