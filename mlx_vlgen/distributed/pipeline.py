@@ -55,11 +55,15 @@ def divided(sizes: Sequence[int], beside: int, ranks: int) -> list[int]:
 
 
 class Stage(Model):
-    """What a model does beside its family, of which this rank has some layers. _end: those before it have been
-    computed once rank 0 is through."""
+    """What a model does beside its family, of which this rank has some layers. _counts: how many each rank has."""
 
     _layout: Sequence[LayerKind]
-    _end: int
+    _counts: Sequence[int]
+
+    @property
+    def fullest(self) -> float:
+        """How many times rank 0's layers the rank has that has most."""
+        return max(self._counts) / self._counts[0]
 
     def cache_layout(self) -> list[LayerKind]:
         return [*self._layout]
@@ -67,7 +71,7 @@ class Stage(Model):
     def needs(self, deepstack: int) -> list[bool]:
         """Whether later ranks add each of so many `Embedded.deepstack`; they add what follows rank 0's last layer."""
         layers = getattr(self, "deepstack_layers", None) or range(deepstack)
-        return [layer >= self._end - 1 for layer in layers[:deepstack]]
+        return [layer >= self._counts[0] - 1 for layer in layers[:deepstack]]
 
 
 def divide(model: Model, group: Group) -> None:
@@ -91,7 +95,7 @@ def divide(model: Model, group: Group) -> None:
     _divide_end(unwrapped(model.text_decoder()), dtypes[-1], group)
     kind: Any = type(model)
     model.__class__ = type(kind.__name__, (Stage, kind), {"__module__": kind.__module__})
-    model._layout, model._end = layout, counts[0]
+    model._layout, model._counts = layout, counts
 
 
 def _divide_end(decoder: Any, dtype: mx.Dtype, group: Group) -> None:

@@ -57,8 +57,8 @@ class Leading(Model):
     embed_answer: Callable[[mx.array], mx.array]
 
     def cache_layout(self) -> list[LayerKind]:
-        link = self._link
-        return [*super().cache_layout(), Followed(lambda *arguments: CacheLog.make(link, *arguments))]
+        link, fullest = self._link, self.fullest if isinstance(self, Stage) else 1.0
+        return [*super().cache_layout(), Followed(lambda *arguments: CacheLog.make(link, *arguments), fullest)]
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         link, log = self._link, cache[-1]

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .._runtime import memory_available
-from ..models.base import CrossAttention, LayerKind, Opaque, PromptWindow, Recurrent, Sliding, Whole
+from ..models.base import CrossAttention, Followed, LayerKind, Opaque, PromptWindow, Recurrent, Sliding, Whole
 from .cache import Cache
 from .kv_settings import KVSettings
 from .request import Row
@@ -84,4 +85,8 @@ class Budget:
         if self._layers is None:
             return sum(row.sequences())
         positions = row.sequences(likely=True)
-        return sum(bytes_needed(self._layers, row.request.kv, count) for count in positions)
+        return int(self._fullest * sum(bytes_needed(self._layers, row.request.kv, count) for count in positions))
+
+    @cached_property
+    def _fullest(self) -> float:
+        return max((kind.fullest for kind in self.layout if isinstance(kind, Followed)), default=1.0)
