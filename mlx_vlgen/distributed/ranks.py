@@ -27,13 +27,20 @@ from .link import Link, RankError, failure, uninterrupted
 from .pipeline import Stage, divide
 from .shard import Group, Ranks, parameters, shard
 
+SHARDINGS = ("tensor", "pipeline")
+
 
 def load_part(path: str | Path, group: Group, sharding: str = "tensor", **options: Any) -> tuple[Model, Any]:
     """`load`, but only what this rank computes with. On rank 0 the model is used as any other, until `dismiss`; on the
     others `follow` runs it. sharding: "tensor", a part of each layer (`shard`), or "pipeline", some whole layers
     (`pipeline`); the same on all ranks."""
-    if options.get("adapter_path") is not None:
-        raise UnsupportedError(f"adapter_path={options['adapter_path']!s:.80}: adapters are not cut yet; use one rank")
+    if sharding not in SHARDINGS:
+        raise UnsupportedError(f"sharding={sharding!r:.80}: expected {' or '.join(SHARDINGS)}")
+    if sharding == "tensor" and options.get("adapter_path") is not None:
+        raise UnsupportedError(
+            f"adapter_path={options['adapter_path']!s:.80}: adapters are not cut yet; use one rank, or whole layers on "
+            'each rank (--shard pipeline, sharding="pipeline")'
+        )
     loaded = assemble(path, any_thread=True, **options)
     model = loaded.model
     if sharding == "pipeline":

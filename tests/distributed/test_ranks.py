@@ -10,12 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from parity import expected, media
 from parity.layouts import write_checkpoint
 from parity.sharding import CUT, DIVIDED, FIRST, OTHERS
 
 import mlx_vlgen
+from mlx_vlgen._runtime import mx
 from mlx_vlgen.distributed import pipeline
 from mlx_vlgen.distributed.launch import free_addresses
 from mlx_vlgen.distributed.shard import check
@@ -82,6 +84,23 @@ def test_ranks_answer_as_one(sharding: str, count: int, names: Sequence[str], tm
     ]
     answered = [f"{name} {kind}" for name in names for kind in sharding.split(",")]
     assert run_ranks(count, arguments, tmp_path).splitlines() == answered
+
+
+@pytest.mark.slow
+def test_whole_layers_have_their_adapters(tmp_path: Path) -> None:
+    folder = write_checkpoint("llama", "v5", tmp_path / "llama")
+    (adapter := folder / "adapter").mkdir()
+    generator, tensors = np.random.default_rng(0), {}
+    for name, layer in mlx_vlgen.load(folder, lazy=True)[0].named_modules():
+        if name.endswith((".q_proj", ".down_proj", "embed_tokens")):
+            rows, columns = layer.weight.shape
+            inputs, outputs = (rows, columns) if name.endswith("embed_tokens") else (columns, rows)
+            tensors[f"{name}.lora_a"] = mx.array(generator.normal(size=(inputs, 4)).astype(np.float32) / 8)
+            tensors[f"{name}.lora_b"] = mx.array(generator.normal(size=(4, outputs)).astype(np.float32) / 8)
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), tensors)
+    settings = {"fine_tune_type": "lora", "num_layers": 3, "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0}}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert run_ranks(2, ["pipeline", "all", "llama", str(folder)], tmp_path) == "llama pipeline\n"
 
 
 @pytest.mark.slow

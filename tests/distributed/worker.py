@@ -1,5 +1,5 @@
 """One rank of `test_ranks.py`. Arguments: shardings by commas, "all" rows or a "few", then names of families, each with
-the folder of its checkpoint.
+the folder of its checkpoint, which may have an adapter inside.
 
 Rank 0 compares its answers with those of the whole model, which it loads too. MLX finds the group by MLX_RANK and
 MLX_HOSTFILE.
@@ -17,6 +17,7 @@ import numpy as np
 from invariants.family import STEPS, Family
 from invariants.play import Row, play
 
+import mlx_vlgen
 from mlx_vlgen import PrefixCache, Request, SamplingParams, TokenIterator
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.distributed import ranks
@@ -28,6 +29,8 @@ from mlx_vlgen.engine.modes import Beams
 from mlx_vlgen.errors import UnsupportedError
 from mlx_vlgen.inputs.prompt import MediaInputs, Prompt
 from mlx_vlgen.models.text import unwrapped
+
+ADAPTER = "adapter"
 
 
 def rows_of(family: Family, few: bool) -> list[Row]:
@@ -111,11 +114,13 @@ def main(arguments: list[str]) -> None:
     shardings, rows, *arguments = arguments
     families = zip(arguments[::2], arguments[1::2], strict=True)
     for place, ((name, folder), sharding) in enumerate(product(families, shardings.split(","))):
-        model, processor = ranks.load_part(folder, group, sharding)
+        adapter = path if (path := Path(folder) / ADAPTER).is_dir() else None
+        model, processor = ranks.load_part(folder, group, sharding, adapter_path=adapter)
         if group.rank():
             ranks.follow(model, group)
         else:
-            whole = Family.load(name, Path(folder))
+            loaded = mlx_vlgen.load(folder, dtype="float32", adapter_path=adapter)
+            whole = Family(name, Path(folder), *loaded)
             share = layer_bytes(model) / layer_bytes(whole.model)
             assert share < 1, share
             # Norms are whole. Three ranks divide no heads; Molmo 2 O normalises all heads together, and some of Gemma
