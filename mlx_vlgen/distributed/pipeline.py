@@ -6,7 +6,7 @@ as it is asked for, so that sends and receives come in one order on all ranks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,27 +15,33 @@ from .._runtime import mx, nn, tree_flatten
 from ..engine.cache import make_cache
 from ..errors import UnsupportedError
 from ..inputs.prompt import Prompt
-from ..models.base import Capture, CrossAttention, LayerKind, Model, Opaque, Recurrent
+from ..models.base import CrossAttention, LayerKind, Model, Opaque, Recurrent
 from ..models.text import unwrapped
 from .shard import Group
 
 FORWARDS = (
     "TextModel.forward", "VisionLanguageModel.forward", "MRopeModel.forward", "HunyuanVL.forward",
-    "Ernie4_5VLMoe.forward", "Phi4Multimodal.forward",
+    "Ernie4_5VLMoe.forward", "Phi4Multimodal.forward", "Gemma4Decoder.forward",
 )  # fmt: skip
-"""Those in which a layer takes of earlier ones their states (B, L, d) only, and of a prompt what `ranks` sends."""
+"""Those in which a layer with a cache takes of earlier ones their states only, and of a prompt what `ranks` sends."""
+
+STREAMS = ("gemma3n_text",)
+"""Text decoders, by `model_type`, with several streams of states, which their forward adds up after the layers."""
 
 
 def check(model: Model, ranks: int) -> None:
     """UnsupportedError for a model that is not divided, or not by so many."""
     named = f"shard: {model.config['model_type']}"
-    special = any(isinstance(kind, Opaque | CrossAttention) for kind in model.cache_layout())
-    if special or type(model).forward.__qualname__ not in FORWARDS:
+    layers, layout, driver = len(_layers(model)), model.cache_layout(), getattr(model, "driver", None)
+    shares = len(layout) < layers  # keys and values
+    special = any(isinstance(kind, Opaque | CrossAttention) for kind in layout)
+    streams = driver is not None and driver.arguments["model_type"] in STREAMS
+    if shares or special or streams or type(model).forward.__qualname__ not in FORWARDS:
         raise UnsupportedError(
             f"{named} is not divided by layers, which take more than the states before them; give --shard tensor "
             "where that has it, or leave shard and ranks out"
         )
-    if ranks > (layers := len(_layers(model))):
+    if ranks > layers:
         raise UnsupportedError(f"{named} has {layers} text layers for {ranks} ranks; expected {layers} ranks at most")
 
 
@@ -79,20 +85,20 @@ def divide(model: Model, group: Group) -> None:
     rank, ranks = group.rank(), group.size()
     check(model, ranks)
     _ = model.vocab_size, model.embedding_rows  # remembered before the tables are gone
-    layers, layout, dtypes = _layers(model), model.cache_layout(), _dtypes(model)
+    layers, layout, noted = _layers(model), model.cache_layout(), _noted(model)
     sizes = [_bytes(layer) for layer in layers]
     counts = divided(sizes, _bytes(model) - sum(sizes), ranks)
     first = sum(counts[:rank])
     last = first + counts[rank] - 1
     for index in range(len(layers)):
         if not first <= index <= last:
-            layers[index] = Elsewhere()
+            layers[index] = Elsewhere(noted[index])
             layout[index] = Recurrent(0) if isinstance(layout[index], Recurrent) else layout[index]
     if rank:
-        layers[first - 1] = Received(Post(group, rank - 1, dtypes[first - 1]))
+        layers[first - 1] = Received(noted[first - 1], Post(group, rank - 1, noted[first - 1].dtype))
     if rank < ranks - 1:
-        layers[last] = Sent(layers[last], Post(group, rank + 1, dtypes[last]))
-    _divide_end(unwrapped(model.text_decoder()), dtypes[-1], group)
+        layers[last] = Sent(noted[last], Post(group, rank + 1, noted[last].dtype))
+    _divide_end(unwrapped(model.text_decoder()), noted[-1].dtype, group)
     kind: Any = type(model)
     model.__class__ = type(kind.__name__, (Stage, kind), {"__module__": kind.__module__})
     model._layout, model._counts = layout, counts
@@ -106,39 +112,77 @@ def _divide_end(decoder: Any, dtype: mx.Dtype, group: Group) -> None:
     if rank == 0:
         body[name] = Last(norm, Post(group, last, dtype))
         return
-    body[name] = Sent(nn.Identity(), Post(group, 0, dtype)) if rank == last else nn.Identity()
+    body[name] = Returned(Post(group, 0, dtype)) if rank == last else nn.Identity()
     decoder.lm_head = nn.Identity()
+
+
+class Noted(nn.Module):
+    """A layer that remembers of what type its states are, and how many values it gives beside them.
+
+    layer_type: the layer's, by which some forwards choose its mask.
+    """
+
+    dtype: mx.Dtype
+    beside: int
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer, self.layer_type = layer, getattr(layer, "layer_type", None)
+
+    def __call__(self, h: mx.array, *arguments: Any) -> Any:
+        given = self.layer(h, *arguments)
+        h, *others = given if isinstance(given, tuple) else (given,)
+        self.dtype, self.beside = h.dtype, len(others)
+        return given
 
 
 class Elsewhere(nn.Module):
     """A layer that another rank has: the states go past it, and its cache goes on."""
 
-    def __call__(self, h: mx.array, *arguments: Any) -> mx.array:
-        *_, cache = arguments
+    def __init__(self, noted: Noted):
+        super().__init__()
+        self.layer_type, self._beside = noted.layer_type, noted.beside
+
+    def __call__(self, h: mx.array, *arguments: Any) -> Any:
+        cache = next(argument for argument in arguments if hasattr(argument, "advance"))
         cache.advance(h.shape[1])
-        return h
+        return (h, *[None] * self._beside) if self._beside else h
 
 
 class Received(Elsewhere):
     """One whose output the rank before sends."""
 
-    def __init__(self, post: "Post"):
-        super().__init__()
+    def __init__(self, noted: Noted, post: "Post"):
+        super().__init__(noted)
         self._post = post
 
-    def __call__(self, h: mx.array, *arguments: Any) -> mx.array:
-        return self._post.receive(super().__call__(h, *arguments))
+    def __call__(self, h: mx.array, *arguments: Any) -> Any:
+        return super().__call__(self._post.receive(h), *arguments)
 
 
 class Sent(nn.Module):
     """A layer, whose output the next rank gets."""
 
-    def __init__(self, layer: nn.Module, post: "Post"):
+    def __init__(self, noted: Noted, post: "Post"):
         super().__init__()
-        self.layer, self._post = layer, post
+        self.layer, self.layer_type, self._post = noted.layer, noted.layer_type, post
 
-    def __call__(self, h: mx.array, *arguments: Any) -> mx.array:
-        return self._post.send(self.layer(h, *arguments))
+    def __call__(self, h: mx.array, *arguments: Any) -> Any:
+        given = self.layer(h, *arguments)
+        self._post.send(given[0] if isinstance(given, tuple) else given)
+        return given
+
+
+class Returned(nn.Module):
+    """What stands in the place of the last norm on the last rank: the states go to rank 0."""
+
+    def __init__(self, post: "Post"):
+        super().__init__()
+        self._post = post
+
+    def __call__(self, h: mx.array) -> mx.array:
+        self._post.send(h)
+        return h
 
 
 class Last(nn.Module):
@@ -160,9 +204,8 @@ class Post:
     other: int
     dtype: mx.Dtype
 
-    def send(self, h: mx.array) -> mx.array:
+    def send(self, h: mx.array) -> None:
         mx.async_eval(mx.distributed.send(h.astype(self.dtype), self.other, group=self.group))
-        return h
 
     def receive(self, like: mx.array) -> mx.array:
         """States of this shape."""
@@ -176,11 +219,14 @@ def _layers(model: Model) -> list[Any]:
     return layers
 
 
-def _dtypes(model: Model) -> list[mx.Dtype]:
-    """Of what each layer gives, by a forward that is built and never computed."""
-    inputs = replace(model.embed(Prompt(np.zeros(1, np.int32)), ()), capture=(capture := Capture()))
-    model(inputs, make_cache(model.cache_layout()))
-    return [h.dtype for h in capture.hidden_states[1:]]
+def _noted(model: Model) -> list[Noted]:
+    """The layers as they are, by a forward that is built and never computed."""
+    cache, layers = make_cache(model.cache_layout()), _layers(model)
+    plain, noted = [*layers], [Noted(layer) for layer in layers]
+    layers[:] = noted
+    model(model.embed(Prompt(np.zeros(1, np.int32)), ()), cache)
+    layers[:] = plain
+    return noted
 
 
 def _bytes(module: nn.Module) -> int:

@@ -76,7 +76,7 @@ class Leading(Model):
         arrays = [*self._token_inputs(inputs), inputs.positions, inputs.two_way, *inputs.deepstack]
         needed = [True] * len(arrays)
         if isinstance(self, Stage):  # others take states for embeddings
-            needed = [False, False, True, True, *self.needs(len(inputs.deepstack))]
+            needed = [False, True, True, True, *self.needs(len(inputs.deepstack))]
         header = {
             "cache": log.number,
             "at": None if at is None else np.array(at).tolist(),
