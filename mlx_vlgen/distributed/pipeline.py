@@ -32,17 +32,24 @@ STREAMS = ("gemma3n_text",)
 def check(model: Model, ranks: int) -> None:
     """UnsupportedError for a model that is not divided, or not by so many."""
     named = f"shard: {model.config['model_type']}"
-    layers, layout, driver = len(_layers(model)), model.cache_layout(), getattr(model, "driver", None)
-    shares = len(layout) < layers  # keys and values
-    special = any(isinstance(kind, Opaque | CrossAttention) for kind in layout)
-    streams = driver is not None and driver.arguments["model_type"] in STREAMS
-    if shares or special or streams or type(model).forward.__qualname__ not in FORWARDS:
+    if not _is_divided(model):
         raise UnsupportedError(
-            f"{named} is not divided by layers, which take more than the states before them; give --shard tensor "
+            f"{named} is not divided by layers, which may take more than the states before them; give --shard tensor "
             "where that has it, or leave shard and ranks out"
         )
-    if ranks > layers:
+    if ranks > (layers := len(_layers(model))):
         raise UnsupportedError(f"{named} has {layers} text layers for {ranks} ranks; expected {layers} ranks at most")
+
+
+def _is_divided(model: Model) -> bool:
+    driver = getattr(model, "driver", None)
+    if driver is None or driver.arguments["model_type"] in STREAMS:
+        return False
+    if type(model).forward.__qualname__ not in FORWARDS:
+        return False
+    layout = model.cache_layout()
+    shares = len(layout) < len(_layers(model))  # keys and values
+    return not shares and not any(isinstance(kind, Opaque | CrossAttention) for kind in layout)
 
 
 def divided(sizes: Sequence[int], beside: int, ranks: int) -> list[int]:

@@ -151,6 +151,9 @@ def test_what_is_not_divided_is_refused(tmp_path: Path) -> None:
     model, _ = mlx_vlgen.load(write_checkpoint("mllama", "v5", tmp_path / "mllama"), lazy=True)
     with pytest.raises(UnsupportedError, match=r"mllama is not divided by layers"):
         pipeline.check(model, 2)
+    other: Any = SimpleNamespace(config={"model_type": "olmo"}, driver=None)
+    with pytest.raises(UnsupportedError, match=r"olmo is not divided by layers"):
+        pipeline.check(other, 2)
 
 
 @pytest.mark.parametrize(
