@@ -165,8 +165,9 @@ def at_least(least: int, text: str) -> int:
 
 def add_rank_flags(parser: Parser) -> None:
     group = parser.add_argument_group("several ranks")
-    group.add_argument("--shard", choices=("tensor",),
-                       help="this is one of mlx.launch's ranks: compute a part of each text layer")  # fmt: skip
+    group.add_argument("--shard", choices=("tensor", "pipeline"),
+                       help="each rank has a part of each text layer (tensor, the default), or some layers whole "
+                       "(pipeline); without --ranks and --hosts this is one of mlx.launch's ranks")  # fmt: skip
     where = group.add_mutually_exclusive_group()
     where.add_argument("--hosts", metavar="HOSTS",
                        help="addresses by commas, or mlx.launch's hostfile (.json): start a rank on each")  # fmt: skip

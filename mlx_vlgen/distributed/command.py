@@ -1,12 +1,13 @@
 """A command with `--ranks` or `--shard`: what each of its processes does."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from .launch import hand_over, join_group, launch, launched
+from .launch import HANDED_OVER, hand_over, join_group, launch, launched
 
 Loaded = tuple[Any, Any]
 
@@ -22,13 +23,13 @@ def run_ranks(
     model."""
     if args.ranks is not None and not launched():
         return launch(module, sys.argv[1:] if arguments is None else arguments, args.ranks)
-    if args.hosts is not None and args.shard is None:
+    if args.hosts is not None and HANDED_OVER not in os.environ:
         hand_over(module, sys.argv[1:] if arguments is None else arguments, args.hosts)
     group = join_group()
 
     from .ranks import dismiss, follow, load_part
 
-    load = partial(load_part, group=group)
+    load = partial(load_part, group=group, sharding=args.shard or "tensor")
     if group.rank():
         if isinstance(args.model, list):  # serve's, of which ranks have one
             [args.model] = args.model

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 BEAT_VARIABLE = "MLX_VLGEN_BEAT"
 """Which file descriptor a rank beats on."""
 
+HANDED_OVER = "MLX_VLGEN_HANDED_OVER"
+"""Set for a process that `--hosts` has started: one of mlx.launch's ranks."""
+
 INTERVAL = 1.0
 """Seconds between two beats."""
 
@@ -129,8 +132,8 @@ def hand_over(module: str, arguments: Sequence[str], hosts: str) -> NoReturn:
     if program is None:
         raise UnsupportedError("--hosts: mlx.launch is not there, which comes with MLX; install mlx anew")
     flag = "--hostfile" if hosts.endswith(".json") else "--hosts"
-    rank = [sys.executable, "-m", module, "--shard", "tensor", *arguments]
-    os.execv(program, [program, flag, hosts, "--", *rank])
+    rank = [sys.executable, "-m", module, *arguments]
+    os.execv(program, [program, flag, hosts, "--env", f"{HANDED_OVER}=1", "--", *rank])
 
 
 def watch(ranks: Sequence[Rank], silence: float) -> int:

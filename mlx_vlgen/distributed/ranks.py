@@ -9,7 +9,7 @@ A forward's header goes by a `Link`; its arrays, the layers' sums and the logits
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,32 @@ from ..loading.loader import assemble
 from ..loading.parts import Parts
 from ..models.base import Embedded, Followed, LayerKind, Model
 from ..models.gemma4_text import Gemma4Decoder
-from ..models.text import Driver, unwrapped
 from ..notices import print_stderr
 from .followed import CacheLog, Replica
 from .link import Link, RankError, failure, uninterrupted
+from .pipeline import Stage, divide
 from .shard import Group, Ranks, parameters, shard
 
+SHARDINGS = ("tensor", "pipeline")
 
-def load_part(path: str | Path, group: Group, **options: Any) -> tuple[Model, Any]:
+
+def load_part(path: str | Path, group: Group, sharding: str = "tensor", **options: Any) -> tuple[Model, Any]:
     """`load`, but only what this rank computes with. On rank 0 the model is used as any other, until `dismiss`; on the
-    others `follow` runs it."""
-    if options.get("adapter_path") is not None:
-        raise UnsupportedError(f"adapter_path={options['adapter_path']!s:.80}: adapters are not cut yet; use one rank")
+    others `follow` runs it. sharding: "tensor", a part of each layer (`shard`), or "pipeline", some whole layers
+    (`pipeline`); the same on all ranks."""
+    if sharding not in SHARDINGS:
+        raise UnsupportedError(f"sharding={sharding!r:.80}: expected {' or '.join(SHARDINGS)}")
+    if sharding == "tensor" and options.get("adapter_path") is not None:
+        raise UnsupportedError(
+            f"adapter_path={options['adapter_path']!s:.80}: adapters are not cut yet; use one rank, or whole layers on "
+            'each rank (--shard pipeline, sharding="pipeline")'
+        )
     loaded = assemble(path, any_thread=True, **options)
     model = loaded.model
-    shard(model, Ranks(group, Parts(loaded.files, loaded.stored).take))
+    if sharding == "pipeline":
+        divide(model, group)
+    else:
+        shard(model, Ranks(group, Parts(loaded.files, loaded.stored).take))
     del loaded  # which holds what was cut
     for tensor in parameters(model, group):  # one at a time, see `load`
         mx.eval(tensor)
@@ -50,11 +61,11 @@ class Leading(Model):
     """What rank 0's model does beside its family: it has the other ranks compute the same."""
 
     _link: Link
-    driver: Driver
+    embed_answer: Callable[[mx.array], mx.array]
 
     def cache_layout(self) -> list[LayerKind]:
-        link = self._link
-        return [*super().cache_layout(), Followed(lambda *arguments: CacheLog.make(link, *arguments))]
+        link, fullest = self._link, self.fullest if isinstance(self, Stage) else 1.0
+        return [*super().cache_layout(), Followed(lambda *arguments: CacheLog.make(link, *arguments), fullest)]
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         link, log = self._link, cache[-1]
@@ -63,21 +74,29 @@ class Leading(Model):
         if inputs.capture is not None:
             raise UnsupportedError("hidden states and attention weights: no rank has all of them; use one rank")
         arrays = [*self._token_inputs(inputs), inputs.positions, inputs.two_way, *inputs.deepstack]
+        needed = [True] * len(arrays)
+        if isinstance(self, Stage):  # others take states for embeddings
+            needed = [False, True, True, True, *self.needs(len(inputs.deepstack))]
         header = {
             "cache": log.number,
             "at": None if at is None else np.array(at).tolist(),
             "delta": inputs.delta if isinstance(inputs.delta, int | float) else np.array(inputs.delta).tolist(),
             "types": None if inputs.token_types is None else inputs.token_types.tolist(),
-            "arrays": [None if array is None else [array.shape, _name(array.dtype)] for array in arrays],
+            "variant": inputs.variant,
+            "arrays": [
+                None if array is None else [array.shape, _name(array.dtype), sent]
+                for array, sent in zip(arrays, needed, strict=True)
+            ],
         }
         with link.lock, uninterrupted():
             try:
                 link.begin()
                 link.send(**header)
-                shared = [None if array is None else link.share(array) for array in arrays]
-                logits = super().forward(
-                    _embedded(shared, inputs.tokens, inputs.delta, header["types"]), cache[:-1], at
-                )
+                arrays = [
+                    link.share(array) if sent and array is not None else array
+                    for array, sent in zip(arrays, needed, strict=True)
+                ]
+                logits = super().forward(_embedded(arrays, inputs.tokens, inputs.delta, header), cache[:-1], at)
                 link.launch(logits)
             except BaseException as error:
                 link.broken = True
@@ -96,9 +115,7 @@ class Leading(Model):
         if isinstance(self, Gemma4Decoder):
             embeds = self.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
             return [embeds, self.per_layer_inputs(inputs.tokens, embeds)]
-        if inputs.embeds is not None:
-            return [inputs.embeds, None]
-        return [self.driver.embed(unwrapped(self.text_decoder()), inputs.tokens), None]
+        return [self.embed_answer(inputs.tokens) if inputs.embeds is None else inputs.embeds, None]
 
 
 def dismiss(model: Model) -> bool:
@@ -126,14 +143,11 @@ def follow(model: Model, group: Group) -> None:
             replica.repeat(*note)
         if message.get("end"):
             return
-        arrays: list[Any] = [
-            None if array is None else link.share(mx.zeros(array[0], getattr(mx, array[1])))
-            for array in message["arrays"]
-        ]
+        arrays = [None if array is None else _received(link, *array) for array in message["arrays"]]
         delta, at = message["delta"], message["at"]
-        tokens = mx.zeros(arrays[0].shape[:2], mx.int32)
+        tokens = mx.zeros(message["arrays"][0][0][:2], mx.int32)
         delta = mx.array(delta) if isinstance(delta, list) else delta
-        inputs = _embedded(arrays, tokens, delta, message["types"])
+        inputs = _embedded(arrays, tokens, delta, message)
         cache = replica.caches[message["cache"]]
         try:
             logits = model.forward(inputs, cache, None if at is None else mx.array(at))
@@ -142,12 +156,18 @@ def follow(model: Model, group: Group) -> None:
             raise failure(f"a forward failed on rank {group.rank()}: {error}") from error
 
 
-def _embedded(arrays: Sequence[Any], tokens: mx.array, delta: float | mx.array, types: Any) -> Embedded:
+def _received(link: Link, shape: Sequence[int], dtype: str, sent: bool) -> mx.array:
+    """What rank 0 has; zeros, where only its shape is of use here."""
+    zeros = mx.zeros(shape, getattr(mx, dtype))
+    return link.share(zeros) if sent else zeros
+
+
+def _embedded(arrays: Sequence[Any], tokens: mx.array, delta: float | mx.array, header: Mapping[str, Any]) -> Embedded:
     """What the ranks compute with. arrays: embeds, per_layer, positions, two_way and the deepstack layers. tokens:
-    zeros but on rank 0, for nobody reads them beside the embeddings. types: `Embedded.token_types` as lists."""
+    zeros but on rank 0, for nobody reads them beside the embeddings."""
     embeds, per_layer, positions, two_way, *deepstack = arrays
-    token_types = None if types is None else np.array(types, np.int32)
-    return Embedded(tokens, embeds, positions, delta, deepstack, two_way, token_types, per_layer)
+    types = None if header["types"] is None else np.array(header["types"], np.int32)
+    return Embedded(tokens, embeds, positions, delta, deepstack, two_way, types, per_layer, variant=header["variant"])
 
 
 def _name(dtype: mx.Dtype) -> str:

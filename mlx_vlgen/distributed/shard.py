@@ -51,8 +51,8 @@ def check(model: Model) -> None:
     decoder = driver.arguments["model_type"] if driver else model.config["model_type"]
     if decoder not in DECODERS or type(model).forward.__qualname__ not in FORWARDS:
         raise UnsupportedError(
-            f"shard: {model.config['model_type']} (its text decoder is {decoder}) runs on one rank only; leave shard "
-            "and ranks out"
+            f"shard: {model.config['model_type']} (its text decoder is {decoder}) runs on one rank only, unless "
+            "--shard pipeline divides it; give that, or leave shard and ranks out"
         )
 
 

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from .._runtime import memory_available
-from ..models.base import CrossAttention, LayerKind, Opaque, PromptWindow, Recurrent, Sliding, Whole
+from ..models.base import CrossAttention, Followed, LayerKind, Opaque, PromptWindow, Recurrent, Sliding, Whole
 from .cache import Cache
 from .kv_settings import KVSettings
 from .request import Row
@@ -26,10 +27,12 @@ class LayerSize:
 
     @classmethod
     def of(cls, cache: object) -> "LayerSize":
-        """Read off the shapes of a cache that was used."""
+        """Read off the shapes of a cache that was used, here or on another rank only."""
         if isinstance(cache, StateCache):
             return cls(state=cache.row_bytes)
-        keys, values = cache.state[:2]  # type: ignore[attr-defined]
+        if not (arrays := cache.state[:2]):  # type: ignore[attr-defined]
+            return cls()
+        keys, values = arrays
         return cls(sum(part.shape[1] * part.shape[3] for part in (keys, values)), keys.dtype.size)
 
 
@@ -82,4 +85,8 @@ class Budget:
         if self._layers is None:
             return sum(row.sequences())
         positions = row.sequences(likely=True)
-        return sum(bytes_needed(self._layers, row.request.kv, count) for count in positions)
+        return int(self._fullest * sum(bytes_needed(self._layers, row.request.kv, count) for count in positions))
+
+    @cached_property
+    def _fullest(self) -> float:
+        return max((kind.fullest for kind in self.layout if isinstance(kind, Followed)), default=1.0)

@@ -20,16 +20,13 @@ Parts = list[mx.array]
 
 
 class Run(NamedTuple):
-    """Keys and values of neighbouring positions of one row. buffer: the place of their `Columns` among a cache's.
-    parts: arrays (1, H, n, ·)."""
+    """Keys and values of so many neighbouring positions of one row. buffer: the place of their `Columns` among a
+    cache's. parts: arrays (1, H, size, ·); none where another rank has them."""
 
     first: int
+    size: int
     buffer: int
     parts: Parts
-
-    @property
-    def size(self) -> int:
-        return int(self.parts[0].shape[2])
 
 
 class Columns:
@@ -129,6 +126,8 @@ class Columns:
             end = run.first + run.size
         for first, pieces in joined:
             whole = [mx.concatenate(list(parts), axis=2) for parts in zip(*pieces, strict=True)]
+            if not whole:  # another rank has them
+                continue
             self.make_room(rows, length, whole, expected)
             self.write([first] * rows, [whole[0].shape[2]] * rows, whole)
 

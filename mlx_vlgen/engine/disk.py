@@ -217,7 +217,11 @@ def _read(path: Path, parent: bytes, key: bytes) -> Block:
     def take(count: int) -> list[mx.array]:
         return [arrays[str(next(place))] for _ in range(count)]
 
-    layers = [[Run(first, buffer, take(count)) for first, buffer, count in layer] for layer in runs]
+    def run(first: int, buffer: int, count: int) -> Run:
+        parts = take(count)
+        return Run(first, int(parts[0].shape[2]), buffer, parts)
+
+    layers = [[run(*what) for what in layer] for layer in runs]
     return Block(key, parent, units, layers, {index: take(count) for index, count in states})
 
 

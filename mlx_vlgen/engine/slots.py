@@ -85,6 +85,11 @@ class AttentionCache:
         self.oldest = self._longest % used if self.reach.head == 0 else 0
         return columns.arrays[0][:rows, :, :used], columns.arrays[1][:rows, :, :used]
 
+    def advance(self, N: int) -> None:
+        """N more tokens a row, whose keys and values another rank stores, as all of this layer's: here are no
+        arrays, and all else is as there."""
+        self.lengths = [length + N for length in self.lengths]
+
     def _chunk(self, new: Parts) -> tuple[mx.array, mx.array]:
         """Of more tokens than fit: the first attend to keys whose places the last ones take."""
         [columns], rows, earlier = self.columns, len(self.lengths), self._earlier()
@@ -238,7 +243,7 @@ class AttentionCache:
         if window is not None:
             spans = [(start, min(stop, head)), (max(start, head, self.lengths[row] - window), stop)]
         return [
-            Run(first, buffer, columns.copied(row, column, count))
+            Run(first, count, buffer, columns.copied(row, column, count))
             for buffer, columns in enumerate(self.columns)
             for span in spans
             for first, column, count in columns.runs(*span)

@@ -69,9 +69,11 @@ class Opaque:
 @dataclass(frozen=True)
 class Followed:
     """No layer, but what stands after all of them where other ranks repeat each operation on the caches: `make` gives
-    what takes part in these in a cache's place, of the arguments of `engine.cache.make_cache` but the first."""
+    what takes part in these in a cache's place, of the arguments of `engine.cache.make_cache` but the first. fullest:
+    how many times this rank's caches take as much on the rank that has most."""
 
     make: Callable[..., Any]
+    fullest: float = 1.0
 
 
 LayerKind = Full | Sliding | PromptWindow | Recurrent | CrossAttention | Whole | Opaque | Followed

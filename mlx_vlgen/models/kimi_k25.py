@@ -4,7 +4,7 @@ Source: Kimi Team 2025 (arXiv 2504.07491) for MoonViT; transformers' Kimi_K25For
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media
 from .attention import MLP, VisionAttention
-from .base import Embedded, Features
+from .base import Features
 from .configuration import BaseConfig
 from .layers import fold_squares, pace, resample_bicubic
 from .vision_language import VisionLanguageModel, join_pixels, tower_input
@@ -158,12 +158,10 @@ class KimiK25(VisionLanguageModel):
         self.vision_tower = MoonVit(vision)
         self.mm_projector = Projector(vision.hidden_size, down, self.hidden_size, eps)
 
-    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        """Placeholders in an answer are taken for token 0, as transformers takes them."""
-        if inputs.embeds is None:
-            placeholder = (inputs.tokens[..., None] == mx.array(self._placeholders)).any(axis=-1)
-            inputs = replace(inputs, tokens=mx.where(placeholder, 0, inputs.tokens))
-        return super().forward(inputs, cache, at)
+    def embed_answer(self, tokens: mx.array) -> mx.array:
+        """Placeholders are taken for token 0, as transformers takes them."""
+        placeholder = (tokens[..., None] == mx.array(self._placeholders)).any(axis=-1)
+        return super().embed_answer(mx.where(placeholder, 0, tokens))
 
     @classmethod
     def rename(cls, key: str) -> str | None:

@@ -4,7 +4,7 @@ Source: transformers' MuseGlimmerForConditionalGeneration, whose names of parame
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media, Normalization
 from .attention import MLP, VisionAttention, linear_without_bias
-from .base import Embedded, Features
+from .base import Features
 from .configuration import BaseConfig
 from .layers import ACTIVATIONS, PositionTable, embed_patches, fold_squares, pace, resample_faded, rotary_2d
 from .mrope import VisionBlock
@@ -162,9 +162,7 @@ class MuseGlimmer(VisionLanguageModel):
         features = mx.concatenate(parts).reshape(len(media), -1, self.hidden_size)
         return [Features(medium) for medium in features]
 
-    def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
-        """Placeholders in an answer are taken for token 0, as transformers takes them."""
-        if inputs.embeds is None:
-            placeholder = (inputs.tokens[..., None] == mx.array(self._placeholders)).any(axis=-1)
-            inputs = replace(inputs, tokens=mx.where(placeholder, 0, inputs.tokens))
-        return super().forward(inputs, cache, at)
+    def embed_answer(self, tokens: mx.array) -> mx.array:
+        """Placeholders are taken for token 0, as transformers takes them."""
+        placeholder = (tokens[..., None] == mx.array(self._placeholders)).any(axis=-1)
+        return super().embed_answer(mx.where(placeholder, 0, tokens))

@@ -144,6 +144,11 @@ class TextModel(Model):
             )
         return Embedded(mx.array(prompt.tokens)[None], variant=self.variant(prompt))
 
+    def embed_answer(self, tokens: mx.array) -> mx.array:
+        """See `VisionLanguageModel`; of a decoder that is run layer by layer."""
+        assert self.driver is not None
+        return self.driver.embed(unwrapped(self._decoder), tokens)
+
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         if self.driver is None:
             return gather_last(self._decoder(inputs.tokens, cache=cache), at)  # its head may scale or cap the logits

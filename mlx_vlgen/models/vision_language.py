@@ -2,6 +2,7 @@
 decoders."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,8 +78,14 @@ class VisionLanguageModel(Model):
             variant=self.variant(prompt),
         )
 
+    def embed_answer(self, tokens: mx.array) -> mx.array:
+        """Tokens (B, L) that rows have drawn -> (B, L, d)."""
+        return self.driver.embed(self.language_model, tokens)
+
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text = self.language_model
+        if inputs.embeds is None:
+            inputs = replace(inputs, embeds=self.embed_answer(inputs.tokens))
         h = self.driver.hidden_states(text, inputs, cache, None, self.within_window, self.deepstack_layers)
         return self.driver.logits(text, h, at)
 

@@ -1,4 +1,5 @@
-"""One rank of `test_mixes`. Arguments: a family, its checkpoint, how many mixes, and the draft model's checkpoint.
+"""One rank of `test_mixes`. Arguments: the sharding, a family, its checkpoint, how many mixes, and the draft model's
+checkpoint.
 
 Rank 0 plays random mixes of rows over two ranks, and each again with the whole model.
 """
@@ -78,9 +79,9 @@ def play(family: Family, rows: list[Mixed], **settings: Any) -> list[tuple[list[
                     iterator.cancel(id)
 
 
-def main(name: str, folder: str, count: int, draft: str) -> None:
+def main(sharding: str, name: str, folder: str, count: int, draft: str) -> None:
     group = mx.distributed.init(strict=True, backend="ring")
-    model, processor = ranks.load_part(folder, group)
+    model, processor = ranks.load_part(folder, group, sharding)
     if group.rank():
         ranks.follow(model, group)
         return
@@ -101,4 +102,4 @@ def main(name: str, folder: str, count: int, draft: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    main(*sys.argv[1:4], int(sys.argv[4]), sys.argv[5])

@@ -1,4 +1,4 @@
-"""Families of which tests/distributed/test_ranks.py compares several ranks with one."""
+"""Families of which tests/distributed/test_ranks.py compares several ranks with one: cut by tensors, or by layers."""
 
 FIRST = ("llama", "qwen3_vl")
 OTHERS = (
@@ -12,3 +12,9 @@ OTHERS = (
     "qwen3_5_text", "qwen3_moe", "qwen3_omni_moe", "qwen3_vl_moe", "smolvlm", "unlimited_ocr", "voxtral",
 )  # fmt: skip
 CUT = (*FIRST, *OTHERS)
+"""Those of whose layers each rank can have a part."""
+DIVIDED = (
+    *(name for name in CUT if name not in ("gemma3n", "gemma4", "gemma4_audio")), "kimi_k25", "muse_glimmer",
+    "phi4_multimodal",
+)  # fmt: skip
+"""Those whose layers ranks can have whole."""

@@ -15,9 +15,10 @@ from mlx_vlgen.engine.budget import Budget, LayerSize, bytes_needed
 from mlx_vlgen.engine.kv_settings import KVSettings
 from mlx_vlgen.engine.modes import Beams, Guidance
 from mlx_vlgen.engine.request import ROOM, Row
+from mlx_vlgen.engine.states import FollowedCache
 from mlx_vlgen.engine.text import TextStream
 from mlx_vlgen.inputs.prompt import Prompt
-from mlx_vlgen.models.base import Embedded, Full, LayerKind, Recurrent, Sliding
+from mlx_vlgen.models.base import Embedded, Followed, Full, LayerKind, Recurrent, Sliding
 
 WHOLE, Q4, Q8, BOUNDED = KVSettings(), KVSettings(4, 32), KVSettings(8, 64, start=256), KVSettings(max_size=68)
 STEP = columns.STEP
@@ -101,6 +102,16 @@ def test_each_row_needs_what_its_own_settings_take(monkeypatch: pytest.MonkeyPat
         assert kv_budget.needed(row(kv=Q4)) == (2 * 100 * (4 + 2 * 16 / 32) / 8 + 100 * 2) * SIZE.width + 280
         assert kv_budget.needed(row(beams=Beams(3))) == 3 * kv_budget.needed(row())
         assert kv_budget.needed(guided) == kv_budget.needed(row()) + 3 * 67 * SIZE.width * 2 + 280
+
+
+def test_other_ranks_may_have_more_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose cache another rank has takes nothing here."""
+    monkeypatch.setattr(budget, "memory_available", lambda: 10_000)
+    there, followed = kv.make_cache([Full()]), Followed(lambda *_: FollowedCache(0), fullest=1.5)
+    there[0].advance(300)
+    kv_budget = Budget([Full(), Full(), followed], None)
+    kv_budget.learn([filled(Full(), WHOLE, 300), *there, FollowedCache(0)])
+    assert kv_budget.needed(row()) == 1.5 * 100 * SIZE.width * 2
 
 
 def test_an_answer_without_an_end_does_not_reserve_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
