@@ -21,7 +21,7 @@ from .shard import Group
 
 FORWARDS = (
     "TextModel.forward", "VisionLanguageModel.forward", "MRopeModel.forward", "HunyuanVL.forward",
-    "Ernie4_5VLMoe.forward", "Phi4Multimodal.forward", "Gemma4Decoder.forward",
+    "Ernie4_5VLMoe.forward", "Gemma4Decoder.forward",
 )  # fmt: skip
 """Those in which a layer with a cache takes of earlier ones their states only, and of a prompt what `ranks` sends."""
 

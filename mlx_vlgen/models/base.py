@@ -350,9 +350,8 @@ class Model(nn.Module):
         return 0
 
     def variant(self, prompt: Prompt) -> int:
-        """How a row with this prompt is computed, of a family that computes rows in several ways: a number below 16,
-        odd beyond the `switch`. Rows of one run together, and begin with what others of it have computed; 0 is that of
-        a plain short text."""
+        """How a row with this prompt is computed, where a family has several ways: a number below 16, odd beyond the
+        `switch`. Rows of one run together, and begin with what others of it have computed. 0: a plain short text."""
         return int(self.switch is not None and len(prompt.tokens) > self.switch)
 
     def reach(self, variant: int) -> int | None:

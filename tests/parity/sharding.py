@@ -14,7 +14,7 @@ OTHERS = (
 CUT = (*FIRST, *OTHERS)
 """Those of whose layers each rank can have a part."""
 DIVIDED = (
-    *(name for name in CUT if name not in ("gemma3n", "gemma4", "gemma4_audio")), "kimi_k25", "muse_glimmer",
-    "phi4_multimodal",
+    *(name for name in CUT if name not in ("gemma3n", "gemma4", "gemma4_audio")), "internvl_phi3", "kimi_k25",
+    "muse_glimmer", "phi3", "phi4_multimodal",
 )  # fmt: skip
 """Those whose layers ranks can have whole."""
