@@ -76,19 +76,6 @@ def _mesh(clocks: list[float], size: float, link: Link, varied: Callable[[float]
     return clocks
 
 
-def simulate_pipeline(times: Sequence[float], groups: int, rounds: int = 50) -> float:
-    """Seconds between two tokens of a group, where so many groups of rows go in turn through stages of these times."""
-    free, ready = [0.0] * len(times), [0.0] * groups
-    begun = 0.0
-    for turn in range(rounds):
-        for group in range(groups):
-            for stage, time in enumerate(times):
-                free[stage] = ready[group] = max(free[stage], ready[group]) + time
-        if turn == rounds // 2:
-            begun = ready[0]
-    return (ready[0] - begun) / (rounds - 1 - rounds // 2)
-
-
 WORLDS = {
     "equal machines": World(),
     "latencies and computing vary by 30%": World(jitter=0.3),

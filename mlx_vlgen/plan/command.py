@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import UnsupportedError
 from ..flags import Parser
 from ..inputs.files import reading
-from .estimate import RUNS, Estimate, Load, Seconds, forward_bytes
+from .estimate import Estimate, Load, Seconds, forward_bytes
 from .machines import parse
 from .planning import Plan, make_plan, what_would_fit
 from .source import find_source, read_model
@@ -60,22 +60,19 @@ def as_table(name: str, plan: Plan, instead: Sequence[str]) -> Iterator[str]:
     for row in rows:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
     yield ""
-    if any(way.way not in RUNS for way in plan.ways):
-        yield "* not run by this package yet"
     yield from _verdict(plan, instead)
 
 
 def _row(way: Estimate, batch: int) -> tuple[str, ...]:
-    title = way.way + "*" * (way.way not in RUNS)
     if way.refused is not None:
-        return (title, way.refused, *[""] * (len(TITLES) - 2))
+        return (way.way, way.refused, *[""] * (len(TITLES) - 2))
     memory = f"{_gigabytes(way.needed)} of {_gigabytes(way.usable)}"
     if not way.fits:
-        return (title, f"{memory}: too much", *[""] * (len(TITLES) - 2))
+        return (way.way, f"{memory}: too much", *[""] * (len(TITLES) - 2))
     few = f", {way.together} at once" if way.together < batch else ""
     picture = "" if way.first_picture is None else _seconds(way.first_picture)
     return (
-        title, memory, f"{way.rows:,}", f"{_rate(way.row_rate)} tok/s", f"{_rate(way.batch_rate)} tok/s{few}",
+        way.way, memory, f"{way.rows:,}", f"{_rate(way.row_rate)} tok/s", f"{_rate(way.batch_rate)} tok/s{few}",
         _seconds(way.first), picture, way.row.bound,
     )  # fmt: skip
 
@@ -137,7 +134,7 @@ def as_json(name: str, plan: Plan, instead: Sequence[str]) -> dict[str, Any]:
 
 
 def _way_as_json(way: Estimate) -> dict[str, Any]:
-    found: dict[str, Any] = {"way": way.way, "runs": way.way in RUNS, "fits": way.fits, "refused": way.refused}
+    found: dict[str, Any] = {"way": way.way, "fits": way.fits, "refused": way.refused}
     if way.refused is None:
         found |= {"needed": way.needed, "rows": way.rows}
     if way.fits:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx, nn, tree_flatten
+from ..distributed.pipeline import divided
 from ..distributed.shard import Ranks, Summed, SummedLinear, check, parameters, shard
 from ..engine.budget import LayerSize, bytes_needed
 from ..engine.cache import make_cache
@@ -78,21 +79,18 @@ class Costs:
         return sum(layer.sums for layer in self.layers)
 
     def stages(self, count: int) -> Iterator["Costs"]:
-        """Cut by layers: the first has the embeddings and the tower, the last the output layer."""
-        total = len(self.layers)
-        beside = self.stored - sum(layer.dense + layer.experts for layer in self.layers)
-        moved = 0 if self.tied else int(self.head)  # of tied embeddings the last has a copy
-        for stage in range(count):
-            begin, end = stage * total // count, (stage + 1) * total // count
-            layers = self.layers[begin:end]
-            ends = len(self.caches) * begin // total, len(self.caches) * end // total
-            last = stage == count - 1
-            stored = sum(layer.dense + layer.experts for layer in layers)
-            stored += (beside - moved if stage == 0 else 0) + (int(self.head) if last and count > 1 else 0)
-            yield replace(
-                self, layers=layers, caches=self.caches[slice(*ends)], stored=stored, head=self.head if last else 0,
-                head_flops=self.head_flops if last else 0, tower=self.tower if stage == 0 else None,
-            )  # fmt: skip
+        """Divided by layers, as `distributed.pipeline` does it: the first has all besides the layers."""
+        sizes = [layer.dense + layer.experts for layer in self.layers]
+        beside, begin, total = self.stored - sum(sizes), 0, len(self.layers)
+        for stage, number in enumerate(divided(sizes, beside, count)):
+            end = begin + number
+            caches = self.caches[len(self.caches) * begin // total : len(self.caches) * end // total]
+            stored, layers = sum(sizes[begin:end]), self.layers[begin:end]
+            if stage == 0:
+                yield replace(self, layers=layers, caches=caches, stored=stored + beside)
+            else:
+                yield replace(self, layers=layers, caches=caches, stored=stored, head=0, head_flops=0, tower=None)
+            begin = end
 
 
 class _Rank:

@@ -27,8 +27,6 @@ MARGIN = 1 << 30
 """Bytes for what a forward of text needs beside weights and caches, as in `loading.footprint`."""
 
 WAYS = ("alone", "tensor", "pipeline", "data")
-RUNS = ("alone", "tensor", "data")
-"""Those that this package runs today."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +187,7 @@ def tensor(costs: Costs, machines: Machines, load: Load) -> Estimate:
 
 
 def pipeline(costs: Costs, machines: Machines, load: Load) -> Estimate:
-    """Some layers on each machine. As many groups of rows as machines are on their way at once."""
+    """Some layers on each machine, one after the other: the first has the last norm and the output layer, too."""
     count, chip, link = machines.count, machines.chip, machines.link
     stages = list(costs.stages(count))
     rows, needed = _room(stages, machines, load)
@@ -198,28 +196,23 @@ def pipeline(costs: Costs, machines: Machines, load: Load) -> Estimate:
     def sent(tokens: int) -> Seconds:
         return Seconds(link=link.send_seconds(tokens * costs.width * costs.itemsize))
 
-    def back(number: int) -> Seconds:
-        return Seconds(link=link.send_seconds(number * costs.vocabulary * costs.itemsize))
+    header = Seconds(link=link.send_seconds(HEADER))
 
     def step(number: int) -> Seconds:
-        """Until one group has its tokens."""
         times = (step_seconds(stage, chip, number, load.context) for stage in stages)
-        return sum(times, sent(number) * (count - 1) + back(number))
+        return sum(times, header + sent(number) * count)  # once around
 
     def prompt(tokens: int) -> Seconds:
-        """Chunks follow each other through the stages."""
+        """Chunks follow each other through the stages; of the last one the last state comes back."""
         chunks = math.ceil(tokens / CHUNK)
         times = [prompt_seconds(stage, chip, tokens) * (1 / chunks) for stage in stages]
         slowest = max(times, key=lambda time: time.total)
-        moved = sent(math.ceil(tokens / chunks)) * (count + chunks - 2)
-        return sum(times, slowest * (chunks - 1) + moved + back(1))
+        moved = (header + sent(math.ceil(tokens / chunks))) * (count + chunks - 2)
+        return sum(times, slowest * (chunks - 1) + moved + sent(1))
 
-    groups = max(1, min(count, together))
-    group = math.ceil(together / groups) if together else 1
-    slots = [step_seconds(stage, chip, group, load.context) + sent(group) for stage in stages]
-    cycle = max((max(slots, key=lambda slot: slot.total) * groups, step(group)), key=lambda time: time.total)
     return Estimate(
-        "pipeline", needed, machines.usable, rows, together, step(1), cycle, prompt(load.prompt) + REQUEST,
+        "pipeline", needed, machines.usable, rows, together, step(1), step(max(1, together)),
+        prompt(load.prompt) + REQUEST,
         _with_picture(costs, machines, load, prompt),
     )  # fmt: skip
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ..distributed.pipeline import check
 from ..errors import UnsupportedError
 from ..models.base import Model
 from ..notices import rewriting_notices
 from .costs import Costs, costs_of, rank_costs
-from .estimate import RUNS, Estimate, Load, pipeline, tensor, whole
+from .estimate import Estimate, Load, pipeline, tensor, whole
 from .machines import Machines
 from .picture import Picture
 
@@ -32,7 +33,7 @@ class Plan:
     @property
     def possible(self) -> list[Estimate]:
         """What fits and runs today."""
-        return [way for way in self.ways if way.fits and way.way in RUNS]
+        return [way for way in self.ways if way.fits]
 
     @property
     def best_row(self) -> Estimate | None:
@@ -60,10 +61,13 @@ def _ways(model: Model, costs: Costs, machines: Machines, load: Load) -> Iterato
     except UnsupportedError:
         decoder = model.config["model_type"]
         yield Estimate("tensor", refused=f"{decoder} is not cut by this package yet")
-    if machines.count > len(costs.layers):
-        yield Estimate("pipeline", refused=f"{machines.count} machines for {len(costs.layers)} layers")
-    else:
+    try:
+        check(model, machines.count)
         yield pipeline(costs, machines, load)
+    except UnsupportedError:
+        few = machines.count > len(costs.layers)
+        reason = f"{machines.count} machines for {len(costs.layers)} layers" if few else "its layers are not divided"
+        yield Estimate("pipeline", refused=reason)
     yield whole("data", costs, machines, load)
 
 
@@ -80,7 +84,7 @@ def what_would_fit(build: Build, plan: Plan, bits: int | None, size: tuple[int, 
             yield f"{more}"
             break
     if machines.chip.memory is None and machines.chip.usable(10**9) < 10**9:  # Apple's
-        needed = min(way.needed for way in plan.ways if way.refused is None and way.way in RUNS)
+        needed = min(way.needed for way in plan.ways if way.refused is None)
         for memory in (memory * 10**9 for memory in MEMORIES if memory * 10**9 > machines.memory):
             if machines.chip.usable(memory) >= needed:
                 yield f"{replace(machines, memory=memory)}"

@@ -181,7 +181,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     alone = found["ways"][0]
     assert alone["tokens_per_second"] == pytest.approx(1 / sum(alone["seconds"].values()))
     code, out, _ = run(capsys, "demo", "--machines", "2x M2 8GB, 1gbe")
-    assert code == 0 and "Best for one row: alone" in out and "pipeline*" in out and "not run" in out
+    assert code == 0 and "Best for one row: alone" in out and "pipeline " in out
     code, out, _ = run(capsys, str(DEMO / "config.json"), "--machines", "2x box=100,10,0.5")
     assert code == 0 and "does not fit" in out and "on no number of these machines" in out
 
@@ -241,14 +241,6 @@ def test_twelve_equal_processes_take_what_the_formula_says(scaling: ModuleType, 
     assert simulate(0.01, 0, 8192, link, 12, World()) == pytest.approx(0.01)
     for world in (World(jitter=0.3), World(slow=0.25), World(stall=0.05, stalled=0.002)):
         assert simulate(0.01, 40, 8192, link, 12, world) > expected
-
-
-def test_groups_follow_each_other_through_stages_as_the_formula_says(scaling: ModuleType) -> None:
-    from scaling_simulation import simulate_pipeline
-
-    for times in ([1.0] * 4, [1.0, 3.0, 1.0, 1.0], [0.5, 0.5, 2.0]):
-        for groups in range(1, len(times) + 1):
-            assert simulate_pipeline(times, groups) == pytest.approx(max(groups * max(times), sum(times)))
 
 
 @pytest.mark.slow
