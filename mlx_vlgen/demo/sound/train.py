@@ -4,9 +4,9 @@ Needs the extra `train` (torch, transformers) and espeak-ng. The tower first lea
 (see `lessons.moments`), of clips of one or two words and then of longer ones; then everything is trained together on
 answers. The checkpoint has the moving average of the weights, in float16.
 
-The one in `model/` took 3 hours on half a core: 15 minutes of moments alone at rate 1 and 20 at 0.4; 8 on answers; 100
-at 0.4 (`--start`), which falls to 0; 38 at 0.3 with the shares below (before them tones had 0.15). Rate 1 is too high
-for batches as small as these.
+The one in `model/` took 5 hours on half a core: 15 minutes of moments alone at rate 1 and 20 at 0.4; 8 on answers; 100
+at 0.4 (`--start`), which falls to 0; 38 and 110 at 0.3 with the shares below (before them tones had 0.15). Rate 1 is
+too high for batches as small as these.
 """
 
 from __future__ import annotations
