@@ -164,14 +164,15 @@ class Family:
         return self._features[medium.key]
 
     def _one_forward(self, ask: Ask, said: Sequence[int]) -> np.ndarray:
-        """(n, V): what the plain loop finds token by token, of the prompt and all that was said at once."""
+        """(n, V): what the plain loop finds token by token, of the prompt at once and of all that was said. What was
+        said is no prompt: a drawn token that marks a picture is read as any other."""
         prompt = self.processor.prepare(ask.text, ask.media)
-        variant = self.model.variant(prompt)
         cache = make_cache(self.model.cache_layout(), prompts=[len(prompt.tokens)])
-        prompt = replace(prompt, tokens=np.append(prompt.tokens, np.array(said[:-1], prompt.tokens.dtype)))
         inputs = self.model.embed(prompt, [self._encoded(medium) for medium in prompt.media])
-        inputs.variant = variant
-        logits = self.model(inputs, cache)[0, -len(said) :]
+        logits = self.model(inputs, cache)[0, -1:]
+        if len(said) > 1:
+            after = Embedded(mx.array([said[:-1]]), delta=inputs.delta, variant=inputs.variant)
+            logits = mx.concatenate([logits, self.model(after, cache)[0]])
         return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
     def _plain_loop(self, ask: Ask, forced: Sequence[int] | None, kv: KVSettings = KVSettings()) -> Answer:
