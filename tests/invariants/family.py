@@ -1,7 +1,7 @@
 """A tiny checkpoint, its requests, and the answers that a plain loop gives to them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
