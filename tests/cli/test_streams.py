@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,18 +260,24 @@ def test_progress_is_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch, capsys:
     assert progress_bar("answering", "prompt", 3) is None
 
 
-def test_a_slow_prompt_is_seen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slow_prompt_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that is a single step; the line is empty again before the answer."""
-    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True)
+
+    class Screen(io.StringIO):  # what pytest captures may lose what a thread writes while it is read
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
     monkeypatch.setenv("COLUMNS", "80")
-    bar, shown = PromptBar(seconds=0.01), ""
-    while "reading the prompt: " not in shown:
-        shown += capsys.readouterr().err
+    bar = PromptBar(seconds=0.01)
+    while "reading the prompt: " not in screen.getvalue():
+        time.sleep(0.001)
     bar.update(7, 7)
-    assert re.search(r"\r {20,}\r$", capsys.readouterr().err.rstrip("\r") + "\r")
+    assert re.search(r"\r {20,}\r$", screen.getvalue().rstrip("\r") + "\r")
+    shown = screen.getvalue()
     quick = PromptBar(seconds=60)
     quick.update(7, 7)
-    assert capsys.readouterr().err.strip() == ""
+    assert screen.getvalue()[len(shown) :].strip() == ""
 
 
 def test_a_batchs_rows_are_counted(
