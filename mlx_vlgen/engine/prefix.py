@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from ..inputs.prompt import Prompt
+from ..inputs.prompt import Prompt, Span
 
 BLOCK = 128
 """Positions in a block, but for the last of a row."""
@@ -14,9 +14,9 @@ LEAST = 32
 """Fewer positions are computed again: what begins alike by a template's first tokens runs better in one forward."""
 
 Units = np.ndarray
-"""(L, 4) uint64: a position's token with its place in a medium, the medium's key, and its place in a two-way span with
-the row's variant. Rows that are equal from the first one to here have equal keys and values there, with the same
-weights and caches."""
+"""(L, 4) uint64: a position's token with its place in a medium, the medium's key, and the row's variant with a hash of
+the spans around it whose positions depend on later ones. Rows that are equal from the first one to here have equal keys
+and values there, with the same weights and caches."""
 
 
 def units_of(prompt: Prompt, variant: int = 0) -> Units:
@@ -28,11 +28,19 @@ def units_of(prompt: Prompt, variant: int = 0) -> Units:
             units[start:end, 0] += np.arange(place, place + end - start, dtype=np.uint64) << np.uint64(32)
             units[start:end, 1:3] = key
             place += end - start
-    for start, end in prompt.two_way:
-        units[start:end, 3] += (np.arange(1, end - start + 1, dtype=np.uint64) << np.uint64(32)) + np.uint64(
-            end - start
-        )
+    hashes = np.zeros(len(units), np.uint64)
+    for start, end in bound_spans(prompt):
+        digest = hashlib.sha256(units[start:end, :3].tobytes()).digest()
+        hashes[start:end] ^= np.frombuffer(digest[:8], np.uint64) >> np.uint64(4)  # below the variant
+    units[:, 3] ^= hashes
     return units
+
+
+def bound_spans(prompt: Prompt) -> set[Span]:
+    """Those whose positions depend on each other, the last ones too: no known beginning ends in one, and what was
+    computed in one is known by all of it."""
+    spans = [medium.bounds for medium in prompt.media if medium.spans]
+    return {*spans, *prompt.two_way, *prompt.unbroken}
 
 
 def token_units(tokens: Sequence[int], variant: int = 0) -> Units:
@@ -60,9 +68,8 @@ def block_keys(root: bytes, units: Units) -> list[bytes]:
 def cut_back(length: int, prompt: Prompt) -> int:
     """How many of `length` known positions a prompt can begin with: none of its media, two-way and unbroken spans is
     cut, and its last token is computed, for its logits."""
-    spans = [medium.bounds for medium in prompt.media if medium.spans]
     length = min(length, len(prompt.tokens) - 1)
-    for start, end in sorted([*spans, *prompt.two_way, *prompt.unbroken], reverse=True):
+    for start, end in sorted(bound_spans(prompt), reverse=True):
         if start < length < end:
             length = start
     return length

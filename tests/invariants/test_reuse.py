@@ -313,6 +313,19 @@ def test_a_picture_is_encoded_once(load_family: LoadFamily, name: str) -> None:
         assert_equal(reused, run(family.model, family, [request], None)[0])
 
 
+@pytest.mark.parametrize("name", ["mllama", "molmo2"])
+def test_what_sees_a_later_picture_is_that_picture_s(load_family: LoadFamily, name: str) -> None:
+    """Two talks that begin with one picture and differ in the second, which the first positions may attend to."""
+    family, cache = load_family(name), PrefixCache()
+    for other in ("upright", "upright inverted"):
+        request = talk(family, [("What is it?", ("small",)), ("And this?", (other,))])
+        [heard] = run(family.model, family, [request], cache)
+        following = going_on(family, request, heard, " And then what?")
+        [reused] = run(family.model, family, [following], cache)
+        assert cached(reused) > heard.results[-1].prompt_tokens
+        assert_equal(reused, run(family.model, family, [following], None)[0])
+
+
 # On disk
 
 

@@ -1,8 +1,11 @@
 """What can be reused of a prompt: decided from its tokens, media and spans."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +50,16 @@ def test_equal_ids_with_another_picture_differ_from_its_first_token() -> None:
     assert agreement(units_of(one), units_of(prompt(30))) == 4
     assert agreement(units_of(one), units_of(prompt(30, [picture(1, (5, 13))]))) == 4  # the same, a token later
     assert agreement(units_of(prompt(30, two_way=[(3, 9)])), units_of(prompt(30, two_way=[(3, 10)]))) == 3
+
+
+@pytest.mark.parametrize("field", ["two_way", "unbroken"])
+def test_what_depends_on_later_positions_is_known_by_them(field: str) -> None:
+    """Two pictures that see each other: the first one's keys and values are others beside another second one."""
+    spans: dict[str, Any] = {field: ((2, 20),)}
+    one, other, again = (
+        units_of(replace(prompt(30, [picture(1, (4, 8)), picture(color, (12, 16))]), **spans)) for color in (2, 3, 2)
+    )
+    assert (agreement(one, other), agreement(one, again)) == (2, 30)
 
 
 @given(st.lists(st.integers(0, 2), max_size=3 * BLOCK), st.lists(st.integers(0, 2), max_size=3 * BLOCK))
