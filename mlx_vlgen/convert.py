@@ -26,7 +26,7 @@ from .demo import NAMES
 from .errors import UnsupportedError, VlgenError
 from .loading.checkpoint import INDEX, read_config, weight_files
 from .loading.hub import locate
-from .loading.loader import DTYPES, build, fill, known_dtype, refuse_quantized
+from .loading.loader import DTYPES, build, fill, known_dtype, only_reads, refuse_quantized
 from .loading.quantization import Quantization, quantize_layers, recipe_of
 from .loading.saving import check_target, new_folder, write_json, write_weights
 from .notices import format_size, notice
@@ -157,7 +157,7 @@ def _weights(source: Path, plan: Plan) -> tuple[dict[str, mx.array], int, dict[s
     config = read_config(source)
     model = build(source, config)
     fill(model, source, plan.dtype, plan.dequantize)
-    has_vision = bool(model.text_prefix)
+    has_vision = not only_reads(model)
     if plan.vision and not has_vision:
         raise UnsupportedError(
             f"quantize_vision: {config['model_type']} is a text decoder; there is nothing that sees."

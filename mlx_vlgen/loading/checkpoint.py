@@ -46,9 +46,10 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def read_processor(folder: Path, config: Mapping[str, Any]) -> "Processor":
-    """The model's processor. LoadError for a tokenizer, template or settings that are damaged or do not fit."""
-    family = find(config)
+def read_processor(folder: Path, config: Mapping[str, Any], only_reads: bool = False) -> "Processor":
+    """The model's processor; only_reads: that of a text decoder. LoadError for a tokenizer, template or settings that
+    are damaged or do not fit."""
+    family = TEXT if only_reads else find(config)
     if family is not TEXT:
         check_settings(
             folder / "config.json",

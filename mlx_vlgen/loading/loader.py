@@ -11,7 +11,7 @@ from .._runtime import blas_hint, memory_available, mx, tree_flatten
 from ..errors import LoadError, UnsupportedError
 from ..inputs.files import reading
 from ..inputs.processor_files import check_tokenizer
-from ..models import PROVED_TEXT, TEXT, find
+from ..models import PROVED_TEXT, TEXT, find, mlx_lm_types
 from ..models.base import Model
 from ..notices import notice
 from .adapters import apply_adapter
@@ -124,10 +124,12 @@ def assemble(
     with _streams_for_any_thread() if any_thread else nullcontext():
         model = build(folder, config)
         model.generation_config.update(generation)
-        model.processor = read_processor(folder, config)
+        stored = fill(model, folder, as_type)
+        if model.text_prefix and only_reads(model):
+            notice(f"{folder}: has the weights of the text decoder only, so it takes text and nothing else.")
+        model.processor = read_processor(folder, config, only_reads(model))
         with reading(folder / "tokenizer.json", "and the files beside it give no tokens"):
             check_tokens(folder, model)
-        stored = fill(model, folder, as_type)
         if recipe is not None:
             refuse_quantized(model, folder)
             quantize_layers(model, recipe)
@@ -190,6 +192,7 @@ def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = 
         if dtype is not None and dtype == mx.float32:  # MLX's types cannot be compared with None
             stored = cast(stored, dtype, model)  # first, for `sanitize` may add to weights, and halves would round
         weights = dequantize_tables(model, _unpack(model.config, model.sanitize(stored)))
+        _leave_out_towers(model, weights)
         if dequantize:
             weights = dequantize_layers(model, weights)
         if dtype is not None:
@@ -198,6 +201,23 @@ def fill(model: Model, folder: Path, dtype: mx.Dtype | None, dequantize: bool = 
         _check_complete(model, weights, folder, stored)
         model.load_weights(list(weights.items()))
     return stored
+
+
+def only_reads(model: Model) -> bool:
+    """Whether all weights are of its text decoder."""
+    return all(name.startswith(model.text_prefix) for name in _parameters(model))
+
+
+def _leave_out_towers(model: Model, weights: Mapping[str, mx.array]) -> None:
+    """Where `weights` are of the text decoder only, as mlx-lm writes them of models that see, all else of the model
+    has no parameters, and is never asked for anything."""
+    text_only = bool(weights) and all(name.startswith(model.text_prefix) for name in weights)
+    if not text_only or not model.text_prefix or model.config["model_type"] not in mlx_lm_types():
+        return
+    for place, module in model.named_modules():
+        if not f"{place}.".startswith(model.text_prefix):
+            for name in [name for name, value in module.items() if isinstance(value, mx.array) and name[0] != "_"]:
+                del module[name]
 
 
 def refuse_quantized(model: Model, folder: Path) -> None:

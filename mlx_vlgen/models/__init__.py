@@ -224,13 +224,14 @@ def find(config: Mapping[str, Any]) -> Family:
 
 
 @functools.cache
-def _text_decoders() -> set[str]:
-    """The model types that mlx-lm has a text decoder for."""
+def mlx_lm_types() -> set[str]:
+    """The model types that mlx-lm knows: text decoders, and models that see, of which it runs the text decoder."""
     from .._mlx_lm import MODEL_REMAPPING, models_folder
 
     files = {path.stem for path in models_folder().glob("*.py") if "\nclass Model(" in path.read_text("utf-8")}
-    return (
-        (files | {name for name, target in MODEL_REMAPPING.items() if target in files})
-        - _MLX_LM_BLIND
-        - FAMILIES.keys()
-    )
+    return files | {name for name, target in MODEL_REMAPPING.items() if target in files}
+
+
+def _text_decoders() -> set[str]:
+    """The model types that mlx-lm has a text decoder for."""
+    return mlx_lm_types() - _MLX_LM_BLIND - FAMILIES.keys()

@@ -235,6 +235,8 @@ class Gemma3n(Gemma4Decoder):
     def embed_tokens(self, tokens: mx.array) -> mx.array:
         """Tokens of the towers' vocabularies by other embeddings."""
         embeds = self.driver.embed(self.language_model, tokens)
+        if "weight" not in self.embed_vision.embedding:  # of a checkpoint that only reads
+            return embeds
         is_seen, is_heard = (tokens >= self._seen) & (tokens < self._heard), tokens >= self._heard
         embeds = mx.where(is_seen[..., None], self.embed_vision.tokens(tokens).astype(embeds.dtype), embeds)
         return mx.where(is_heard[..., None], self.embed_audio.tokens(tokens).astype(embeds.dtype), embeds)

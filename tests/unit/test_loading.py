@@ -20,7 +20,7 @@ from tiny_checkpoints import (
 
 from mlx_vlgen import generate
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.errors import LoadError
+from mlx_vlgen.errors import LoadError, UnsupportedError
 from mlx_vlgen.loading import load, loader
 
 
@@ -94,6 +94,34 @@ def test_tensors_that_do_not_fit_are_told(tmp_path):
         "lm_head.weight (64, 64), expected (64, 128)",
     ):
         assert expected in text
+
+
+def without_towers(family, layout, folder):
+    """A checkpoint with the tensors of its text decoder alone and no settings of a processor, as mlx-lm writes it."""
+    model, _ = load(write_checkpoint(family, layout, folder))
+    tensors = {key: value for file in folder.glob("*.safetensors") for key, value in mx.load(str(file)).items()}
+    text = {key: value for key, value in tensors.items() if (model.rename(key) or "").startswith(model.text_prefix)}
+    mx.eval(text)
+    for path in (*folder.glob("*.safetensors*"), *folder.glob("*processor*")):
+        path.unlink()
+    mx.save_safetensors(str(folder / "model.safetensors"), text)
+    return model
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma3n", "mistral3", "qwen3_vl", "qwen3_5", "llama4"])
+def test_a_conversion_of_the_text_decoder_alone_answers_text(tmp_path, capsys, family):
+    whole = without_towers(family, "mlx", tmp_path)
+    model, processor = load(tmp_path)
+    assert "has the weights of the text decoder only" in capsys.readouterr().err
+    answers = [generate(one, processor, "Describe the user.", max_tokens=6).tokens for one in (whole, model)]
+    assert answers[0] == answers[1]
+    with pytest.raises(UnsupportedError, match="takes only text"):
+        generate(model, processor, "What is it?", image=np.zeros((32, 32, 3), np.uint8))
+
+
+def test_where_mlx_lm_has_no_text_decoder_a_tower_that_lacks_is_told(tmp_path):
+    without_towers("molmo2", "mlx", tmp_path)  # whose processor lays text out in another way than its tokenizer
+    assert "missing (vision_tower" in load_error(tmp_path)
 
 
 def test_weights_in_a_foreign_format_name_it(tmp_path):
