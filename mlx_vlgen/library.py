@@ -124,6 +124,7 @@ def _describe(name: str, folder: Path, disk: int | None = None) -> Entry:
     """What is known of the checkpoint in `folder` without reading its weights."""
     from ._runtime import memory_available
     from .loading.footprint import Footprint, without_weights
+    from .loading.loader import only_reads
     from .loading.quantization import recipe_of
     from .models import find
 
@@ -136,7 +137,7 @@ def _describe(name: str, folder: Path, disk: int | None = None) -> Entry:
     recipe, footprint, available = recipe_of(model), Footprint.of(model), memory_available()
     settings = [recipe, *(value for value in recipe.values() if isinstance(value, dict))]
     tokens = None if available is None else footprint.positions(available, model.max_positions or MANY)
-    kinds = find(model.config).processor_class().placeholders
+    kinds = () if only_reads(model) else find(model.config).processor_class().placeholders
     return Entry(
         name,
         disk,

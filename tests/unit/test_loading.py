@@ -18,7 +18,7 @@ from tiny_checkpoints import (
     write,
 )
 
-from mlx_vlgen import generate
+from mlx_vlgen import generate, library
 from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError, UnsupportedError
 from mlx_vlgen.loading import load, loader
@@ -115,6 +115,8 @@ def test_a_conversion_of_the_text_decoder_alone_answers_text(tmp_path, capsys, f
     assert "has the weights of the text decoder only" in capsys.readouterr().err
     answers = [generate(one, processor, "Describe the user.", max_tokens=6).tokens for one in (whole, model)]
     assert answers[0] == answers[1]
+    [entry] = library._entries([str(tmp_path)])
+    assert entry.takes == ()
     with pytest.raises(UnsupportedError, match="takes only text"):
         generate(model, processor, "What is it?", image=np.zeros((32, 32, 3), np.uint8))
 
