@@ -24,6 +24,7 @@ from shapes import SIZES, build
 from mlx_vlgen import Request, SamplingParams, TokenIterator, batch_generate
 from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.engine.columns import UNIT
+from mlx_vlgen.engine.waiting import READERS
 from mlx_vlgen.models.attention import SCORE_BYTES, fused_head_size
 from mlx_vlgen.models.layers import exp_is_slow
 
@@ -33,6 +34,9 @@ VISION_BATCH = 3 * 4096 * 1024
 BLOCKS_AHEAD = 3
 """MLX allocates up to ten operations ahead of the one that runs (its scheduler's limit of active tasks), and a block of
 queries is three: a product, a softmax in its place, a product."""
+
+MASKED_BLOCKS_AHEAD = 12
+"""The same in scores of masked blocks: each is a product, that with its mask, less its maximum, and a power."""
 
 NEW_TOKENS = 4
 
@@ -52,8 +56,8 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
     fused = fused_head_size(size, mx.bfloat16 if width == 2 else mx.float32) == size  # then no scores are kept
     layer = 2 * kv_heads * size * math.ceil((length + NEW_TOKENS) / UNIT) * UNIT * width  # keys and values
     scores = chunk * length * (heads * width + 1)
-    if exp_is_slow(mx.float32) and width == 4:  # then they come in blocks, and a block where it is masked once more
-        scores = BLOCKS_AHEAD * min(chunk * length * heads * width, SCORE_BYTES["cpu"])
+    if exp_is_slow(mx.float32) and width == 4:  # then they come in blocks
+        scores = min(3 * chunk * length * heads * width, MASKED_BLOCKS_AHEAD * SCORE_BYTES["cpu"])
     return {
         "embeddings of the prompt": length * d * width,
         "tokens, their rotary positions, angles of a chunk": length * 4 * 4 + chunk * size * 4,
@@ -117,7 +121,7 @@ def host_terms(length: int, source: Size, max_pixels: int, step: int) -> Terms:
         "pixels of rows that wait": waiting * pixels,
         "a copy of those that go through the tower": max(1, VISION_BATCH // pixels) * pixels,
         # At the file's size as decoded and as RGB; resized, as an array, and as patches.
-        "a picture decoded, and turned into pixels": 2 * 3 * math.prod(source) + 3 * pixels,
+        "pictures decoded, and turned into pixels": READERS * (2 * 3 * math.prod(source) + 3 * pixels),
     }
 
 
