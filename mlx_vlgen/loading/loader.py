@@ -125,9 +125,10 @@ def assemble(
         model = build(folder, config)
         model.generation_config.update(generation)
         stored = fill(model, folder, as_type)
-        if model.text_prefix and only_reads(model):
+        text_only = only_reads(model)
+        if text_only and model.text_prefix:
             notice(f"{folder}: has the weights of the text decoder only, so it takes text and nothing else.")
-        model.processor = read_processor(folder, config, only_reads(model))
+        model.processor = read_processor(folder, config, text_only)
         with reading(folder / "tokenizer.json", "and the files beside it give no tokens"):
             check_tokens(folder, model)
         if recipe is not None:

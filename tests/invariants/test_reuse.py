@@ -314,7 +314,7 @@ def test_a_picture_is_encoded_once(load_family: LoadFamily, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mllama", "molmo2"])
-def test_what_sees_a_later_picture_is_that_picture_s(load_family: LoadFamily, name: str) -> None:
+def test_what_sees_a_later_picture_is_no_other_talks(load_family: LoadFamily, name: str) -> None:
     """Two talks that begin with one picture and differ in the second, which the first positions may attend to."""
     family, cache = load_family(name), PrefixCache()
     for other in ("upright", "upright inverted"):

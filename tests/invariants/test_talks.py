@@ -61,9 +61,8 @@ def test_talks_that_share_turns(load_family: Any, name: str, monkeypatch: pytest
         for _ in range(rng.randint(2, 4)):
             talks = [[rng.choice(turns) for _ in range(rng.randint(1, 3))] for _ in range(rng.randint(1, 3))]
             requests = [talk(family, one) for one in talks]
-            for request, heard in zip(
-                requests, run(family.model, family, requests, cache, prefill_step_size=chunk), strict=True
-            ):
+            answers = run(family.model, family, requests, cache, prefill_step_size=chunk)
+            for request, heard in zip(requests, answers, strict=True):
                 [alone] = run(family.model, family, [request], None)
                 assert heard.finish_reason == alone.finish_reason
                 if alone.finish_reason != "error":  # a family's limit, which both name
