@@ -22,6 +22,10 @@ LOOKAHEAD = mx.default_device().type == mx.DeviceType.gpu
 """Whether a step starts before the tokens of the last one are read, so that the device does not wait for Python. On the
 CPU MLX runs a step while it is launched: tokens would come a step later, and no sooner be followed by the next."""
 
+LARGE_CACHE = 64 << 20
+"""Bytes of caches beyond which a step is launched only when the last one has ended. MLX holds what a running step
+reads, so that one launched beside it copies the buffers that it writes: small ones take less time than waiting."""
+
 Emit = Callable[[Row, int, Scores | None], None]
 """Takes a row's token that was read, with what it was drawn from: records it, hands it out, and ends the row by it."""
 
@@ -104,6 +108,8 @@ class SampledBatch:
         states = [layer.snapshot() if isinstance(layer, StateCache) else None for layer in self.cache]
         lengths = [len(row.tokens) for row in following.rows]
         logits = following.forward(model)
+        if kv.nbytes(self.cache) > LARGE_CACHE:
+            mx.eval(self.tokens)
         waits = any(row.needs_token for row in self.rows)
         if waits:
             mx.async_eval(logits)

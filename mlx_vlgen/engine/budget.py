@@ -7,7 +7,7 @@ from functools import cached_property
 
 from .._runtime import memory_available
 from ..models.base import CrossAttention, Followed, LayerKind, Opaque, PromptWindow, Recurrent, Sliding, Whole
-from .cache import Cache
+from . import cache as kv
 from .kv_settings import KVSettings
 from .request import Row
 from .states import StateCache
@@ -72,13 +72,13 @@ class Budget:
     limit: int | None
     _layers: Layers | None = field(default=None, init=False)  # while None, `limit` is of positions
 
-    def learn(self, cache: Cache) -> None:
+    def learn(self, cache: kv.Cache) -> None:
         """Read the sizes of the layers off the cache of the first rows."""
         if self.limit is not None or any(isinstance(kind, Opaque) for kind in self.layout):
             return
         if (available := memory_available()) is not None:
             self._layers = Counter(zip(self.layout, map(LayerSize.of, cache), strict=True))
-            self.limit = sum(layer.nbytes for layer in cache) + int(MEMORY_SHARE * available)
+            self.limit = kv.nbytes(cache) + int(MEMORY_SHARE * available)
 
     def needed(self, row: Row) -> int:
         """What the row may come to take, in the limit's unit; in bytes of free memory what it will probably take."""

@@ -164,5 +164,10 @@ def rollback(cache: Cache, drop: Sequence[int]) -> None:
         layer.rollback(drop)
 
 
+def nbytes(cache: Cache) -> int:
+    """Of all that is allocated."""
+    return sum(layer.nbytes for layer in cache)
+
+
 def evaluate(cache: Cache, *more: mx.array) -> None:
     mx.eval([layer.state for layer in cache], *more)

@@ -27,13 +27,13 @@ class Prefill:
             row = self.prompts[chunk.id][0].row
             row.prefill_started = row.prefill_started or time.perf_counter()
         if len(chunks) > 1:
-            rows, cache, logits = self._pack([self.prompts[chunk.id][0] for chunk in chunks])
+            rows, cache, logits = self._pack([self.prompts[chunk.id][0] for chunk in chunks], live)
             for place, chunk in enumerate(chunks):
                 rows[place].share(cache, place, chunk.stored)
             return rows, cache, logits
         [chunk] = chunks
         prompts = self.prompts[chunk.id]
-        cache = self._chunk(prompts[chunk.negative], chunk)
+        cache = self._chunk(prompts[chunk.negative], chunk, live)
         if not chunk.negative:
             prompts[0].row.share(cache, 0, chunk.stored)
         if all(prompt.row.filled == prompt.row.length for prompt in prompts):
@@ -50,18 +50,18 @@ class Prefill:
         for prompt in self.prompts[row.id]:
             prompt.row.filled, prompt.cache, prompt.logits = prompt.row.computed, None, None
 
-    def _chunk(self, prompt: Encoded, chunk: Chunk) -> kv.Cache:
+    def _chunk(self, prompt: Encoded, chunk: Chunk, live: bool) -> kv.Cache:
         row = prompt.row
         if prompt.cache is None:
             cache = kv.make_cache(self._layout, row.request.kv, expected=row.expected_positions, prompts=[row.length])
             prompt.cache = row.past.begin(cache) if row.past else cache
         part = prompt.inputs[chunk.start - row.computed : chunk.end - row.computed]
-        part.capture = row.capture()
+        part.capture, part.paced = row.capture(), not live
         prompt.logits = self._model(part, prompt.cache, at=mx.array([chunk.end - chunk.start - 1]))
         row.filled = chunk.end
         return prompt.cache
 
-    def _pack(self, prompts: Sequence[Encoded]) -> Through:
+    def _pack(self, prompts: Sequence[Encoded], live: bool) -> Through:
         """Several prompts at once, which begin with the same."""
         rows = [prompt.row for prompt in prompts]
         lengths, past = [row.length for row in rows], rows[0].past
@@ -70,6 +70,7 @@ class Prefill:
         if past:
             cache = past.begin(cache)
         inputs = Embedded.stack([prompt.inputs for prompt in prompts])
+        inputs.paced = not live
         logits = self._model(inputs, cache, at=mx.array([len(prompt.inputs) - 1 for prompt in prompts]))
         kv.finalize(cache)
         for row in rows:

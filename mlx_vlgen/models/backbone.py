@@ -14,6 +14,7 @@ from .._mlx_lm import (
 from .._runtime import mx, nn
 from .base import Embedded, Full, LayerKind, Opaque, Recurrent, Sliding
 from .capture import capturing
+from .layers import pace
 
 
 class RotaryOffsetCache:
@@ -59,13 +60,15 @@ def decode(
             layer_cache = capturing(layer, layer_cache, layer_offset)
         elif offset is not None and not isinstance(layer_cache, ArraysCache):
             layer_cache = RotaryOffsetCache(layer_cache, offset)
-        h = layer(h, *extra_inputs, mask, layer_cache)
+        before, h = h, layer(h, *extra_inputs, mask, layer_cache)
         if capture is not None:
             capture.hidden_states.append(h)
             if capture.attentions:
                 capture.weights.append(layer_cache.weights(layer.self_attn, mask))
         if index in deepstack:
             h = h + deepstack[index]
+        if inputs.paced:
+            pace(before, h)
     return h
 
 

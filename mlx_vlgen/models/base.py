@@ -137,7 +137,7 @@ class Embedded:
     per_layer: (B, L, layers, n), what each layer takes beside the states, where that is known before the forward.
     cross: what cross-attention layers attend to; it goes with the first positions, and caches hold it from there on.
     variant: which of the family's ways of computing a row all of these take, `Model.variant` of their prompts.
-    capture: what the forward records, or None; slicing and stacking leave it out.
+    capture: what the forward records, or None. paced: whether it waits for layers (`layers.pace`). Parts have neither.
     """
 
     tokens: mx.array
@@ -151,6 +151,7 @@ class Embedded:
     cross: CrossStates | None = None
     variant: int = 0
     capture: Capture | None = None
+    paced: bool = False
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -182,8 +183,7 @@ class Embedded:
 
     @staticmethod
     def stack(rows: Sequence["Embedded"]) -> "Embedded":
-        """Several single rows of one variant as one batch, padded on the right with zeros. All have embeds or none
-        has."""
+        """Single rows of one variant as one batch, padded on the right with zeros. All have embeds or none has."""
         length = max(map(len, rows))
 
         def pad(parts: Sequence[mx.array], axis: int = 1) -> mx.array:

@@ -12,6 +12,7 @@ from .._runtime import mx, nn, tree_flatten
 from .backbone import Masks, gather_last
 from .base import Embedded, Model
 from .gemma import scale_embeddings
+from .layers import pace
 from .vision_language import VisionLanguageModel
 
 
@@ -105,7 +106,9 @@ class Gemma4Decoder(VisionLanguageModel):
             layer_cache, layer_input = cache[source], None if per_layer is None else per_layer[:, :, index]
             mask = masks[layer.layer_type](layer_cache)
             if source == index:
-                h, *shared[index] = layer(h, mask, layer_cache, layer_input)
+                before, (h, *shared[index]) = h, layer(h, mask, layer_cache, layer_input)
+                if inputs.paced:
+                    pace(before, h)
                 continue
             keys_values, offset = shared[source]
             if at is not None and length > 1:

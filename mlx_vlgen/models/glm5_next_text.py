@@ -19,6 +19,7 @@ from .base import Embedded, LayerKind, Recurrent, Whole
 from .configuration import BaseConfig
 from .decoders import Decoder
 from .indexer import chosen_keys, narrowed
+from .layers import pace
 from .router import Router
 
 JOINED = {
@@ -308,6 +309,7 @@ class Body(nn.Module):
         masks, chosen = Masks(h, arrays=True), None
         h = mx.repeat(h[..., None, :], self._streams, axis=-2)
         for layer, layer_cache in zip(self.layers, cache, strict=True):
+            before = h
             x, given, mixed = layer.attn_hc(h)
             x, mask = layer.input_layernorm(x), masks(layer_cache)
             if layer.linear:
@@ -317,6 +319,8 @@ class Body(nn.Module):
             h = injected(h, x, given, mixed)
             x, given, mixed = layer.ffn_hc(h)
             h = injected(h, layer.mlp(layer.post_attention_layernorm(x)), given, mixed)
+            if inputs.paced:
+                pace(before, h)
         return h.mean(axis=-2)
 
 

@@ -63,8 +63,8 @@ def _turn(a: mx.array, b: mx.array, cos: mx.array, sin: mx.array) -> list[mx.arr
 
 _turn_compiled = mx.compile(_turn, shapeless=True)
 
-LARGE_STATES = 16 << 20
-"""Bytes of a tower's states: 8192 patches of 1024 values in half precision."""
+LARGE_STATES = 1 << 20
+"""Bytes of the states between two layers: 512 patches of 1024 values in half precision."""
 
 
 def pace(before: mx.array, *after: mx.array) -> None:

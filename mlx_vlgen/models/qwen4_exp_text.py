@@ -18,6 +18,7 @@ from .base import Embedded, Full, LayerKind, Recurrent, Whole
 from .configuration import BaseConfig
 from .decoders import Decoder
 from .indexer import chosen_keys, narrowed
+from .layers import pace
 from .text_attention import text_attention
 
 SHARD = re.compile(r"(.*\.ngram_embedding)\.(?:shard_|shards\.)(\d+)\.(weight|scales|biases)")
@@ -308,7 +309,7 @@ class Body(nn.Module):
         positions = places(inputs, offset)
         indexes = iter(cache[len(self.layers) :])
         for layer, layer_cache in zip(self.layers, cache, strict=False):
-            linear = "linear_attn" in layer
+            before, linear = h, "linear_attn" in layer
             if "ple" in layer:
                 h = h + layer.ple(h, inputs.tokens, layer_cache)
             x, weights = layer.attn_hyper_connection(h)
@@ -321,6 +322,8 @@ class Body(nn.Module):
             h = injected(h, x, weights)
             x, weights = layer.mlp_hyper_connection(h)
             h = injected(h, layer.mlp(x), weights)
+            if inputs.paced:
+                pace(before, h)
         return h
 
 
