@@ -17,6 +17,7 @@ resource.setrlimit = lambda *_: None
 from mlx_lm import models
 from mlx_lm.convert import QUANT_RECIPES as MIXED_RECIPES
 from mlx_lm.convert import mixed_quant_predicate_builder as mixed_recipe
+from mlx_lm.models.activations import swiglu
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import (
     ArraysCache,
@@ -61,19 +62,19 @@ def text_decoder(config: Mapping[str, Any]) -> tuple[Any, Any]:
         raise ValueError(f"mlx-lm's {config['model_type']} needs a package that is not installed") from None
 
 
-def use_attention(layer: Any, attention: Callable[..., Any]) -> None:
-    """Let this layer call `attention` where it calls mlx-lm's `scaled_dot_product_attention`, if it does. Its class
-    becomes a subclass with other globals: mlx-lm's classes and modules stay as they are."""
+def use_functions(layer: Any, functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Let this layer call these functions where it calls mlx-lm's of their names, if it does. Its class becomes a
+    subclass with other globals: mlx-lm's classes and modules stay as they are."""
     kind: Any = type(layer)
     call = kind.__call__
-    if isinstance(call, FunctionType) and "scaled_dot_product_attention" in call.__code__.co_names:
-        layer.__class__ = _with_attention(kind, attention)
+    if isinstance(call, FunctionType) and not functions.keys().isdisjoint(call.__code__.co_names):
+        layer.__class__ = _with_functions(kind, tuple(functions.items()))
 
 
 @cache
-def _with_attention(kind: Any, attention: Callable[..., Any]) -> Any:
+def _with_functions(kind: Any, functions: tuple[tuple[str, Callable[..., Any]], ...]) -> Any:
     call = kind.__call__
-    namespace = call.__globals__ | {"scaled_dot_product_attention": attention}
+    namespace = call.__globals__ | dict(functions)
     ours = FunctionType(call.__code__, namespace, call.__name__, call.__defaults__, call.__closure__)
     ours.__kwdefaults__ = call.__kwdefaults__
     return type(kind.__name__, (kind,), {"__call__": ours, "__module__": kind.__module__})

@@ -7,24 +7,23 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from .._mlx_lm import initialize_rope, text_decoder, use_attention
+from .._mlx_lm import initialize_rope, text_decoder
 from .._runtime import mx, nn
 from ..errors import LoadError
 from . import configuration, refusals
 from .configuration import Arguments, flat_rope, rope_type, yarn_settings
 from .gemma import Gemma, scale_embeddings, softcap
-from .text_attention import text_attention
+from .text_attention import avoid_exp
 
 Refusals = Callable[[Mapping[str, Any]], Sequence[str | None]]
 Scale = Callable[[mx.array, Arguments], mx.array]
 
 
 def mlx_lm_decoder(args: Arguments) -> nn.Module:
-    """mlx-lm's `Model` with these arguments, and with our attention."""
+    """mlx-lm's `Model` with these arguments, and with our functions where MLX's exp is slow."""
     decoder, arguments = text_decoder(args)
     network: nn.Module = decoder(arguments.from_dict(args))
-    for layer in network.modules():
-        use_attention(layer, text_attention)
+    avoid_exp(network)
     return network
 
 

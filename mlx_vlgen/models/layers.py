@@ -12,12 +12,26 @@ from ..inputs.prompt import Normalization
 
 LOG2_E = math.log2(math.e)
 
+_ON_X86 = platform.machine() in ("x86_64", "AMD64")
+
 
 def exp_is_slow(dtype: mx.Dtype) -> bool:
     """On x86-64 MLX's exp calls libm's fma six times a value, which takes 13 ns, and its tanh is as slow; libm's power
     takes 4.5 (measured)."""
-    on_x86 = mx.default_device().type.name == "cpu" and platform.machine() in ("x86_64", "AMD64")
-    return on_x86 and dtype == mx.float32
+    return _ON_X86 and dtype == mx.float32 and mx.default_device().type.name == "cpu"
+
+
+MANY = 1 << 15
+"""Values from which waiting for them and leaving MLX takes less time than MLX's power of them."""
+
+
+def exp2(x: mx.array) -> mx.array:
+    """2**x, where `exp_is_slow`. NumPy's takes 0.3 ns a value and MLX's power 4.3 (measured): of many it is NumPy's,
+    for which x is computed at once."""
+    if x.size < MANY:
+        return mx.power(2.0, x)
+    with np.errstate(over="ignore"):
+        return mx.array(np.exp2(np.array(x, copy=False)))
 
 
 Activation = Callable[[mx.array], mx.array]
@@ -27,7 +41,7 @@ def _gated(activation: Activation, gate: Activation) -> Activation:
     """x * sigmoid(gate(x)), by `activation` or where exp is slow by a power."""
 
     def activate(x: mx.array) -> mx.array:
-        return x / (1 + mx.power(2.0, -LOG2_E * gate(x))) if exp_is_slow(x.dtype) else activation(x)
+        return x / (1 + exp2(-LOG2_E * gate(x))) if exp_is_slow(x.dtype) else activation(x)
 
     return activate
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .._mlx_lm import GatedAttention, GatedDeltaNet, SharedExpertMoE, use_attention
+from .._mlx_lm import GatedAttention, GatedDeltaNet, SharedExpertMoE
 from .._runtime import mx, nn
 from . import configuration, refusals
 from .backbone import Masks, RotaryOffsetCache, TextDecoder, last_of
@@ -19,7 +19,7 @@ from .configuration import BaseConfig
 from .decoders import Decoder
 from .indexer import chosen_keys, narrowed
 from .layers import pace
-from .text_attention import text_attention
+from .text_attention import avoid_exp
 
 SHARD = re.compile(r"(.*\.ngram_embedding)\.(?:shard_|shards\.)(\d+)\.(weight|scales|biases)")
 
@@ -286,12 +286,12 @@ class Layer(nn.Module):
                 self.linear_attn.norm = GatedNorm(config.linear_value_head_dim, config.rms_norm_eps)
         else:
             self.self_attn = Attention(config)
-            use_attention(self.self_attn, text_attention)
         place = config.ngram_layer(layer)
         if place is not None:
             self.ple = NGrams(config, place)
         self.mlp = SharedExpertMoE(config)
         self.attn_hyper_connection, self.mlp_hyper_connection = HyperConnection(config), HyperConnection(config)
+        avoid_exp(self)
 
 
 class Body(nn.Module):

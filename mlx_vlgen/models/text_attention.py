@@ -1,11 +1,11 @@
-"""The attention of text decoders where no kernel is fused and MLX's exp is slow: on x86."""
+"""What takes exp in text decoders, attention and gates, where no kernel is fused and MLX's exp is slow: on x86."""
 
 from typing import Any
 
-from .._mlx_lm import scaled_dot_product_attention
-from .._runtime import mx
-from .attention import in_blocks
-from .layers import LOG2_E, exp_is_slow
+from .._mlx_lm import scaled_dot_product_attention, swiglu, use_functions
+from .._runtime import mx, nn
+from .attention import in_blocks, weighted
+from .layers import ACTIVATIONS, LOG2_E, exp_is_slow
 
 
 def text_attention(
@@ -52,8 +52,18 @@ def blocked_attention(
         elif mask is not None and queries > 1:
             seen = mx.arange(k.shape[2])[:, None] <= first + mx.arange(queries)
             scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
-        weights = mx.power(2.0, scores - scores.max(axis=-2, keepdims=True))
-        out = (weights.swapaxes(-1, -2) @ v[:, :, None]) / weights.sum(axis=-2)[..., None]
-        return out.reshape(batch, heads, queries, -1)
+        return weighted(scores, v).reshape(batch, heads, queries, -1)
 
     return in_blocks(attend, queries, keys, values)
+
+
+def text_swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """silu(gate) * x, as mlx-lm's function of that place computes it."""
+    return ACTIVATIONS["silu"](gate) * x if exp_is_slow(gate.dtype) else swiglu(gate, x)
+
+
+def avoid_exp(network: nn.Module) -> None:
+    """Let mlx-lm's layers in `network` call these functions, on a machine where they are faster."""
+    if exp_is_slow(mx.float32):
+        for layer in network.modules():
+            use_functions(layer, {"scaled_dot_product_attention": text_attention, "swiglu": text_swiglu})

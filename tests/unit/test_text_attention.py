@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_vlgen._mlx_lm import text_decoder, use_attention
+from mlx_vlgen._mlx_lm import swiglu, text_decoder, use_functions
 from mlx_vlgen._runtime import mx
-from mlx_vlgen.models import attention
-from mlx_vlgen.models.text_attention import blocked_attention
+from mlx_vlgen.models import attention, layers
+from mlx_vlgen.models.text_attention import blocked_attention, text_swiglu
 
 
 @given(
@@ -19,10 +19,11 @@ from mlx_vlgen.models.text_attention import blocked_attention
     earlier=st.integers(0, 40),
     kind=st.sampled_from(["none", "causal", "plain", "row", "all"]),
     budget=st.sampled_from([1, 4000, 2 << 20]),
+    many=st.sampled_from([1, 1 << 15]),
     seed=st.integers(0, 2**31),
 )
 def test_blocks_give_what_mlx_gives(
-    rows: int, groups: int, shared: int, queries: int, earlier: int, kind: str, budget: int, seed: int
+    rows: int, groups: int, shared: int, queries: int, earlier: int, kind: str, budget: int, many: int, seed: int
 ) -> None:
     draw = np.random.default_rng(seed)
     keys = queries + earlier
@@ -39,6 +40,7 @@ def test_blocks_give_what_mlx_gives(
     expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask=mask)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "SCORE_BYTES", {"cpu": budget, "gpu": budget})
+        patch.setattr(layers, "MANY", many)
         ours = blocked_attention(q, k, v, 0.3, mask)
     assert mx.abs(ours - expected).max().item() < 2e-6
 
@@ -67,9 +69,17 @@ def test_only_the_layer_that_is_told_changes() -> None:
 
     kind = type(ours.layers[0].self_attn)
     for layer in ours.modules():
-        use_attention(layer, attend)
+        use_functions(layer, {"scaled_dot_product_attention": attend})
     tokens = mx.array([[1, 2, 3]])
     assert not mx.allclose(ours(tokens), other(tokens)).item()
     assert calls == [(1, 2, 3, 8)]
     assert type(other.layers[0].self_attn) is kind and isinstance(ours.layers[0].self_attn, kind)
     assert dict(ours.layers[0].self_attn).keys() == dict(other.layers[0].self_attn).keys()
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_a_gate_is_mlx_lms(dtype: mx.Dtype) -> None:
+    gate = mx.concatenate([mx.linspace(-200, 200, layers.MANY), mx.linspace(-1, 1, 1001)]).astype(dtype)
+    x = mx.linspace(-2, 2, gate.size).astype(dtype)
+    ours, theirs = (mx.array(f(gate, x), mx.float32) for f in (text_swiglu, swiglu))
+    assert mx.allclose(ours, theirs, rtol=2e-6, atol=1e-30).item() and mx.isfinite(ours).all().item()
