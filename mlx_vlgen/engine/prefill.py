@@ -21,8 +21,8 @@ class Prefill:
         self.prompts: dict[int, list[Encoded]] = {}
 
     def step(self, chunks: Sequence[Chunk], live: bool) -> Through | None:
-        """One forward; None while a prompt is under way. live: whether rows decode, behind whose step a chunk is
-        launched; else it is waited for, so that no more than one is in memory."""
+        """One forward, launched; None while a prompt is under way. live: whether rows decode, behind whose step it is
+        launched; else the forward waits for its layers on the way, so that no more than two are in memory."""
         for chunk in chunks:
             row = self.prompts[chunk.id][0].row
             row.prefill_started = row.prefill_started or time.perf_counter()
@@ -38,10 +38,8 @@ class Prefill:
             prompts[0].row.share(cache, 0, chunk.stored)
         if all(prompt.row.filled == prompt.row.length for prompt in prompts):
             return self._together(prompts)
-        if live:
-            mx.async_eval([layer.state for layer in cache])
-        else:
-            kv.evaluate(cache)
+        mx.async_eval([layer.state for layer in cache])
+        if not live:
             mx.clear_cache()  # not while a step runs: giving memory back waits for the device
         return None
 
