@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from compare_workloads import workloads
 from scaling_simulation import simulated_tables
 from shapes import SIZES, shape
 
@@ -115,29 +116,20 @@ def lines_of(points: Sequence[Mapping[str, Any]], name: str, dtype: str, machine
         yield Line(point["title"], unit, point["measured"], predicted(point, point.get("model", name), dtype, where))
 
 
-PICTURES: dict[str, list[tuple[int, int]]] = {
-    "picture": [(1024, 1024)], "jpeg": [(1632, 1224)], "ten": [(256, 256)] * 10, "batch-8": [(256, 256)],
-}  # fmt: skip
-NEW = {"decode-1": 32, "decode-8": 16, "batch-8": 8}
-"""Tokens of each row, as in benchmarks/compare_workloads.py."""
-
-
 def cpu_lines() -> Iterator[Line]:
     """Of results/cpu.json, with the bandwidth and the matmul rate that were measured in that run."""
     [run] = json.loads((ROOT / "benchmarks/results/cpu.json").read_text(encoding="utf-8"))["runs"]
     chip = Chip("cpu", run["rates"]["bandwidth"], run["rates"]["flops"], None, "local")
     position = 2 * 2 * 128 * 8 * 4  # bytes in the caches of that shape
     points = []
-    for workload in run["workloads"]:
-        figures = workload["engines"]["ours"]["figures"]
-        if workload["kind"] not in ("first", "decode", "batch") or not figures or workload["name"] == "sizes-64":
+    for measured in run["workloads"]:
+        workload, figures = workloads(small=True)[measured["name"]], measured["engines"]["ours"]["figures"]
+        if workload.kind not in ("first", "decode", "batch") or not figures or workload.name == "sizes-64":
             continue
-        rows = 8 if workload["kind"] == "batch" else 1
-        new = NEW.get(workload["name"], 4)
         points.append({
-            "title": workload["title"], "kind": workload["kind"], "rows": rows, "new": new,
-            "tokens": int(workload["cache"] / position / rows) - new, "pictures": PICTURES.get(workload["name"], []),
-            "jpeg": workload["name"] == "jpeg",
+            "title": workload.title, "kind": workload.kind, "rows": workload.rows, "new": workload.new,
+            "tokens": int(measured["cache"] / position / workload.rows) - workload.new,
+            "pictures": workload.sizes[: 1 if workload.rows > 1 else None], "jpeg": workload.jpeg,
             "measured": statistics.median(figures),
         })  # fmt: skip
     yield from lines_of(points, "cpu", "float32", Machines(1, chip, 20 * 10**9, parse("M1 8GB, local").link))
