@@ -12,6 +12,7 @@ from ..engine.cache import make_cache
 from ..engine.kv_settings import KVSettings
 from ..inputs.prompt import Prompt
 from ..models.base import Model, Opaque
+from ..models.layers import building_only
 from .checkpoint import read_config
 from .loader import build, fill, float_dtype
 
@@ -34,7 +35,8 @@ class Footprint:
         if any(isinstance(kind, Opaque) for kind in layout):
             return cls(weights, None)
         cache = make_cache(layout)
-        model(model.embed(Prompt(np.zeros(1, np.int32)), ()), cache)
+        with building_only():
+            model(model.embed(Prompt(np.zeros(1, np.int32)), ()), cache)
         return cls(weights, Counter(zip(layout, map(LayerSize.of, cache), strict=True)))
 
     def cache(self, positions: int, settings: KVSettings = KVSettings()) -> int:

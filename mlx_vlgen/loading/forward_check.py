@@ -7,6 +7,7 @@ from ..engine.cache import make_cache
 from ..errors import LoadError, MediaError, PromptError
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Model
+from ..models.layers import building_only
 
 
 def check_forward(model: Model) -> None:
@@ -21,6 +22,7 @@ def check_forward(model: Model) -> None:
             prompts.append(model.processor.prepare(placeholder, media))
         except (MediaError, PromptError) as error:
             raise LoadError(f"its processor cannot take a picture of 64 x 48 pixels: {error}") from error
-    for prompt in prompts:
-        features = [features for medium in prompt.media for features in model.encode([medium])]
-        model(model.embed(prompt, features), make_cache(model.cache_layout()))
+    with building_only():
+        for prompt in prompts:
+            features = [features for medium in prompt.media for features in model.encode([medium])]
+            model(model.embed(prompt, features), make_cache(model.cache_layout()))

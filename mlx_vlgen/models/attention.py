@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 from .._runtime import mx, nn
-from .layers import ACTIVATIONS, LOG2_E, MANY, exp2, exp_is_slow, rotate
+from .layers import ACTIVATIONS, LOG2_E, exp2, exp_is_slow, leaves_mlx, rotate
 
 METAL_HEAD_SIZES = (64, 72, 80, 96, 128)
 CUDA_HEAD_SIZES = range(8, 129, 8)
@@ -106,7 +106,7 @@ def weighted(scores: mx.array, v: mx.array) -> mx.array:
     The maximum of columns takes a third of the time of one of rows."""
     weights = exp2(scores - scores.max(axis=-2, keepdims=True))
     out = (weights.swapaxes(-1, -2) @ v[:, :, None]) / weights.sum(axis=-2)[..., None]
-    if weights.size >= MANY:  # which are there already, and in memory until they are used
+    if leaves_mlx(scores):  # then the weights are there already, and in memory until they are used
         mx.async_eval(out)
     return out
 

@@ -19,6 +19,7 @@ from ..errors import UnsupportedError
 from ..inputs.prompt import Prompt
 from ..models.base import LayerKind, Model, Opaque, Sliding
 from ..models.configuration import text_config
+from ..models.layers import building_only
 from ..models.text import unwrapped
 from .picture import Tower
 
@@ -119,7 +120,8 @@ def costs_of(model: Model) -> Costs:
             f"plan: {model.config['model_type']} runs whole, by code whose caches are not known here"
         )
     cache = make_cache(layout)
-    model(model.embed(Prompt(np.zeros(1, np.int32)), ()), cache)  # built, never computed
+    with building_only():
+        model(model.embed(Prompt(np.zeros(1, np.int32)), ()), cache)
     caches = [(kind, LayerSize.of(layer)) for kind, layer in zip(layout, cache, strict=True)]
     decoder = unwrapped(model.text_decoder())
     chosen = _chosen(model)

@@ -13,7 +13,7 @@ CALL = {
 }
 
 
-@pytest.mark.parametrize("call", CALL.values(), ids=CALL)
+@pytest.mark.parametrize("call", [pytest.param(CALL["generate"], marks=pytest.mark.slow), CALL["command"]], ids=CALL)
 def test_a_slow_prompts_progress_is_shown(call: str, environment: dict[str, str], tmp_path: Path) -> None:
     """How many of its tokens are read, after two seconds; the answer has the line for itself."""
     script = f"""

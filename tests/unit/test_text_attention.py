@@ -5,9 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mlx_vlgen
 from mlx_vlgen._mlx_lm import swiglu, text_decoder, use_functions
 from mlx_vlgen._runtime import mx
+from mlx_vlgen.engine.cache import check, make_cache
+from mlx_vlgen.engine.kv_settings import KVSettings
+from mlx_vlgen.loading.footprint import Footprint
+from mlx_vlgen.loading.forward_check import check_forward
 from mlx_vlgen.models import attention, layers
+from mlx_vlgen.models.base import Embedded
 from mlx_vlgen.models.text_attention import blocked_attention, text_swiglu
 
 
@@ -83,3 +89,18 @@ def test_a_gate_is_mlx_lms(dtype: mx.Dtype) -> None:
     x = mx.linspace(-2, 2, gate.size).astype(dtype)
     ours, theirs = (mx.array(f(gate, x), mx.float32) for f in (text_swiglu, swiglu))
     assert mx.allclose(ours, theirs, rtol=2e-6, atol=1e-30).item() and mx.isfinite(ours).all().item()
+
+
+def test_what_is_only_built_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading builds a forward and drops it, and so does a cache's first use."""
+    model, _ = mlx_vlgen.load("demo")
+    monkeypatch.setattr(layers, "MANY", 1)
+    monkeypatch.setattr(layers, "LARGE_STATES", 1)
+    for module, name in ((np, "exp2"), (mx, "eval"), (mx, "async_eval")):
+        monkeypatch.setattr(module, name, lambda *_: pytest.fail("computed"))
+    check_forward(model)
+    check(model, KVSettings(bits=8, group_size=32))
+    assert Footprint.of(model).layers
+    if layers.exp_is_slow(mx.float32):
+        with pytest.raises(pytest.fail.Exception):
+            model(Embedded(mx.zeros((1, 8), mx.int32)), make_cache(model.cache_layout()))
