@@ -23,7 +23,7 @@ from ..models.base import (
     Sliding,
     Whole,
 )
-from ..models.layers import building_only
+from ..models.building import building_only
 from .kv_settings import SINKS, KVSettings
 from .quantized import QuantizedCache
 from .slots import AttentionCache, Reach

@@ -12,7 +12,7 @@ from ..engine.cache import make_cache
 from ..engine.kv_settings import KVSettings
 from ..inputs.prompt import Prompt
 from ..models.base import Model, Opaque
-from ..models.layers import building_only
+from ..models.building import building_only
 from .checkpoint import read_config
 from .loader import build, fill, float_dtype
 

@@ -7,7 +7,7 @@ from ..engine.cache import make_cache
 from ..errors import LoadError, MediaError, PromptError
 from ..inputs.prompt import MediaInputs, Prompt
 from ..models.base import Model
-from ..models.layers import building_only
+from ..models.building import building_only
 
 
 def check_forward(model: Model) -> None:

@@ -2,15 +2,14 @@
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
+from .building import builds_only
 
 LOG2_E = math.log2(math.e)
 
@@ -23,26 +22,13 @@ def exp_is_slow(dtype: mx.Dtype) -> bool:
     return _ON_X86 and dtype == mx.float32 and mx.default_device().type.name == "cpu"
 
 
-_builds_only = ContextVar("builds_only", default=False)
-
-
-@contextmanager
-def building_only() -> Iterator[None]:
-    """For forwards that are built and dropped: no layer in them computes anything on the way."""
-    token = _builds_only.set(True)
-    try:
-        yield
-    finally:
-        _builds_only.reset(token)
-
-
 MANY = 1 << 15
 """Values from which waiting for them and leaving MLX takes less time than MLX's power of them."""
 
 
 def leaves_mlx(x: mx.array) -> bool:
     """Whether `exp2` of x is NumPy's."""
-    return x.size >= MANY and not _builds_only.get()
+    return x.size >= MANY and not builds_only()
 
 
 def exp2(x: mx.array) -> mx.array:
@@ -107,7 +93,7 @@ def pace(before: mx.array, *after: mx.array) -> None:
     waits. On an H100 4k tokens took a quarter of the memory and 0.84 of the time. On a CPU MLX itself is at most ten
     operations ahead."""
     large = after[0].nbytes >= LARGE_STATES
-    if large and mx.default_device().type.name != "cpu" and not _builds_only.get():
+    if large and mx.default_device().type.name != "cpu" and not builds_only():
         mx.async_eval(*after)
         mx.eval(before)
 

@@ -18,8 +18,8 @@ from ..engine.kv_settings import KVSettings
 from ..errors import UnsupportedError
 from ..inputs.prompt import Prompt
 from ..models.base import LayerKind, Model, Opaque, Sliding
+from ..models.building import building_only
 from ..models.configuration import text_config
-from ..models.layers import building_only
 from ..models.text import unwrapped
 from .picture import Tower
 

@@ -20,6 +20,7 @@ ALLOWED = {
         "engine",
         "__version__",
         "models.base",
+        "models.building",
         "inputs.prompt",
         "inputs.expansions",
         "results",
