@@ -35,8 +35,9 @@ BLOCKS_AHEAD = 3
 """MLX allocates up to ten operations ahead of the one that runs (its scheduler's limit of active tasks), and a block of
 queries is three: a product, a softmax in its place, a product."""
 
-MASKED_BLOCKS_AHEAD = 12
-"""The same in scores of masked blocks: each is a product, that with its mask, less its maximum, and a power."""
+MASKED_BLOCKS_AHEAD = 5
+"""The same in scores of masked blocks on x86: a product, that with its mask, less its maximum, the power of that, for
+which the block is waited for, and the power of the block before, until its product is there."""
 
 NEW_TOKENS = 4
 
