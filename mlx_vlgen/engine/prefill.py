@@ -22,7 +22,8 @@ class Prefill:
 
     def step(self, chunks: Sequence[Chunk], live: bool) -> Through | None:
         """One forward, launched; None while a prompt is under way. live: whether rows decode, behind whose step it is
-        launched; else the forward waits for its layers on the way, so that no more than two are in memory."""
+        launched; else a GPU's forward waits for its layers on the way, so that no more than two are in memory, and on a
+        CPU the chunk is waited for."""
         for chunk in chunks:
             row = self.prompts[chunk.id][0].row
             row.prefill_started = row.prefill_started or time.perf_counter()
@@ -38,7 +39,10 @@ class Prefill:
             prompts[0].row.share(cache, 0, chunk.stored)
         if all(prompt.row.filled == prompt.row.length for prompt in prompts):
             return self._together(prompts)
-        mx.async_eval([layer.state for layer in cache])
+        if live or mx.default_device().type == mx.DeviceType.gpu:
+            mx.async_eval([layer.state for layer in cache])
+        else:  # where no layer was waited for
+            kv.evaluate(cache)
         if not live:
             mx.clear_cache()  # not while a step runs: giving memory back waits for the device
         return None
