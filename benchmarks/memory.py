@@ -26,7 +26,7 @@ from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.engine.columns import UNIT
 from mlx_vlgen.engine.waiting import READERS
 from mlx_vlgen.models.attention import SCORE_BYTES, fused_head_size
-from mlx_vlgen.models.layers import exp_is_slow
+from mlx_vlgen.models.x86 import exp_is_slow
 
 VISION_BATCH = 3 * 4096 * 1024
 """Pixel values that go through the vision tower at once: what the iterator has by default."""

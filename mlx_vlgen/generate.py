@@ -131,7 +131,7 @@ def batch_generate(
     prompts: formatted strings or messages. No prompts give an empty response.
     max_tokens: new tokens at most; one number, or a list of one for each prompt. Default 128.
     verbose: print the statistics on stdout. Default False.
-    group_by_shape: encode pictures of equal processed shape together; the texts are the same. Default True.
+    group_by_shape: bring pictures together that are encoded as one batch; the texts are the same. Default True.
     track_image_sizes: whether the response has the pictures' original sizes. Default True.
     reuse: compute once what prompts of this call begin alike with; the texts are the same. Default True.
 

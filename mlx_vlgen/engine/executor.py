@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
-from itertools import groupby
 
 from .._runtime import mx
 from ..models.base import Embedded, Features, Model
@@ -58,11 +57,10 @@ class Executor:
     # -- encode
 
     def encode(self, groups: Iterable[Sequence[tuple[int, int]]], rows: Mapping[int, Row]) -> None:
-        """Each group of media through the vision tower, those of one shape as one batch. A row whose media fail gets an
-        error."""
+        """Each group of media through the vision tower as one batch. A row whose media fail gets an error."""
         live = bool(self.batches or self.arrived)
-        media = [[rows[id].media[place] for id, place in group if id in rows] for group in groups]
-        waiting = [list(same) for group in media for _, same in groupby(group, key=lambda medium: medium.form)]
+        media = ([rows[id].media[place] for id, place in group if id in rows] for group in groups)
+        waiting = [group for group in media if group]
         while waiting:
             group, begun = waiting.pop(0), time.perf_counter()
             wanted = [(row, {m.identity for m in row.media}) for row in rows.values() if not row.embedded]
@@ -84,9 +82,10 @@ class Executor:
                 continue
             if self._prefixes:
                 self._prefixes.store_features(group, encoded)
-            for owners in sharing:
+            per_value = (time.perf_counter() - begun) / sum(medium.pixels.size for medium in group)
+            for medium, owners in zip(group, sharing, strict=True):
                 for row in owners:
-                    row.encode_time += (time.perf_counter() - begun) / len(group) / len(owners)
+                    row.encode_time += per_value * medium.pixels.size / len(owners)
 
     def embed(self, rows: Sequence[Row], waiting: Container[int]) -> None:
         """Embeddings of the rows whose media are all encoded, and their pixels are let go. One that fails gets an error

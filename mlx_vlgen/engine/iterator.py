@@ -48,12 +48,12 @@ class TokenIterator:
     max_batch_size: rows that run together. kv_token_budget: cache positions that the rows inside may come to need
     together (prompt and max_tokens); None is what fits into free memory, judged by the first rows. A row that needs
     more runs alone. prefill_step_size: prompt tokens a step; decode_prefill_size: at most, while rows decode, which
-    wait for it. vision_batch_pixels: pixel values (3 a pixel and frame) that go through the vision tower at once; while
-    rows decode one group a step does, of a picture of 1024 x 1024 or several smaller ones. group_by_shape: whether
-    pictures of equal processed shape are encoded together. max_queue: requests that wait, at most; None: any
-    number. progress: called with (id, prompt tokens computed, prompt tokens in all) after each step of a prefill.
-    reuse: whether what rows begin alike with is computed once; or a `PrefixCache`, from which beginnings are taken and
-    where all that is computed goes.
+    wait for it. vision_batch_pixels: pixel values (3 a pixel and frame) that go through the vision tower at once; None
+    is those of 4096 x 1024 pixels, on a CPU 1024 x 512. While rows decode a step takes one picture of 1024 x 1024 or
+    several smaller ones. group_by_shape: whether pictures that can be encoded together are, in another order.
+    max_queue: requests that wait, at most; None: any number. progress: called with (id, prompt tokens computed, prompt
+    tokens in all) after each step of a prefill. reuse: whether what rows begin alike with is computed once; or a
+    `PrefixCache`, from which beginnings are taken and where all that is computed goes.
 
     Every row gets one last result, with a finish_reason. What a row's parts raise (its prompt, media, processors,
     sampler, criteria, form, drafter, tokens' text, or `progress`) ends that row with "error", and what
@@ -74,7 +74,7 @@ class TokenIterator:
         kv_token_budget: int | None = None,
         prefill_step_size: int = 2048,
         decode_prefill_size: int = 512,
-        vision_batch_pixels: int = 3 * 4096 * 1024,
+        vision_batch_pixels: int | None = None,
         group_by_shape: bool = True,
         max_queue: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
@@ -90,7 +90,7 @@ class TokenIterator:
                 raise ValueError(f"{name}={value}: expected at least 1")
         layout = model.cache_layout()
         self._intake = Intake(model, processor)
-        self._limits = Limits(prefill_step_size, decode_prefill_size, vision_batch_pixels, group=group_by_shape)
+        self._limits = Limits.of(model, prefill_step_size, decode_prefill_size, vision_batch_pixels, group_by_shape)
         self._slots = Slots(max_batch_size if kv.can_batch(layout) else 1)
         self._budget = Budget(layout, kv_token_budget)
         self._progress = progress

@@ -1,6 +1,6 @@
 """Decisions of the loop, as functions of numbers: who is admitted, and what one prefill step holds."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -43,16 +43,20 @@ def admissible(reserves: Iterable[int], taken: int, slots: int, budget: int | No
     return count
 
 
-def pack_size(lengths: Sequence[int], step: int) -> int:
-    """How many of the rows at the front go through prefill whole, together, padded to the longest of them, within
-    `step` tokens. At least 1; that one is cut into chunks when it is longer."""
-    longest, count = 0, 0
-    for length in lengths:
-        longest = max(longest, length)
-        if count and longest * (count + 1) > step:
+def pack(lengths: Iterable[int], step: int, padding: int, most: int) -> list[int]:
+    """Which rows go through prefill whole, together, padded to the longest of them: the first, which is cut into chunks
+    when it is longer than `step` tokens, and behind it all that fit, `most` in all, within `step` tokens of which
+    `padding` belong to none. Those that do not fit are the first ones of later steps."""
+    packed: list[int] = []
+    longest = tokens = 0
+    for index, length in enumerate(lengths):
+        padded = max(longest, length) * (len(packed) + 1)
+        if not packed or (padded <= step and padded - tokens - length <= padding):
+            packed.append(index)
+            longest, tokens = max(longest, length), tokens + length
+        if len(packed) == most or longest * (len(packed) + 1) > step:
             break
-        count += 1
-    return count
+    return packed
 
 
 def chunk_end(start: int, length: int, step: int, two_way: Sequence[Span]) -> int:
@@ -64,15 +68,21 @@ def chunk_end(start: int, length: int, step: int, two_way: Sequence[Span]) -> in
     return end
 
 
-def encoding_groups(media: Sequence[Media], pixels: int, group: bool = True) -> Iterator[list[int]]:
-    """Indices of media that go through the vision tower together: equal shapes, within `pixels` values a group
-    (at least one a group). group: whether order may change to bring equal shapes together."""
-    forms = [medium.form for medium in media]
-    order = sorted(range(len(media)), key=forms.__getitem__) if group else range(len(media))
-    for _, same in groupby(order, key=forms.__getitem__):
-        indices = list(same)
-        size = max(1, pixels // media[indices[0]].pixels.size)
-        yield from (indices[start : start + size] for start in range(0, len(indices), size))
+def encoding_groups(
+    media: Sequence[Media], pixels: int, group: bool = True, packed: Container[str] = ()
+) -> Iterator[list[int]]:
+    """Indices of media that go through the vision tower together: those of one form, or of one layout where their kind
+    is `packed`, within `pixels` values a group (at least one a group). group: whether order may change to bring them
+    together; then those of one form lie beside each other."""
+    alike = [medium.layout if medium.kind in packed else medium.form for medium in media]
+    order = sorted(range(len(media)), key=alike.__getitem__) if group else range(len(media))
+    for _, same in groupby(order, key=alike.__getitem__):
+        parts: list[list[int]] = [[]]
+        for index in same:
+            if parts[-1] and sum(media[i].pixels.size for i in (*parts[-1], index)) > pixels:
+                parts.append([])
+            parts[-1].append(index)
+        yield from (sorted(part, key=lambda i: media[i].form) if group else part for part in parts)
 
 
 def is_out_of_memory(error: Exception) -> bool:

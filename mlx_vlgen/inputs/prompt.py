@@ -79,7 +79,8 @@ class Media:
     picture into tiles (tiles, height, width, 3), in `pixel_values` (tiles, 3, height, width). Of sound float32 (frames,
     bands), what its tower takes, without padding but for the frames after its end that features of its end depend on.
     grid: its shape as the family counts it; for Qwen (frames, rows, columns) in patches; of sound (frames,), those that
-    are its own, where pixels may have more. Media of one grid and one shape of pixels are encoded as one batch.
+    are its own, where pixels may have more. Media of one form are encoded as one
+    batch, or, by some families, of one layout.
     spans: where its features go, in order, in `Prompt.tokens`; a Qwen3-VL video has one span per pair of frames.
     size: the original (height, width) in pixels; (0, 0) of sound.
     seconds: how long one step of a video's grid in time takes, which some families' positions tell; 0 for a picture,
@@ -107,8 +108,13 @@ class Media:
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """What media have in common that are encoded as one batch; forms can be sorted."""
+        """What media of equal shape have in common, which are encoded as one batch; forms can be sorted."""
         return self.kind, self.grid, self.pixels.shape, self.pixels.dtype.str, repr(self.normalization), self.variant
+
+    @property
+    def layout(self) -> tuple[Any, ...]:
+        """The same of media of any size, whose pixels may lie in one sequence."""
+        return self.kind, self.pixels.shape[1:], self.pixels.dtype.str, repr(self.normalization), self.variant
 
     @cached_property
     def key(self) -> str:

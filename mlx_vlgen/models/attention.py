@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 
 from .._runtime import mx, nn
-from .layers import ACTIVATIONS, LOG2_E, exp2, exp_is_slow, leaves_mlx, rotate
+from .layers import ACTIVATIONS, by_rows, rotate
+from .x86 import exp_is_slow, leaves_mlx, softmax_parts
 
 METAL_HEAD_SIZES = (64, 72, 80, 96, 128)
 CUDA_HEAD_SIZES = range(8, 129, 8)
@@ -15,7 +16,10 @@ picture: 2 MB took 0.77 of the time of 32). On a GPU some passes over 256 MB tak
 a block, 0.01 ms, no longer counts."""
 
 Windows = Sequence[tuple[int, int]]
-"""Runs of (number of windows, patches in each); patches attend within their window. Empty: all attend to all."""
+"""Runs of (number of windows, patches in each), of one frame; patches attend within their window."""
+
+Frames = Sequence[tuple[int, Windows]]
+"""Runs of (number of frames, the windows of each) in one sequence of patches."""
 
 Linear = Callable[[int, int], nn.Module]
 """(inputs, outputs) -> a layer."""
@@ -97,22 +101,22 @@ def unfused_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx
     if not exp_is_slow(q.dtype):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
     batch, heads, length, size = q.shape
-    q = q.reshape(batch, k.shape[1], -1, length, size) * (scale * LOG2_E)
+    q = q.reshape(batch, k.shape[1], -1, length, size) * scale
     return weighted(k[:, :, None] @ q.swapaxes(-1, -2), v).reshape(batch, heads, length, -1)
 
 
 def weighted(scores: mx.array, v: mx.array) -> mx.array:
-    """Means of v (B, h, K, D) by powers of 2 of scores (B, h, H / h, K, N), where exp is slow: (B, h, H / h, N, D).
-    The maximum of columns takes a third of the time of one of rows."""
-    weights = exp2(scores - scores.max(axis=-2, keepdims=True))
-    out = (weights.swapaxes(-1, -2) @ v[:, :, None]) / weights.sum(axis=-2)[..., None]
+    """Means of v (B, h, K, D) by the softmax of scores (B, h, H / h, K, N), which it overwrites, where exp is slow:
+    (B, h, H / h, N, D)."""
+    weights, sums = softmax_parts(scores)
+    out = (weights.swapaxes(-1, -2) @ v[:, :, None]) / sums[..., None]
     if leaves_mlx(scores):  # then the weights are there already, and in memory until they are used
         mx.async_eval(out)
     return out
 
 
 def windowed_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, windows: Windows) -> mx.array:
-    """The same within windows. The windows of a run are one call: they lie beside each other as heads do."""
+    """The same within windows. Those of a run are one call: they lie beside each other as heads do."""
     batch, heads, _, size = q.shape
     start, outs = 0, []
     for count, patches in windows:
@@ -120,7 +124,20 @@ def windowed_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, wind
         start = run.stop
         parts = [x[:, :, run].reshape(batch, heads * count, patches, size) for x in (q, k, v)]
         outs.append(attention(parts[0], parts[1], parts[2], scale).reshape(batch, heads, -1, size))
-    return mx.concatenate(outs, axis=2)
+    return _join(outs, axis=2)
+
+
+def framed_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, frames: Frames) -> mx.array:
+    """The same of (1, H, N, D) within the windows of each frame: (1, N, H * D). The frames of a run are a batch."""
+    heads, size, start, outs = q.shape[1], q.shape[3], 0, []
+    for count, windows in frames:
+        length = sum(number * patches for number, patches in windows)
+        run = slice(start, start + count * length)
+        start = run.stop
+        parts = [x[0, :, run].reshape(heads, count, length, size).swapaxes(0, 1) for x in (q, k, v)]
+        out = windowed_attention(parts[0], parts[1], parts[2], scale, windows)
+        outs.append(merge_heads(out).reshape(1, count * length, heads * size))
+    return _join(outs, axis=1)
 
 
 def split_heads(x: mx.array, heads: int) -> mx.array:
@@ -170,10 +187,11 @@ class VisionAttention(nn.Module):
         x: mx.array,
         cos: mx.array | None = None,
         sin: mx.array | None = None,
-        windows: Windows = (),
+        frames: Frames = (),
         mask: mx.array | None = None,
     ) -> mx.array:
-        """cos, sin: (N, D / 2) of rotary positions; None where there are none. mask: (B, 1, 1, N), which are seen."""
+        """cos, sin: (N, D / 2) of rotary positions; None where there are none. frames: of a sequence (B = 1) that holds
+        several; where it is empty all attend to all. mask: (B, 1, 1, N), which are seen."""
         if len(self._inputs) == 1:
             q, k, v = mx.split(self[self._inputs[0]](x), 3, axis=-1)
         else:
@@ -187,10 +205,12 @@ class VisionAttention(nn.Module):
             q, k = (rotate(part, cos, sin, self.traditional) for part in (q, k))
         scale = q.shape[-1] ** -0.5
         if mask is not None:
-            out = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+            out = merge_heads(mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask))
+        elif frames:
+            out = framed_attention(q, k, v, scale, frames)
         else:
-            out = windowed_attention(q, k, v, scale, windows) if windows else attention(q, k, v, scale)
-        return self[self._output](merge_heads(out))
+            out = merge_heads(attention(q, k, v, scale))
+        return self[self._output](out)
 
 
 def join_qkv(weights: Mapping[str, mx.array], attention: str) -> dict[str, mx.array]:
@@ -230,6 +250,9 @@ class MLP(nn.Module):
         self._activation = ACTIVATIONS[activation]
 
     def __call__(self, x: mx.array) -> mx.array:
+        return by_rows(self._compute, x)
+
+    def _compute(self, x: mx.array) -> mx.array:
         h = self[self._inputs[0]](x)
         if len(self._inputs) == 1:
             h = self._activation(h)

@@ -1,6 +1,6 @@
 """What every family keeps: the contract between a model and the engine."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -225,11 +225,7 @@ class Embedded:
 
 @dataclass
 class Features:
-    """What a tower gives for one picture, video or clip of sound.
-
-    embeds: (n, d).
-    deepstack: (n, d) for each deepstack layer.
-    """
+    """What a tower gives for one picture, video or clip of sound: (n, d), and the same for each deepstack layer."""
 
     embeds: mx.array
     deepstack: Sequence[mx.array] = ()
@@ -240,6 +236,9 @@ class Model(nn.Module):
 
     text_prefix: ClassVar[str] = "language_model."
     """Prefix of the names of the text decoder's parameters, which `load(quantization=…)` quantizes."""
+
+    packed: ClassVar[Container[str]] = ()
+    """Kinds of media that `encode` takes of any sizes together."""
 
     duplicated_layers: ClassVar[Mapping[str, str]] = {}
     """Layers that quantized conversions for MLX hold once more, which mlx-vlm needs: the copy's name -> the layer's."""
@@ -331,7 +330,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        """Features of media of the same grid, computed as one batch."""
+        """Features of media of one form, or of one layout where their kind is `packed`; computed as one batch."""
         raise NotImplementedError
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:

@@ -4,10 +4,12 @@ Source: the ERNIE 4.5 technical report, Baidu 2025; transformers' Ernie4_5_VLMoe
 names are those of checkpoints converted for MLX.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +22,9 @@ from .attention import GATED, MLP, VisionAttention
 from .backbone import decode
 from .base import Embedded, Features
 from .configuration import BaseConfig, with_rope
-from .layers import embed_patches, merge_order, pace, rotary_2d
-from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
+from .grids import Grids
+from .layers import GELU, embed_patches, merge_order, pace, rotary_2d
+from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock, cut_features
 from .vision_language import join_pixels, tie_output
 
 
@@ -97,21 +100,19 @@ class VisionTower(nn.Module):
         self.blocks = [vision_block(config) for _ in range(config.depth)]
         self.ln = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(
-        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
-    ) -> mx.array:
-        """Frames (B, N, patch) of one grid, in merge order -> (B, N, d)."""
-        cos, sin = rotary_2d(*merge_order(rows, columns, self.merge), self.head_size, self._theta)
+    def __call__(self, pixels: mx.array, grids: Grids, normalization: Normalization | None = None) -> mx.array:
+        """Frames one after another (1, N, patch), each in merge order -> (1, N, d)."""
+        cos, sin = rotary_2d(grids.places(partial(merge_order, merge=self.merge)), self.head_size, self._theta)
         x = self.patch_embed(pixels, normalization)
         for block in self.blocks:
-            before, x = x, block(x, cos, sin)
+            before, x = x, block(x, cos, sin, grids.frames)
             pace(before, x)
         return self.ln(x)
 
 
 def _two_layers(inputs: int, outputs: int, eps: float) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(inputs, outputs), nn.GELU(), nn.Linear(outputs, outputs), nn.LayerNorm(outputs, eps=eps)
+        nn.Linear(inputs, outputs), GELU(), nn.Linear(outputs, outputs), nn.LayerNorm(outputs, eps=eps)
     )
 
 
@@ -253,10 +254,19 @@ class Ernie4_5VLMoe(MRopeModel):
         ]
 
     def encode(self, media: Sequence[Media]) -> list[Features]:
-        frames, rows, columns = media[0].grid
-        pixels = join_pixels(media).reshape(len(media) * frames, rows * columns, -1)
-        x = self.vision_tower(pixels, rows, columns, media[0].normalization)
-        return [Features(embeds) for embeds in self.resampler_model(x.reshape(len(media), frames, *x.shape[1:]))]
+        pixels, grids = join_pixels(media), Grids.of(medium.grid for medium in media)
+        x = self.vision_tower(pixels.reshape(1, len(pixels), -1), grids, media[0].normalization)
+        start, parts = 0, []
+        for (frames, *_), same in groupby(media, key=lambda m: m.grid if m.grid[0] > 1 else (1,)):
+            grids_of_run = [medium.grid for medium in same]
+            end = start + sum(map(math.prod, grids_of_run))
+            batch = len(grids_of_run) if frames > 1 else 1  # pictures lie beside each other
+            part = self.resampler_model(x[0, start:end].reshape(batch, frames, -1, x.shape[-1]))
+            parts.append(part.flatten(0, 1))
+            start = end
+        unit = self.vision_tower.merge**2
+        counts = [max(1, m.grid[0] // 2) * m.grid[1] * m.grid[2] // unit for m in media]
+        return [Features(part) for part in cut_features(mx.concatenate(parts), counts)]
 
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         """A token that a row draws is text, whichever it is."""

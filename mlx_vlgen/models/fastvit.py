@@ -12,6 +12,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from .attention import VisionAttention, linear_without_bias
 from .configuration import BaseConfig
+from .layers import gelu
 
 HEAD_SIZE = 32
 TOKEN_MIXERS = ("repmixer", "repmixer", "repmixer", "attention", "attention")
@@ -76,7 +77,7 @@ class ConvBlock(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         x = self.reparam_conv(x)
         x = self.se(x) if "se" in self else x
-        return nn.gelu(x) if self._activate else x
+        return gelu(x) if self._activate else x
 
 
 class SqueezeExcite(nn.Module):
@@ -122,7 +123,7 @@ class ConvMLP(nn.Module):
         self.fc1, self.fc2 = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(nn.gelu(self.fc1(self.conv(x))))
+        return self.fc2(gelu(self.fc1(self.conv(x))))
 
 
 class LayerScale(nn.Module):

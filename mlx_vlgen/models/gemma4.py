@@ -19,7 +19,7 @@ from .base import Features
 from .configuration import BaseConfig
 from .gemma4_audio import AudioTower, Gemma4AudioConfig
 from .gemma4_text import Gemma4Decoder, Projector
-from .layers import ClippedLinear, pace, rotary_2d, rotate
+from .layers import ClippedLinear, pace, reading_order, rotary_2d, rotate
 from .vision_language import encode_tiles
 from .whisper import join_clips
 
@@ -111,8 +111,8 @@ class VisionTower(nn.Module):
 
     def __call__(self, pixels: mx.array, rows: int, columns: int) -> mx.array:
         """pixels (B, N, 3 * patch^2), levels from 0 to 1, N = rows * columns in reading order -> (B, N / pool^2, d)."""
-        row, column = np.divmod(np.arange(rows * columns), columns)
-        cos, sin = rotary_2d(column, row, self._head_size, self._theta)
+        row, column = places = reading_order(rows, columns)
+        cos, sin = rotary_2d(places[::-1], self._head_size, self._theta)
         cos, sin = cos.reshape(len(row), 2, -1), sin.reshape(len(row), 2, -1)
         x = self.patch_embedder(pixels, column, row)
         for layer in self.encoder.layers:

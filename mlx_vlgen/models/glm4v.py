@@ -17,7 +17,8 @@ from ..errors import LoadError
 from ..inputs.prompt import Normalization
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .configuration import BaseConfig, with_rope
-from .layers import PatchEmbedding, PositionTable, merge_order, pace, resample_bicubic, rotary_2d
+from .grids import Grids
+from .layers import PatchEmbedding, PositionTable, gelu, merge_order, pace, resample_bicubic, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 from .qwen3_vl import split_experts
 from .router import Router
@@ -77,10 +78,10 @@ class VisionEmbeddings(nn.Module):
         self._side = side
         self.position_embedding = PositionTable(side**2, hidden)
 
-    def __call__(self, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
-        """Those of the patches at `row` and `column` (N,) of a rows x columns grid: (N, d)."""
+    def __call__(self, places: np.ndarray, rows: int, columns: int) -> mx.array:
+        """Those of the patches at `places`, rows and columns (2, N), of a rows x columns grid: (N, d)."""
         table = self.position_embedding.weight.reshape(self._side, self._side, -1)
-        return resample_bicubic(table, rows, columns)[mx.array(row), mx.array(column)]
+        return resample_bicubic(table, rows, columns)[tuple(map(mx.array, places))]
 
 
 def vision_block(config: Glm4vVisionConfig) -> VisionBlock:
@@ -110,7 +111,7 @@ class Merger(MLP):
         self.post_projection_norm = nn.LayerNorm(size, eps=1e-5)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return super().__call__(nn.gelu(self.post_projection_norm(self.proj(x))))
+        return super().__call__(gelu(self.post_projection_norm(self.proj(x))))
 
 
 class Tower(nn.Module):
@@ -136,18 +137,17 @@ class Tower(nn.Module):
         self.downsample = Downsample(hidden, out, self.merge)
         self.merger = Merger(out, merger_size, config.hidden_act, limit)
 
-    def add_positions(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
-        """Embedded patches (B, N, d) of a grid, at `row` and `column` (N,), with what tells their places."""
+    def add_positions(self, x: mx.array, grids: Grids) -> mx.array:
+        """Embedded patches (1, N, d) with what tells their places."""
         return x
 
     def __call__(
-        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+        self, pixels: mx.array, grids: Grids, normalization: Normalization | None = None
     ) -> tuple[mx.array, list[mx.array]]:
-        row, column = merge_order(rows, columns, self.merge)
-        cos, sin = rotary_2d(row, column, self.head_size, self._theta)
-        x = self.add_positions(self.patch_embed(pixels, normalization), row, column, rows, columns)
+        cos, sin = rotary_2d(grids.places(partial(merge_order, merge=self.merge)), self.head_size, self._theta)
+        x = self.add_positions(self.patch_embed(pixels, normalization), grids)
         for block in self.blocks:
-            before, x = x, block(x, cos, sin)
+            before, x = x, block(x, cos, sin, grids.frames)
             pace(before, x)
         return self.merger(self.downsample(self.post_layernorm(x))), []
 
@@ -158,8 +158,11 @@ class VisionTower(Tower):
         self.embeddings = VisionEmbeddings(config.image_size // config.patch_size, config.hidden_size)
         self.post_conv_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def add_positions(self, x: mx.array, row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> mx.array:
-        return self.post_conv_layernorm(x) + self.embeddings(row, column, rows, columns)
+    def add_positions(self, x: mx.array, grids: Grids) -> mx.array:
+        def add(x: mx.array, rows: int, columns: int) -> mx.array:
+            return x + self.embeddings(merge_order(rows, columns, self.merge), rows, columns)
+
+        return grids.map(self.post_conv_layernorm(x), add)
 
 
 class Glm4v(MRopeModel):

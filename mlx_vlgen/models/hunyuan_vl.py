@@ -18,7 +18,7 @@ from .attention import MLP, VisionAttention
 from .base import Embedded, Features
 from .configuration import BaseConfig, rope_type
 from .configuration import text_config as text_part
-from .layers import PositionTable, hidden_states, resample_bilinear
+from .layers import GELU, PositionTable, hidden_states, resample_bilinear
 from .vision_language import VisionLanguageModel, encode_tiles
 from .vit import PatchConv
 
@@ -77,8 +77,8 @@ class Merger(nn.Module):
         hidden, merge, eps = config.hidden_size, config.spatial_merge_size, config.rms_norm_eps
         self.merge = merge
         self.before_rms, self.after_rms = nn.RMSNorm(hidden, eps), nn.RMSNorm(text, eps)
-        self.proj = [
-            PatchConv(hidden, 2 * hidden, merge, bias=True), nn.GELU(), PatchConv(2 * hidden, 4 * hidden, 1, bias=True)
+        self.proj: list[Any] = [
+            PatchConv(hidden, 2 * hidden, merge, bias=True), GELU(), PatchConv(2 * hidden, 4 * hidden, 1, bias=True)
         ]  # fmt: skip
         self.mlp = nn.Linear(4 * hidden, text)
         self.image_newline = mx.zeros(4 * hidden)

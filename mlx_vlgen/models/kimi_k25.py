@@ -15,7 +15,7 @@ from ..inputs.prompt import Media
 from .attention import MLP, VisionAttention
 from .base import Features
 from .configuration import BaseConfig
-from .layers import fold_squares, pace, resample_bicubic
+from .layers import GELU, fold_squares, pace, resample_bicubic
 from .vision_language import VisionLanguageModel, join_pixels, tower_input
 from .vit import PatchConv
 
@@ -124,7 +124,7 @@ class Projector(nn.Module):
         super().__init__()
         inner = width * merge**2
         self.pre_norm = nn.LayerNorm(width, eps=eps)
-        self.proj = [nn.Linear(inner, inner), nn.GELU(), nn.Linear(inner, outputs)]
+        self.proj = [nn.Linear(inner, inner), GELU(), nn.Linear(inner, outputs)]
         self._merge = merge
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -14,7 +14,7 @@ from ..inputs.prompt import Media, Normalization
 from .attention import MLP, PROJECTOR, attention, linear_without_bias, merge_heads, split_heads
 from .base import Features
 from .configuration import BaseConfig
-from .layers import PatchEmbedding, fold_squares, merge_order, pace, rotary_2d, rotate
+from .layers import PatchEmbedding, fold_squares, merge_order, pace, reading_order, rotary_2d, rotate
 from .lfm3 import GATED
 from .vision_language import VisionLanguageModel, join_pixels
 
@@ -119,7 +119,7 @@ class VisionTower(nn.Module):
         reading = (row * columns + column).argsort()
         x = self.embedding_norm(self.patchifier(patches, normalization))
         x = x[:, mx.array(reading)].reshape(len(x), rows, columns, -1)
-        cos, sin = rotary_2d(row[reading], column[reading], self._head_size, self._theta)
+        cos, sin = rotary_2d(reading_order(rows, columns), self._head_size, self._theta)
         for layer in self.layers:
             before, x = x, layer(x, cos, sin)
             pace(before, x)

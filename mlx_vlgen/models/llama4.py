@@ -17,7 +17,7 @@ from ..inputs.prompt import Media
 from .attention import MLP, VisionAttention, linear_without_bias
 from .base import Features
 from .configuration import BaseConfig
-from .layers import fold_squares, hidden_states, rotary_2d
+from .layers import fold_squares, gelu, hidden_states, reading_order, rotary_2d
 from .vision_language import VisionLanguageModel, encode_tiles
 
 EPS = 1e-5
@@ -92,7 +92,7 @@ class Adapter(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         squares = fold_squares(x.reshape(len(x), self._side, self._side, -1), self._fold)
-        return nn.gelu(self.mlp(squares))
+        return gelu(self.mlp(squares))
 
 
 class VisionModel(nn.Module):
@@ -109,8 +109,8 @@ class VisionModel(nn.Module):
         self.vision_adapter = Adapter(config)
         theta = (config.rope_parameters or {}).get("rope_theta", config.rope_theta)
         # Rows and columns count from one; the class token, which comes last, is not rotated.
-        row, column = (np.append(axis.ravel() + 1, 0) for axis in np.indices((side, side)))
-        self._rotary = partial(rotary_2d, column, row, hidden // config.num_attention_heads, theta)
+        places = np.pad(reading_order(side, side)[::-1] + 1, ((0, 0), (0, 1)))
+        self._rotary = partial(rotary_2d, places, hidden // config.num_attention_heads, theta)
 
     def __call__(self, tiles: mx.array) -> mx.array:
         patches = self.patch_embedding(tiles.astype(self.class_embedding.dtype))

@@ -149,6 +149,8 @@ class MiniCPMV4_6(MRopeModel):
     def published(self, name: str) -> tuple[str, ...]:
         return (name.removeprefix("vision_tower.") if name.startswith("vision_tower.vit_merger.") else name,)
 
+    packed = ()
+
     def encode(self, media: Sequence[Media]) -> list[Features]:
         """Whole pictures (frames) are one batch, their slices another."""
         frames, height, width, rows, _, part_rows, part_columns = media[0].grid

@@ -1,18 +1,21 @@
 """M-RoPE, rotary positions in time, row and column: the rotary module, the positions of a prompt, and the base class of
 the families that have it (Qwen's, GLM's and ERNIE's)."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .._mlx_lm import ArraysCache, initialize_rope
 from .._runtime import mx, nn
 from ..inputs.prompt import Media, Prompt
-from .attention import MLP, VisionAttention, Windows
+from .attention import MLP, Frames, VisionAttention
 from .base import Embedded, Features
 from .configuration import BaseConfig, rope_type
+from .grids import Grids
 from .layers import rotate
 from .vision_language import VisionLanguageModel, join_pixels, scatter_deepstack, scatter_features
 
@@ -141,36 +144,37 @@ class VisionBlock(nn.Module):
         self.norm1, self.norm2 = norm(), norm()
         self.attn, self.mlp = attn, mlp
 
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, windows: Windows = ()) -> mx.array:
-        x = x + self.attn(self.norm1(x), cos, sin, windows)
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, frames: Frames) -> mx.array:
+        x = x + self.attn(self.norm1(x), cos, sin, frames)
         return x + self.mlp(self.norm2(x))
 
 
 def encode_grids(media: Sequence[Media], tower: nn.Module) -> list[Features]:
-    """Features of media of one grid. tower: see `MRopeModel`."""
-    frames, rows, columns = media[0].grid
-    pixels = join_pixels(media).reshape(len(media) * frames, rows * columns, -1)
-    embeds, deepstack = tower(pixels, rows, columns, media[0].normalization)
+    """Features of media of any grids. tower: see `MRopeModel`."""
+    pixels, grids = join_pixels(media), Grids.of(medium.grid for medium in media)
+    embeds, deepstack = tower(pixels.reshape(1, len(pixels), -1), grids, media[0].normalization)
+    counts = [math.prod(medium.grid) // tower.merge**2 for medium in media]
+    layers = [cut_features(layer[0], counts) for layer in (embeds, *deepstack)]
+    return [Features(first, others) for first, *others in zip(*layers, strict=True)]
 
-    def split(x: mx.array) -> mx.array:  # (media * frames, n, d) -> (media, frames * n, d)
-        return x.reshape(len(media), -1, x.shape[-1])
 
-    embeds, deepstack = split(embeds), [split(x) for x in deepstack]
-    return [Features(embeds[i], [x[i] for x in deepstack]) for i in range(len(media))]
+def cut_features(x: mx.array, counts: Sequence[int]) -> list[mx.array]:
+    """Features (N, d) of some media: so many of each. Copies, for parts of x would hold the memory of all of it."""
+    return [mx.contiguous(x[end - count : end]) for count, end in zip(counts, accumulate(counts), strict=True)]
 
 
 class MRopeModel(VisionLanguageModel):
     """A family gives the arguments of its text decoder, its tower and its M-RoPE.
 
-    tower: pixels (B, N, patch), rows, columns, their normalization -> features (B, N / merge^2, d), and the same for
-    each deepstack layer.
-    B counts pictures or groups of frames of one grid; N = rows * columns, in merge order. Frames do not attend to
-    each other.
+    tower: pixels (1, N, patch) of pictures and groups of frames one after another, each in merge order; `Grids` of
+    them; their normalization -> features (1, N / merge^2, d), and the same for each deepstack layer. Frames do not
+    attend to each other.
     section: how many frequencies time, rows and columns have, where the configuration is silent.
     interleaved, traditional: see `MRope`. axes: gives its axes for a section.
     tokens_per_second: see `rotary_positions`.
     """
 
+    packed: ClassVar[Container[str]] = ("image", "video")
     renames: Sequence[tuple[str, str]] = (
         ("model.visual.", "vision_tower."),
         ("visual.", "vision_tower."),

@@ -16,7 +16,16 @@ from ..inputs.prompt import Media, Normalization
 from .attention import MLP, VisionAttention, linear_without_bias
 from .base import Features
 from .configuration import BaseConfig
-from .layers import ACTIVATIONS, PositionTable, embed_patches, fold_squares, pace, resample_faded, rotary_2d
+from .layers import (
+    ACTIVATIONS,
+    PositionTable,
+    embed_patches,
+    fold_squares,
+    pace,
+    reading_order,
+    resample_faded,
+    rotary_2d,
+)
 from .mrope import VisionBlock
 from .qwen2_5_vl import window_order
 from .vision_language import VisionLanguageModel
@@ -101,14 +110,16 @@ class MuseTower(nn.Module):
         self._theta = float((config.rope_parameters or {}).get("rope_theta", 10000.0))
 
     def __call__(self, patches: mx.array, rows: int, columns: int, normalization: Normalization | None) -> mx.array:
+        count, length = patches.shape[:2]
         order, windows = window_order(rows, columns, self._window)
-        row, column = np.indices((rows, columns)).reshape(2, -1)[:, order] + 1
-        cos, sin = rotary_2d(column, row, self._head_size, self._theta)
+        places = np.tile(reading_order(rows, columns)[::-1, order] + 1, (1, count))
+        cos, sin = rotary_2d(places, self._head_size, self._theta)
         x = self.ln_pre(self.patch_embedder(patches, rows, columns, normalization))[:, mx.array(order)]
+        x = x.reshape(1, count * length, -1)
         for index, layer in enumerate(self.layers):
-            before, x = x, layer(x, cos, sin, () if index in self._full else windows)
+            before, x = x, layer(x, cos, sin, [(count, ((1, length),) if index in self._full else windows)])
             pace(before, x)
-        x = self.ln_post(x[:, mx.array(np.argsort(order))])
+        x = self.ln_post(x.reshape(count, length, -1)[:, mx.array(np.argsort(order))])
         squares = fold_squares(x.reshape(len(x), rows, columns, -1), self._merge)
         by_channel = squares.reshape(*squares.shape[:2], self._merge**2, -1).swapaxes(2, 3)
         return by_channel.flatten(2)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .._runtime import mx, nn
-from .layers import ACTIVATIONS, pace
+from .layers import ACTIVATIONS, gelu, pace
 from .whisper import WhisperConfig, WhisperLayer, average_pairs
 
 
@@ -124,8 +124,8 @@ class Qwen2_5OmniAudio(AudioTower):
         self.proj = nn.Linear(config.d_model, config.output_dim)
 
     def shorten(self, chunks: mx.array, lengths: np.ndarray, clip_lengths: np.ndarray) -> tuple[mx.array, np.ndarray]:
-        x = nn.gelu(self.conv1(chunks)) * within(lengths, chunks.shape[1])
-        return nn.gelu(self.conv2(x)), (lengths + 1) // 2
+        x = gelu(self.conv1(chunks)) * within(lengths, chunks.shape[1])
+        return gelu(self.conv2(x)), (lengths + 1) // 2
 
     def project(self, x: mx.array) -> mx.array:
         features: mx.array = self.proj(self.ln_post(average_pairs(x)))
@@ -165,7 +165,7 @@ class Qwen3OmniAudio(AudioTower):
     def _convolve(self, chunks: mx.array, seen: np.ndarray) -> mx.array:  # (C, T, mels) -> (C, T / 8, d)
         x = chunks.swapaxes(1, 2)[..., None]
         for convolution in (self.conv2d1, self.conv2d2, self.conv2d3):
-            x, seen = nn.gelu(convolution(x)), (seen + 1) // 2
+            x, seen = gelu(convolution(x)), (seen + 1) // 2
             x = x * within(seen, x.shape[2])[:, None]
         return self.conv_out(x.transpose(0, 2, 3, 1).flatten(2))
 

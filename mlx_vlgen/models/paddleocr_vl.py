@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
-from .attention import MLP, PROJECTOR, VisionAttention, join_qkv
+from .attention import MLP, PROJECTOR, Frames, VisionAttention, join_qkv
 from .configuration import BaseConfig, with_rope
-from .layers import PositionTable, embed_patches, merge_order, pace, resample_bilinear, rotary_2d
+from .grids import Grids
+from .layers import PositionTable, embed_patches, merge_order, pace, reading_order, resample_bilinear, rotary_2d
 from .mrope import MRopeModel
 from .vision_language import tie_output
 from .vit import SiglipVisionConfig
@@ -65,10 +64,13 @@ class Embeddings(nn.Module):
         self.patch_embedding = PatchConv(config.num_channels, hidden, patch)
         self.position_embedding = PositionTable(self._side**2, hidden)
 
-    def __call__(self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None) -> mx.array:
+    def __call__(self, pixels: mx.array, grids: Grids, normalization: Normalization | None) -> mx.array:
         table = self.position_embedding.weight.reshape(self._side, self._side, -1)
-        places = resample_bilinear(table, rows, columns)
-        return self.patch_embedding(pixels, normalization) + places.reshape(rows * columns, -1)
+
+        def add(x: mx.array, rows: int, columns: int) -> mx.array:
+            return x + resample_bilinear(table, rows, columns).reshape(rows * columns, -1)
+
+        return grids.map(self.patch_embedding(pixels, normalization), add)
 
 
 class EncoderLayer(nn.Module):
@@ -79,8 +81,8 @@ class EncoderLayer(nn.Module):
         self.self_attn = VisionAttention(hidden, config.num_attention_heads, ("qkv", "out_proj"))
         self.mlp = MLP(hidden, config.intermediate_size, config.hidden_act)
 
-    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
-        x = x + self.self_attn(self.layer_norm1(x), cos, sin)
+    def __call__(self, x: mx.array, cos: mx.array, sin: mx.array, frames: Frames) -> mx.array:
+        x = x + self.self_attn(self.layer_norm1(x), cos, sin, frames)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -110,16 +112,18 @@ class VisionTower(nn.Module):
         self.projector = Projector(hidden, hidden * self.merge**2, out)
 
     def __call__(
-        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+        self, pixels: mx.array, grids: Grids, normalization: Normalization | None = None
     ) -> tuple[mx.array, list[mx.array]]:
-        row, column = np.indices((rows, columns)).reshape(2, -1)
-        cos, sin = rotary_2d(row, column, self.head_size, self._theta)
-        x = self.embeddings(pixels, rows, columns, normalization)
+        cos, sin = rotary_2d(grids.places(reading_order), self.head_size, self._theta)
+        x = self.embeddings(pixels, grids, normalization)
         for layer in self.layers:
-            before, x = x, layer(x, cos, sin)
+            before, x = x, layer(x, cos, sin, grids.frames)
             pace(before, x)
+        return self.projector(grids.map(self.post_layernorm(x), self._in_merge_order)), []
+
+    def _in_merge_order(self, x: mx.array, rows: int, columns: int) -> mx.array:
         row, column = merge_order(rows, columns, self.merge)
-        return self.projector(self.post_layernorm(x)[:, mx.array(row * columns + column)]), []
+        return x[:, mx.array(row * columns + column)]
 
 
 class PaddleOCRVL(MRopeModel):

@@ -15,7 +15,7 @@ from ..errors import LoadError
 from ..inputs.prompt import Media, Prompt
 from .base import Features
 from .configuration import phi4_config
-from .layers import hidden_states, resample_bicubic
+from .layers import gelu, hidden_states, resample_bicubic
 from .phi3_text import Variant
 from .phi4_audio import Phi4AudioConfig, Phi4AudioEncoder
 from .phi4_text import Phi4TextConfig
@@ -107,7 +107,7 @@ class ImageEmbedding(nn.Module):
         joined = joined[:, : -(-used[0] // 2), : -(-used[1] // 2)]
         between = mx.broadcast_to(self.global_img_feature_extensor, (batch, 1, hidden))
         x = mx.concatenate([self._marked(joined), between, self._marked(whole)], axis=1)
-        return self.img_projection_down(nn.gelu(self.img_projection_up(x)))
+        return self.img_projection_down(gelu(self.img_projection_up(x)))
 
     def _states(self, tiles: mx.array, shown: Sequence[tuple[int, int]]) -> mx.array:
         """(B, side, side, 3) -> (B, N, d). Tiles that are full need no mask, with which no kernel may be fused."""
@@ -149,7 +149,7 @@ class AudioEmbedding(nn.Module):
     def __call__(self, features: mx.array, beside_pictures: bool) -> mx.array:
         mode = "vision_speech" if beside_pictures else "speech"
         up, down = self[f"up_proj_for_{mode}"], self[f"down_proj_for_{mode}"]
-        return down(nn.gelu(up(self.encoder(features))))
+        return down(gelu(up(self.encoder(features))))
 
 
 class Phi4Multimodal(VisionLanguageModel):

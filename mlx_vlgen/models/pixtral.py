@@ -8,14 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .attention import GATED, MLP, VisionAttention, linear_without_bias
 from .base import Features
 from .configuration import BaseConfig
-from .layers import hidden_states, rotary_2d
+from .layers import hidden_states, reading_order, rotary_2d
 from .llava import Llava, projector
 from .vision_language import VisionLanguageModel, encode_tiles
 from .vit import PatchConv, Tower
@@ -73,9 +71,9 @@ class PixtralVision(nn.Module):
     def __call__(self, pixels: mx.array, layers: Sequence[int]) -> list[mx.array]:
         """layers: which hidden states to return, 0 being what the first layer takes and -1 what the last one gives."""
         patch = self.patch_conv.weight.shape[1]
-        row, column = np.indices((pixels.shape[1] // patch, pixels.shape[2] // patch)).reshape(2, -1)
+        places = reading_order(pixels.shape[1] // patch, pixels.shape[2] // patch)
         # Frequencies go to rows and columns in turn: those of the columns lie half a step lower.
-        cos, sin = rotary_2d(row, column, self.head_size, self.theta, column_step=0.5)
+        cos, sin = rotary_2d(places, self.head_size, self.theta, column_step=0.5)
         return hidden_states(self.transformer.layers, self.ln_pre(self.patch_conv(pixels)), layers, cos, sin)
 
 

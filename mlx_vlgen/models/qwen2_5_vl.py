@@ -7,13 +7,14 @@ of checkpoints converted for MLX.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
-from .attention import GATED, MLP, VisionAttention
+from .attention import GATED, MLP, VisionAttention, Windows
+from .grids import Grids
 from .layers import PatchEmbedding, merge_order, pace, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 from .qwen2_vl import PatchMerger, text_arguments
@@ -48,6 +49,14 @@ def window_order(rows: int, columns: int, side: int) -> tuple[np.ndarray, list[t
     return order, [(int(np.sum(sizes == size)), int(size)) for size in np.unique(sizes)]
 
 
+class Order(NamedTuple):
+    """Tokens and patches of a frame in the order of its windows, and these in patches."""
+
+    tokens: np.ndarray
+    patches: np.ndarray
+    windows: Windows
+
+
 class VisionTower(nn.Module):
     """attention: the names of its layers, as `VisionAttention` takes them."""
 
@@ -66,19 +75,30 @@ class VisionTower(nn.Module):
         self.merger = PatchMerger(nn.RMSNorm(hidden, eps=1e-6), hidden, self.merge, config.out_hidden_size)
 
     def __call__(
-        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+        self, pixels: mx.array, grids: Grids, normalization: Normalization | None = None
     ) -> tuple[mx.array, list[mx.array]]:
+        orders = {(rows, columns): self._order(rows, columns) for _, rows, columns in grids.runs}
+        windows = [(count, orders[rows, columns].windows) for count, rows, columns in grids.runs]
+
+        def sort(x: mx.array, rows: int, columns: int) -> mx.array:
+            return x[:, mx.array(orders[rows, columns].patches)]
+
+        def sort_back(x: mx.array, rows: int, columns: int) -> mx.array:
+            return x[:, mx.array(np.argsort(orders[rows, columns].tokens))]
+
+        places = grids.places(lambda *size: merge_order(size[0], size[1], self.merge)[:, orders[size].patches])
+        cos, sin = rotary_2d(places, self.head_size)
+        x = grids.map(self.patch_embed(pixels, normalization), sort)
+        for index, block in enumerate(self.blocks):
+            before, x = x, block(x, cos, sin, grids.frames if index in self._full else windows)
+            pace(before, x)
+        return grids.map(self.merger(x), sort_back), []
+
+    def _order(self, rows: int, columns: int) -> Order:
         unit = self.merge**2  # the patches of a token lie together, and move together
         tokens, runs = window_order(rows // self.merge, columns // self.merge, self._window)
         patches = (tokens[:, None] * unit + np.arange(unit)).reshape(-1)
-        windows = [(count, size * unit) for count, size in runs]
-        row, column = merge_order(rows, columns, self.merge)
-        cos, sin = rotary_2d(row[patches], column[patches], self.head_size)
-        x = self.patch_embed(pixels, normalization)[:, mx.array(patches)]
-        for index, block in enumerate(self.blocks):
-            before, x = x, block(x, cos, sin, () if index in self._full else windows)
-            pace(before, x)
-        return self.merger(x)[:, mx.array(np.argsort(tokens))], []
+        return Order(tokens, patches, [(count, size * unit) for count, size in runs])
 
 
 class Qwen2_5_VL(MRopeModel):

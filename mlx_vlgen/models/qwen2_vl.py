@@ -13,7 +13,8 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
 from .attention import MLP, VisionAttention
 from .configuration import BaseConfig, with_rope
-from .layers import PatchEmbedding, merge_order, pace, rotary_2d
+from .grids import Grids
+from .layers import GELU, PatchEmbedding, merge_order, pace, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -50,7 +51,7 @@ class PatchMerger(nn.Module):
         super().__init__()
         self.joined = hidden * merge**2
         self.ln_q = norm
-        self.mlp = [nn.Linear(self.joined, self.joined), nn.GELU(), nn.Linear(self.joined, out)]
+        self.mlp = [nn.Linear(self.joined, self.joined), GELU(), nn.Linear(self.joined, out)]
 
     def __call__(self, x: mx.array) -> mx.array:  # (B, N, d) -> (B, N / merge^2, out)
         x = self.ln_q(x).reshape(len(x), -1, self.joined)
@@ -71,12 +72,12 @@ class VisionTower(nn.Module):
         self.merger = PatchMerger(nn.LayerNorm(hidden, eps=1e-6), hidden, self.merge, config.hidden_size)
 
     def __call__(
-        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+        self, pixels: mx.array, grids: Grids, normalization: Normalization | None = None
     ) -> tuple[mx.array, list[mx.array]]:
-        cos, sin = rotary_2d(*merge_order(rows, columns, self.merge), self.head_size)
+        cos, sin = rotary_2d(grids.places(partial(merge_order, merge=self.merge)), self.head_size)
         x = self.patch_embed(pixels, normalization)
         for block in self.blocks:
-            before, x = x, block(x, cos, sin)
+            before, x = x, block(x, cos, sin, grids.frames)
             pace(before, x)
         return self.merger(x), []
 

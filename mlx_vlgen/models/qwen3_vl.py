@@ -15,7 +15,8 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Normalization
 from .attention import MLP, VisionAttention
 from .configuration import with_rope
-from .layers import PatchEmbedding, PositionTable, merge_order, pace, packed_halves, resample_aligned, rotary_2d
+from .grids import Grids
+from .layers import PatchEmbedding, PositionTable, gelu, merge_order, pace, packed_halves, resample_aligned, rotary_2d
 from .mrope import MRopeModel, MRopeVisionConfig, VisionBlock
 
 
@@ -56,7 +57,7 @@ class PatchMerger(nn.Module):
             x = self.norm(x.reshape(batch, -1, self.joined))
         else:
             x = self.norm(x).reshape(batch, -1, self.joined)
-        return self.linear_fc2(nn.gelu(self.linear_fc1(x)))
+        return self.linear_fc2(gelu(self.linear_fc1(x)))
 
 
 class VisionTower(nn.Module):
@@ -74,27 +75,27 @@ class VisionTower(nn.Module):
         self.deepstack_merger_list = [PatchMerger(config, norm_joined=True) for _ in self._deepstack]
 
     def __call__(
-        self, pixels: mx.array, rows: int, columns: int, normalization: Normalization | None = None
+        self, pixels: mx.array, grids: Grids, normalization: Normalization | None = None
     ) -> tuple[mx.array, list[mx.array]]:
-        """pixels (B, N, patch): B pictures or pairs of frames of one grid, N = rows * columns, in merge order, as
-        `PatchEmbedding` takes them.
+        """pixels (1, N, patch), as `PatchEmbedding` takes them: pictures and pairs of frames, each in merge order.
 
-        Returns (B, N / merge^2, d) and one of the same for each deepstack layer. Frames do not see each other.
+        Returns (1, N / merge^2, d) and one of the same for each deepstack layer. Frames do not see each other.
         """
-        row, column = merge_order(rows, columns, self.merge)
-        x = self.patch_embed(pixels, normalization)
-        table = self.pos_embed.weight
-        side = math.isqrt(len(table))
-        grid = resample_aligned(table.reshape(side, side, -1), rows, columns)
-        x = x + grid[mx.array(row), mx.array(column)]
-        cos, sin = rotary_2d(row, column, self.head_size, self._theta)
+        x = grids.map(self.patch_embed(pixels, normalization), self._add_positions)
+        cos, sin = rotary_2d(grids.places(partial(merge_order, merge=self.merge)), self.head_size, self._theta)
         deepstack = []
         for index, block in enumerate(self.blocks):
-            before, x = x, block(x, cos, sin)
+            before, x = x, block(x, cos, sin, grids.frames)
             if index in self._deepstack:
                 deepstack.append(self.deepstack_merger_list[self._deepstack.index(index)](x))
             pace(before, x, *deepstack)
         return self.merger(x), deepstack
+
+    def _add_positions(self, x: mx.array, rows: int, columns: int) -> mx.array:
+        table = self.pos_embed.weight
+        side = math.isqrt(len(table))
+        row, column = merge_order(rows, columns, self.merge)
+        return x + resample_aligned(table.reshape(side, side, -1), rows, columns)[mx.array(row), mx.array(column)]
 
 
 class Qwen3VL(MRopeModel):

@@ -5,7 +5,8 @@ from typing import Any
 from .._mlx_lm import scaled_dot_product_attention, swiglu, use_functions
 from .._runtime import mx, nn
 from .attention import in_blocks, weighted
-from .layers import ACTIVATIONS, LOG2_E, exp_is_slow
+from .layers import ACTIVATIONS
+from .x86 import exp_is_slow
 
 
 def text_attention(
@@ -44,7 +45,7 @@ def blocked_attention(
         first = count - length + span.start  # the key at the first query's position
         if mask == "causal" and first + queries < count:
             k, v = k[:, :, : first + queries], v[:, :, : first + queries]
-        q = q.reshape(batch, k.shape[1], -1, queries, size) * (scale * LOG2_E)
+        q = q.reshape(batch, k.shape[1], -1, queries, size) * scale
         scores = k[:, :, None] @ q.swapaxes(-1, -2)  # (B, h, H / h, K, N)
         if isinstance(mask, mx.array):
             seen = mask[rows, :, None, span].swapaxes(-1, -2)

@@ -13,7 +13,7 @@ from .._runtime import mx, nn
 from ..inputs.prompt import Media
 from .attention import VisionAttention
 from .configuration import BaseConfig
-from .layers import ACTIVATIONS, PositionTable, pace
+from .layers import ACTIVATIONS, PositionTable, gelu, pace
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class WhisperEncoder(nn.Module):
         """features (B, T, mels), of which `frames` are the clips' own -> the last layer's states (B, positions, d) of
         those, which attend to each other and to no later one."""
         positions = (frames - 1) // 2 + 1
-        x = nn.gelu(self.conv1(features.astype(self.conv1.weight.dtype)))
-        x = nn.gelu(self.conv2(x))[:, :positions] + self.embed_positions.weight[:positions]
+        x = gelu(self.conv1(features.astype(self.conv1.weight.dtype)))
+        x = gelu(self.conv2(x))[:, :positions] + self.embed_positions.weight[:positions]
         for layer in self.layers:
             before, x = x, layer(x)
             pace(before, x)

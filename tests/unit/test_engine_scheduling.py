@@ -1,10 +1,12 @@
 """The pure deciders of the loop."""
 
+from itertools import groupby
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_vlgen.engine.scheduling import admissible, chunk_end, encoding_groups, pack_size
+from mlx_vlgen.engine.scheduling import admissible, chunk_end, encoding_groups, pack
 from mlx_vlgen.inputs.prompt import Media
 
 counts = st.integers(1, 60)
@@ -29,13 +31,27 @@ def test_nobody_is_overtaken() -> None:
     assert admissible([50, 1, 1], taken=0, slots=3, budget=30) == 1
 
 
-@given(st.lists(counts, min_size=1, max_size=10), counts)
-def test_pack_size(lengths: list[int], step: int) -> None:
-    """Padded to the longest, the pack is within the step, unless it is one row; and it is the largest such."""
-    count = pack_size(lengths, step)
-    assert 1 <= count <= len(lengths)
-    assert count == 1 or max(lengths[:count]) * count <= step
-    assert count == len(lengths) or max(lengths[: count + 1]) * (count + 1) > step
+@given(st.lists(counts, min_size=1, max_size=10), counts, st.integers(0, 30), st.integers(1, 6))
+def test_pack(lengths: list[int], step: int, padding: int, most: int) -> None:
+    """Padded to the longest, the pack is within the step and little of it is padding, unless it is one row; and no row
+    that is left behind would have fitted when its turn came."""
+
+    def fits(rows: list[int]) -> bool:
+        padded = max(lengths[i] for i in rows) * len(rows)
+        return len(rows) == 1 or (padded <= step and padded - sum(lengths[i] for i in rows) <= padding)
+
+    packed = pack(lengths, step, padding, most)
+    assert packed[0] == 0 and packed == sorted(set(packed)) and len(packed) <= most and fits(packed)
+    if len(packed) < most:
+        for left in set(range(len(lengths))) - set(packed):
+            assert not fits([*(i for i in packed if i < left), left])
+
+
+def test_a_long_row_among_short_ones_waits_for_the_next_step() -> None:
+    lengths = [100, 85, 97, 140, 90]
+    assert pack(lengths, 2048, 128, 8) == [0, 1, 2, 4]
+    assert pack(lengths, 2048, 1024, 8) == [0, 1, 2, 3, 4]
+    assert pack(lengths[3:], 2048, 128, 8) == [0, 1]
 
 
 spans = st.lists(st.tuples(st.integers(0, 59), counts).map(lambda s: (s[0], min(60, s[0] + s[1]))), max_size=5)
@@ -66,14 +82,17 @@ def medium(kind: str, rows: int, columns: int) -> Media:
 media = st.lists(st.builds(medium, st.sampled_from(["image", "video"]), st.integers(1, 3), st.integers(1, 3)))
 
 
-@given(media, st.integers(1, 100), st.booleans())
-def test_encoding_groups(given_media: list[Media], pixels: int, group: bool) -> None:
-    """A partition into groups of one shape, each within the limit unless it is one medium."""
-    groups = list(encoding_groups(given_media, pixels, group))
+@given(media, st.integers(1, 100), st.booleans(), st.sampled_from([(), ("image",), ("image", "video")]))
+def test_encoding_groups(given_media: list[Media], pixels: int, group: bool, packed: tuple[str, ...]) -> None:
+    """A partition into groups of one shape, or of any where they are packed, each within the limit unless it is one
+    medium. Equal shapes lie beside each other."""
+    groups = list(encoding_groups(given_media, pixels, group, packed))
     flat = [index for indices in groups for index in indices]
     assert sorted(flat) == list(range(len(given_media)))
     for indices in groups:
-        assert len({(given_media[i].kind, given_media[i].grid) for i in indices}) == 1
+        kinds, shapes = ([getattr(given_media[i], name) for i in indices] for name in ("kind", "grid"))
+        assert len(set(kinds)) == 1 and (len(set(shapes)) == 1 or kinds[0] in packed)
+        assert not group or len(list(groupby(shapes))) == len(set(shapes))
         assert len(indices) == 1 or sum(given_media[i].pixels.size for i in indices) <= pixels
     if not group:
         assert flat == sorted(flat)
@@ -83,3 +102,5 @@ def test_grouping_brings_equal_shapes_together() -> None:
     mixed = [medium("image", 2, 2), medium("image", 1, 3), medium("image", 2, 2)]
     assert sorted(map(len, encoding_groups(mixed, 10**6))) == [1, 2]
     assert list(encoding_groups(mixed, 10**6, group=False)) == [[0], [1], [2]]
+    assert list(encoding_groups(mixed, 10**6, group=True, packed=["image"])) == [[1, 0, 2]]
+    assert list(encoding_groups(mixed, 10**6, group=False, packed=["image"])) == [[0, 1, 2]]
