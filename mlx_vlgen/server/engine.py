@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,6 +35,9 @@ from .tools import tool_format
 
 WORKERS = 4
 """Threads that read prompts and pictures."""
+
+GATHER_SECONDS = 0.05
+"""For which the first row after a pause waits, at most."""
 
 PIXEL_BYTES = 1 << 30
 """Of pictures that are read and wait for their first token, above which no other request is read."""
@@ -84,6 +88,7 @@ class Engine:
         self._iterator: TokenIterator | None = None
         self._closing = False
         self._workers = ThreadPoolExecutor(WORKERS, "mlx_vlgen prepare")
+        self._reading = 0  # calls; read by the engine's thread
         self._pixel_bytes = 0
         self._room = asyncio.Event()
         self._room.set()
@@ -105,6 +110,7 @@ class Engine:
     async def start(self, call: Call) -> list[Stream]:
         """Read the call's prompts and queue its rows, `count` a prompt. Raises what is wrong with it."""
         streams: list[Stream] = []
+        self._reading += 1
         try:
             iterator = await self._current()
             for prompt in call.prompts:
@@ -120,6 +126,8 @@ class Engine:
             for stream in streams:
                 stream.cancel()
             raise
+        finally:
+            self._reading -= 1
         return streams
 
     async def count_tokens(self, call: Call) -> int:
@@ -253,11 +261,18 @@ class Engine:
                 try:
                     while not self._closing:
                         if iterator.wait(POLL_SECONDS):
+                            self._gather()
                             self._hand_out(iterator)
                 except Exception as error:  # of the iterator itself, which has ended all rows with it
                     self._iterator = None
                     log_error(error)
             self._hand_out(iterator)
+
+    def _gather(self) -> None:
+        """After a pause: wait a moment for calls that are being read: rows that begin together decode together."""
+        until = time.monotonic() + GATHER_SECONDS
+        while self._reading and time.monotonic() < until:
+            time.sleep(GATHER_SECONDS / 20)
 
     def _hand_out(self, iterator: TokenIterator) -> None:
         for id, result in iterator:

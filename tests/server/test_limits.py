@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import threading
+import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 
 from mlx_vlgen.engine.iterator import TokenIterator
-from mlx_vlgen.server import models
+from mlx_vlgen.server import engine, models
 from mlx_vlgen.server.models import Models, Source
 from mlx_vlgen.server.settings import Settings
 
@@ -100,3 +104,26 @@ def test_a_client_that_leaves_while_a_model_loads_does_not_end_the_loading(loade
         await served.close()
 
     asyncio.run(run())
+
+
+def test_rows_that_begin_together_run_together(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is read in a moment is waited for, where nothing runs."""
+    served.wait_until_idle()
+    rows, both, prepare, advance = [], threading.Barrier(2), engine.Engine._prepare, TokenIterator._advance
+
+    def read(*args: Any) -> Any:
+        time.sleep(0.1 * both.wait(10))
+        return prepare(*args)
+
+    def step(self: TokenIterator) -> None:
+        rows.append(len(self._rows))
+        advance(self)
+
+    monkeypatch.setattr(engine, "GATHER_SECONDS", 10.0)
+    monkeypatch.setattr(engine.Engine, "_prepare", read)
+    monkeypatch.setattr(TokenIterator, "_advance", step)
+    with ThreadPoolExecutor(2) as pool:
+        assert [status for status, _ in pool.map(partial(ask, served), [{"model": "demo", **HI_FOR_TWO}] * 2)] == [
+            200
+        ] * 2
+    assert rows[0] == 2
