@@ -106,7 +106,7 @@ SEVERAL = " of several"
 
 def projected(features: np.ndarray) -> np.ndarray:
     """(frames, bands) -> (frames, 8): what is kept of a sound's features."""
-    return (features @ projection(features.shape[-1])).astype(np.float32)
+    return (features.astype(np.float64) @ projection(features.shape[-1])).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
