@@ -7,14 +7,13 @@ from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
-from .._runtime import mx
 from ..inputs.prompt import Media
 from ..models.base import Model
 from ..results import FinishReason
 from .budget import Budget
 from .prefix import LEAST, agreement, cut_back
 from .request import Row
-from .scheduling import admissible, chunk_end, encoding_groups, pack
+from .scheduling import admissible, chunk_end, encoding_groups, pack_size
 
 READ_AHEAD = 3
 """Rows that are read before there is room for them, at most: their pixels are in memory meanwhile."""
@@ -27,8 +26,7 @@ SLOW = 0.5
 class Limits:
     """step_size, decode_step_size: prompt tokens a step, while nobody decodes and while somebody does; vision_pixels,
     decode_vision_pixels: pixel values in one group of media. group: whether media that can be encoded together are
-    brought together. packed: see `Model.packed`. padding: tokens of rows that are prefilled together which belong to
-    none of them."""
+    brought together. packed: see `Model.packed`."""
 
     step_size: int = 2048
     decode_step_size: int = 512
@@ -36,17 +34,13 @@ class Limits:
     group: bool = True
     packed: Container[str] = ()
     decode_vision_pixels: int = 3 * 1024 * 1024
-    padding: int = 128
 
     @classmethod
     def of(cls, model: Model, step: int, decode_step: int, vision_pixels: int | None, group: bool) -> "Limits":
         """Those of a model on its device. A CPU gains nothing by large groups of media, whose states are in its cache
-        no more (16 pictures of 256 x 256 took 1.1 of the time of four times 4). Padding costs what it computes with; to
-        leave it out another forward, in which CUDA waits for Python as long as for a thousand tokens."""
-        on_cpu = model.device.type.name == "cpu"
-        pixels = vision_pixels or (3 * 1024 * 512 if on_cpu else cls.vision_pixels)
-        padding = cls.padding if on_cpu or mx.metal.is_available() else 1024
-        return cls(step, decode_step, pixels, group, model.packed, padding=padding)
+        no more: 16 pictures of 256 x 256 took 1.1 of the time of four times 4."""
+        default = 3 * 1024 * 512 if model.device.type.name == "cpu" else cls.vision_pixels
+        return cls(step, decode_step, vision_pixels or default, group, model.packed)
 
 
 @dataclass(frozen=True)
@@ -240,8 +234,8 @@ def _chunks(
     limits: Limits,
     shared: Mapping[int, Mapping[int, int]],
 ) -> tuple[Chunk, ...]:
-    """What is prefilled: what is under way; or the first row whose media are encoded, and those behind it that go well
-    with it. shared: how many positions others wait for."""
+    """What is prefilled: what is under way; or the first rows whose media are encoded. Nobody is overtaken. shared:
+    how many positions others wait for."""
 
     def embedded(row: Row) -> bool:
         return row.embedded or all(m.identity in encoded or m.identity in being_encoded for m in row.media)
@@ -257,12 +251,11 @@ def _chunks(
     if not first.packs or first.id in stops:
         return (_chunk(first, size, lengths[first.id]),)
     alike = takewhile(lambda row: row.packs and row.pack_key == first.pack_key and row.id not in stops, rows)
-    packed = pack((row.length - row.computed for row in alike), size, limits.padding, free)
-    if len(packed) == 1:
+    count = min(pack_size([row.length - row.computed for row in alike], size), free)
+    if count <= 1:
         return (_chunk(first, size, lengths[first.id]),)
     return tuple(
-        Chunk(row.id, row.computed, row.length, stored=max(lengths[row.id], default=0))
-        for row in (rows[index] for index in packed)
+        Chunk(row.id, row.computed, row.length, stored=max(lengths[row.id], default=0)) for row in rows[:count]
     )
 
 

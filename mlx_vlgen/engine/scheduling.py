@@ -43,20 +43,16 @@ def admissible(reserves: Iterable[int], taken: int, slots: int, budget: int | No
     return count
 
 
-def pack(lengths: Iterable[int], step: int, padding: int, most: int) -> list[int]:
-    """Which rows go through prefill whole, together, padded to the longest of them: the first, which is cut into chunks
-    when it is longer than `step` tokens, and behind it all that fit, `most` in all, within `step` tokens of which
-    `padding` belong to none. Those that do not fit are the first ones of later steps."""
-    packed: list[int] = []
-    longest = tokens = 0
-    for index, length in enumerate(lengths):
-        padded = max(longest, length) * (len(packed) + 1)
-        if not packed or (padded <= step and padded - tokens - length <= padding):
-            packed.append(index)
-            longest, tokens = max(longest, length), tokens + length
-        if len(packed) == most or longest * (len(packed) + 1) > step:
+def pack_size(lengths: Sequence[int], step: int) -> int:
+    """How many of the rows at the front go through prefill whole, together, padded to the longest of them, within
+    `step` tokens. At least 1; that one is cut into chunks when it is longer."""
+    longest, count = 0, 0
+    for length in lengths:
+        longest = max(longest, length)
+        if count and longest * (count + 1) > step:
             break
-    return packed
+        count += 1
+    return count
 
 
 def chunk_end(start: int, length: int, step: int, two_way: Sequence[Span]) -> int:

@@ -28,7 +28,7 @@ class Glm5NextVisionConfig(GlmOcrVisionConfig):
 
 class Glm5Next(VisionLanguageModel):
     text_types = ("glm5_next_text",)
-    renames = MRopeModel.renames
+    renames, packed = MRopeModel.renames, MRopeModel.packed
     last_norm = Model.last_norm  # shows nothing: its layers' states are several streams
 
     def __init__(self, config: dict[str, Any]):

@@ -22,7 +22,7 @@ def _gated(activation: Activation, gate: Callable[[Any], Any]) -> Activation:
             return activation(x)
         if x86.leaves_mlx(x):
             return x86.by_blocks(lambda values: x86.gated(values, gate(values)), x)
-        return x / (1 + mx.power(math.e, -gate(x)))
+        return x / (1 + x86.power(-gate(x)))
 
     return activate
 

@@ -30,6 +30,11 @@ def leaves_mlx(x: mx.array) -> bool:
     return x.size >= MANY and not builds_only()
 
 
+def power(x: mx.array) -> mx.array:
+    """exp of few values. Of 2, for float32 has e with an error that grows with x."""
+    return mx.power(2.0, math.log2(math.e) * x)
+
+
 def by_blocks(change: Callable[[np.ndarray], np.ndarray], x: mx.array) -> mx.array:
     """`change` of each value of x, which is computed at once."""
     values = np.array(x, copy=False).reshape(-1)
@@ -65,7 +70,7 @@ def softmax_parts(scores: mx.array) -> tuple[mx.array, mx.array]:
     """exp of scores (..., K, N) less the maximum of their column, and the sums of columns (..., N). Columns, since the
     maximum of one takes a third of the time of a row's. Many scores are overwritten: nobody else may have them."""
     if not leaves_mlx(scores):
-        weights = mx.power(math.e, scores - scores.max(axis=-2, keepdims=True))
+        weights = power(scores - scores.max(axis=-2, keepdims=True))
         return weights, weights.sum(axis=-2)
     values = np.array(scores, copy=False)
     values -= values.max(axis=-2, keepdims=True)

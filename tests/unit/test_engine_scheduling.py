@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_vlgen.engine.scheduling import admissible, chunk_end, encoding_groups, pack
+from mlx_vlgen.engine.scheduling import admissible, chunk_end, encoding_groups, pack_size
 from mlx_vlgen.inputs.prompt import Media
 
 counts = st.integers(1, 60)
@@ -31,27 +31,13 @@ def test_nobody_is_overtaken() -> None:
     assert admissible([50, 1, 1], taken=0, slots=3, budget=30) == 1
 
 
-@given(st.lists(counts, min_size=1, max_size=10), counts, st.integers(0, 30), st.integers(1, 6))
-def test_pack(lengths: list[int], step: int, padding: int, most: int) -> None:
-    """Padded to the longest, the pack is within the step and little of it is padding, unless it is one row; and no row
-    that is left behind would have fitted when its turn came."""
-
-    def fits(rows: list[int]) -> bool:
-        padded = max(lengths[i] for i in rows) * len(rows)
-        return len(rows) == 1 or (padded <= step and padded - sum(lengths[i] for i in rows) <= padding)
-
-    packed = pack(lengths, step, padding, most)
-    assert packed[0] == 0 and packed == sorted(set(packed)) and len(packed) <= most and fits(packed)
-    if len(packed) < most:
-        for left in set(range(len(lengths))) - set(packed):
-            assert not fits([*(i for i in packed if i < left), left])
-
-
-def test_a_long_row_among_short_ones_waits_for_the_next_step() -> None:
-    lengths = [100, 85, 97, 140, 90]
-    assert pack(lengths, 2048, 128, 8) == [0, 1, 2, 4]
-    assert pack(lengths, 2048, 1024, 8) == [0, 1, 2, 3, 4]
-    assert pack(lengths[3:], 2048, 128, 8) == [0, 1]
+@given(st.lists(counts, min_size=1, max_size=10), counts)
+def test_pack_size(lengths: list[int], step: int) -> None:
+    """Padded to the longest, the pack is within the step, unless it is one row; and it is the largest such."""
+    count = pack_size(lengths, step)
+    assert 1 <= count <= len(lengths)
+    assert count == 1 or max(lengths[:count]) * count <= step
+    assert count == len(lengths) or max(lengths[: count + 1]) * (count + 1) > step
 
 
 spans = st.lists(st.tuples(st.integers(0, 59), counts).map(lambda s: (s[0], min(60, s[0] + s[1]))), max_size=5)

@@ -13,6 +13,7 @@ from mlx_vlgen._runtime import mx
 from mlx_vlgen.errors import LoadError
 from mlx_vlgen.models.base import Full, Recurrent
 from mlx_vlgen.models.decoders import text_arguments as known_arguments
+from mlx_vlgen.models.grids import Grids
 from mlx_vlgen.models.qwen3_5 import stack_experts, text_arguments
 from mlx_vlgen.models.qwen3_vl import Qwen3VLVisionConfig, VisionTower
 
@@ -84,12 +85,12 @@ def test_single_experts_are_stacked_by_their_numbers() -> None:
 def test_the_towers_rotary_base_is_the_configurations() -> None:
     sizes = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 8}
     silent = VisionTower(Qwen3VLVisionConfig.from_dict(sizes))
-    pixels = mx.random.normal((1, 16, 3 * 2 * 16 * 16), key=mx.random.key(0))
+    pixels, grid = mx.random.normal((1, 16, 3 * 2 * 16 * 16), key=mx.random.key(0)), Grids(((1, 4, 4),))
 
     def encode(theta: float) -> mx.array:
         tower = VisionTower(Qwen3VLVisionConfig.from_dict(sizes | {"rope_parameters": {"rope_theta": theta}}))
         tower.update(silent.parameters())
-        return tower(pixels, 4, 4)[0]
+        return tower(pixels, grid)[0]
 
-    assert mx.array_equal(encode(10_000.0), silent(pixels, 4, 4)[0])
-    assert not mx.allclose(encode(100.0), silent(pixels, 4, 4)[0])
+    assert mx.array_equal(encode(10_000.0), silent(pixels, grid)[0])
+    assert not mx.allclose(encode(100.0), silent(pixels, grid)[0])
