@@ -109,7 +109,7 @@ def weighted(scores: mx.array, v: mx.array) -> mx.array:
     """Means of v (B, h, K, D) by the softmax of scores (B, h, H / h, K, N), which it overwrites, where exp is slow:
     (B, h, H / h, N, D)."""
     weights, sums = softmax_parts(scores)
-    out = (weights.swapaxes(-1, -2) @ v[:, :, None]) / sums[..., None]
+    out = (weights.swapaxes(-1, -2) @ v[:, :, None]) / sums
     if leaves_mlx(scores):  # then the weights are there already, and in memory until they are used
         mx.async_eval(out)
     return out

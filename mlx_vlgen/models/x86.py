@@ -67,12 +67,15 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def softmax_parts(scores: mx.array) -> tuple[mx.array, mx.array]:
-    """exp of scores (..., K, N) less the maximum of their column, and the sums of columns (..., N). Columns, since the
-    maximum of one takes a third of the time of a row's. Many scores are overwritten: nobody else may have them."""
-    if not leaves_mlx(scores):
+    """exp of scores (..., K, N) less the maximum of their column, and the sums of columns (..., N, 1). Columns, since
+    the maximum of one takes a third of the time of a row's. Many scores are overwritten: nobody else may have them."""
+    if leaves_mlx(scores):
+        values = np.array(scores, copy=False)
+        values -= values.max(axis=-2, keepdims=True)
+        np.exp(values, out=values)
+        weights = scores
+    else:
         weights = power(scores - scores.max(axis=-2, keepdims=True))
-        return weights, weights.sum(axis=-2)
-    values = np.array(scores, copy=False)
-    values -= values.max(axis=-2, keepdims=True)
-    np.exp(values, out=values)
-    return scores, mx.array(values.sum(axis=-2))
+    # As a product: of 4,096 it takes a third of the time of a sum, whose error is three times as large.
+    sums = mx.ones((1, scores.shape[-2])) @ weights
+    return weights, sums.swapaxes(-1, -2)
