@@ -29,15 +29,16 @@ from mlx_vlgen.models.attention import SCORE_BYTES, fused_head_size
 from mlx_vlgen.models.x86 import exp_is_slow
 
 VISION_BATCH = 3 * 4096 * 1024
-"""Pixel values that go through the vision tower at once: what the iterator has by default."""
+"""Pixel values that go through the vision tower at once: what the iterator has by default on a GPU."""
 
 BLOCKS_AHEAD = 3
 """MLX allocates up to ten operations ahead of the one that runs (its scheduler's limit of active tasks), and a block of
 queries is three: a product, a softmax in its place, a product."""
 
 MASKED_BLOCKS_AHEAD = 5
-"""The same in scores of masked blocks on x86: a product, that with its mask, less its maximum, the power of that, for
-which the block is waited for, and the power of the block before, until its product is there."""
+"""The same in scores of masked blocks on x86, at most. Measured while a block was a product, that with its mask, less its
+maximum, and the power of that, beside the power of the block before until its product was there; the last two are written
+over the second now (`x86.softmax_parts`), so that it is less."""
 
 NEW_TOKENS = 4
 

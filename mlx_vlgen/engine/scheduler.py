@@ -39,8 +39,9 @@ class Limits:
     def of(cls, model: Model, step: int, decode_step: int, vision_pixels: int | None, group: bool) -> "Limits":
         """Those of a model on its device. A CPU gains nothing by large groups of media, whose states are in its cache
         no more: 16 pictures of 256 x 256 took 1.1 of the time of four times 4."""
-        default = 3 * 1024 * 512 if model.device.type.name == "cpu" else cls.vision_pixels
-        return cls(step, decode_step, vision_pixels or default, group, model.packed)
+        if vision_pixels is None:
+            vision_pixels = 3 * 1024 * 512 if model.device.type.name == "cpu" else cls.vision_pixels
+        return cls(step, decode_step, vision_pixels, group, model.packed)
 
 
 @dataclass(frozen=True)

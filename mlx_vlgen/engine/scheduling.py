@@ -73,11 +73,15 @@ def encoding_groups(
     alike = [medium.layout if medium.kind in packed else medium.form for medium in media]
     order = sorted(range(len(media)), key=alike.__getitem__) if group else range(len(media))
     for _, same in groupby(order, key=alike.__getitem__):
-        parts: list[list[int]] = [[]]
+        parts: list[list[int]] = []
+        room = 0
         for index in same:
-            if parts[-1] and sum(media[i].pixels.size for i in (*parts[-1], index)) > pixels:
+            size = media[index].pixels.size
+            if not parts or size > room:
                 parts.append([])
+                room = pixels
             parts[-1].append(index)
+            room -= size
         yield from (sorted(part, key=lambda i: media[i].form) if group else part for part in parts)
 
 
