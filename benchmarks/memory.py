@@ -36,9 +36,9 @@ BLOCKS_AHEAD = 3
 queries is three: a product, a softmax in its place, a product."""
 
 MASKED_BLOCKS_AHEAD = 5
-"""The same in scores of masked blocks on x86, at most. Measured while a block was a product, that with its mask, less its
-maximum, and the power of that, beside the power of the block before until its product was there; the last two are written
-over the second now (`x86.softmax_parts`), so that it is less."""
+"""The same in scores of masked blocks on x86, at most. Measured while a block was a product, that with its mask, less
+its maximum, and the power of that, beside the power of the block before until its product was there; the last two are
+written over the second now (`x86.softmax_parts`), so that it is less."""
 
 NEW_TOKENS = 4
 
