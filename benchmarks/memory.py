@@ -26,7 +26,7 @@ from mlx_vlgen._runtime import mx, tree_flatten
 from mlx_vlgen.engine.columns import UNIT
 from mlx_vlgen.engine.waiting import READERS
 from mlx_vlgen.models.attention import SCORE_BYTES, fused_head_size
-from mlx_vlgen.models.x86 import exp_is_slow
+from mlx_vlgen.models.x86 import on_x86
 
 VISION_BATCH = 3 * 4096 * 1024
 """Pixel values that go through the vision tower at once: what the iterator has by default on a GPU."""
@@ -58,7 +58,7 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
     fused = fused_head_size(size, mx.bfloat16 if width == 2 else mx.float32) == size  # then no scores are kept
     layer = 2 * kv_heads * size * math.ceil((length + NEW_TOKENS) / UNIT) * UNIT * width  # keys and values
     scores = chunk * length * (heads * width + 1)
-    if exp_is_slow(mx.float32) and width == 4:  # then they come in blocks
+    if on_x86(mx.float32) and width == 4:  # then they come in blocks
         scores = min(3 * chunk * length * heads * width, MASKED_BLOCKS_AHEAD * SCORE_BYTES["cpu"])
     return {
         "embeddings of the prompt": length * d * width,

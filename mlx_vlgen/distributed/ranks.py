@@ -20,6 +20,7 @@ from ..errors import UnsupportedError
 from ..loading.loader import assemble
 from ..loading.parts import Parts
 from ..models.base import Embedded, Followed, LayerKind, Model
+from ..models.few_rows import hasten_few_rows
 from ..models.gemma4_text import Gemma4Decoder
 from ..notices import print_stderr
 from .followed import CacheLog, Replica
@@ -48,6 +49,7 @@ def load_part(path: str | Path, group: Group, sharding: str = "tensor", **option
     else:
         shard(model, Ranks(group, Parts(loaded.files, loaded.stored).take))
     del loaded  # which holds what was cut
+    hasten_few_rows(model.text_decoder())
     for tensor in parameters(model, group):  # one at a time, see `load`
         mx.eval(tensor)
     if group.rank() == 0:

@@ -13,6 +13,7 @@ from ..inputs.files import reading
 from ..inputs.processor_files import check_tokenizer
 from ..models import PROVED_TEXT, TEXT, find, mlx_lm_types
 from ..models.base import Model
+from ..models.few_rows import hasten_few_rows
 from ..notices import notice
 from .adapters import apply_adapter
 from .checkpoint import (
@@ -81,6 +82,7 @@ def load(
     )
     model, files = loaded.model, loaded.files
     del loaded  # which holds what was replaced, as by quantized layers
+    hasten_few_rows(model.text_decoder())
     _warn_if_too_large(model)
     if not lazy:
         with reading(files[0], "or a file beside it cannot be read"):

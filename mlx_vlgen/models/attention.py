@@ -5,7 +5,7 @@ from functools import cache, partial
 
 from .._runtime import mx, nn
 from .layers import ACTIVATIONS, by_rows, rotate
-from .x86 import exp_is_slow, leaves_mlx, softmax_parts
+from .x86 import leaves_mlx, on_x86, softmax_parts
 
 METAL_HEAD_SIZES = (64, 72, 80, 96, 128)
 CUDA_HEAD_SIZES = range(8, 129, 8)
@@ -98,7 +98,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
 
 def unfused_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     """Softmax attention whose scores are written out. k, v: (B, h, K, D), each for H / h heads of q."""
-    if not exp_is_slow(q.dtype):
+    if not on_x86(q.dtype):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
     batch, heads, length, size = q.shape
     q = q.reshape(batch, k.shape[1], -1, length, size) * scale

@@ -18,7 +18,7 @@ def _gated(activation: Activation, gate: Callable[[Any], Any]) -> Activation:
     """x * sigmoid(gate(x)), by `activation` or, where exp is slow, by powers. gate: of MLX's arrays and of NumPy's."""
 
     def activate(x: mx.array) -> mx.array:
-        if not x86.exp_is_slow(x.dtype):
+        if not x86.on_x86(x.dtype):
             return activation(x)
         if x86.leaves_mlx(x):
             return x86.by_blocks(lambda values: x86.gated(values, gate(values)), x)
@@ -29,7 +29,7 @@ def _gated(activation: Activation, gate: Callable[[Any], Any]) -> Activation:
 
 def gelu(x: mx.array) -> mx.array:
     """The exact one."""
-    return x86.by_blocks(x86.gelu, x) if x86.exp_is_slow(x.dtype) and x86.leaves_mlx(x) else nn.gelu(x)
+    return x86.by_blocks(x86.gelu, x) if x86.on_x86(x.dtype) and x86.leaves_mlx(x) else nn.gelu(x)
 
 
 class GELU(nn.Module):

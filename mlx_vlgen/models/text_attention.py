@@ -6,7 +6,7 @@ from .._mlx_lm import scaled_dot_product_attention, swiglu, use_functions
 from .._runtime import mx, nn
 from .attention import in_blocks, weighted
 from .layers import ACTIVATIONS
-from .x86 import exp_is_slow
+from .x86 import on_x86
 
 
 def text_attention(
@@ -25,7 +25,7 @@ def text_attention(
     """
     # Of a quantized cache few queries read the packed arrays, by mlx-lm's function: many must not differ by a rounding.
     quantized = hasattr(cache, "group_size")
-    if quantized or sinks is not None or not exp_is_slow(queries.dtype):
+    if quantized or sinks is not None or not on_x86(queries.dtype):
         return scaled_dot_product_attention(queries, keys, values, cache, scale=scale, mask=mask, sinks=sinks)
     return blocked_attention(queries, keys, values, scale, mask)
 
@@ -60,11 +60,11 @@ def blocked_attention(
 
 def text_swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, as mlx-lm's function of that place computes it."""
-    return ACTIVATIONS["silu"](gate) * x if exp_is_slow(gate.dtype) else swiglu(gate, x)
+    return ACTIVATIONS["silu"](gate) * x if on_x86(gate.dtype) else swiglu(gate, x)
 
 
 def avoid_exp(network: nn.Module) -> None:
     """Let mlx-lm's layers in `network` call these functions, on a machine where they are faster."""
-    if exp_is_slow(mx.float32):
+    if on_x86(mx.float32):
         for layer in network.modules():
             use_functions(layer, {"scaled_dot_product_attention": text_attention, "swiglu": text_swiglu})

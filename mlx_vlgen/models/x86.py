@@ -19,9 +19,9 @@ BLOCK = 1 << 14
 """Values that NumPy computes with at a time: they stay in a core's cache through all operations."""
 
 
-def exp_is_slow(dtype: mx.Dtype) -> bool:
-    """On x86-64 MLX's exp calls libm's fma six times a value, which takes 13 ns, and its tanh and erf are as slow;
-    libm's power takes 4.5, NumPy's exp 2 and less (measured)."""
+def on_x86(dtype: mx.Dtype) -> bool:
+    """Whether an x86 CPU computes what is of this type. There MLX's exp calls libm's fma six times a value, which takes
+    13 ns, and its tanh and erf are as slow; libm's power takes 4.5, NumPy's exp 2 and less (measured)."""
     return _ON_X86 and dtype == mx.float32 and mx.default_device().type.name == "cpu"
 
 
