@@ -93,6 +93,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
         padding = [[(0, 0)] * 3 + [(0, fused - x.shape[-1])] for x in (q, k, v)]
         q, k, v = (mx.pad(x, p) if p[-1][1] else x for x, p in zip((q, k, v), padding, strict=True))
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[..., :values]
+    k, v = mx.contiguous(k), mx.contiguous(v)  # as parts of larger arrays they would be copied for each block
     return in_blocks(lambda q, k, v, *_: unfused_attention(q, k, v, scale), q, k, v)
 
 
@@ -101,15 +102,15 @@ def unfused_attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx
     if not on_x86(q.dtype):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
     batch, heads, length, size = q.shape
-    q = q.reshape(batch, k.shape[1], -1, length, size) * scale
-    return weighted(k[:, :, None] @ q.swapaxes(-1, -2), v).reshape(batch, heads, length, -1)
+    q = q.reshape(batch, k.shape[1], -1, size) * scale  # of all heads that share keys
+    return weighted(q @ k.swapaxes(-1, -2), v).reshape(batch, heads, length, -1)
 
 
 def weighted(scores: mx.array, v: mx.array) -> mx.array:
-    """Means of v (B, h, K, D) by the softmax of scores (B, h, H / h, K, N), which it overwrites, where exp is slow:
-    (B, h, H / h, N, D)."""
+    """Means of v (B, h, K, D) by the softmax of scores (B, h, N, K), which it overwrites, where exp is slow:
+    (B, h, N, D)."""
     weights, sums = softmax_parts(scores)
-    out = (weights.swapaxes(-1, -2) @ v[:, :, None]) / sums
+    out = (weights @ v) / sums
     if leaves_mlx(scores):  # then the weights are there already, and in memory until they are used
         mx.async_eval(out)
     return out

@@ -45,14 +45,17 @@ def blocked_attention(
         first = count - length + span.start  # the key at the first query's position
         if mask == "causal" and first + queries < count:
             k, v = k[:, :, : first + queries], v[:, :, : first + queries]
-        q = q.reshape(batch, k.shape[1], -1, queries, size) * scale
-        scores = k[:, :, None] @ q.swapaxes(-1, -2)  # (B, h, H / h, K, N)
+        groups, keys = k.shape[1:3]
+        q = q.reshape(batch, groups, -1, size) * scale  # of all heads that share keys
+        scores = q @ k.swapaxes(-1, -2)
+        seen = None
         if isinstance(mask, mx.array):
-            seen = mask[rows, :, None, span].swapaxes(-1, -2)
-            scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
+            seen = mask[rows, :, None, span]
         elif mask is not None and queries > 1:
-            seen = mx.arange(k.shape[2])[:, None] <= first + mx.arange(queries)
-            scores = mx.where(seen, scores, mx.finfo(scores.dtype).min)
+            seen = mx.arange(keys) <= first + mx.arange(queries)[:, None]
+        if seen is not None:
+            of_heads = scores.reshape(batch, groups, -1, queries, keys)
+            scores = mx.where(seen, of_heads, mx.finfo(scores.dtype).min).reshape(scores.shape)
         return weighted(scores, v).reshape(batch, heads, queries, -1)
 
     return in_blocks(attend, queries, keys, values)
