@@ -82,7 +82,8 @@ def load(
     )
     model, files = loaded.model, loaded.files
     del loaded  # which holds what was replaced, as by quantized layers
-    hasten_few_rows(model.text_decoder())
+    with _streams_for_any_thread() if lazy else nullcontext():
+        hasten_few_rows(model.text_decoder())
     _warn_if_too_large(model)
     if not lazy:
         with reading(files[0], "or a file beside it cannot be read"):

@@ -1,6 +1,7 @@
 """Few rows times large weights on x86 CPUs: what MLX's products give, of weights that lie in memory in another way."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from invariants.family import Family
 
+from mlx_vlgen import load
 from mlx_vlgen._runtime import blas, mx, nn
 from mlx_vlgen.models import few_rows
 from mlx_vlgen.models.building import building_only
@@ -101,3 +103,15 @@ def test_a_model_that_is_loaded_says_the_same(
     for ask in list(family.asks.values())[:3]:
         alone, fast = family._plain_loop(ask, None), other._plain_loop(ask, None)
         assert alone.tokens == fast.tokens and np.abs(alone.scores - fast.scores).max() < 1e-4
+
+
+def test_a_lazy_model_is_first_used_by_another_thread(
+    load_family: Callable[[str], Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family("qwen3_vl")
+    monkeypatch.setattr(few_rows, "LARGE", 1)
+    model, processor = load(family.folder, lazy=True)
+    other = Family(family.name, family.folder, model, processor)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(other._plain_loop, family.asks["words5"], None).result()
+    assert answer.tokens == family._plain_loop(family.asks["words5"], None).tokens
