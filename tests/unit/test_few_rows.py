@@ -63,6 +63,20 @@ def test_weights_with_more_rows_than_columns_are_turned(shape: tuple[int, int], 
     assert np.array(other, copy=False).flags.f_contiguous == moved
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_that_are_only_looked_up_stay_as_they_lie(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_rows, "LARGE", 1)
+    network = nn.Module()
+    network.embed_tokens, network.embed_tokens_per_layer = nn.Embedding(512, 8), nn.Embedding(512, 32)
+    if not tied:
+        network.lm_head = nn.Linear(8, 512, bias=False)
+    hasten_few_rows(network)
+    by_columns = {
+        name for name, layer in network.children().items() if np.array(layer.weight, copy=False).flags.f_contiguous
+    }
+    assert by_columns == {"embed_tokens" if tied else "lm_head"}
+
+
 @pytest.mark.parametrize("rows", [1, few_rows.ROWS, few_rows.ROWS + 1])
 def test_only_few_rows_leave_mlx(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_rows, "LARGE", 1)
