@@ -60,10 +60,13 @@ SHORT = ("call", "first-3", "first-512", "picture", "decode-1", "decode-8", "bat
 PRESETS = {
     "tiny": Preset([("tiny", None)], "float32", ("call", "first-3", "decode-1", "decode-8", "batch-8"), 5, True),
     "cpu": Preset([("cpu", None)], "float32",
-        (*SHORT, "turn", "resume", "another", "questions", "start", "gap", "sizes-64", "first-4k", "ten", "decode-32"),
+        (*SHORT, "turn", "resume", "another", "questions", "start", "gap", "sizes-64", "first-4k", "ten", "decode-32",
+         "unlike-64"),
         25, True),
     "gpu": Preset([("qwen3_vl-4b", None), ("qwen3_vl-4b", 4)], "bfloat16",
-        (*SHORT, "first-16k", "turn", "questions", "ten", "gap", "decode-32", "sizes-64", "first-4k", "start"), 8),
+        (*SHORT, "first-16k", "turn", "questions", "ten", "gap", "decode-32", "sizes-64", "first-4k", "start",
+         "unlike-64"),
+        8),
     "mac": Preset([("qwen3_vl-2b", 4), ("qwen3_vl-4b", 4), ("qwen3_vl-8b", 4)], "bfloat16", EVERY, 60),
 }  # fmt: skip
 

@@ -84,7 +84,7 @@ class Ours(Mlx):
                 self.prompt_tokens = result.prompt_tokens
                 yield time.perf_counter(), result.token
 
-    def batch(self, words: str, images: list[Any], rows: int, new: int, together: int) -> int:
+    def batch(self, words: str, images: list[Any], rows: int, new: int, together: int, grouped: bool) -> int:
         """One picture a row, or none; the number of tokens in all."""
         response = self.api.batch_generate(
             self.model, self.processor, images=images or None, prompts=[text_message(words, images)] * rows,
@@ -211,13 +211,13 @@ class MlxVlm(Mlx):
                 drawn = result.generation_tokens
                 yield time.perf_counter(), int(result.token)
 
-    def batch(self, words: str, images: list[Any], rows: int, new: int, together: int) -> int:
+    def batch(self, words: str, images: list[Any], rows: int, new: int, together: int, grouped: bool) -> int:
         tokens = 0
         for begin in range(0, rows, together):
             count = min(together, rows - begin)
             response = self.api.batch_generate(
                 self.model, self.processor, images=images[begin : begin + count] or None, prompts=[words] * count,
-                max_tokens=new, group_by_shape=False,  # by default pictures of unlike sizes do not run together
+                max_tokens=new, group_by_shape=grouped,
             )  # fmt: skip
             tokens += response.stats.generation_tokens
         return tokens
@@ -318,7 +318,9 @@ class Transformers:
         self.model.generate(**inputs, max_new_tokens=new, do_sample=False, streamer=Streamer())
         yield from ((when, token) for when, [token] in came[1:])
 
-    def batch(self, words: str, images: list[Any], rows: int, new: int, together: int) -> int:
+    def batch(self, words: str, images: list[Any], rows: int, new: int, together: int, grouped: bool) -> int:
+        if not grouped:
+            raise NotImplementedError("groups nothing")
         tokens = 0
         for begin in range(0, rows, together):
             count = min(together, rows - begin)
@@ -387,7 +389,7 @@ def run(engine: Any, workload: dict[str, Any], folder: Path) -> dict[str, Any]:
     images, words, new = pictures(workload, folder), text(workload["words"]), workload["new"]
     begun = time.perf_counter()
     if workload["kind"] == "batch":
-        tokens = engine.batch(words, images, workload["rows"], new, workload["together"])
+        tokens = engine.batch(words, images, workload["rows"], new, workload["together"], workload["grouped"])
         return {"seconds": time.perf_counter() - begun, "tokens": tokens}
     if workload["kind"] == "questions":
         tokens = engine.questions(words, images, workload["rows"], new)

@@ -22,7 +22,9 @@ Size = tuple[int, int]
 class Workload:
     """words: tokens of text of each prompt, about. sizes: of its pictures; in a batch, of one picture a row; of a turn,
     those of the first question and the second, `later` of them. jpeg: the picture is a file. new: tokens a row.
-    together: rows that run at once. resumed: what is reused comes from disk."""
+    together: rows that run at once. grouped: whether mlx-vlm may put rows in groups by their pictures' shapes, as it
+    does by default: those of unlike shapes then run one group after another. resumed: what is reused comes from
+    disk."""
 
     name: str
     title: str
@@ -33,6 +35,7 @@ class Workload:
     new: int = 4
     rows: int = 1
     together: int = 1
+    grouped: bool = True
     later: int = 0
     resumed: bool = False
 
@@ -73,6 +76,7 @@ def workloads(small: bool) -> dict[str, Workload]:
     long, jpeg, edge = (4096, (1632, 1224), 256) if small else (16384, (4000, 3000), 448)
     megapixels = f"{jpeg[0] * jpeg[1] / 1e6:.0f}-megapixel"
     steps = 16 if small else 64
+    unlike = mixed(64, 192, 24) if small else mixed(64, 224, 32)
     every = [
         Workload("start", "start of the process and imports", "start"),
         Workload("call", "first call after load, in parts of the second", "call", words=512),
@@ -106,7 +110,11 @@ def workloads(small: bool) -> dict[str, Workload]:
         ),
         Workload(
             "sizes-64", "64 rows, a picture of another size each, 8 at once", "batch",
-            sizes=mixed(64, 192, 24) if small else mixed(64, 224, 32), new=4 if small else 8, rows=64, together=8,
+            sizes=unlike, new=4 if small else 8, rows=64, together=8,
+        ),
+        Workload(
+            "unlike-64", "the same 64 rows, mlx-vlm with group_by_shape=False", "batch",
+            sizes=unlike, new=4 if small else 8, rows=64, together=8, grouped=False,
         ),
         Workload(
             "gap", f"longest gap of a row while {long // 1024}k tokens and ten pictures come", "gap",

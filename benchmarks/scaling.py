@@ -125,7 +125,7 @@ def cpu_lines() -> Iterator[Line]:
     points = []
     for measured in run["workloads"]:
         workload, figures = workloads(small=True)[measured["name"]], measured["engines"]["ours"]["figures"]
-        if workload.kind not in ("first", "decode", "batch") or not figures or workload.name == "sizes-64":
+        if workload.kind not in ("first", "decode", "batch") or not figures or workload.rows == 64:
             continue
         points.append({
             "title": workload.title, "kind": workload.kind, "rows": workload.rows, "new": workload.new,

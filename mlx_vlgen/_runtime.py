@@ -5,6 +5,8 @@ or MKL. The dynamic linker binds a symbol to the first library that exports it. 
 with `cblas_sgemm` globally, then imports MLX.
 
 `MLX_VLGEN_BLAS=off` leaves MLX's BLAS in place; `MLX_VLGEN_BLAS=/path/to/lib.so` chooses one.
+
+On Linux it also sets variables that MLX's CUDA backend reads when it is imported, where the user has not: `_FOR_CUDA`.
 """
 
 import ctypes
@@ -25,6 +27,10 @@ _LIBRARIES = (
     "libmkl_rt.so.1",
     "libblis.so.4",
 )
+
+# cuDNN's attention has a plan for each length of a prompt, and MLX keeps 256. After twice as many it raises "Cache
+# thrashing is happening", which ends whoever reads prompts of all lengths for long; plans cost 43 ms on an H100.
+_FOR_CUDA = {"MLX_ENABLE_CACHE_THRASHING_CHECK": "0", "MLX_CUDA_SDPA_CACHE_SIZE": "1024"}
 
 _NO_BACKEND = """MLX cannot be imported: {reason}
 On Linux MLX needs a backend beside it. Install the extra for this machine:
@@ -67,6 +73,9 @@ def _preload_blas() -> str | None:
 
 _mlx_came_first = "mlx.core" in sys.modules
 _blas = _preload_blas()
+if sys.platform == "linux":
+    for _name, _value in _FOR_CUDA.items():
+        os.environ.setdefault(_name, _value)
 
 try:
     import mlx.core as mx

@@ -1,6 +1,7 @@
 """Buffers in which every position of every row has its column."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from .._runtime import mx
@@ -27,6 +28,16 @@ class Run(NamedTuple):
     size: int
     buffer: int
     parts: Parts
+
+
+@lru_cache(maxsize=8)
+def _indices(places: tuple[tuple[int, int], ...], heads: int) -> tuple[mx.array, mx.array, mx.array]:
+    """Where one token of each (row, column) is written, as arrays that broadcast: of one dtype, which MLX need not
+    convert, and the same for all layers of a step, each of which would make them anew."""
+    rows, columns = mx.array(places, mx.uint32).T[:, :, None]
+    indices = rows, mx.arange(heads, dtype=mx.uint32)[None], columns
+    mx.eval(indices)
+    return indices
 
 
 class Columns:
@@ -93,10 +104,10 @@ class Columns:
         """One token a row, each in its column. A scatter writes in place."""
         places = [(row, column) for row, start in enumerate(starts) for _, column, _ in self.runs(start, start + 1)]
         if places:
-            rows, columns = (mx.array(axis) for axis in zip(*places, strict=True))
             for array, part in zip(self.arrays, new, strict=True):
+                rows, heads, columns = _indices(tuple(places), part.shape[1])
                 tokens = part.squeeze(2)
-                array[rows, :, columns] = tokens if len(places) == len(starts) else tokens[rows]
+                array[rows, heads, columns] = tokens if len(places) == len(starts) else tokens[rows.squeeze(1)]
 
     def write_row(self, slot: int, source: "Columns", row: int, length: int) -> None:
         """Store a row of so many positions, one of `source`, which has other arrays."""

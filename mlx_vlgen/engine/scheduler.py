@@ -15,7 +15,7 @@ from .prefix import LEAST, agreement, cut_back
 from .request import Row
 from .scheduling import admissible, chunk_end, encoding_groups, pack_size
 
-READ_AHEAD = 3
+READ_AHEAD = 8
 """Rows that are read before there is room for them, at most: their pixels are in memory meanwhile."""
 
 SLOW = 0.5

@@ -1,7 +1,9 @@
 """Attention and MLP of the vision towers, with the names of each checkpoint's parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, lru_cache, partial
+
+import numpy as np
 
 from .._runtime import mx, nn
 from .layers import ACTIVATIONS, by_rows, rotate
@@ -14,6 +16,13 @@ SCORE_BYTES = {"cpu": 2 << 20, "gpu": 256 << 20}
 """Memory for attention scores where they are written out, by device. On a CPU they stay in its caches (a 1024 x 1024
 picture: 2 MB took 0.77 of the time of 32). On a GPU some passes over 256 MB take 0.3 ms and more, so that the launch of
 a block, 0.01 ms, no longer counts."""
+
+PADDED_SCORES = 16 << 20
+"""Scores of padding, of one head, that are computed where that makes one call of several: 0.1 ms on an H100, where each
+call of a tower's layer took 0.3 ms of Python and launches."""
+
+PADDED_UNIT = 64
+"""Padded lengths are multiples of it, for cuDNN's plan of a new length takes 43 ms."""
 
 Windows = Sequence[tuple[int, int]]
 """Runs of (number of windows, patches in each), of one frame; patches attend within their window."""
@@ -83,16 +92,16 @@ def _join(parts: list[mx.array], axis: int) -> mx.array:
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Softmax attention of (B, H, N, D) without a mask: fused, or in blocks of queries where no kernel is. The values
-    of v may be fewer than D."""
+def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None = None) -> mx.array:
+    """Softmax attention of (B, H, N, D): fused, or in blocks of queries where no kernel is. The values of v may be
+    fewer than D. mask: (B, 1, 1, N), added to the scores; only where a kernel is."""
     size, values = q.shape[-1], v.shape[-1]
     if fused := fused_head_size(size, q.dtype):
         # Columns of zeros change nothing. They cost less than scores that go through memory, by the arithmetic of both
         # (16 bytes of float32 a score against at most 4 * 64 operations); this is not measured on Metal.
         padding = [[(0, 0)] * 3 + [(0, fused - x.shape[-1])] for x in (q, k, v)]
         q, k, v = (mx.pad(x, p) if p[-1][1] else x for x, p in zip((q, k, v), padding, strict=True))
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[..., :values]
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)[..., :values]
     k, v = mx.contiguous(k), mx.contiguous(v)  # as parts of larger arrays they would be copied for each block
     return in_blocks(lambda q, k, v, *_: unfused_attention(q, k, v, scale), q, k, v)
 
@@ -130,6 +139,10 @@ def windowed_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, wind
 
 def framed_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, frames: Frames) -> mx.array:
     """The same of (1, H, N, D) within the windows of each frame: (1, N, H * D). The frames of a run are a batch."""
+    if mx.cuda.is_available() and fused_head_size(q.shape[-1], q.dtype):
+        lengths = [size for count, windows in frames for number, size in [*windows] * count for _ in range(number)]
+        if len(set(lengths)) > 1:
+            return padded_attention(q, k, v, scale, lengths)
     heads, size, start, outs = q.shape[1], q.shape[3], 0, []
     for count, windows in frames:
         length = sum(number * patches for number, patches in windows)
@@ -139,6 +152,46 @@ def framed_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, frames
         out = windowed_attention(parts[0], parts[1], parts[2], scale, windows)
         outs.append(merge_heads(out).reshape(1, count * length, heads * size))
     return _join(outs, axis=1)
+
+
+def padded_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, lengths: Sequence[int]) -> mx.array:
+    """The same of (1, H, N, D) within parts of these lengths, some padded to the longest of them: (1, N, H * D)."""
+    heads, size, start, outs = q.shape[1], q.shape[3], 0, []
+    for some in _padded_together(lengths):
+        run = slice(start, start + sum(some))
+        start = run.stop
+        into, back, mask = _padding(some, q.dtype)
+        parts = [x[0, :, run][:, into].reshape(heads, len(some), -1, size).swapaxes(0, 1) for x in (q, k, v)]
+        out = merge_heads(attention(parts[0], parts[1], parts[2], scale, mask))
+        outs.append(out.reshape(1, -1, heads * size)[:, back])
+    return _join(outs, axis=1)
+
+
+def _padded_together(lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Neighbours that are one call, for little of it is padding."""
+    some: list[int] = []
+    for length in lengths:
+        together = [*some, length]
+        scores = sum(x * x for x in together)
+        if some and len(together) * max(together) ** 2 > scores + scores // 4 + PADDED_SCORES:
+            yield tuple(some)
+            together = [length]
+        some = together
+    yield tuple(some)
+
+
+@lru_cache(maxsize=8)
+def _padding(lengths: tuple[int, ...], dtype: mx.Dtype) -> tuple[mx.array, mx.array, mx.array]:
+    """Of parts of a sequence: which position stands at each place of them padded; at which place each position stands;
+    and what is added to the scores of each place (parts, 1, 1, N). The same for all layers of a tower."""
+    places = np.arange(-(-max(lengths) // PADDED_UNIT) * PADDED_UNIT)
+    starts = np.cumsum((0, *lengths[:-1]))[:, None]
+    inside = places < np.array(lengths)[:, None]
+    into, back = np.where(inside, starts + places, starts).reshape(-1), np.flatnonzero(inside)
+    mask = mx.array(np.where(inside, np.float32(0), np.float32(-np.inf))[:, None, None]).astype(dtype)
+    padding = mx.array(into), mx.array(back), mask
+    mx.eval(padding)
+    return padding
 
 
 def split_heads(x: mx.array, heads: int) -> mx.array:

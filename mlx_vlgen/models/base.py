@@ -182,9 +182,10 @@ class Embedded:
         )
 
     @staticmethod
-    def stack(rows: Sequence["Embedded"]) -> "Embedded":
-        """Single rows of one variant as one batch, padded on the right with zeros. All have embeds or none has."""
-        length = max(map(len, rows))
+    def stack(rows: Sequence["Embedded"], unit: int = 1) -> "Embedded":
+        """Single rows of one variant as one batch, padded on the right with zeros to the longest or the next multiple
+        of `unit`. All have embeds or none has."""
+        length = -(-max(map(len, rows)) // unit) * unit
 
         def pad(parts: Sequence[mx.array], axis: int = 1) -> mx.array:
             after = [[(0, length - p.shape[axis]) if i == axis else (0, 0) for i in range(p.ndim)] for p in parts]

@@ -53,6 +53,26 @@ def test_frames_do_not_see_each_other(shapes: list[tuple[int, int, int]], seed: 
             assert mx.abs(out[:, part] - alone).max().item() < 1e-5
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.sampled_from([0, 1 << 11, 16 << 20]))
+def test_padded_parts_do_not_see_each_other(lengths: list[int], scores: int) -> None:
+    """As a GPU without a kernel for parts of unlike lengths has them: padded to the longest of some."""
+    q, k, v = mx.random.normal((3, 1, 2, sum(lengths), 4), key=mx.random.key(len(lengths)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "fused_head_size", lambda size, dtype: size + 4)
+        patch.setattr(attention, "PADDED_SCORES", scores)
+        out = attention.padded_attention(q, k, v, 0.5, lengths)
+        together = list(attention._padded_together(lengths))
+    assert [length for some in together for length in some] == lengths
+    for some in together:
+        assert len(some) * max(some) ** 2 <= 1.25 * sum(x * x for x in some) + scores
+    start = 0
+    for length in lengths:
+        part = slice(start, start + length)
+        start = part.stop
+        alone = attention.merge_heads(attention.attention(q[:, :, part], k[:, :, part], v[:, :, part], 0.5))
+        assert mx.abs(out[:, part] - alone).max().item() < 1e-5
+
+
 FAMILIES = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v", "glm5_next", "paddleocr_vl", "ernie4_5_vl_moe"]
 
 

@@ -47,6 +47,14 @@ def test_off(tmp_path):
 
 
 @on_linux
+def test_no_number_of_lengths_ends_a_process_on_cuda(tmp_path):
+    """MLX reads this when it is imported; what a user has set stays."""
+    code = "import mlx_vlgen._runtime, os; print(*(os.environ[name] for name in mlx_vlgen._runtime._FOR_CUDA))"
+    assert run(code, tmp_path)[1] == "0 1024"
+    assert run(code, tmp_path, MLX_CUDA_SDPA_CACHE_SIZE="8")[1] == "0 8"
+
+
+@on_linux
 @pytest.mark.parametrize(("name", "message"), [("missing.so", "cannot open"), ("other.so", "")])
 def test_a_chosen_library_that_is_no_blas(tmp_path, name, message):
     (tmp_path / "other.so").write_bytes(b"not a library")
