@@ -239,8 +239,6 @@ class TokenIterator:
             self._prefill(plan.prefilled)
             self.prompt_time += time.perf_counter() - begun
 
-    # -- plan
-
     def _next_plan(self) -> Plan:
         """What the next step does. While nothing is inside, it waits for the rows that are being read."""
         while not self._closed:
@@ -286,8 +284,6 @@ class TokenIterator:
         self._coming = [row for row in self._coming if not (row.over or row.prefilled)]
         self._executor.forget(self._coming)
 
-    # -- encode and prefill
-
     def _encode(self, plan: Plan) -> None:
         """Media, and the embeddings of rows all of whose media are encoded."""
         self._executor.encode(plan.encoded, {row.id: row for row in self._coming})
@@ -298,12 +294,19 @@ class TokenIterator:
             self._queue.give_back(starved)
             self._leave()
 
-    def _prefill(self, chunks: Sequence[Chunk]) -> None:
-        """One step: a chunk of a long prompt, or several whole short ones."""
+    def _prefill(self, packs: Sequence[Sequence[Chunk]]) -> None:
+        """One step: a chunk of a long prompt, or whole short ones; their first tokens in the order of their arrival."""
+        before, order = len(self._out), {row.id: place for place, row in enumerate(self._coming)}
+        if all(self._compute(chunks) for chunks in packs):  # else the others are planned again
+            first = sorted(islice(self._out, before, None), key=lambda pair: order[pair[0]])
+            self._out = deque([*islice(self._out, before), *first])
+
+    def _compute(self, chunks: Sequence[Chunk]) -> bool:
+        """One forward; whether it did not fail."""
         chunks = [chunk for chunk in chunks if chunk.id in self._executor.prefill.prompts]
         rows = [row for row in self._coming if any(chunk.id == row.id for chunk in chunks)]
         if not rows:
-            return
+            return True
         try:
             batch = self._executor.compute(chunks)
         except Exception as error:
@@ -312,18 +315,19 @@ class TokenIterator:
                 self._executor.prefill.restart(row)
             self._end_failed(rows, self._live)
             self._leave()
-            return
+            return False
         if batch is None:
             [chunk] = chunks
             if not chunk.negative:
                 self._report_progress(rows[0], chunk.end)
-            return
+            return True
         self._budget.learn(batch.cache)
         for row in rows:
             self._report_progress(row, row.length)
         if batch := batch.read(self._emit):
             self._executor.arrived.append(batch)
         self._leave()
+        return True
 
     def _report_progress(self, row: Row, done: int) -> None:
         """What `progress` raises ends the row."""
@@ -332,8 +336,6 @@ class TokenIterator:
                 self._progress(row.id, done, row.length)
             except Exception as error:
                 row.error = error
-
-    # -- decode
 
     @property
     def _live(self) -> int:
@@ -356,8 +358,6 @@ class TokenIterator:
                 self._warn()
             for row in rows:
                 self._end(row, "error", error)
-
-    # -- emit
 
     def _end_failed(self, rows: Sequence[Row], others: int) -> list[Row]:
         """End rows that have an error. Rows that lacked memory do not end: they are returned, wait at the front until

@@ -43,16 +43,33 @@ def admissible(reserves: Iterable[int], taken: int, slots: int, budget: int | No
     return count
 
 
-def pack_size(lengths: Sequence[int], step: int) -> int:
-    """How many of the rows at the front go through prefill whole, together, padded to the longest of them, within
-    `step` tokens. At least 1; that one is cut into chunks when it is longer."""
-    longest, count = 0, 0
-    for length in lengths:
-        longest = max(longest, length)
-        if count and longest * (count + 1) > step:
-            break
+def packs(lengths: Sequence[int], step: int, forward: int) -> list[list[int]]:
+    """Of the rows at the front those that go through prefill whole in one step, at least the first: indices of rows of
+    like length, each group one forward, padded to its longest. All within `step` tokens with their padding. forward: a
+    forward costs as much as so many tokens beside its own."""
+    count = 1
+    while count < len(lengths) and sum(lengths[: count + 1]) <= step:
         count += 1
-    return count
+    while True:
+        groups = _alike(lengths[:count], forward)
+        if count == 1 or sum(len(group) * max(lengths[i] for i in group) for group in groups) <= step:
+            return sorted(groups)
+        count -= 1
+
+
+def _alike(lengths: Sequence[int], forward: int) -> list[list[int]]:
+    """Groups of least cost: of rows in order of their lengths, where the last of the first so many begins."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    costs, starts = [0], [0]
+    for end, index in enumerate(order, 1):
+        cost, start = min((costs[i] + forward + lengths[index] * (end - i), i) for i in range(end))
+        costs.append(cost)
+        starts.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(sorted(order[starts[end] : end]))
+        end = starts[end]
+    return groups
 
 
 def chunk_end(start: int, length: int, step: int, two_way: Sequence[Span]) -> int:

@@ -49,8 +49,10 @@ def test_a_plan_is_within_its_bounds(drawn: list[tuple[int, tuple[int, ...]]], l
     assert [len(rows) for rows in before] == [len(queue), len(coming), len(decoding)]  # it changes nothing
     assert list(step.admitted) == [other.id for other in queue[: len(step.admitted)]]  # in order of arrival
     size = LIMITS.decode_step_size if live else LIMITS.step_size
-    longest = max((chunk.end - chunk.start for chunk in step.prefilled), default=0)
-    assert longest * len(step.prefilled) <= size
+    packs = [[chunk.end - chunk.start for chunk in pack] for pack in step.prefilled]
+    assert sum(max(pack) * len(pack) for pack in packs) <= size
+    computed = [chunk.id for pack in step.prefilled for chunk in pack]
+    assert sorted(computed) == [other.id for other in [*coming, *queue]][: len(computed)]  # nobody is overtaken
     groups = [[every[id].media[place].pixels.size for id, place in group] for group in step.encoded]
     if live and groups:
         groups = [[size for sizes in groups for size in sizes]]
@@ -63,7 +65,7 @@ def test_a_row_is_prefilled_in_chunks_then_its_negative_prompt() -> None:
     long.negative = row(1, length=45, positive=long)
     chunks = []
     while step := plan([], [long]).prefilled:
-        [chunk] = step
+        [[chunk]] = step
         part = long.negative if chunk.negative else long
         assert chunk.start == part.filled
         part.filled = chunk.end
@@ -91,7 +93,7 @@ def test_pictures_of_the_next_row_are_encoded_while_a_prompt_is_under_way() -> N
     long, next_row = row(1, length=95, embedded=True, filled=10, prefill_started=1.0), row(2, pictures=(4,))
     step = plan([next_row], [long], [row(3)])
     assert step.admitted == (2,) and step.encoded == (((2, 0),),)
-    [chunk] = step.prefilled
+    [[chunk]] = step.prefilled
     assert (chunk.id, chunk.start, chunk.end) == (1, 10, 20)
 
 

@@ -1,12 +1,12 @@
 """The pure deciders of the loop."""
 
-from itertools import groupby
+from itertools import combinations, groupby
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_vlgen.engine.scheduling import admissible, chunk_end, encoding_groups, pack_size
+from mlx_vlgen.engine.scheduling import admissible, chunk_end, encoding_groups, packs
 from mlx_vlgen.inputs.prompt import Media
 
 counts = st.integers(1, 60)
@@ -31,13 +31,40 @@ def test_nobody_is_overtaken() -> None:
     assert admissible([50, 1, 1], taken=0, slots=3, budget=30) == 1
 
 
-@given(st.lists(counts, min_size=1, max_size=10), counts)
-def test_pack_size(lengths: list[int], step: int) -> None:
-    """Padded to the longest, the pack is within the step, unless it is one row; and it is the largest such."""
-    count = pack_size(lengths, step)
-    assert 1 <= count <= len(lengths)
-    assert count == 1 or max(lengths[:count]) * count <= step
-    assert count == len(lengths) or max(lengths[: count + 1]) * (count + 1) > step
+@given(st.lists(counts, min_size=1, max_size=6), counts, st.integers(0, 20))
+def test_packs(lengths: list[int], step: int, forward: int) -> None:
+    """As many of the first rows as are within the step, each group padded to its longest; unless it is one row. No
+    other groups cost less."""
+
+    def tokens(groups: list[list[int]]) -> int:
+        return sum(max(lengths[i] for i in group) * len(group) for group in groups)
+
+    def best(rows: list[int]) -> list[list[list[int]]]:
+        """Every way to group rows, by cost."""
+        if not rows:
+            return [[]]
+        ways = [
+            [[rows[0], *others], *rest]
+            for size in range(len(rows))
+            for others in combinations(rows[1:], size)
+            for rest in best([row for row in rows[1:] if row not in others])
+        ]
+        return sorted(ways, key=lambda groups: tokens(groups) + forward * len(groups))
+
+    groups = packs(lengths, step, forward)
+    count = sum(map(len, groups))
+    assert sorted(sum(groups, [])) == list(range(count)) and groups == sorted(map(sorted, groups))
+    least = best(list(range(count)))[0]
+    assert tokens(groups) + forward * len(groups) == tokens(least) + forward * len(least)
+    assert count == 1 or tokens(groups) <= step
+    if count < len(lengths):
+        assert tokens(packs(lengths[: count + 1], 10**6, forward)) > step
+
+
+def test_rows_of_like_length_are_padded_together() -> None:
+    assert packs([200, 20, 190, 30], 2048, 64) == [[0, 2], [1, 3]]
+    assert packs([200, 20, 190, 30], 2048, 1024) == [[0, 1, 2, 3]]
+    assert packs([200, 20, 190, 30], 430, 64) == [[0, 2], [1]]
 
 
 spans = st.lists(st.tuples(st.integers(0, 59), counts).map(lambda s: (s[0], min(60, s[0] + s[1]))), max_size=5)
