@@ -12,6 +12,10 @@ On Linux it also sets variables that MLX's CUDA backend reads when it is importe
 import ctypes
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 _SETTING = "MLX_VLGEN_BLAS"
@@ -92,6 +96,45 @@ def blas() -> str | None:
     return _blas
 
 
+# Names of what gives and sets the threads of OpenBLAS, MKL and BLIS.
+_BLAS_THREADS = (
+    ("openblas_get_num_threads", "openblas_set_num_threads"),
+    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
+    ("bli_thread_get_num_threads", "bli_thread_set_num_threads"),
+)
+_limits: list[int] = []  # of those who are inside `blas_threads`
+_limits_lock = threading.Lock()
+
+
+@contextmanager
+def blas_threads(count: int) -> Iterator[None]:
+    """Have each product of matrices on the CPU take at most so many threads meanwhile, in this process. MLX's own BLAS
+    takes one."""
+    get, set_to = _thread_functions()
+    with _limits_lock:
+        if not _limits:
+            _limits.append(get())  # what it was
+        _limits.append(count)
+        set_to(min(_limits))
+    try:
+        yield
+    finally:
+        with _limits_lock:
+            _limits.remove(count)
+            set_to(min(_limits))
+            if len(_limits) == 1:
+                _limits.clear()
+
+
+@cache
+def _thread_functions() -> tuple[Callable[[], int], Callable[[int], object]]:
+    library = None if _blas is None else ctypes.CDLL(_blas)
+    for get, set_to in _BLAS_THREADS:
+        if hasattr(library, get):
+            return getattr(library, get), getattr(library, set_to)
+    return lambda: 1, lambda count: None
+
+
 def blas_hint() -> str | None:
     """One line for a person whose CPU runs could be faster; None when there is nothing to gain."""
     off = os.environ.get(_SETTING) == "off"
@@ -120,4 +163,4 @@ def memory_available() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-__all__ = ["blas", "blas_hint", "memory_available", "mx", "nn", "tree_flatten", "tree_unflatten"]
+__all__ = ["blas", "blas_hint", "blas_threads", "memory_available", "mx", "nn", "tree_flatten", "tree_unflatten"]

@@ -5,6 +5,7 @@ from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 
 from .._runtime import mx
 from ..models.base import Embedded, Features, Model
+from . import beside
 from . import cache as kv
 from .batch import Batch, Emit, SampledBatch
 from .beam import Search
@@ -66,7 +67,7 @@ class Executor:
             wanted = [(row, {m.identity for m in row.media}) for row in rows.values() if not row.embedded]
             sharing = [[row for row, media in wanted if medium.identity in media] for medium in group]
             try:
-                encoded = self._model.encode(group)
+                encoded = beside.encode(self._model, group)
                 arrays = [[f.embeds, *f.deepstack] for f in encoded]
                 if live:  # behind the step that runs
                     mx.async_eval(arrays)

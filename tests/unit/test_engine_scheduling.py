@@ -1,6 +1,6 @@
 """The pure deciders of the loop."""
 
-from itertools import combinations, groupby
+from itertools import chain, combinations, groupby
 
 import numpy as np
 from hypothesis import given
@@ -53,7 +53,7 @@ def test_packs(lengths: list[int], step: int, forward: int) -> None:
 
     groups = packs(lengths, step, forward)
     count = sum(map(len, groups))
-    assert sorted(sum(groups, [])) == list(range(count)) and groups == sorted(map(sorted, groups))
+    assert sorted(chain(*groups)) == list(range(count)) and groups == sorted(map(sorted, groups))
     least = best(list(range(count)))[0]
     assert tokens(groups) + forward * len(groups) == tokens(least) + forward * len(least)
     assert count == 1 or tokens(groups) <= step
