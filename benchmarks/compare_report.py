@@ -30,7 +30,7 @@ READING = (
 )
 NOTHING = "Nothing is measured yet.\n"
 ALT = "Speed beside others"
-SHORT = ("picture", "turn", "questions", "decode-1", "batch-8", "sizes-64", "start")
+SHORT = ("picture", "turn", "questions", "decode-1", "batch-8", "sizes-64", "unlike-64", "start")
 """The workloads that the README names."""
 RATES = ("decode", "batch", "questions")
 """Kinds of workload of which more is better."""

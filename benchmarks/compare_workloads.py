@@ -113,7 +113,7 @@ def workloads(small: bool) -> dict[str, Workload]:
             sizes=unlike, new=4 if small else 8, rows=64, together=8,
         ),
         Workload(
-            "unlike-64", "the same 64 rows, mlx-vlm with group_by_shape=False", "batch",
+            "unlike-64", "64 rows of 64 sizes, mlx-vlm with group_by_shape=False", "batch",
             sizes=unlike, new=4 if small else 8, rows=64, together=8, grouped=False,
         ),
         Workload(
