@@ -40,6 +40,10 @@ def _indices(places: tuple[tuple[int, int], ...], heads: int) -> tuple[mx.array,
     return indices
 
 
+forget_indices = _indices.cache_clear
+"""Free them, when no row decodes any more."""
+
+
 class Columns:
     """Arrays (S, H, C, ·) of S slots, one for a row and some to spare; made and grown as they are needed.
 

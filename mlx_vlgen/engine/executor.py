@@ -9,6 +9,7 @@ from . import beside
 from . import cache as kv
 from .batch import Batch, Emit, SampledBatch
 from .beam import Search
+from .columns import forget_indices
 from .prefill import Prefill
 from .request import Encoded, Row
 from .scheduler import Chunk
@@ -185,6 +186,8 @@ class Executor:
             except Exception as error:
                 failed.append((batch.rows, error))
         self.batches = following
+        if not following:
+            forget_indices()
         self._steps += 1
         if self._steps % CLEAR_EVERY == 0:
             mx.clear_cache()
