@@ -46,6 +46,7 @@ class Executor:
         self.prefill.prompts.clear()
         self.batches.clear()
         self.arrived.clear()
+        forget_indices()
 
     def search(self, rows: Iterable[Row]) -> None:
         """Have rows begin with what is known by now: keys and values, or features of their media."""
