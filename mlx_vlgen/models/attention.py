@@ -1,6 +1,6 @@
 """Attention and MLP of the vision towers, with the names of each checkpoint's parameters."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 
 import numpy as np
@@ -157,7 +157,7 @@ def framed_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, frames
 def padded_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, lengths: Sequence[int]) -> mx.array:
     """The same of (1, H, N, D) within parts of these lengths, some padded to the longest of them: (1, N, H * D)."""
     heads, size, start, outs = q.shape[1], q.shape[3], 0, []
-    for some in _padded_together(lengths):
+    for some in _padded_together(tuple(lengths)):
         run = slice(start, start + sum(some))
         start = run.stop
         into, back, mask = _padding(some, q.dtype)
@@ -167,17 +167,16 @@ def padded_attention(q: mx.array, k: mx.array, v: mx.array, scale: float, length
     return _join(outs, axis=1)
 
 
-def _padded_together(lengths: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Neighbours that are one call, for little of it is padding."""
-    some: list[int] = []
-    for length in lengths:
-        together = [*some, length]
-        scores = sum(x * x for x in together)
-        if some and len(together) * max(together) ** 2 > scores + scores // 4 + PADDED_SCORES:
-            yield tuple(some)
-            together = [length]
-        some = together
-    yield tuple(some)
+@lru_cache(maxsize=8)
+def _padded_together(lengths: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Neighbours that are one call, for little of it is padding. The same for all layers of a tower."""
+    ends, longest, scores = [0], 0, 0
+    for place, length in enumerate(lengths):
+        longest, scores = max(longest, length), scores + length**2
+        if (place + 1 - ends[-1]) * longest**2 > scores + scores // 4 + PADDED_SCORES and place > ends[-1]:
+            ends.append(place)
+            longest, scores = length, length**2
+    return [lengths[start:end] for start, end in zip(ends, [*ends[1:], len(lengths)], strict=True)]
 
 
 @lru_cache(maxsize=8)
