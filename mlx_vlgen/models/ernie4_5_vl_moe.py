@@ -275,8 +275,8 @@ class Ernie4_5VLMoe(MRopeModel):
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         offset, extra = self._rope.offset(inputs, cache), (routes(inputs.token_types),)
-        h = decode(self.body, inputs, cache, offset, extra_inputs=extra)
-        return self.driver.logits(self.language_model, h, at)
+        h = decode(self.body, inputs, cache, at, offset, extra_inputs=extra)
+        return self.driver.logits(self.language_model, h)
 
     @classmethod
     def rename(cls, key: str) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from .._runtime import mx, nn, tree_flatten
-from .backbone import Masks, gather_last
+from .backbone import Masks, gather_last, query_mask
 from .base import Embedded, Model
 from .gemma import scale_embeddings
 from .layers import pace
@@ -121,13 +121,4 @@ class Gemma4Decoder(VisionLanguageModel):
                     layer_input = gather_last(layer_input, at)[:, None]
             h, _, _ = layer(h, mask, SharedKVCache(layer_cache), layer_input, keys_values, offset)
         is_gathered, h = h.shape[1] < length, self.collapse(h)
-        return self.driver.logits(self.language_model, h[:, 0] if is_gathered else h, None if is_gathered else at)
-
-
-def query_mask(mask: mx.array | str | None, at: mx.array, length: int, keys: int) -> mx.array | None:
-    """The mask (B, 1, 1, K) of query `at[b]` of each row, of that of `length` queries."""
-    if mask is None:
-        return None
-    if isinstance(mask, str):
-        return mx.arange(keys) <= (at + keys - length)[:, None, None, None]
-    return mx.take_along_axis(mx.broadcast_to(mask, (len(at), 1, length, keys)), at[:, None, None, None], axis=2)
+        return self.driver.logits(self.language_model, h[:, 0] if is_gathered else gather_last(h, at))

@@ -15,6 +15,7 @@ from .._runtime import mx, nn
 from ..errors import LoadError
 from ..inputs.prompt import Media, Prompt
 from .attention import MLP, VisionAttention
+from .backbone import Angles
 from .base import Embedded, Features
 from .configuration import BaseConfig, rope_type
 from .configuration import text_config as text_part
@@ -110,12 +111,8 @@ class VisionTower(nn.Module):
         return self.perceive(x.reshape(len(x), pixels.shape[1] // self.patch, pixels.shape[2] // self.patch, -1))
 
 
-@dataclass
-class Turns:
+class Turns(Angles):
     """cos and sin (B, 1, L, D) for tokens whose four positions differ: both values of a pair have different ones."""
-
-    cos: mx.array
-    sin: mx.array
 
 
 class XDRope(nn.Module):
@@ -198,7 +195,7 @@ class HunyuanVL(VisionLanguageModel):
             in_text = mx.broadcast_to(in_text, inputs.positions.shape[1:])[None].astype(mx.int32)
             turns = self._rope.turns(mx.concatenate([in_text, inputs.positions]))
         text = self.language_model
-        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache, turns), at)
+        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache, at, turns))
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,8 +169,8 @@ class Mllama(VisionLanguageModel):
                 keys, values = self.body.layers[layer].cross_attn.project(inputs.cross.states)
                 cache[layer].write([keys, values, mask[:, 0, -1]], counts.tolist())
                 layers[layer] = Seen(keys, values, mask, some, counts[:, None, None] > 0)
-        h = self.driver.hidden_states(self.language_model, inputs, layers)
-        return self.driver.logits(self.language_model, h, at)
+        h = self.driver.hidden_states(self.language_model, inputs, layers, at)
+        return self.driver.logits(self.language_model, h)
 
 
 def later(joined: Sequence[mx.array] | None) -> Seen | Nothing:

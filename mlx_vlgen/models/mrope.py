@@ -13,6 +13,7 @@ from .._mlx_lm import ArraysCache, initialize_rope
 from .._runtime import mx, nn
 from ..inputs.prompt import Media, Prompt
 from .attention import MLP, Frames, VisionAttention
+from .backbone import Angles
 from .base import Embedded, Features
 from .configuration import BaseConfig, rope_type
 from .grids import Grids
@@ -20,12 +21,8 @@ from .layers import rotate
 from .vision_language import VisionLanguageModel, join_pixels, scatter_deepstack, scatter_features
 
 
-@dataclass
-class Rotary:
+class Rotary(Angles):
     """cos and sin (B, 1, L, D / 2) for tokens whose three rotary positions differ."""
-
-    cos: mx.array
-    sin: mx.array
 
 
 class MRope(nn.Module):
@@ -227,4 +224,4 @@ class MRopeModel(VisionLanguageModel):
 
     def forward(self, inputs: Embedded, cache: Sequence[Any], at: mx.array | None = None) -> mx.array:
         text, offset = self.language_model, self._rope.offset(inputs, cache)
-        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache, offset), at)
+        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache, at, offset))

@@ -38,22 +38,24 @@ class Driver:
         text: nn.Module,
         inputs: Embedded,
         cache: Sequence[Any],
+        at: mx.array | None = None,
         offset: Any = None,
         within_window: bool = True,
         deepstack_layers: Sequence[int] | None = None,
     ) -> mx.array:
-        """(B, L, d), before the last norm. offset, within_window, deepstack_layers: see `backbone.decode`."""
+        """(B, L, d), before the last norm; (B, d) at position `at[b]` of each row where it is given. offset,
+        within_window, deepstack_layers: see `backbone.decode`."""
         embeds = self.embed(text, inputs.tokens) if inputs.embeds is None else inputs.embeds
         embeds = self._record.scale_inputs(embeds, self.arguments)
         extra: Sequence[Any] = ()
         if self._record.extra_inputs is not None:
             extra = self._record.extra_inputs(self.arguments, embeds, cache[0].offset, inputs.variant)
         inputs, masks = replace(inputs, embeds=embeds), self._record.mask_arrays
-        return decode(text.model, inputs, cache, offset, within_window, extra, deepstack_layers, masks)
+        return decode(text.model, inputs, cache, at, offset, within_window, extra, deepstack_layers, masks)
 
-    def logits(self, text: nn.Module, h: mx.array, at: mx.array | None) -> mx.array:
-        """(B, L, V) of the last states (B, L, d); (B, V) at position `at[b]` of each row where it is given."""
-        logits = output_layer(text, last_norm(text.model, gather_last(h, at)))
+    def logits(self, text: nn.Module, h: mx.array) -> mx.array:
+        """(..., V) of the last states (..., d)."""
+        logits = output_layer(text, last_norm(text.model, h))
         return self._record.scale_logits(logits, self.arguments) if self._scales_logits else logits
 
 
@@ -153,7 +155,7 @@ class TextModel(Model):
         if self.driver is None:
             return gather_last(self._decoder(inputs.tokens, cache=cache), at)  # its head may scale or cap the logits
         text = unwrapped(self._decoder)
-        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache), at)
+        return self.driver.logits(text, self.driver.hidden_states(text, inputs, cache, at))
 
     def last_norm(self, h: mx.array) -> mx.array:
         return last_norm(unwrapped(self._decoder).model, h) if self.driver else super().last_norm(h)

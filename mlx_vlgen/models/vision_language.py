@@ -86,8 +86,8 @@ class VisionLanguageModel(Model):
         text = self.language_model
         if inputs.embeds is None:
             inputs = replace(inputs, embeds=self.embed_answer(inputs.tokens))
-        h = self.driver.hidden_states(text, inputs, cache, None, self.within_window, self.deepstack_layers)
-        return self.driver.logits(text, h, at)
+        h = self.driver.hidden_states(text, inputs, cache, at, None, self.within_window, self.deepstack_layers)
+        return self.driver.logits(text, h)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
