@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from functools import cache, partial
+from itertools import chain
+from operator import itemgetter
 from queue import SimpleQueue
 
 from .._runtime import blas_threads, mx
@@ -28,25 +30,25 @@ def encode(model: Model, media: Sequence[Media]) -> list[Features]:
         return model.encode(media)
     later: list[Future[list[Features]]] = [Future() for _ in parts[1:]]
     with blas_threads(max(1, _cores() // len(parts))):
-        for part, future in zip(parts[1:], later, strict=True):
-            _workers().put((future, partial(_evaluated, model, media[part])))
+        tasks = [partial(_evaluated, model, [media[place] for place in part]) for part in parts]
+        for task, future in zip(tasks[1:], later, strict=True):
+            _workers().put((future, task))
         try:
-            encoded = _evaluated(model, media[parts[0]])
+            encoded = tasks[0]()
         finally:
             wait(later)  # whatever happens here, nothing goes on behind it
-    return [*encoded, *(features for part in later for features in part.result())]
+    features = [*encoded, *(features for part in later for features in part.result())]
+    return [one for _, one in sorted(zip(chain(*parts), features, strict=True), key=itemgetter(0))]
 
 
-def split(sizes: Sequence[int], count: int) -> list[slice]:
-    """At most `count` runs of neighbours with about equally many values, each at least `LEAST`."""
-    count = max(1, min(count, sum(sizes) // LEAST))
-    ends: list[int] = []
-    values = 0
-    for place, size in enumerate(sizes[:-1], 1):
-        values += size
-        if values * count >= sum(sizes) * (len(ends) + 1):
-            ends.append(place)
-    return [slice(start, end) for start, end in zip([0, *ends], [*ends, len(sizes)], strict=True)]
+def split(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """At most `count` parts, as places in order, with about equally many values, of about `LEAST` or more: the largest
+    first, each to where least is."""
+    count = max(1, min(count, len(sizes), sum(sizes) // LEAST))
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for place in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        min(parts, key=lambda part: sum(sizes[i] for i in part)).append(place)
+    return [sorted(part) for part in parts]
 
 
 def _evaluated(model: Model, media: Sequence[Media]) -> list[Features]:

@@ -23,9 +23,10 @@ from mlx_vlgen.inputs.prompt import Media, MediaInputs
 @given(st.lists(st.integers(1, 4 * beside.LEAST), min_size=1, max_size=9), st.integers(1, 5))
 def test_each_core_takes_about_as_much(sizes: list[int], count: int) -> None:
     parts = beside.split(sizes, count)
-    assert [size for part in parts for size in sizes[part]] == sizes and 1 <= len(parts) <= count
-    assert all(sizes[part] for part in parts)
-    assert max(sum(sizes[part]) for part in parts) <= sum(sizes) / len(parts) + 2 * max(sizes)
+    assert sorted(place for part in parts for place in part) == list(range(len(sizes))) and 1 <= len(parts) <= count
+    assert all(part and part == sorted(part) for part in parts)
+    loads = [sum(sizes[place] for place in part) for part in parts]
+    assert max(loads) <= min(loads) + max(sizes)
     assert len(parts) == 1 or sum(sizes) >= len(parts) * beside.LEAST
 
 
