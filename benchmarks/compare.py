@@ -369,8 +369,10 @@ class Job:
                     with suppress(Failed):  # the engine will fail again, and say why
                         prompts = as_rows(workload, ours)
                         row["floor"] = floor(costs, rates, workload.to_dict(), prompts)
-                        cached = [one.tokens + workload.new for one in prompts[: workload.together]]
-                        row["cache"] = sum(map(costs.cache, cached))
+                        cached = [costs.cache(one.tokens + workload.new) for one in prompts]
+                        row["cache"] = sum(cached[: workload.together])
+                        if workload.apart:
+                            row["apart"] = {"mlx-vlm": max(cached)}
                 share = 2 * (deadline - now) / (len(self.workloads) - index)  # some take less
                 row["engines"] = alternate(workers, workload, self.repeat, min(deadline, now + share))
             row["engines"] |= {engine: {"figures": [], "reason": reason} for engine, reason in absent.items()}

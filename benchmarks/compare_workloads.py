@@ -39,6 +39,11 @@ class Workload:
     later: int = 0
     resumed: bool = False
 
+    @property
+    def apart(self) -> bool:
+        """Whether mlx-vlm runs one row after another."""
+        return self.grouped and self.kind == "batch" and 1 < len(set(self.sizes)) == self.rows
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
