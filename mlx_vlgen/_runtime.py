@@ -163,4 +163,37 @@ def memory_available() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-__all__ = ["blas", "blas_hint", "blas_threads", "memory_available", "mx", "nn", "tree_flatten", "tree_unflatten"]
+def return_memory() -> None:
+    """Give back to the system what MLX keeps for arrays to come, and with glibc what lies free in its heaps: a server
+    keeps 80 MB of both after some hundred requests."""
+    mx.clear_cache()
+    if trim := getattr(_c_library(), "malloc_trim", None):
+        trim(0)
+
+
+def share_heap() -> None:
+    """Have threads that begin from now on allocate in one heap of glibc's. Of heaps of their own `return_memory` leaves
+    the ends: 10 MB at times."""
+    if set_option := getattr(_c_library(), "mallopt", None):
+        set_option(_M_ARENA_MAX, 1)
+
+
+_M_ARENA_MAX = -8  # glibc's malloc.h
+
+
+def _c_library() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+__all__ = [
+    "blas",
+    "blas_hint",
+    "blas_threads",
+    "memory_available",
+    "mx",
+    "nn",
+    "return_memory",
+    "share_heap",
+    "tree_flatten",
+    "tree_unflatten",
+]

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ._runtime import share_heap
 from .cli import on_ranks
 from .engine.disk import default_folder
 from .errors import UnsupportedError, VlgenError
@@ -97,6 +98,7 @@ def serve(args: argparse.Namespace, settings: Settings, load_model: Callable[[ar
     if names[1:] and args.adapter_path:
         raise ValueError("--adapter-path belongs to one model: give one --model with it")
     listener = bind(settings)
+    share_heap()
     args.model = names[0]
     first = [load_model(args)]
     options = {"revision": args.revision, "dtype": args.dtype, "quantization": args.quantize}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .._runtime import mx
+from .._runtime import return_memory
 from ..engine.draw_keys import seed_of_draw
 from ..engine.intake import end_tokens
 from ..engine.iterator import TokenIterator
@@ -43,6 +43,9 @@ PIXEL_BYTES = 1 << 30
 """Of pictures that are read and wait for their first token, above which no other request is read."""
 
 POLL_SECONDS = 1.0
+
+PAUSE_SECONDS = 5.0
+"""Without a request, after which memory that is free is given back."""
 
 
 @dataclass(eq=False)
@@ -243,7 +246,7 @@ class Engine:
             self._iterator = None
             self._tell(self._end_all)
             del self.model, self.processor
-            mx.clear_cache()
+            return_memory()
 
     def _serve(self) -> None:
         cache = cache_on_disk(self._settings.reuse_folder) if self._settings.reuse else None
@@ -259,10 +262,14 @@ class Engine:
             self._tell(self._set_loaded)
             with iterator:
                 try:
+                    idle = 0.0
                     while not self._closing:
                         if iterator.wait(POLL_SECONDS):
+                            idle = 0.0
                             self._gather()
                             self._hand_out(iterator)
+                        elif (idle := idle + POLL_SECONDS) == PAUSE_SECONDS:
+                            return_memory()
                 except Exception as error:  # of the iterator itself, which has ended all rows with it
                     self._iterator = None
                     log_error(error)

@@ -129,3 +129,22 @@ def test_importing_mlx_lm_leaves_the_limit_of_open_files(tmp_path):
         "import mlx_vlgen._mlx_lm; print(resource.getrlimit(resource.RLIMIT_NOFILE) == before)"
     )
     assert run(code, tmp_path)[1] == "True"
+
+
+@on_linux
+def test_memory_that_is_free_goes_back_to_the_system(tmp_path):
+    """Of a thread, too, and what lies before a block that is used."""
+    code = (
+        "import re, threading; from pathlib import Path; from mlx_vlgen._runtime import mx, return_memory, share_heap\n"
+        "def resident(): return int(re.search(r'RssAnon:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "def work():\n"
+        "    blocks = [b'x' * 65000 for _ in range(1000)]\n"
+        "    kept.append(blocks[900]); del blocks; before.append(resident())\n"
+        "share_heap(); kept, before = [], []\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join()\n"
+        "mx.eval(mx.zeros(1 << 20)); assert mx.get_cache_memory()\n"
+        "return_memory(); print(mx.get_cache_memory(), before[0] - resident() > 40_000)"
+    )
+    status, out, error = run(code, tmp_path)
+    assert status == 0, error
+    assert out == f"0 {hasattr(ctypes.CDLL(None), 'malloc_trim')}"
