@@ -24,12 +24,12 @@ _stream = mx.new_thread_local_stream(mx.default_device())
 
 def encode(model: Model, media: Sequence[Media]) -> list[Features]:
     """`Model.encode` of media of one group, on a CPU evaluated."""
-    count = len(media) if mx.default_device().type.name == "cpu" else 1
-    parts = split([medium.pixels.size for medium in media], min(count, _cores()))
+    cores = _cores() if mx.default_device().type.name == "cpu" else 1
+    parts = split([medium.pixels.size for medium in media], cores)
     if len(parts) == 1:
         return model.encode(media)
     later: list[Future[list[Features]]] = [Future() for _ in parts[1:]]
-    with blas_threads(max(1, _cores() // len(parts))):
+    with blas_threads(max(1, cores // len(parts))):
         tasks = [partial(_evaluated, model, [media[place] for place in part]) for part in parts]
         for task, future in zip(tasks[1:], later, strict=True):
             _workers().put((future, task))
