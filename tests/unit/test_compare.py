@@ -247,3 +247,10 @@ def test_an_interrupt_leaves_no_process(number: signal.Signals, tmp_path: Path) 
     assert process.returncode == 128 + number
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert not [line for line in commands if str(tmp_path).encode() in line]
+
+
+def test_a_row_that_runs_alone_keeps_one_cache(compare: Any) -> None:
+    known = compare.workloads.workloads(small=True)
+    assert [name for name, workload in known.items() if workload.apart] == ["sizes-64"]
+    row = {"cache": 80.0, "apart": {"mlx-vlm": 10.0}, "engines": {"ours": {"peak": 100}, "mlx-vlm": {"peak": 100}}}
+    assert [compare.report.above_cache(row, name, "peak") for name in ("ours", "mlx-vlm")] == [20, 90]
