@@ -32,8 +32,8 @@ VISION_BATCH = 3 * 4096 * 1024
 """Pixel values that go through the vision tower at once: what the iterator has by default on a GPU."""
 
 BLOCKS_AHEAD = 3
-"""MLX allocates up to ten operations ahead of the one that runs (its scheduler's limit of active tasks), and a block of
-queries is three: a product, a softmax in its place, a product."""
+"""Blocks of queries whose scores are in memory together, at most. MLX allocates ahead of what runs, on a CPU up to a
+hundred operations; but a block of many scores waits for them there, since NumPy takes their powers."""
 
 MASKED_BLOCKS_AHEAD = 5
 """The same in scores of masked blocks on x86, at most. Measured while a block was a product, that with its mask, less

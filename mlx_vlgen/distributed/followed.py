@@ -56,8 +56,8 @@ class CacheLog(FollowedCache):
     def finalize(self) -> None:
         self._note("finalize")
 
-    def extend(self, other: Any) -> None:
-        self._note("extend", other.number)
+    def extend(self, other: Any, most: int | None = None) -> None:
+        self._note("extend", other.number, most)
 
     def select(self, rows: Sequence[int]) -> None:
         self._note("select", _ints(rows))
@@ -122,8 +122,8 @@ class Replica:
         match operation, arguments:
             case "make", [settings, padded, expected, begun, prompts]:
                 caches[number] = kv.make_cache(self._layout, KVSettings(**settings), padded, expected, begun, prompts)
-            case "extend", [other]:
-                kv.join(caches[number], caches[other], 0)
+            case "extend", [other, most]:
+                kv.join(caches[number], caches[other], 0, most)
             case "select", [rows]:
                 kv.select(caches[number], rows)
             case "take", [rows, taken]:

@@ -51,8 +51,9 @@ class Batch(Protocol):
     def step(self, model: Model, emit: Emit) -> Self | None:
         """Decode and hand out tokens; returns what goes on, if anything does."""
 
-    def join(self, other: Self) -> Self:
-        """The rows of both, all of whose tokens are handed out. What fails leaves this batch as it is."""
+    def join(self, other: Self, most: int) -> Self:
+        """The rows of both, all of whose tokens are handed out. What fails leaves this batch as it is. most: rows that
+        may come to decode together."""
 
 
 @dataclass
@@ -64,7 +65,7 @@ class SampledBatch:
     sampler: BatchSampler
     penalties: Penalties
     tokens: mx.array  # (B,), being computed
-    scores: list[Scores]  # what they were drawn from
+    scores: list[Scores]  # what they were drawn from; none when they are handed out
     unread: bool = True  # whether the tokens are still to be handed out
 
     @classmethod
@@ -81,7 +82,7 @@ class SampledBatch:
         self.store_past()
         self.store_ended(lengths)
         left = [place for place, row in enumerate(self.rows) if row.goes_on]
-        return replace(self, unread=False).select(left) if left else None
+        return replace(self, scores=[], unread=False).select(left) if left else None
 
     def _hand_out(self, emit: Emit) -> None:
         for row, token, scores in zip(self.rows, np.array(self.tokens).tolist(), self.scores, strict=True):
@@ -163,12 +164,12 @@ class SampledBatch:
         """Positions of each row in the cache, where the last token that was handed out is not."""
         return [row.positions - (not self.unread) for row in self.rows]
 
-    def join(self, other: Self) -> Self:
+    def join(self, other: Self, most: int) -> Self:
         rows, sampler = self.rows + other.rows, BatchSampler(self.rows + other.rows)
         tokens = mx.concatenate([self.tokens, other.tokens])
-        penalties, scores = self.penalties.join(other.penalties), self.scores + other.scores
-        kv.join(self.cache, other.cache, len(self.rows))  # last: whatever fails leaves this batch as it is
-        return type(self)(rows, self.cache, sampler, penalties, tokens, scores, unread=False)
+        penalties = self.penalties.join(other.penalties)
+        kv.join(self.cache, other.cache, len(self.rows), most)  # last: whatever fails leaves this batch as it is
+        return type(self)(rows, self.cache, sampler, penalties, tokens, [], unread=False)
 
     def select(self, places: Sequence[int]) -> Self:
         """Only these rows, in the order of `kv.compacted`; this batch is of no use any more."""
@@ -177,7 +178,7 @@ class SampledBatch:
         places = kv.compacted(places)
         kv.select(self.cache, places)
         rows, index = [self.rows[i] for i in places], mx.array(places)
-        penalties, scores = self.penalties.select(places), [self.scores[i] for i in places]
+        penalties, scores = self.penalties.select(places), [self.scores[i] for i in places if self.scores]
         tokens = self.tokens[index]
         return type(self)(rows, self.cache, BatchSampler(rows), penalties, tokens, scores, self.unread)
 

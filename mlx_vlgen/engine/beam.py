@@ -211,9 +211,10 @@ class Search:
         tokens = mx.array([beam.tokens[-1] for beam in _running(searches)], dtype=mx.int32)
         return cls(searches, cache, tokens)
 
-    def join(self, other: Self) -> Self:
+    def join(self, other: Self, most: int) -> Self:
         searches, tokens = [*self.searches, *other.searches], mx.concatenate([self.tokens, other.tokens])
-        kv.join(self.cache, other.cache, len(self.tokens))
+        beams = len(self.tokens) // len(self.searches)
+        kv.join(self.cache, other.cache, len(self.tokens), most * beams)
         return type(self)(searches, self.cache, tokens)
 
     def _select(self, places: Sequence[int]) -> Self:

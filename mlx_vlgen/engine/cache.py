@@ -112,13 +112,14 @@ def finalize(cache: Cache) -> None:
         layer.finalize()
 
 
-def join(cache: Cache, other: Cache, rows: int) -> None:
+def join(cache: Cache, other: Cache, rows: int, most: int | None = None) -> None:
     """Add the rows of `other` to the `rows` of `cache`. `other` is not needed any more. Where memory does not suffice,
-    the error leaves `cache` with the rows that it had."""
+    the error leaves `cache` with the rows that it had. most: rows that may come to be there together, if that is known:
+    no room is made for others."""
     mx.eval([layer.state for layer in cache])
     try:
         for layer, arriving in zip(cache, other, strict=True):
-            layer.extend(arriving)
+            layer.extend(arriving, most)
         evaluate(cache)
     except BaseException:
         select(cache, range(rows))

@@ -153,17 +153,19 @@ class Columns:
             for values in self.arrays[len(self.arrays) // 2 :]:
                 values[slot, :, start:] = 0
 
-    def make_room(self, slots: int, length: int, like: Parts, expected: int = 0) -> None:
+    def make_room(self, slots: int, length: int, like: Parts, expected: int = 0, most: int | None = None) -> None:
         """At least so many slots, with columns for so many positions. More slots come with some to spare, so that the
-        next row that joins copies no other. like: arrays (·, H, ·, ·) of the same widths and dtypes. expected:
-        positions that rows will probably come to, where that is known."""
+        next row that joins copies no other; but no more than `most`, of which all may be in use together. like: arrays
+        (·, H, ·, ·) of the same widths and dtypes. expected: positions that rows will probably come to, where that is
+        known."""
         columns, before = self.count(max(length, expected)), self.shape
         if columns > before[1]:
             long = columns >= STEP and mx.cuda.is_available()
             unit = UNIT if length <= expected and not long else STEP
             columns = self.rounded(max(columns, before[1] + before[1] // 4), unit)
         if before[0] and slots > before[0]:
-            slots += max(1, slots // 4)
+            spare = slots + max(1, slots // 4)
+            slots = spare if most is None else max(slots, min(spare, most))
         slots, columns = max(slots, before[0]), max(columns, before[1])
         if not self.arrays:
             self.arrays = [mx.zeros((slots, x.shape[1], columns, x.shape[3]), x.dtype) for x in like]

@@ -26,10 +26,11 @@ Failed = tuple[Sequence[Row], Exception]
 
 class Executor:
     """features: of the media that are encoded and not embedded yet, by identity. batches: rows that decode; arrived:
-    those that had their first token and join the others at the next step. prefixes: what is reused, if anything is."""
+    those that had their first token and join the others at the next step. most: rows that may decode together.
+    prefixes: what is reused, if anything is."""
 
-    def __init__(self, model: Model, prefixes: Prefixes | None = None):
-        self._model, self._prefixes = model, prefixes
+    def __init__(self, model: Model, most: int, prefixes: Prefixes | None = None):
+        self._model, self._most, self._prefixes = model, most, prefixes
         self.prefill = Prefill(model)
         self.features: dict[Hashable, Features] = {}
         self.batches: list[Batch] = []
@@ -168,7 +169,7 @@ class Executor:
                 self.batches.append(new)
                 continue
             try:
-                self.batches.insert(place, read.join(new))
+                self.batches.insert(place, read.join(new, self._most))
             except Exception as error:
                 failed.append((new.rows, error))
                 self.batches.insert(place, read)

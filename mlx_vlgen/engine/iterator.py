@@ -95,7 +95,7 @@ class TokenIterator:
         self._budget = Budget(layout, kv_token_budget)
         self._progress = progress
         self._prefixes = prefixes(reuse, model)
-        self._executor = Executor(model, self._prefixes)
+        self._executor = Executor(model, self._slots.max_rows, self._prefixes)
         self._changed = threading.Condition()  # locked for what several threads write
         self._queue = Waiting(self._changed, self._intake.read, max_queue)
         self._coming: list[Row] = []  # admitted, and their prompt is not through

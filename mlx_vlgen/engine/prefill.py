@@ -25,25 +25,26 @@ class Prefill:
         self.prompts: dict[int, list[Encoded]] = {}
 
     def step(self, chunks: Sequence[Chunk], live: bool) -> Through | None:
-        """One forward, launched; None while a prompt is under way. live: whether rows decode, behind whose step it is
-        launched; else a GPU's forward waits for its layers on the way, so that no more than two are in memory, and on a
-        CPU the chunk is waited for."""
+        """One forward, launched; None while a prompt is under way. live: whether rows decode, behind whose step a GPU
+        is given it; else it waits for its layers on the way, so that no more than two are in memory."""
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        paced = not (live and on_gpu)
         for chunk in chunks:
             row = self.prompts[chunk.id][0].row
             row.prefill_started = row.prefill_started or time.perf_counter()
         if len(chunks) > 1 or self._is_whole(chunks[0]):
-            rows, cache, logits = self._pack([self.prompts[chunk.id][0] for chunk in chunks], live)
+            rows, cache, logits = self._pack([self.prompts[chunk.id][0] for chunk in chunks], paced)
             for place, chunk in enumerate(chunks):
                 rows[place].share(cache, place, chunk.stored)
             return rows, cache, logits
         [chunk] = chunks
         prompts = self.prompts[chunk.id]
-        cache = self._chunk(prompts[chunk.negative], chunk, live)
+        cache = self._chunk(prompts[chunk.negative], chunk, paced)
         if not chunk.negative:
             prompts[0].row.share(cache, 0, chunk.stored)
         if all(prompt.row.filled == prompt.row.length for prompt in prompts):
             return self._together(prompts)
-        if live or mx.default_device().type == mx.DeviceType.gpu:
+        if live or on_gpu:
             mx.async_eval([layer.state for layer in cache])
         else:  # where no layer was waited for
             kv.evaluate(cache)
@@ -62,18 +63,18 @@ class Prefill:
         for prompt in self.prompts[row.id]:
             prompt.row.filled, prompt.cache, prompt.logits = prompt.row.computed, None, None
 
-    def _chunk(self, prompt: Encoded, chunk: Chunk, live: bool) -> kv.Cache:
+    def _chunk(self, prompt: Encoded, chunk: Chunk, paced: bool) -> kv.Cache:
         row = prompt.row
         if prompt.cache is None:
             cache = kv.make_cache(self._layout, row.request.kv, expected=row.expected_positions, prompts=[row.length])
             prompt.cache = row.past.begin(cache) if row.past else cache
         part = prompt.inputs[chunk.start - row.computed : chunk.end - row.computed]
-        part.capture, part.paced = row.capture(), not live
+        part.capture, part.paced = row.capture(), paced
         prompt.logits = self._model(part, prompt.cache, at=mx.array([chunk.end - chunk.start - 1]))
         row.filled = chunk.end
         return prompt.cache
 
-    def _pack(self, prompts: Sequence[Encoded], live: bool) -> Through:
+    def _pack(self, prompts: Sequence[Encoded], paced: bool) -> Through:
         """Whole prompts at once, which begin with the same."""
         rows = [prompt.row for prompt in prompts]
         lengths, past = [row.length for row in rows], rows[0].past
@@ -82,7 +83,7 @@ class Prefill:
         if past:
             cache = past.begin(cache)
         inputs = Embedded.stack([prompt.inputs for prompt in prompts], PROMPT_UNIT)
-        inputs.paced = not live
+        inputs.paced = paced
         logits = self._model(inputs, cache, at=mx.array([len(prompt.inputs) - 1 for prompt in prompts]))
         kv.finalize(cache)
         for row in rows:

@@ -189,12 +189,13 @@ class AttentionCache:
         """After the forward on padded rows."""
         self.lengths, self._padded = list(self._padded or self.lengths), None
 
-    def extend(self, other: Self) -> None:
-        """Add the rows of `other`, whose arrays stay as they are: only they are written, where slots are free."""
+    def extend(self, other: Self, most: int | None = None) -> None:
+        """Add the rows of `other`, whose arrays stay as they are: only they are written, where slots are free. most:
+        rows that may come to be here together, if that is known."""
         count, longest = len(self.lengths), max(self._longest, other._longest)
         self._expected = max(self._expected, other._expected)
         for columns, source in zip(self.columns, other.columns, strict=True):
-            columns.make_room(count + len(other.lengths), longest, source.arrays, self._expected)
+            columns.make_room(count + len(other.lengths), longest, source.arrays, self._expected, most)
             for row, length in enumerate(other.lengths):
                 columns.write_row(count + row, source, row, length)
         self.lengths, self.prompts = self.lengths + other.lengths, self.prompts + other.prompts

@@ -41,8 +41,8 @@ class Speculative(SampledBatch):
         kv.reserve(self.cache, longest)
         inputs = Embedded(mx.array(block), delta=self.delta, variant=self.rows[0].variant)
         logits = model(inputs, self.cache)  # (B, 1 + longest, V)
-        tokens, scores = [0] * len(self.rows), list(self.scores)
-        right = [0] * len(self.rows)
+        tokens, right = [0] * len(self.rows), [0] * len(self.rows)
+        scores: dict[int, Scores] = {}
         alive = list(range(len(self.rows)))
         known = self._draw_all(logits) if all(map(_draws_freely, self.rows)) else None
         while alive:
@@ -64,7 +64,8 @@ class Speculative(SampledBatch):
                     row.drafter.update(len(guessed), accepted)
             except Exception as error:
                 row.error = error
-        self.tokens, self.scores, self.unread = mx.array(tokens, dtype=mx.int32), scores, True
+        self.tokens, self.unread = mx.array(tokens, dtype=mx.int32), True
+        self.scores = [scores[place] for place in range(len(self.rows))]
         kv.rollback(self.cache, [longest - accepted for accepted in right])
         self.store_ended([len(row.tokens) - 1 for row in self.rows])
         left = [place for place, row in enumerate(self.rows) if not row.over]

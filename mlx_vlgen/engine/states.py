@@ -30,6 +30,9 @@ class StateCache(ArraysCache):
         taken.select(rows)
         return taken
 
+    def extend(self, other: Self, most: int | None = None) -> None:
+        super().extend(other)
+
     def restore(self, states: Sequence[mx.array]) -> None:
         """Begin all rows with the same states, each (1, …)."""
         rows = self.batch_size
@@ -108,7 +111,7 @@ class CrossCache(StateCache):
     def _set(self, rows: list[list[mx.array] | None]) -> None:
         self.rows, self._joined = rows, None
 
-    def extend(self, other: Self) -> None:
+    def extend(self, other: Self, most: int | None = None) -> None:
         self._set(self.rows + other.rows)
 
     def select(self, rows: Sequence[int]) -> None:

@@ -153,6 +153,20 @@ def test_what_joins_and_leaves_copies_no_other_row() -> None:
     factory.decode(rows)
 
 
+def test_no_room_is_made_for_rows_that_cannot_come() -> None:
+    """Slots to spare end where all rows that may come are there; those that are needed never do."""
+    factory = play("full")
+
+    def slots(most: int) -> list[int]:
+        cache, taken = factory.single(30).cache, []
+        for rows in range(1, 6):
+            kv.join(cache, factory.single(30).cache, rows, most)
+            taken.append(cache[0].state[0].shape[0])
+        return taken
+
+    assert slots(4) == [3, 3, 4, 5, 6] and slots(6) == [3, 3, 5, 5, 6] and slots(100) == [3, 3, 5, 5, 7]
+
+
 @pytest.mark.parametrize("settings", [KVSettings(), KVSettings(8, 32, 300)], ids=str)
 def test_a_prompt_in_chunks_finds_its_room_made(settings: KVSettings) -> None:
     cache = kv.make_cache([Full()], settings, expected=1000)

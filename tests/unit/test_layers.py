@@ -132,3 +132,16 @@ def test_experts_lie_without_gaps() -> None:
     for halves, width in ((layers.packed_halves(joined), 4), (layers.packed_halves(joined.swapaxes(1, 2)), 6)):
         assert all(memoryview(half).strides == (half.shape[1] * width * 4, width * 4, 4) for half in halves)
     np.testing.assert_array_equal(np.concatenate(layers.packed_halves(joined), axis=1), np.array(joined))
+
+
+def test_no_more_than_two_layers_are_in_memory() -> None:
+    """MLX would hold what all of them give."""
+    x = weight = mx.eye(1 << 9)
+    mx.eval(x)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    for _ in range(20):
+        last, x = x, x @ weight @ weight @ weight
+        layers.pace(last, x)
+    mx.eval(x)
+    assert mx.get_peak_memory() - before < 6 * x.nbytes
