@@ -26,7 +26,8 @@ class Prefill:
 
     def step(self, chunks: Sequence[Chunk], live: bool) -> Through | None:
         """One forward, launched; None while a prompt is under way. live: whether rows decode, behind whose step a GPU
-        is given it; else it waits for its layers on the way, so that no more than two are in memory."""
+        is given it; else it waits for its layers on the way, so that no more than two are in memory, and on a CPU
+        for the whole chunk."""
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
         paced = not (live and on_gpu)
         for chunk in chunks:
