@@ -9,6 +9,7 @@ from mlx_vlgen._runtime import mx, nn
 from mlx_vlgen.inputs.images import PixelSettings
 from mlx_vlgen.inputs.prompt import MediaInputs
 from mlx_vlgen.inputs.qwen_vl import Qwen3VLProcessor
+from mlx_vlgen.models.few_rows import hasten_few_rows
 from mlx_vlgen.models.qwen3_vl import Qwen3VL
 
 
@@ -41,12 +42,17 @@ SIZES = {
 }
 
 
-def build(size: str, bits: int | None) -> tuple[Qwen3VL, Qwen3VLProcessor]:
-    model = Qwen3VL(SIZES[size])
+def build(size: str, bits: int | None, vocabulary: int | None = None) -> tuple[Qwen3VL, Qwen3VLProcessor]:
+    """vocabulary: words, instead of the shape's own."""
+    config = SIZES[size]
+    if vocabulary is not None:
+        config = config | {"text_config": config["text_config"] | {"vocab_size": vocabulary}}
+    model = Qwen3VL(config)
     dtype = mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
     model.set_dtype(dtype)
     if bits:
         nn.quantize(model.language_model, group_size=64, bits=bits)
+    hasten_few_rows(model.text_decoder())
     mx.eval(model.parameters())
     settings = PixelSettings(min_pixels=65536, max_pixels=16777216, patch=16)
     _, demo = load("demo")

@@ -23,6 +23,14 @@ def log_softmax(logits: mx.array) -> mx.array:
     return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
 
+def most_likely(logits: mx.array) -> mx.array:
+    """(B,) int32: the best token of each row, the first of equals. On the CPU, which a step's tokens are waited for
+    anyway, NumPy's takes 0.1 ms for 8 rows of 151,936 and MLX's 1.2."""
+    if mx.default_device().type == mx.DeviceType.cpu and logits.dtype == mx.float32:
+        return mx.array(np.asarray(logits).argmax(axis=-1).astype(np.int32))
+    return mx.argmax(logits, axis=-1).astype(mx.int32)
+
+
 def mask(scores: mx.array, excluded: mx.array) -> mx.array:
     """Scores with what is excluded (B, V) at -inf."""
     return mx.where(excluded, -mx.inf, scores)

@@ -7,24 +7,25 @@ from typing import Self
 import numpy as np
 
 from .._runtime import mx
-from .logits import add_biases, presence_penalty, repetition_penalty
+from .logits import add_biases, repetition_penalty
 from .params import SamplingParams
 from .request import Row
 
 
 @dataclass
 class Penalties:
-    """How often each token of the vocabulary came in some rows, on the device: a step adds the drawn tokens, which
-    nobody may have read yet. Built when rows join or leave.
+    """Which tokens of the vocabulary came in some rows and how often, on the device: a step adds the drawn tokens,
+    which nobody may have read yet. Built when rows join or leave.
 
     lengths: how many generated tokens of each row are counted.
-    generated, recent: (B, V) float32, of the generated tokens and of the last ones of prompt and text; None where no
-    row has a penalty on them.
+    presence, generated, recent: (B, V) float32, the presence penalty of the tokens that were generated, how often they
+    were, and how often each is among the last ones of prompt and text; None where no row has a penalty on them.
     """
 
     rows: Sequence[Row]
     vocabulary: int
     lengths: list[int]
+    presence: mx.array | None
     generated: mx.array | None
     recent: mx.array | None
 
@@ -32,8 +33,7 @@ class Penalties:
         settings = [row.sampling for row in self.rows]
         self._factor = _column(s.repetition_penalty or 1 for s in settings)
         self._presence = _column(s.presence_penalty or 0 for s in settings)
-        frequencies = [s.frequency_penalty or 0 for s in settings]
-        self._frequency = _column(frequencies) if any(frequencies) else None
+        self._frequency = _column(s.frequency_penalty or 0 for s in settings)
         biases = [s.logit_bias for s in settings]
         self._bias = add_biases(mx.zeros((len(biases), self.vocabulary)), biases) if any(biases) else None
 
@@ -44,16 +44,21 @@ class Penalties:
         def counts(tokens: Sequence[Sequence[int]]) -> mx.array:
             return mx.array(np.stack([_count(of_row, vocabulary) for of_row in tokens]))
 
-        generated = recent = None
-        if any(_counts_generated(row.sampling) for row in rows):
+        presence = generated = recent = None
+        if any(row.sampling.presence_penalty for row in rows):
+            penalties = _column(row.sampling.presence_penalty or 0 for row in rows)
+            presence = penalties * (counts([row.tokens for row in rows]) > 0)
+        if any(row.sampling.frequency_penalty for row in rows):
             generated = counts([row.tokens for row in rows])
         if any(_counts_recent(row.sampling) for row in rows):
             recent = counts([row.recent(row.sampling.repetition_context_size) for row in rows])
-        return cls(rows, vocabulary, [len(row.tokens) for row in rows], generated, recent)
+        return cls(rows, vocabulary, [len(row.tokens) for row in rows], presence, generated, recent)
 
     def add(self, tokens: mx.array) -> None:
         """Count one more token (B,) of each row."""
         rows = mx.arange(len(self.rows))
+        if self.presence is not None:
+            self.presence[rows, tokens] = self._presence[:, 0]
         if self.generated is not None:
             self.generated = self.generated.at[rows, tokens].add(1.0)
         if self.recent is not None:
@@ -81,18 +86,22 @@ class Penalties:
         scores = logits
         if self.recent is not None:
             scores = repetition_penalty(scores, self.recent > 0, self._factor).astype(logits.dtype)
+        if self.presence is not None:
+            scores = scores - self.presence
         if self.generated is not None:
-            scores = presence_penalty(scores, self.generated > 0, self._presence)
-            if self._frequency is not None:
-                scores = scores - self._frequency * self.generated
+            scores = scores - self._frequency * self.generated
+        if scores.dtype != logits.dtype:
             scores = scores.astype(logits.dtype)
         return scores if self._bias is None else scores + self._bias.astype(logits.dtype)
 
+    @property
+    def _counts(self) -> tuple[mx.array | None, ...]:
+        return self.presence, self.generated, self.recent
+
     def select(self, places: Sequence[int]) -> Self:
         index = mx.array(list(places))
-        generated, recent = (None if one is None else one[index] for one in (self.generated, self.recent))
-        rows, lengths = [self.rows[i] for i in places], [self.lengths[i] for i in places]
-        return type(self)(rows, self.vocabulary, lengths, generated, recent)
+        counts = [None if one is None else one[index] for one in self._counts]
+        return type(self)([self.rows[i] for i in places], self.vocabulary, [self.lengths[i] for i in places], *counts)
 
     def join(self, other: Self) -> Self:
         """The rows of both. Those without a penalty need no counts: theirs begin at none."""
@@ -105,13 +114,8 @@ class Penalties:
                 [mx.zeros((len(rows), self.vocabulary)) if part is None else part for part, rows in parts]
             )
 
-        generated, recent = joined(self.generated, other.generated), joined(self.recent, other.recent)
-        rows, lengths = [*self.rows, *other.rows], self.lengths + other.lengths
-        return type(self)(rows, self.vocabulary, lengths, generated, recent)
-
-
-def _counts_generated(settings: SamplingParams) -> bool:
-    return bool(settings.presence_penalty or settings.frequency_penalty)
+        counts = [joined(one, two) for one, two in zip(self._counts, other._counts, strict=True)]
+        return type(self)([*self.rows, *other.rows], self.vocabulary, self.lengths + other.lengths, *counts)
 
 
 def _counts_recent(settings: SamplingParams) -> bool:

@@ -7,7 +7,8 @@ import numpy as np
 
 from .._runtime import mx
 from .draw_keys import draw_key
-from .logits import best, exclude_top_choices, log_softmax, min_p, top_k, top_n_sigma, top_p, typical_p
+from .logits import best, exclude_top_choices, log_softmax, min_p, most_likely, top_k, top_n_sigma, top_p, typical_p
+from .noise import noise_of
 from .params import Sampler, SamplingParams
 from .request import Row
 
@@ -69,21 +70,18 @@ class Group:
     def draw(self, logits: mx.array, steps: Sequence[int]) -> mx.array:
         """logits (G, V) -> tokens (G,) int32."""
         if self._signature.greedy:
-            return mx.argmax(logits, axis=-1).astype(mx.int32)
+            return most_likely(logits)
         places, scores = self.truncate(logits)
         if "xtc_probability" in self._signature.on:
-            coins = mx.vmap(lambda key: mx.random.uniform(key=key))(self._keys(steps, use=1))[:, None]
+            coins = mx.vmap(lambda key: mx.random.uniform(key=key))(mx.array(self._keys(steps, use=1)))[:, None]
             chosen = coins < self._values["xtc_probability"]
             scores = exclude_top_choices(scores, self._values["xtc_threshold"], chosen)
         # Gumbel's trick as `mx.random.categorical` does it, with noise for all tokens: what a row draws does not hang
         # on how many of them are looked at.
-        shape = logits.shape[-1:]
-        noise = mx.vmap(lambda key: mx.random.uniform(shape=shape, key=key))(self._keys(steps))
-        if places is None:
-            return mx.argmax(scores - mx.log(-mx.log(noise)), axis=-1).astype(mx.int32)
-        noise = mx.take_along_axis(noise, places, axis=-1)
+        noise = noise_of(self._keys(steps), places, logits.shape[-1])
         index = mx.argmax(scores - mx.log(-mx.log(noise)), axis=-1, keepdims=True)
-        return mx.take_along_axis(places, index, axis=-1)[:, 0].astype(mx.int32)
+        drawn = index if places is None else mx.take_along_axis(places, index, axis=-1)
+        return drawn[:, 0].astype(mx.int32)
 
     def truncate(self, logits: mx.array) -> tuple[mx.array | None, mx.array]:
         """The ids (G, C) that are looked at, None for all of them in their order, and their scores (G, C), with what is
@@ -102,8 +100,8 @@ class Group:
                 scores = truncate(scores, values[name])
         return places, scores
 
-    def _keys(self, steps: Sequence[int], use: int = 0) -> mx.array:
-        return mx.array(np.stack([draw_key(seed, step, use) for seed, step in zip(self._seeds, steps, strict=True)]))
+    def _keys(self, steps: Sequence[int], use: int = 0) -> np.ndarray:
+        return np.stack([draw_key(seed, step, use) for seed, step in zip(self._seeds, steps, strict=True)])
 
 
 class BatchSampler:
