@@ -87,12 +87,13 @@ class Group:
         """The ids (G, C) that are looked at, None for all of them in their order, and their scores (G, C), with what is
         excluded at -inf."""
         on, candidates, values = self._signature.on, self._signature.candidates, self._values
-        scores, places = logits.astype(mx.float32) / values["temperature"], None
-        if "top_n_sigma" in on:
+        scores, places = logits.astype(mx.float32), None
+        if "top_n_sigma" in on:  # the same at any temperature
             scores = top_n_sigma(scores, values["top_n_sigma"])
         if 0 < candidates < logits.shape[-1]:
             places = best(scores, candidates)
             scores = mx.take_along_axis(scores, places, axis=-1)
+        scores = scores / values["temperature"]
         if candidates:
             scores = top_k(scores, self._top_k, candidates)
         for name, truncate in (("top_p", top_p), ("min_p", min_p), ("typical_p", typical_p)):
