@@ -104,7 +104,7 @@ def measure(model: Model, processor: Any, rows: int, sampling: SamplingParams, p
     faster = min(plain, ahead, key=statistics.median)
     ratios = [engine_time / bare_time for engine_time, bare_time in zip(ours, faster, strict=True)]
     shown = [f"{statistics.median(column):.2f} ms" for column in (plain, ahead, ours)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = np.percentile(ratios, [25, 50, 75])
     return " | ".join([*shown, f"{middle:.3f}", f"{low:.3f} to {high:.3f}"])
 
 
