@@ -58,16 +58,19 @@ def prefill_terms(text: Mapping[str, Any], length: int, chunk: int, width: int) 
     fused = fused_head_size(size, mx.bfloat16 if width == 2 else mx.float32) == size  # then no scores are kept
     layer = 2 * kv_heads * size * math.ceil((length + NEW_TOKENS) / UNIT) * UNIT * width  # keys and values
     scores = chunk * length * (heads * width + 1)
-    if on_x86(mx.float32) and width == 4:  # then they come in blocks
+    # Queries, keys and values before and after their rotation; gate, up, product.
+    attention, mlp = 2 * (heads + 2 * kv_heads) * size, 3 * inner
+    activations = attention + mlp
+    if on_x86(mx.float32) and width == 4:  # then scores come in blocks, and one part of a layer is over before the next
         scores = min(3 * chunk * length * heads * width, MASKED_BLOCKS_AHEAD * SCORE_BYTES["cpu"])
+        activations = max(attention, 2 * inner)
     return {
         "embeddings of the prompt": length * d * width,
         "tokens, their rotary positions, angles of a chunk": length * 4 * 4 + chunk * size * 4,
         "cache": layers * layer,
         "its keys and values, contiguous": layer,
         "scores of a chunk, and their mask": 0 if fused else scores,
-        # The residual and its norm twice; queries, keys and values before and after their rotation; gate, up, product.
-        "activations of a chunk": chunk * (4 * d + 2 * (heads + 2 * kv_heads) * size + 3 * inner) * width,
+        "activations of a chunk": chunk * (4 * d + activations) * width,  # the residual and its norm twice
         "logits of the last position": 2 * text["vocab_size"] * 4,
     }
 
@@ -87,9 +90,9 @@ def tower_terms(vision: Mapping[str, Any], images: int, patches: int, width: int
 
 def feature_bytes(config: Mapping[str, Any], width: int) -> float:
     """What a picture's token takes from the tower to the end of its prefill: features of each deepstack layer and the
-    last, and as many embeddings that they are written into."""
+    last, and the embeddings that the last are written into."""
     vision = config["vision_config"]
-    return 2 * (1 + len(vision["deepstack_visual_indexes"])) * config["text_config"]["hidden_size"] * width
+    return (2 + len(vision["deepstack_visual_indexes"])) * config["text_config"]["hidden_size"] * width
 
 
 def image_terms(config: Mapping[str, Any], length: int, rows: int, max_pixels: int, step: int, width: int) -> Terms:

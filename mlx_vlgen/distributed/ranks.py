@@ -20,6 +20,7 @@ from ..errors import UnsupportedError
 from ..loading.loader import assemble
 from ..loading.parts import Parts
 from ..models.base import Embedded, Followed, LayerKind, Model
+from ..models.deepstack import Deepstack
 from ..models.few_rows import hasten_few_rows
 from ..models.gemma4_text import Gemma4Decoder
 from ..notices import print_stderr
@@ -75,10 +76,15 @@ class Leading(Model):
             raise RankError("mlx_vlgen: error: an earlier forward failed on one rank, so that the ranks cannot go on")
         if inputs.capture is not None:
             raise UnsupportedError("hidden states and attention weights: no rank has all of them; use one rank")
-        arrays = [*self._token_inputs(inputs), inputs.positions, inputs.two_way, *inputs.deepstack]
+        arrays = [*self._token_inputs(inputs), inputs.positions, inputs.two_way]
+        deepstack = inputs.deepstack
+        if deepstack is not None:
+            arrays += [deepstack.places, *map(deepstack.table, range(len(deepstack)))]
         needed = [True] * len(arrays)
         if isinstance(self, Stage):  # others take states for embeddings
-            needed = [False, True, True, True, *self.needs(len(inputs.deepstack))]
+            needed = [False, True, True, True]
+            if deepstack is not None:
+                needed += [True, *self.needs(len(deepstack))]
         header = {
             "cache": log.number,
             "at": None if at is None else np.array(at).tolist(),
@@ -165,9 +171,11 @@ def _received(link: Link, shape: Sequence[int], dtype: str, sent: bool) -> mx.ar
 
 
 def _embedded(arrays: Sequence[Any], tokens: mx.array, delta: float | mx.array, header: Mapping[str, Any]) -> Embedded:
-    """What the ranks compute with. arrays: embeds, per_layer, positions, two_way and the deepstack layers. tokens:
+    """What the ranks compute with. arrays: embeds, per_layer, positions, two_way, and the places and layers of
+    deepstack. tokens:
     zeros but on rank 0, for nobody reads them beside the embeddings."""
-    embeds, per_layer, positions, two_way, *deepstack = arrays
+    embeds, per_layer, positions, two_way, *added = arrays
+    deepstack = Deepstack([[table] for table in added[1:]], added[0]) if added else None
     types = None if header["types"] is None else np.array(header["types"], np.int32)
     return Embedded(tokens, embeds, positions, delta, deepstack, two_way, types, per_layer, variant=header["variant"])
 

@@ -49,7 +49,7 @@ class TokenIterator:
     together (prompt and max_tokens); None is what fits into free memory, judged by the first rows. A row that needs
     more runs alone. prefill_step_size: prompt tokens a step; decode_prefill_size: at most, while rows decode, which
     wait for it. vision_batch_pixels: pixel values (3 a pixel and frame) that go through the vision tower at once; None
-    is those of 4096 x 1024 pixels, on a CPU 1024 x 512. While rows decode a step takes one picture of 1024 x 1024 or
+    is those of 4096 x 1024 pixels, on a CPU 768 x 512. While rows decode a step takes one picture of 1024 x 1024 or
     several smaller ones. group_by_shape: whether pictures that can be encoded together are, in another order.
     max_queue: requests that wait, at most; None: any number. progress: called with (id, prompt tokens computed, prompt
     tokens in all) after each step of a prefill. reuse: whether what rows begin alike with is computed once; or a

@@ -48,7 +48,7 @@ class Limits:
         no more: 16 pictures of 256 x 256 took 1.1 of the time of four times 4."""
         on_cpu = model.device.type.name == "cpu"
         if vision_pixels is None:
-            vision_pixels = 3 * 1024 * 512 if on_cpu else cls.vision_pixels
+            vision_pixels = 3 * 768 * 512 if on_cpu else cls.vision_pixels
         forward = FORWARD["cpu" if on_cpu else "cuda" if mx.cuda.is_available() else "metal"]
         return cls(step, decode_step, vision_pixels, group, model.packed, forward=forward)
 

@@ -64,13 +64,14 @@ def decode(
     deepstack_layers: to which layers' output `inputs.deepstack` is added, -1 being the embeddings; None: to the first.
     """
     h = body.embed_tokens(inputs.tokens) if inputs.embeds is None else inputs.embeds
-    layers = range(len(inputs.deepstack)) if deepstack_layers is None else deepstack_layers
-    deepstack = dict(zip(layers, inputs.deepstack, strict=False))
-    if -1 in deepstack:
-        h = h + deepstack[-1]
+    deepstack, added = inputs.deepstack, dict[int, int]()
+    if deepstack is not None:
+        targets = range(len(deepstack)) if deepstack_layers is None else deepstack_layers
+        added = dict(zip(targets, range(len(deepstack)), strict=True))
+        h = deepstack.added(h, added[-1]) if -1 in added else h
     masks = Masks(h, inputs.two_way, within_window, mask_arrays)
     capture, last = inputs.capture, len(body.layers) - 1
-    narrows = capture is None and not extra_inputs and last not in deepstack and inputs.tokens.size >= MANY
+    narrows = capture is None and not extra_inputs and last not in added and inputs.tokens.size >= MANY
     if capture is not None:
         capture.hidden_states.append(h)
     for index, (layer, layer_cache) in enumerate(zip(body.layers, cache, strict=True)):
@@ -87,8 +88,8 @@ def decode(
             capture.hidden_states.append(h)
             if capture.attentions:
                 capture.weights.append(layer_cache.weights(layer.self_attn, mask))
-        if index in deepstack:
-            h = h + deepstack[index]
+        if deepstack is not None and index in added:
+            h = deepstack.added(h, added[index])
         if inputs.paced:
             pace(before, h)
     return gather_last(h, at)

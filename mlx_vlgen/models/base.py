@@ -13,6 +13,7 @@ from ..errors import UnsupportedError
 from ..inputs.prompt import Media, Prompt
 from .config_dict import Config
 from .configuration import max_positions
+from .deepstack import Deepstack
 
 if TYPE_CHECKING:
     from ..inputs.processor import Processor
@@ -130,7 +131,7 @@ class Embedded:
     positions: (3, B, L) int32, rotary positions (time, row, column), or None where they run on from the cache.
     delta: a number or (B,), a row's rotary position minus its cache position after the prompt.
     Both are float32 where a video's times are not whole positions.
-    deepstack: (B, L, d) for each of the first text layers, or those that the family names, added to its output.
+    deepstack: what is added to the output of each of the first text layers, or of those that the family names.
     two_way: (B, L) int32, tokens of a row with the same number other than 0 attend to each other both ways; or None.
     token_types: (B, L) int32, on the host, where they decide the shapes of a forward: other than 0 for tokens of a
     prompt that go to the experts for media; or None, where all are text.
@@ -144,7 +145,7 @@ class Embedded:
     embeds: mx.array | None = None
     positions: mx.array | None = None
     delta: float | mx.array = 0
-    deepstack: Sequence[mx.array] = ()
+    deepstack: Deepstack | None = None
     two_way: mx.array | None = None
     token_types: np.ndarray | None = None
     per_layer: mx.array | None = None
@@ -173,7 +174,7 @@ class Embedded:
             embeds=cut(self.embeds),
             positions=None if self.positions is None else self.positions[:, :, span],
             delta=self.delta,
-            deepstack=[layer[:, span] for layer in self.deepstack],
+            deepstack=None if self.deepstack is None else self.deepstack[span],
             two_way=cut(self.two_way),
             token_types=None if self.token_types is None else self.token_types[:, span],
             per_layer=cut(self.per_layer),
@@ -207,16 +208,11 @@ class Embedded:
             token_types = np.zeros((len(rows), length), np.int32)
             for types, row in zip(token_types, rows, strict=True):
                 types[: len(row)] = 0 if row.token_types is None else row.token_types[0]
-        deepstack = []
-        for index in range(max(len(row.deepstack) for row in rows)):
-            zeros = map(mx.zeros_like, embeds)
-            parts = [row.deepstack[index] if row.deepstack else x for row, x in zip(rows, zeros, strict=True)]
-            deepstack.append(pad(parts))
         return Embedded(
             tokens=pad([row.tokens for row in rows]),
             embeds=pad(embeds) if embeds else None,
             positions=positions,
-            deepstack=deepstack,
+            deepstack=Deepstack.stack([row.deepstack for row in rows], [len(row) for row in rows], length),
             two_way=two_way,
             token_types=token_types,
             cross=CrossStates.stack([row.cross for row in rows]),
@@ -226,7 +222,8 @@ class Embedded:
 
 @dataclass
 class Features:
-    """What a tower gives for one picture, video or clip of sound: (n, d), and the same for each deepstack layer."""
+    """What a tower gives for one picture, video or clip of sound: (n, d), and the same for each deepstack layer, of
+    which there may be none."""
 
     embeds: mx.array
     deepstack: Sequence[mx.array] = ()

@@ -55,6 +55,10 @@ def rotate(x: mx.array, cos: mx.array, sin: mx.array, traditional: bool = False)
     """
     # On a GPU as one kernel: otherwise most of a layer's memory would be its parts in float32.
     turn = _turn if mx.default_device().type.name == "cpu" else _turn_compiled
+    if x86.on_x86(x.dtype) and x.dtype == cos.dtype and x.ndim > 2 and x86.leaves_mlx(x):
+        half = x.shape[-1] // 2
+        pairs = (slice(0, None, 2), slice(1, None, 2)) if traditional else (slice(0, half), slice(half, None))
+        return x86.rotated(x, cos, sin, *pairs)
     if traditional:
         return mx.stack(turn(x[..., ::2], x[..., 1::2], cos, sin), axis=-1).reshape(x.shape)
     a, b = mx.split(x, 2, axis=-1)

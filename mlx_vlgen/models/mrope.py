@@ -18,7 +18,7 @@ from .base import Embedded, Features
 from .configuration import BaseConfig, rope_type
 from .grids import Grids
 from .layers import rotate
-from .vision_language import VisionLanguageModel, join_pixels, scatter_deepstack, scatter_features
+from .vision_language import VisionLanguageModel, join_pixels, place_deepstack, scatter_features
 
 
 class Rotary(Angles):
@@ -214,10 +214,9 @@ class MRopeModel(VisionLanguageModel):
     def embed(self, prompt: Prompt, features: Sequence[Features]) -> Embedded:
         tokens = mx.array(prompt.tokens)[None]
         embeds = scatter_features(self.embed_tokens(tokens), prompt, [medium.embeds for medium in features])
-        deepstack = scatter_deepstack(embeds, prompt, features)
         # Text alone could run on from the cache; positions rotate it by the same sums as in a pack with pictures.
         positions, delta = self.positions(prompt)
-        return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, deepstack)
+        return Embedded(tokens, embeds, mx.array(positions)[:, None], delta, place_deepstack(prompt, features))
 
     def position_delta(self, prompt: Prompt) -> float:
         return self.positions(prompt)[1]

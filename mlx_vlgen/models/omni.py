@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._runtime import mx, nn
+from .._runtime import nn
 from ..inputs.prompt import Media, Prompt
 from .base import Features
 from .configuration import thinker_config
@@ -60,7 +60,7 @@ class Omni(MRopeModel):
         frames = media[0].grid[0]
         features = self.audio_tower(join_clips(media)[:, :frames], [frames] * len(media))
         features = features[:, : self.audio_tower.features(frames)]
-        return [Features(clip, [mx.zeros_like(clip)] * self.vision_tower.deepstack) for clip in features]
+        return [Features(clip) for clip in features]
 
     def positions(self, prompt: Prompt) -> tuple[np.ndarray, float]:
         return omni_positions(prompt, self.vision_tower.merge, self._positions_per_second, self._whole_positions)

@@ -60,8 +60,6 @@ class Order(NamedTuple):
 class VisionTower(nn.Module):
     """attention: the names of its layers, as `VisionAttention` takes them."""
 
-    deepstack = 0
-
     def __init__(self, config: Qwen2_5_VLVisionConfig, attention: Sequence[str] = ("qkv", "proj")):
         super().__init__()
         hidden = config.hidden_size

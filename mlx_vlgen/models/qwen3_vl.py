@@ -65,7 +65,6 @@ class VisionTower(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.merge, self.head_size = config.spatial_merge_size, hidden // config.num_heads
-        self.deepstack = len(config.deepstack_visual_indexes)
         self._theta = (config.rope_parameters or {}).get("rope_theta", 10000.0)
         self._deepstack = tuple(config.deepstack_visual_indexes)
         self.patch_embed = PatchEmbedding(config.in_channels, config.temporal_patch_size, config.patch_size, hidden)

@@ -6,7 +6,7 @@ from .._mlx_lm import scaled_dot_product_attention, swiglu, use_functions
 from .._runtime import mx, nn
 from .attention import in_blocks, weighted
 from .layers import ACTIVATIONS
-from .x86 import on_x86
+from .x86 import by_blocks, gated, leaves_mlx, on_x86
 
 
 def text_attention(
@@ -62,8 +62,12 @@ def blocked_attention(
 
 
 def text_swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    """silu(gate) * x, as mlx-lm's function of that place computes it."""
-    return ACTIVATIONS["silu"](gate) * x if on_x86(gate.dtype) else swiglu(gate, x)
+    """silu(gate) * x, as mlx-lm's function of that place computes it; many values of a gate are overwritten."""
+    if not on_x86(gate.dtype):
+        return swiglu(gate, x)
+    if leaves_mlx(gate):  # no layer of mlx-lm looks at its gate again
+        return by_blocks(lambda values: gated(values, values), gate, overwrites=True) * x
+    return ACTIVATIONS["silu"](gate) * x
 
 
 def avoid_exp(network: nn.Module) -> None:

@@ -13,6 +13,7 @@ from ..inputs.prompt import Media, Normalization, Prompt
 from .backbone import layer_kinds
 from .base import Embedded, Features, LayerKind, Model
 from .decoders import DRIVEN
+from .deepstack import Deepstack
 from .layers import normalize
 from .text import Driver, last_norm, unwrapped
 
@@ -73,7 +74,7 @@ class VisionLanguageModel(Model):
         return Embedded(
             tokens,
             embeds,
-            deepstack=scatter_deepstack(embeds, prompt, features),
+            deepstack=place_deepstack(prompt, features),
             two_way=two_way(prompt),
             variant=self.variant(prompt),
         )
@@ -173,10 +174,17 @@ def scatter_features(embeds: mx.array, prompt: Prompt, features: Sequence[mx.arr
     return embeds
 
 
-def scatter_deepstack(embeds: mx.array, prompt: Prompt, features: Sequence[Features]) -> list[mx.array]:
-    """(1, L, d) for each deepstack layer: each medium's features at its spans, and zeros elsewhere."""
-    layers = zip(*(medium.deepstack for medium in features), strict=True)
-    return [scatter_features(mx.zeros_like(embeds), prompt, layer) for layer in layers]
+def place_deepstack(prompt: Prompt, features: Sequence[Features]) -> Deepstack | None:
+    """What the media of a prompt add between layers, at their spans; None where none adds anything."""
+    known = [(medium, part.deepstack) for medium, part in zip(prompt.media, features, strict=True) if part.deepstack]
+    if not known:
+        return None
+    places, first = np.zeros((1, len(prompt.tokens)), dtype=np.int32), 1
+    for medium, _ in known:
+        for start, end in medium.spans:
+            places[0, start:end] = np.arange(first, first + end - start)
+            first += end - start
+    return Deepstack([*zip(*(layers for _, layers in known), strict=True)], mx.array(places))
 
 
 def two_way(prompt: Prompt) -> mx.array | None:

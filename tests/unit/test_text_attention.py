@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlx_vlgen
@@ -87,10 +87,15 @@ def test_only_the_layer_that_is_told_changes() -> None:
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_a_gate_is_mlx_lms(dtype: mx.Dtype) -> None:
-    """In float32 as exact as numbers are; there mlx-lm's errs by 4e-6 of small values."""
+    """In float32 as exact as numbers are; there mlx-lm's errs by 4e-6 of small values. A gate that lies within another
+    array, as half of a joined layer's output does, leaves that as it was."""
     gate = mx.concatenate([mx.linspace(-200, 200, x86.MANY), mx.linspace(-1, 1, 1001)]).astype(dtype)
     x = mx.linspace(-2, 2, gate.size).astype(dtype)
-    ours, theirs = (np.array(f(gate, x).astype(mx.float32), np.float64) for f in (text_swiglu, swiglu))
+    joined = mx.stack([gate, x], axis=-1)
+    within = text_swiglu(joined[:, 0], joined[:, 1])
+    assert (joined == mx.stack([gate, x], axis=-1)).all().item()
+    ours, theirs = (np.array(f(gate + 0, x).astype(mx.float32), np.float64) for f in (text_swiglu, swiglu))
+    assert (np.array(within.astype(mx.float32)) == ours).all()
     exact, factor = (np.array(values.astype(mx.float32), np.float64) for values in (gate, x))
     exact *= factor / (1 + np.exp(-exact))
     known, tolerance = (exact, 5e-7) if dtype == mx.float32 else (theirs, 0)
@@ -103,6 +108,36 @@ def test_gelu_is_exact() -> None:
     exact = np.array([value * (1 + math.erf(value / math.sqrt(2))) / 2 for value in np.array(x, np.float64).tolist()])
     for ours in (layers.gelu(x), mx.concatenate([layers.gelu(x[:9000]), layers.gelu(x[9000:])])):
         assert (np.abs(np.array(ours, np.float64) - exact) <= 4e-7 * np.maximum(1, np.abs(exact))).all()
+
+
+@settings(max_examples=30)
+@given(
+    outer=st.lists(st.integers(1, 3), max_size=2),
+    heads=st.integers(1, 3),
+    length=st.integers(1, 9),
+    half=st.integers(1, 5),
+    turned=st.integers(1, 60),
+    traditional=st.booleans(),
+    of_rows=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_a_rotation_is_the_same_bit_by_bit(
+    outer: list[int], heads: int, length: int, half: int, turned: int, traditional: bool, of_rows: bool, seed: int
+) -> None:
+    """Of many values as of few: heads that lie apart or together, angles of each row or of all."""
+    draw = np.random.default_rng(seed)
+
+    def values(*shape: int) -> mx.array:
+        return mx.array(draw.normal(size=shape).astype(np.float32))
+
+    x = values(*outer, length, heads, 2 * half).swapaxes(-2, -3)
+    shape = (*outer, 1, length, half) if of_rows else (length, half)
+    cos, sin = values(*shape), values(*shape)
+    expected = layers.rotate(x, cos, sin, traditional)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(x86, "MANY", 1)
+        patch.setattr(x86, "TURNED", turned)
+        assert (layers.rotate(x, cos, sin, traditional) == expected).all().item()
 
 
 def test_what_is_only_built_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
