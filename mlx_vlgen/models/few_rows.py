@@ -58,7 +58,7 @@ def turned(weight: mx.array) -> mx.array:
 class _Linear(nn.Linear):
     def __call__(self, x: mx.array) -> mx.array:
         if not _few(x, self.weight):
-            pace(x, x)
+            pace(x, x)  # so that MLX holds nothing of what made x beside what is made of it
             return super().__call__(x)
         out = _product(x, self.weight)
         return out + self.bias if "bias" in self else out
