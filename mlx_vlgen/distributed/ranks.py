@@ -78,19 +78,18 @@ class Leading(Model):
             raise UnsupportedError("hidden states and attention weights: no rank has all of them; use one rank")
         arrays = [*self._token_inputs(inputs), inputs.positions, inputs.two_way]
         deepstack = inputs.deepstack
-        if deepstack is not None:
-            arrays += [deepstack.places, *map(deepstack.table, range(len(deepstack)))]
+        layers = [] if deepstack is None else [mx.concatenate([*parts]) for parts in deepstack.layers]
+        arrays += layers
         needed = [True] * len(arrays)
         if isinstance(self, Stage):  # others take states for embeddings
-            needed = [False, True, True, True]
-            if deepstack is not None:
-                needed += [True, *self.needs(len(deepstack))]
+            needed = [False, True, True, True, *self.needs(len(layers))]
         header = {
             "cache": log.number,
             "at": None if at is None else np.array(at).tolist(),
             "delta": inputs.delta if isinstance(inputs.delta, int | float) else np.array(inputs.delta).tolist(),
             "types": None if inputs.token_types is None else inputs.token_types.tolist(),
             "variant": inputs.variant,
+            "places": None if deepstack is None else deepstack.places.tolist(),
             "arrays": [
                 None if array is None else [array.shape, _name(array.dtype), sent]
                 for array, sent in zip(arrays, needed, strict=True)
@@ -171,11 +170,10 @@ def _received(link: Link, shape: Sequence[int], dtype: str, sent: bool) -> mx.ar
 
 
 def _embedded(arrays: Sequence[Any], tokens: mx.array, delta: float | mx.array, header: Mapping[str, Any]) -> Embedded:
-    """What the ranks compute with. arrays: embeds, per_layer, positions, two_way, and the places and layers of
-    deepstack. tokens:
+    """What the ranks compute with. arrays: embeds, per_layer, positions, two_way and the deepstack layers. tokens:
     zeros but on rank 0, for nobody reads them beside the embeddings."""
-    embeds, per_layer, positions, two_way, *added = arrays
-    deepstack = Deepstack([[table] for table in added[1:]], added[0]) if added else None
+    embeds, per_layer, positions, two_way, *layers = arrays
+    deepstack = Deepstack([[layer] for layer in layers], np.array(header["places"], np.int32)) if layers else None
     types = None if header["types"] is None else np.array(header["types"], np.int32)
     return Embedded(tokens, embeds, positions, delta, deepstack, two_way, types, per_layer, variant=header["variant"])
 

@@ -212,7 +212,7 @@ class Embedded:
             tokens=pad([row.tokens for row in rows]),
             embeds=pad(embeds) if embeds else None,
             positions=positions,
-            deepstack=Deepstack.stack([row.deepstack for row in rows], [len(row) for row in rows], length),
+            deepstack=Deepstack.stack([row.deepstack for row in rows], length),
             two_way=two_way,
             token_types=token_types,
             cross=CrossStates.stack([row.cross for row in rows]),

@@ -179,12 +179,15 @@ def place_deepstack(prompt: Prompt, features: Sequence[Features]) -> Deepstack |
     known = [(medium, part.deepstack) for medium, part in zip(prompt.media, features, strict=True) if part.deepstack]
     if not known:
         return None
-    places, first = np.zeros((1, len(prompt.tokens)), dtype=np.int32), 1
-    for medium, _ in known:
+    places, count = np.zeros((1, len(prompt.tokens)), dtype=np.int32), 0
+    for medium, layers in known:
+        before = count
         for start, end in medium.spans:
-            places[0, start:end] = np.arange(first, first + end - start)
-            first += end - start
-    return Deepstack([*zip(*(layers for _, layers in known), strict=True)], mx.array(places))
+            places[0, start:end] = np.arange(count, count + end - start) + 1
+            count += end - start
+        if any(len(rows) != count - before for rows in layers):
+            raise ValueError(f"{[len(rows) for rows in layers]} features of layers for {count - before} placeholders")
+    return Deepstack([*zip(*(layers for _, layers in known), strict=True)], places)
 
 
 def two_way(prompt: Prompt) -> mx.array | None:
